@@ -35,23 +35,23 @@ def _import_model(config: ConvertConfig, console: Console) -> None:
     from diffuse_cli.models.model_header import describe_model
     from diffuse_cli.system.files import sha256
 
-    made = console.follow(convert(config))
-    own, said = made.model.blueprint, describe_model(made.model)
-    diffusion, count = own.diffusion, own.conditions.num_classes
-    size = dimensions(own.space.size)
+    converted = console.follow(convert(config))
+    blueprint, description = converted.model.blueprint, describe_model(converted.model)
+    diffusion, count = blueprint.diffusion, blueprint.conditions.num_classes
+    size = dimensions(blueprint.space.size)
     schedule = diffusion.schedule or "custom betas"
     classes = f", {count:,} classes" if count else ""
     console.say(
-        f"{made.format}: {made.model.parameters:,} parameters, {size}, {schedule} over "
+        f"{converted.format}: {converted.model.parameters:,} parameters, {size}, {schedule} over "
         f"{diffusion.num_timesteps:,} timesteps, target {diffusion.target}, "
         f"variance {diffusion.variance}{classes}"
     )
     values = {
-        "model": str(made.path),
-        "format": made.format,
-        "parameters": made.model.parameters,
-        **{name: said[name] for name in ("space", "network", "diffusion")},
+        "model": str(converted.path),
+        "format": converted.format,
+        "parameters": converted.model.parameters,
+        **{name: description[name] for name in ("space", "network", "diffusion")},
         "classes": count,
-        "sha256": sha256(made.path),
+        "sha256": sha256(converted.path),
     }
-    console.result([made.path], values)
+    console.result([converted.path], values)

@@ -71,13 +71,13 @@ CLOSE, EXACT = 1e-6, 1e-12
 use float32, and of betas that are written as a schedule of diffusers."""
 
 
-def _match(found: Sequence[float], betas: Sequence[float], tolerance: float) -> bool:
+def _match(candidate: Sequence[float], betas: Sequence[float], tolerance: float) -> bool:
     """Whether two lists of betas are equal up to a relative difference."""
-    pairs = zip(found, betas, strict=True)
+    pairs = zip(candidate, betas, strict=True)
     return all(math.isclose(a, b, rel_tol=tolerance) for a, b in pairs)
 
 
-def read_scheduler(path: Path, said: Mapping[str, Any], learned: bool) -> dict[str, Any]:
+def read_scheduler(path: Path, config: Mapping[str, Any], learned: bool) -> dict[str, Any]:
     """Return the fields of the `DiffusionConfig` that a `scheduler_config.json` describes.
 
     Args:
@@ -92,34 +92,34 @@ def read_scheduler(path: Path, said: Mapping[str, Any], learned: bool) -> dict[s
         return ModelFileError(f"{show(path)}: {name} is {shorten(repr(value))}", listed)
 
     def known(name: str, default: Any, values: Collection[str]) -> Any:
-        if (value := said.get(name, default)) not in values:
+        if (value := config.get(name, default)) not in values:
             raise unknown(name, value, values)
         return value
 
     kind = known("_class_name", None, BETA_ENDS)
     known("timestep_type", "discrete", ("discrete",))
-    if said.get("trained_betas") is not None:
-        betas = list(parse_betas(list(said["trained_betas"])))
+    if config.get("trained_betas") is not None:
+        betas = list(parse_betas(list(config["trained_betas"])))
     else:
         schedule = known("beta_schedule", "linear", BETAS)
-        count = said.get("num_train_timesteps", 1000)
+        count = config.get("num_train_timesteps", 1000)
         if not isinstance(count, int) or not 2 <= count <= 100_000:
             raise ValueError(f"num_train_timesteps is {count!r}, not 2 to 100,000")
         start, end = BETA_ENDS[kind]
-        ends = float(said.get("beta_start", start)), float(said.get("beta_end", end))
+        ends = float(config.get("beta_start", start)), float(config.get("beta_end", end))
         betas = list(parse_betas(list(BETAS[schedule](count, *ends))))
     process: dict[str, Any] = {"betas": tuple(betas)}
-    for name, ours in SCHEDULES.items():
-        if _match(named := ours(len(betas)), betas, CLOSE):
+    for name, make_betas in SCHEDULES.items():
+        if _match(named := make_betas(len(betas)), betas, CLOSE):
             process, betas = {"schedule": name, "num_timesteps": len(betas)}, list(named)
             break
     target = known("prediction_type", "epsilon", TARGETS)
-    if said.get("predict_epsilon", True) is not True:
+    if config.get("predict_epsilon", True) is not True:
         raise unknown("prediction_type", target, TARGETS)
-    own = said.get(OWN)
-    kept = own.get("variance_type") if isinstance(own, Mapping) else None
+    own_fields = config.get(OWN)
+    own_variance = own_fields.get("variance_type") if isinstance(own_fields, Mapping) else None
     default = "learned_range" if learned else "fixed_small"
-    variance = said.get("variance_type") or kept or default
+    variance = config.get("variance_type") or own_variance or default
     if variance not in VARIANCES:
         raise unknown("variance_type", variance, VARIANCES)
     return {
@@ -127,7 +127,7 @@ def read_scheduler(path: Path, said: Mapping[str, Any], learned: bool) -> dict[s
         "target": TARGETS[target],
         "variance": VARIANCES[variance],
         # Betas that end without signal have nothing to rescale.
-        "zero_terminal_snr": bool(said.get("rescale_betas_zero_snr")) and betas[-1] != 1,
+        "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr")) and betas[-1] != 1,
     }
 
 
@@ -200,15 +200,15 @@ def scheduler_fields(scheduler: Scheduler, diffusion: DiffusionConfig) -> dict[s
     kind = next(fit, None)
     spoken = {"beta_schedule": kind, "beta_start": ends[0], "beta_end": ends[1]}
     variance = {"variance_type": _word(VARIANCES, diffusion.variance)}
-    own = {OWN: variance} if diffusion.variance != "small" else {}
-    noisy = scheduler.variance and own
+    own_fields = {OWN: variance} if diffusion.variance != "small" else {}
+    noisy = scheduler.variance and own_fields
     return {
         "_class_name": scheduler.name,
         "num_train_timesteps": diffusion.num_timesteps,
         **(spoken if kind else {"trained_betas": betas}),
         "rescale_betas_zero_snr": diffusion.zero_terminal_snr or betas[-1] == 1,
         "prediction_type": _word(TARGETS, diffusion.target),
-        **(variance if scheduler.variance else own),
+        **(variance if scheduler.variance else own_fields),
         "timestep_spacing": UNTIL_ZERO if noisy else "trailing",
         "steps_offset": 0,
         **scheduler.fields,
@@ -217,4 +217,4 @@ def scheduler_fields(scheduler: Scheduler, diffusion: DiffusionConfig) -> dict[s
 
 def _word(words: Mapping[str, str], name: str) -> str:
     """Return the first of diffusers' words for a name."""
-    return next(word for word, ours in words.items() if ours == name)
+    return next(word for word, meaning in words.items() if meaning == name)

@@ -109,7 +109,7 @@ def unet_fields(blueprint: Blueprint, label_dropout: float | None = None) -> dic
         "_class_name": "UNet2DModel",
         **({OWN: {"classes": list(classes), "label_dropout": label_dropout}} if classes else {}),
         **{name: values[0] for name, values in FIXED.items()},
-        **{theirs: settings[ours] for theirs, (ours, _) in SAME.items()},
+        **{field: settings[name] for field, (name, _) in SAME.items()},
         "sample_size": height if height == width else [height, width],
         "out_channels": blueprint.out_channels,
         "block_out_channels": config.widths,
@@ -124,7 +124,7 @@ def unet_fields(blueprint: Blueprint, label_dropout: float | None = None) -> dic
     }
 
 
-def read_unet(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def read_unet(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the settings of the network that a `config.json` describes, and the names of classes
     that have a row for "no class".
 
@@ -134,14 +134,14 @@ def read_unet(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, Any], tupl
     Raises:
         ModelFileError: `UNet` does not support it.
     """
-    fields = _check_fields(path, said)
-    classes = _classes(path, said)
+    fields = _check_fields(path, config)
+    classes = _classes(path, config)
     widths = list(fields["block_out_channels"])
     if not all(isinstance(w, int) and w > 0 and w % widths[0] == 0 for w in widths):
         raise unsupported_error(path, "block_out_channels", widths)
     attends, updown = _levels(path, fields, len(widths))
     return {
-        **{ours: fields[theirs] for theirs, (ours, _) in SAME.items()},
+        **{name: fields[field] for field, (name, _) in SAME.items()},
         "sample_size": fields["sample_size"],
         "out_channels": fields["out_channels"],
         "width": widths[0],
@@ -159,15 +159,15 @@ def unsupported_error(path: Path, key: str, value: Any) -> ModelFileError:
     return ModelFileError(f"{show(path)}: {shorten(key)} = {shorten(repr(value))} is not supported")
 
 
-def _check_fields(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+def _check_fields(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a `UNet2DModel`, checked to be supported."""
-    kind = said.get("_class_name", "UNet2DModel")
+    kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise ModelFileError(f"{show(path)} is of a {shorten(kind)}, not a UNet2DModel")
-    own = {name: value for name, value in said.items() if not name.startswith("_")}
-    if unknown := [name for name in own if name not in DEFAULTS and own[name] is not None]:
-        raise unsupported_error(path, unknown[0], own[unknown[0]])
-    fields = {**DEFAULTS, **own}
+    entries = {name: value for name, value in config.items() if not name.startswith("_")}
+    if unknown := [name for name in entries if name not in DEFAULTS and entries[name] is not None]:
+        raise unsupported_error(path, unknown[0], entries[unknown[0]])
+    fields = {**DEFAULTS, **entries}
     possible = {
         **ONLY,
         "time_embedding_dim": (None, 4 * fields["block_out_channels"][0]),
@@ -185,32 +185,32 @@ def _check_fields(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def read_label_dropout(path: Path, said: Mapping[str, Any]) -> float:
+def read_label_dropout(path: Path, config: Mapping[str, Any]) -> float:
     """Return the label dropout in `OWN`, 0 if there is none.
 
     Raises:
         ModelFileError: it is not a number from 0 to 1.
     """
-    own = said.get(OWN)
-    dropout = own.get("label_dropout") if isinstance(own, dict) else None
+    own_fields = config.get(OWN)
+    dropout = own_fields.get("label_dropout") if isinstance(own_fields, dict) else None
     if dropout is None:
         return 0.0
     if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
-        raise unsupported_error(path, OWN, own)
+        raise unsupported_error(path, OWN, own_fields)
     return float(dropout)
 
 
-def _classes(path: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
+def _classes(path: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the classes in `OWN`."""
-    own = said.get(OWN)
-    if own is None:
+    own_fields = config.get(OWN)
+    if own_fields is None:
         return ()
-    classes = own.get("classes") if isinstance(own, dict) else None
+    classes = own_fields.get("classes") if isinstance(own_fields, dict) else None
     usable = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not usable or not classes or len(set(classes)) < len(classes):
-        raise unsupported_error(path, OWN, own)
-    if said.get("num_class_embeds") != len(classes) + 1:
-        raise unsupported_error(path, "num_class_embeds", said.get("num_class_embeds"))
+        raise unsupported_error(path, OWN, own_fields)
+    if config.get("num_class_embeds") != len(classes) + 1:
+        raise unsupported_error(path, "num_class_embeds", config.get("num_class_embeds"))
     return tuple(classes)
 
 

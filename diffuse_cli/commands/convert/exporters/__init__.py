@@ -43,7 +43,7 @@ class Target(Protocol):
         """
         ...
 
-    def write(self, path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+    def write(self, path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
         """Write a model, whole or not at all. Returns what `--json` tells of it.
 
         Raises:
@@ -89,17 +89,17 @@ def export(config: ConvertConfig) -> Work[dict[str, Any]]:
         target.check(config)
         from diffuse_cli.models import model_file
 
-        found = yield from model_file.find(config.source)
-        values = yield from target.write(path, found, config)
+        file = yield from model_file.find(config.source)
+        values = yield from target.write(path, file, config)
     return {"out": config.out or target.OUT, "to": name, **values}
 
 
 def export_error(
-    found: ModelFile, program: str, field: str, value: object, hint: str = ""
+    file: ModelFile, program: str, field: str, value: object, hint: str = ""
 ) -> ModelFileError:
     """Return the error for a setting of a model that another program has no word for."""
-    said = files.shorten(f"{field} = {value}")
-    return ModelFileError(f"{files.show(found.path)}: {program} cannot say {said}", hint)
+    setting = files.shorten(f"{field} = {value}")
+    return ModelFileError(f"{files.show(file.path)}: {program} cannot say {setting}", hint)
 
 
 def _suffix(target: Target) -> str:
@@ -115,8 +115,8 @@ def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[
         with outputs.claim_output(out, suffix, config.overwrite, read=config.source) as out:
             yield out
         return
-    known = (".safetensors", *filter(None, map(_suffix, TARGETS.values())))
-    if out.suffix.lower() in known:
+    suffixes = (".safetensors", *filter(None, map(_suffix, TARGETS.values())))
+    if out.suffix.lower() in suffixes:
         raise UsageError(f"--to {name} writes a folder, not {files.show(out)}", "Choose another -o")
     files.check_writable(out / target.MARK[0])
     folder = Path(os.path.realpath(out)) if out.is_symlink() else out

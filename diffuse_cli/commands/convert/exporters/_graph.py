@@ -31,14 +31,15 @@ class CompleteNetwork(nn.Module):
     Time inputs are evenly spaced, as in every model that `diffuse` trained.
     """
 
-    def __init__(self, net: nn.Module, own: Blueprint) -> None:
+    def __init__(self, net: nn.Module, blueprint: Blueprint) -> None:
         super().__init__()
-        assert own.gaussian
-        process, self.net, self.gaussian = own.process, net, own.gaussian
+        assert blueprint.gaussian
+        process, self.net, self.gaussian = blueprint.process, net, blueprint.gaussian
         levels = process.alpha_bars.sqrt(), (1 - process.alpha_bars).sqrt()
-        columns = (*levels, *own.denoiser(net).coefficients)
+        columns = (*levels, *blueprint.denoiser(net).coefficients)
         self.register_buffer("rows", torch.stack(columns, 1).float())
-        self.gaussian.denoise(torch.zeros(1, *own.space.shape), 1.0, 1.0)  # tables, not traced
+        zeros = torch.zeros(1, *blueprint.space.shape)
+        self.gaussian.denoise(zeros, 1.0, 1.0)  # tables, not traced
         self.rate = (process.num_timesteps - 1) / float(process.timesteps[-1])
 
     def forward(
@@ -57,8 +58,8 @@ class CompleteNetwork(nn.Module):
         rows = rows[below].lerp(rows[below + 1], (place - below)[:, None])
         alpha, sigma, a, b = (expand_batch(column, x) for column in rows.unbind(1))
         guess, channels = self.gaussian.denoise(x, alpha, sigma), x.shape[1]
-        told = {name: value for name, value in cond.items() if value is not None}
-        out = self.net(torch.cat([x, guess], 1), t, **told)
+        conditions = {name: value for name, value in cond.items() if value is not None}
+        out = self.net(torch.cat([x, guess], 1), t, **conditions)
         x0 = guess + self.gaussian.scale(alpha, sigma, x) * out[:, :channels]
         return torch.cat([a * x0 + b * (x - alpha * x0) / sigma, out[:, channels:]], 1)
 
@@ -69,33 +70,33 @@ def complete(model: StoredModel, weights: str) -> nn.Module:
     return CompleteNetwork(net, model.blueprint) if model.blueprint.wiener else net
 
 
-def draw_inputs(own: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:
+def draw_inputs(blueprint: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:
     """Random inputs of a network, by name: `x` (n, C, *size) and `t` (n,); `label` (n,), `given`
     (n, C', *size) and `row` (n, columns) for a model with metadata columns."""
-    draw, conditions = torch.Generator().manual_seed(seed), own.conditions
-    last = float(own.process.timesteps[-1])
-    made = {
-        "x": torch.randn(n, *own.space.shape, generator=draw),
+    draw, conditions = torch.Generator().manual_seed(seed), blueprint.conditions
+    last = float(blueprint.process.timesteps[-1])
+    inputs = {
+        "x": torch.randn(n, *blueprint.space.shape, generator=draw),
         "t": torch.rand(n, generator=draw) * last,
     }
     if count := conditions.num_classes:
-        made["label"] = torch.randint(0, count + 1, (n,), generator=draw)
+        inputs["label"] = torch.randint(0, count + 1, (n,), generator=draw)
     if channels := conditions.given_channels:
-        made["given"] = torch.randn(n, channels, *own.space.size, generator=draw)
+        inputs["given"] = torch.randn(n, channels, *blueprint.space.size, generator=draw)
     if conditions.table:
-        made["row"] = torch.zeros(n, len(conditions.table))
-        made["row"][0] = UNTOLD
-    return made
+        inputs["row"] = torch.zeros(n, len(conditions.table))
+        inputs["row"][0] = UNTOLD
+    return inputs
 
 
-def trace_network(net: nn.Module, own: Blueprint) -> Any:
+def trace_network(net: nn.Module, blueprint: Blueprint) -> Any:
     """Return the network as a `torch.export.ExportedProgram` of any batch size, without the paths
     of the files that its code was traced in.
 
     Raises:
         ModelFileError: torch cannot trace it, such as one that takes `len` of its input.
     """
-    example = draw_inputs(own, 2)
+    example = draw_inputs(blueprint, 2)
     x, t = example.pop("x"), example.pop("t")
     batch = torch.export.Dim(BATCH)
     shapes = {name: {0: batch} for name in ("x", "t", *example)}
@@ -105,20 +106,21 @@ def trace_network(net: nn.Module, own: Blueprint) -> Any:
             program = torch.export.export(net, (x, t), example, dynamic_shapes=shapes, strict=False)
         except UserError as error:
             why = shorten(str(error).partition("\n")[0])
-            raise ModelFileError(f"torch cannot trace the network {own.network}: {why}") from error
+            text = f"torch cannot trace the network {blueprint.network}: {why}"
+            raise ModelFileError(text) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
 
 
-def onnx_file(net: nn.Module, own: Blueprint, said: Mapping[str, str]) -> bytes:
+def onnx_file(net: nn.Module, blueprint: Blueprint, properties: Mapping[str, str]) -> bytes:
     """Return the bytes of an ONNX file, with metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
-            trace_network(net, own),
+            trace_network(net, blueprint),
             dynamo=True,
-            input_names=list(draw_inputs(own, 2)),
+            input_names=list(draw_inputs(blueprint, 2)),
             output_names=["y"],
             verbose=False,
         )
@@ -126,23 +128,23 @@ def onnx_file(net: nn.Module, own: Blueprint, said: Mapping[str, str]) -> bytes:
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
-    program.model.metadata_props.update(said)
+    program.model.metadata_props.update(properties)
     data: bytes = program.model_proto.SerializeToString()
     return data
 
 
-def onnx_error(data: bytes, net: nn.Module, own: Blueprint) -> float:
+def onnx_error(data: bytes, net: nn.Module, blueprint: Blueprint) -> float:
     """Return the largest difference of outputs in onnxruntime, in deviations of the network's."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     worst = 0.0
     for n in (1, 3):
-        fed = draw_inputs(own, n, seed=n)
-        (found,) = session.run(None, {name: tensor.numpy() for name, tensor in fed.items()})
+        fed = draw_inputs(blueprint, n, seed=n)
+        (y,) = session.run(None, {name: tensor.numpy() for name, tensor in fed.items()})
         with torch.no_grad():
             expected = net(**fed)
-        error = (torch.from_numpy(found) - expected).abs().max()
+        error = (torch.from_numpy(y) - expected).abs().max()
         worst = max(worst, float(error / expected.std().clamp(min=1e-3)))
     return worst
 
@@ -153,19 +155,19 @@ def metadata(model: StoredModel) -> Mapping[str, str]:
     `diffuse.timesteps` is what the network is shown as `t` at each timestep, `diffuse.alpha_bars`
     the fraction of signal there. `diffuse.config` is the description in the model file.
     """
-    own = model.blueprint
-    process = own.process
-    known: dict[str, Any] = {
+    blueprint = model.blueprint
+    process = blueprint.process
+    fields: dict[str, Any] = {
         "timesteps": process.timesteps.tolist(),
         "alpha_bars": process.alpha_bars.tolist(),
-        "target": own.diffusion.target,
-        "variance": own.diffusion.variance,
-        "space": to_dict(own.space),
-        "classes": list(own.conditions.classes),
+        "target": blueprint.diffusion.target,
+        "variance": blueprint.diffusion.variance,
+        "space": to_dict(blueprint.space),
+        "classes": list(blueprint.conditions.classes),
     }
-    if own.conditions.table:
-        known["columns"] = to_dict(own.conditions.table)["columns"]
-    described = {name: json.dumps(value) for name, value in known.items()}
+    if blueprint.conditions.table:
+        fields["columns"] = to_dict(blueprint.conditions.table)["columns"]
+    described = {name: json.dumps(value) for name, value in fields.items()}
     return {
         **{n: text for n, text in model_file.metadata(model).items() if n != "format"},
         **{f"diffuse.{name}": text for name, text in described.items()},

@@ -80,9 +80,9 @@ SHOWN = 100
 """Number of class names to list."""
 
 
-def card(name: str, found: ModelFile, weights: str, sampler: str) -> str:
+def card(name: str, model_file: ModelFile, weights: str, sampler: str) -> str:
     """Return the text, for a folder of this name with the scheduler of a sampler."""
-    model = found.model
+    model = model_file.model
     space, classes = model.blueprint.space, model.blueprint.conditions.classes
     kind = "grey" if space.channels == 1 else "color"
     what = f"images of {dimensions(space.size)} pixels in {kind}"
@@ -90,14 +90,14 @@ def card(name: str, found: ModelFile, weights: str, sampler: str) -> str:
         what += f", conditioned on one of {len(classes):,} classes"
     task = f"{'class-conditional' if classes else 'unconditional'}-image-generation"
     head = HEAD.format(task=task, name=show(name), what=what)
-    file = show(found.path.name).replace("|", "\\|")
+    file = show(model_file.path.name).replace("|", "\\|")
     first = [
         ("weights", {"ema": "EMA", "raw": "last step"}[weights]),
-        ("written from", f"`{file}`, SHA-256 `{found.sha256}`"),
+        ("written from", f"`{file}`, SHA-256 `{model_file.sha256}`"),
     ]
     parts = [
         head + format_code(name, model, sampler).rstrip("\n"),
-        model_section(found, LEFT_OUT, first),
+        model_section(model_file, LEFT_OUT, first),
         data_section(model.data),
         "\n".join(labels(classes)),
     ]
@@ -107,25 +107,25 @@ def card(name: str, found: ModelFile, weights: str, sampler: str) -> str:
 def format_code(name: str, model: StoredModel, sampler: str) -> str:
     """Return the Python code that generates four images: by a pipeline, or a loop if none runs the
     model."""
-    own, scheduler = model.blueprint, SCHEDULERS[sampler]
+    blueprint, scheduler = model.blueprint, SCHEDULERS[sampler]
     recommended = model.sampling if model.sampling and model.sampling.sampler == sampler else None
     steps = recommended.steps if recommended else SAMPLING_STEPS
     if sampler == "ddpm" and not recommended:
-        steps = own.diffusion.num_timesteps
+        steps = blueprint.diffusion.num_timesteps
     options = ", use_clipped_model_output=True" if sampler == "ddim" else ""
-    if scheduler.pipeline and not own.conditions:
+    if scheduler.pipeline and not blueprint.conditions:
         text = PIPELINE.format(
             pipeline=scheduler.pipeline, name=show(name), steps=steps, options=options
         )
         return text + (CLIPPING if options else "")
     setting, answer = "", "        y = unet(x, t).sample"
-    if count := own.conditions.num_classes:
+    if count := blueprint.conditions.num_classes:
         scale = model.sampling.guidance if model.sampling else None
         if scale is None:
-            scale = default_guidance(own.conditions, model.training.get("label_dropout", 0.1))
+            scale = default_guidance(blueprint.conditions, model.training.get("label_dropout", 0.1))
         setting = LABELS.format(scale=scale, none=count)
-        answer = GUIDED_LEARNED if own.out_channels > own.space.channels else GUIDED
-    shape = ", ".join(map(str, own.space.shape))
+        answer = GUIDED_LEARNED if blueprint.out_channels > blueprint.space.channels else GUIDED
+    shape = ", ".join(map(str, blueprint.space.shape))
     own_parts = {"setting": setting, "answer": answer, "options": options}
     return LOOP.format(name=show(name), shape=shape, steps=steps, **own_parts)
 

@@ -84,19 +84,19 @@ def read_runtime(given: str | None, providers: Iterable[str] = FILES) -> dict[st
 def _read_package(path: Path, providers: Iterable[str]) -> dict[str, bytes]:
     """Return the files of a .tgz or of its folder, each with the expected hash."""
     names = [*chain.from_iterable(map(FILES.__getitem__, providers))]
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     try:
         with suppress(*DAMAGED):  # then a file is missing
-            found.update(_read_files(path, names))
+            contents.update(_read_files(path, names))
     except ValueError as error:
         raise UsageError(f"--runtime {files.show(path)}: {error}", HINT) from error
     for name in names:
-        if name not in found:
+        if name not in contents:
             raise UsageError(f"--runtime {files.show(path)} has no dist/{name}", HINT)
-        if hashlib.sha256(found[name]).hexdigest() != HASHES[name]:
+        if hashlib.sha256(contents[name]).hexdigest() != HASHES[name]:
             text = f"{files.show(path)}: {name} is not that of {PACKAGE} {VERSION}"
             raise UsageError(text, HINT)
-    return found
+    return contents
 
 
 DAMAGED = (OSError, EOFError, zlib.error, tarfile.TarError)

@@ -45,16 +45,16 @@ def check(config: ConvertConfig) -> None:
         raise UsageError(text, f"Choose one of {', '.join(SCHEDULERS)}")
 
 
-def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the folder, and report which scheduler it has where that is not what one would
     expect."""
     from diffuse_cli.commands.convert.exporters import _pipeline_card
 
-    model, weights = found.model, config.weights or "ema"
+    model, weights = file.model, config.weights or "ema"
     for lack in find_unsupported(model.blueprint):
-        raise export_error(found, "diffusers", *lack)
+        raise export_error(file, "diffusers", *lack)
     if model.distilled is not None:
-        raise export_error(found, "diffusers", "distilled", "a consistency function",
+        raise export_error(file, "diffusers", "distilled", "a consistency function",
                       "Convert the model that it was made from")  # fmt: skip
     tensors = model.tensors(weights)
     name, notices = _sampler(model, config)
@@ -77,7 +77,7 @@ def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[s
         files.write_json(folder / "unet" / "config.json", unet)
         tensor_file.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
         files.write_json(folder / "scheduler" / "scheduler_config.json", process)
-        files.write_text(folder / "README.md", _pipeline_card.card(path.name, found, weights, name))
+        files.write_text(folder / "README.md", _pipeline_card.card(path.name, file, weights, name))
 
     files.write_folder(path, fill)
     return {
@@ -98,10 +98,10 @@ def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notic
             raise UsageError(message, f"Give --sampler {DEFAULT}, or leave it out")
         alone = [Notice(LOOP.format(f"runs {chosen.name}"))] if chosen.pipeline is None else []
         return config.sampler, alone
-    wanted = model.sampling.sampler if model.sampling else DEFAULT
-    known = SCHEDULERS.get(wanted)
-    if known and known.pipeline and (known.variance or not learned):
-        return wanted, []
+    sampler = model.sampling.sampler if model.sampling else DEFAULT
+    scheduler = SCHEDULERS.get(sampler)
+    if scheduler and scheduler.pipeline and (scheduler.variance or not learned):
+        return sampler, []
     name = SCHEDULERS[DEFAULT].name
-    text = f"no pipeline of diffusers runs {wanted}, which is recommended: {name}"
+    text = f"no pipeline of diffusers runs {sampler}, which is recommended: {name}"
     return DEFAULT, [Notice(text)]

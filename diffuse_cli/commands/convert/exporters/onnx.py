@@ -53,17 +53,17 @@ def check_packages(option: str) -> None:
         raise UsageError(text, f"Install it: {INSTALL.format(extra='onnx')}")
 
 
-def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the file, and report how far its outputs are from the network's."""
     yield Progress(TASK, 0, 1)
-    data, error = make_file(found, config.weights or "ema")
+    data, error = make_file(file, config.weights or "ema")
     yield Progress(TASK, 1, 1)
     files.write_bytes(path, data)
     yield Notice(f"outputs in onnxruntime differ by {error:.1g} at most")
-    return {"parameters": found.model.parameters, "error": error}
+    return {"parameters": file.model.parameters, "error": error}
 
 
-def make_file(found: ModelFile, weights: str) -> tuple[bytes, float]:
+def make_file(file: ModelFile, weights: str) -> tuple[bytes, float]:
     """Return the content of an ONNX file, and how far its outputs are from the network's.
 
     Raises:
@@ -71,15 +71,15 @@ def make_file(found: ModelFile, weights: str) -> tuple[bytes, float]:
     """
     from diffuse_cli.commands.convert.exporters import _graph
 
-    model = found.model
+    model = file.model
     tensors = model.tensors(weights)
     if sum(tensor.nbytes for tensor in tensors.values()) > MOST_BYTES:
         hint = "Its files are smaller than 2 GiB; --to diffusers has no limit"
-        raise export_error(found, "ONNX", "parameters", f"{model.parameters:,}", hint)
+        raise export_error(file, "ONNX", "parameters", f"{model.parameters:,}", hint)
     net = _graph.complete(model, weights)
     data = _graph.onnx_file(net, model.blueprint, _graph.metadata(model))
     error = _graph.onnx_error(data, net, model.blueprint)
     if not error <= CLOSE:
-        text = f"{files.show(found.path)}: onnxruntime computes something else, by {error:.2g}"
+        text = f"{files.show(file.path)}: onnxruntime computes something else, by {error:.2g}"
         raise ModelFileError(text, "Try other versions of torch and onnxscript")
     return data, error

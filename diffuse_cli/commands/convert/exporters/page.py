@@ -64,29 +64,29 @@ def check(config: ConvertConfig) -> None:
     _web_runtime.check_available("--to page", config.runtime)
 
 
-def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the folder of the page."""
     options = config.weights or "ema", config.runtime
-    contents = yield from make_page(found, *options, single=config.single_file)
+    contents = yield from make_page(file, *options, single=config.single_file)
 
     def fill(folder: Path) -> None:
         for name, content in contents.items():
             files.write_bytes(folder / name, content)
 
     files.write_folder(path, fill)
-    shown = shlex.quote(config.out or OUT)
+    quoted_out = shlex.quote(config.out or OUT)
     yield Notice(
-        f"to look at the page, open {shown}/{INDEX} in a browser"
+        f"to look at the page, open {quoted_out}/{INDEX} in a browser"
         if config.single_file
-        else f"to look at the page, run `python -m http.server -d {shown}` and open "
+        else f"to look at the page, run `python -m http.server -d {quoted_out}` and open "
         "http://localhost:8000"
     )
     sizes = {name: len(content) for name, content in contents.items()}
-    return {"parameters": found.model.parameters, "bytes": sizes}
+    return {"parameters": file.model.parameters, "bytes": sizes}
 
 
 def make_page(
-    found: ModelFile,
+    file: ModelFile,
     weights: str,
     runtime: str | None,
     *,
@@ -107,44 +107,44 @@ def make_page(
         ModelFileError: the page cannot show its samples or inputs, or a network cannot be exported.
         UsageError: there is no runtime.
     """
-    check_shown(found)
+    check_shown(file)
     providers = PROVIDERS if single else tuple(_web_runtime.FILES)
     if runtime is None:
         yield Notice(_web_runtime.FETCHING)
     contents = _web_runtime.read_runtime(runtime, providers)
-    settings = {**describe_sampling(found.model), "weights": weights}
+    settings = {**describe_sampling(file.model), "weights": weights}
     settings["providers"] = {name: _web_runtime.FILES[name] for name in providers}
     networks = {"model": (MODEL, weights)}
     if settings["weak"] is not None:
         networks["weak"] = (WEAK, "weak")
-    for done, (name, own) in enumerate(networks.values()):
-        yield Progress(onnx.TASK, done, len(networks))
-        contents[name], _ = onnx.make_file(found, own)
+    for count, (name, kind) in enumerate(networks.values()):
+        yield Progress(onnx.TASK, count, len(networks))
+        contents[name], _ = onnx.make_file(file, kind)
     yield Progress(onnx.TASK, len(networks), len(networks))
     license = resources.files("diffuse_cli.pages") / "templates" / LICENSE
     contents[LICENSE] = license.read_bytes()
-    settings["networks"] = {name: file for name, (file, _) in networks.items()}
-    page = render(found, settings, contents if single else {}, facts, place).encode()
+    settings["networks"] = {name: path for name, (path, _) in networks.items()}
+    page = render(file, settings, contents if single else {}, facts, place).encode()
     return {INDEX: page} if single else {**contents, INDEX: page}
 
 
-def check_shown(found: ModelFile) -> None:
+def check_shown(file: ModelFile) -> None:
     """Refuse samples and inputs that the page cannot show.
 
     Raises:
         ModelFileError: names the setting.
     """
-    blueprint = found.model.blueprint
+    blueprint = file.model.blueprint
     space, given = blueprint.space, blueprint.conditions.given
-    masks = (_describe_input(found.model) or {}).get("masks")
+    masks = (_describe_input(file.model) or {}).get("masks")
     if space.dims > 2:
-        raise export_error(found, "a page", "size", dimensions(space.size))
+        raise export_error(file, "a page", "size", dimensions(space.size))
     if given and space.medium != "image":
-        raise export_error(found, "a page", "given", f"an {space.medium}")
+        raise export_error(file, "a page", "given", f"an {space.medium}")
     if given and not (given.what == PAIRS or masks):
-        raise export_error(found, "a page", "given", given.what)
+        raise export_error(file, "a page", "given", given.what)
     if given and (given.channels not in (1, 3) or given.mean or given.limits):
-        raise export_error(found, "a page", "given", to_dict(given))
+        raise export_error(file, "a page", "given", to_dict(given))
 
 
 # -- settings -------------------------------------------------------------------------------------
@@ -154,31 +154,31 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
     """Return the settings of the page: noise levels by sampler and steps, and the controls."""
     from diffuse_cli.sampling.sampling_settings import choose_guide, resolve_settings
 
-    own = model.blueprint
+    blueprint = model.blueprint
     plain = SampleConfig(model="")
     default = resolve_settings(plain, model)
     guide, condition = choose_guide(plain, model), default.condition
     listed = [*_list_settings(model, default)]
-    samplings = [_describe_levels(model, each) for each in listed]
+    samplings = [_describe_levels(model, settings) for settings in listed]
     guided = not model.distilled and model.has_unconditional
-    same = [k for k, each in enumerate(listed) if each.steps == default.steps]
+    same = [k for k, settings in enumerate(listed) if settings.steps == default.steps]
     return {
-        "shape": own.space.shape,
-        "clipped": own.space.levels is not None,
-        **_describe_look(own.space),
+        "shape": blueprint.space.shape,
+        "clipped": blueprint.space.levels is not None,
+        **_describe_look(blueprint.space),
         "samplings": samplings,
         "chosen": next((k for k in same if listed[k].sampler == default.sampler), same[0]),
         "weak": guide[1] if guide else None,
         "interval": model.sampling.guidance_interval if guide and model.sampling else None,
         "guidance": condition.scale if condition and guided else None,
-        "classes": own.conditions.classes,
-        "columns": [to_dict(column) for column in own.conditions.table.columns]
-        if own.conditions.table
+        "classes": blueprint.conditions.classes,
+        "columns": [to_dict(column) for column in blueprint.conditions.table.columns]
+        if blueprint.conditions.table
         else [],
         "optional": not model.always_told,
         "given": _describe_input(model),
         "gaussian": next(
-            (_describe_gaussian(own.space.shape, s.start) for s in listed if s.start), None
+            (_describe_gaussian(blueprint.space.shape, s.start) for s in listed if s.start), None
         ),
     }
 
@@ -218,10 +218,10 @@ def _list_settings(model: StoredModel, default: SamplingSettings) -> Iterator[Sa
     from diffuse_cli.sampling.sampling_settings import resolve_settings
 
     distilled = model.distilled is not None
-    most = model.blueprint.diffusion.num_timesteps
+    num_timesteps = model.blueprint.diffusion.num_timesteps
     counts = {*(DISTILLED_STEPS if distilled else STEPS), default.steps}
     for sampler in OF_DISTILLED if distilled else SAMPLERS:
-        for steps in sorted(count for count in counts if count <= most):
+        for steps in sorted(count for count in counts if count <= num_timesteps):
             yield resolve_settings(SampleConfig(model="", sampler=sampler, steps=steps), model)
 
 
@@ -260,7 +260,7 @@ def _describe_gaussian(shape: tuple[int, ...], start: DataGaussian) -> dict[str,
 
 
 def render(
-    found: ModelFile,
+    file: ModelFile,
     settings: Mapping[str, Any],
     inside: Mapping[str, bytes],
     facts: Iterable[tuple[str, str]],
@@ -282,11 +282,11 @@ def render(
 
     script = "\n".join(map(read_script, SCRIPTS))
     allowed = POLICY, "connect-src 'self'", f"script-src '{hash_script(script)}' {SOURCES}"
-    space = found.model.blueprint.space
-    name = place.rpartition("/")[2] or found.path.stem
-    everything = {**settings, "name": name, "file": place or found.path.name}
+    space = file.model.blueprint.space
+    name = place.rpartition("/")[2] or file.path.stem
+    everything = {**settings, "name": name, "file": place or file.path.name}
     plain = json.dumps(everything).replace("<", "\\u003c")
-    rows = select_rows(model_rows(found), lambda label: label in FACTS)
+    rows = select_rows(model_rows(file), lambda label: label in FACTS)
     return render_page(
         "model",
         name,

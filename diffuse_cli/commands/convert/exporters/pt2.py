@@ -25,13 +25,13 @@ def check(config: ConvertConfig) -> None:
     """Everything that it needs is there."""
 
 
-def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the file. The metadata are extra files in it."""
     import torch
 
     from diffuse_cli.commands.convert.exporters._graph import complete, metadata, trace_network
 
-    model = found.model
+    model = file.model
     yield Progress(TASK, 0, 1)
     program = trace_network(complete(model, config.weights or "ema"), model.blueprint)
     yield Progress(TASK, 1, 1)

@@ -103,8 +103,8 @@ def convert(config: ConvertConfig) -> Work[Converted]:
 
 def _check_options(config: ConvertConfig, name: str) -> None:
     """Raise a `UsageError` for options of other formats, or a preset of another network."""
-    if config.preset and (own := find_preset(config.preset).network) != "unet":
-        text = f"--preset {config.preset} is a '{own}', and models of {name} are U-Nets"
+    if config.preset and (network := find_preset(config.preset).network) != "unet":
+        text = f"--preset {config.preset} is a '{network}', and models of {name} are U-Nets"
         raise UsageError(text, "Leave it out, or name a published U-Net")
     special = {option for format in FORMATS.values() for option in format.OPTIONS}
     for option in sorted(special.difference(FORMATS[name].OPTIONS)):

@@ -63,8 +63,8 @@ class ForeignSource:
         if self.path.is_dir():
             return run_reader.find_run(self.path) is not None
         with reject_malformed(self.path), open_regular_file(self.path) as file:
-            known = file_types.is_safetensors(file.read(9))
-            return known and "diffuse.config" in tensor_file.read_header(file).metadata
+            is_safetensors = file_types.is_safetensors(file.read(9))
+            return is_safetensors and "diffuse.config" in tensor_file.read_header(file).metadata
 
 
 @contextlib.contextmanager
@@ -114,8 +114,8 @@ def _unpickle(path: Path, zipped: bool) -> Any:
         raise
     except Exception as error:  # a hostile file may raise anything
         raise_if_full(error)
-        if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            reason = f"{name} is a pickle that asks for {asked[1][:100]}, which is not a tensor"
+        if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f"{name} is a pickle that asks for {match[1][:100]}, which is not a tensor"
             raise ModelFileError(reason, NOTHING_RUN) from error
         reason = f"{name} cannot be read as a checkpoint of tensors"
         raise ModelFileError(reason, "diffuse has run no code in it") from error
@@ -148,15 +148,15 @@ def _check_pickle(path: Path, zipped: bool) -> None:
                     raise ModelFileError(reason, NOTHING_RUN)
 
 
-def _check_tensors(path: Path, found: Any) -> dict[str, Tensor]:
+def _check_tensors(path: Path, entries: Any) -> dict[str, Tensor]:
     """Tensors by name, each of real numbers that lie in the file."""
-    found, where = _unwrap_tensors(found), files.show(path)
-    if not isinstance(found, Mapping):
+    entries, where = _unwrap_tensors(entries), files.show(path)
+    if not isinstance(entries, Mapping):
         raise ModelFileError(f"{where} holds no tensors by name")
     # The text of a nested key could be longer than the memory.
     wrong = [
         shorten(name) if isinstance(name, str) else f"a key of type {type(name).__name__}"
-        for name, value in found.items()
+        for name, value in entries.items()
         if not _is_usable(name, value)
     ]
     if wrong:
@@ -164,20 +164,20 @@ def _check_tensors(path: Path, found: Any) -> dict[str, Tensor]:
             f"{where} holds {len(wrong)} entries that are not tensors of real numbers: "
             f"{tensor_file.format_first(wrong)}"
         )
-    if sum(tensor.nbytes for tensor in found.values()) > path.stat().st_size:
+    if sum(tensor.nbytes for tensor in entries.values()) > path.stat().st_size:
         raise ModelFileError(f"{where} claims tensors that are larger than the file")
-    return {name: tensor.detach() for name, tensor in found.items()}
+    return {name: tensor.detach() for name, tensor in entries.items()}
 
 
-def _unwrap_tensors(found: Any) -> Any:
+def _unwrap_tensors(checkpoint: Any) -> Any:
     """Return the entries of a checkpoint under `state_dict`, without the `module.` that
     `DataParallel` puts before every name."""
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    names = [*found] if isinstance(found, Mapping) else [None]
+    if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get("state_dict"), Mapping):
+        checkpoint = checkpoint["state_dict"]
+    names = [*checkpoint] if isinstance(checkpoint, Mapping) else [None]
     if all(isinstance(name, str) and name.startswith("module.") for name in names):
-        found = {name.removeprefix("module."): value for name, value in found.items()}
-    return found
+        checkpoint = {name.removeprefix("module."): value for name, value in checkpoint.items()}
+    return checkpoint
 
 
 def _is_usable(name: object, value: object) -> bool:
@@ -196,7 +196,7 @@ def _is_usable(name: object, value: object) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file."""
     with reject_malformed(path):
-        found = json.loads(read_bounded(path, JSON_BYTES).decode("utf-8-sig"))
-        if not isinstance(found, dict):
+        content = json.loads(read_bounded(path, JSON_BYTES).decode("utf-8-sig"))
+        if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
-        return found
+        return content

@@ -109,13 +109,13 @@ def find_difference(preset: str, unet: Net) -> str:
 
     The levels with attention are compared, not their resolutions: the image size may differ.
     """
-    own, attends = PRESETS[preset].settings, unet.attends
+    settings, attends = PRESETS[preset].settings, unet.attends
     defaults = {f.name: f.default for f in dataclasses.fields(unets.Config)}
     for name in SHAPE:
-        expected, found = own.get(name, defaults[name]), getattr(unet.config, name)
-        if expected != found:
-            return f"{name} is {found} there, not {expected}"
-    at = own["attention"]
+        expected, actual = settings.get(name, defaults[name]), getattr(unet.config, name)
+        if expected != actual:
+            return f"{name} is {actual} there, not {expected}"
+    at = settings["attention"]
     side = max(at) << attends.index(True) if at and any(attends) else 0
     if bool(at) != any(attends) or [side >> i in at for i in range(len(attends))] != attends:
         return "attention is at other levels"
@@ -136,13 +136,13 @@ def resolve_process(
     typed = {name: getattr(config, name, None) for name in PROCESS}
     typed = {name: value for name, value in typed.items() if value is not None}
     preset = _read_preset_process(config.preset)
-    said = _merge_processes({"target": "eps"}, preset, foreign.diffusion, typed)
-    if "betas" not in said and not {"schedule", "num_timesteps"} <= said.keys():
-        missing = "number of timesteps" if "schedule" in said else "noise schedule"
+    fields = _merge_processes({"target": "eps"}, preset, foreign.diffusion, typed)
+    if "betas" not in fields and not {"schedule", "num_timesteps"} <= fields.keys():
+        missing = "number of timesteps" if "schedule" in fields else "noise schedule"
         message = f"{source.name} does not say its {missing}"
         raise UsageError(message, "Give --schedule and --num-timesteps, or --betas, or a --preset")
     try:
-        diffusion = from_dict(DiffusionConfig, said)
+        diffusion = from_dict(DiffusionConfig, fields)
         make_denoiser(None, diffusion, make_process(diffusion))
     except UsageError as error:
         if typed:
@@ -162,8 +162,8 @@ def _read_preset_process(preset: str | None) -> dict[str, Any]:
     """Return a preset's process. The default T is the default of train."""
     if preset is None:
         return {}
-    said = {name: value for name, value in PRESETS[preset].train.items() if name in PROCESS}
-    return {"num_timesteps": TIMESTEPS, **said}
+    process = {name: value for name, value in PRESETS[preset].train.items() if name in PROCESS}
+    return {"num_timesteps": TIMESTEPS, **process}
 
 
 def _merge_processes(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,27 +195,27 @@ def fit_tensors(foreign: ForeignModel, source: ForeignSource) -> dict[str, Tenso
         tensors[name] = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
 
     def their(name: str) -> str:
-        return shorten(foreign.theirs.get(name, name))
+        return shorten(foreign.source_names.get(name, name))
 
     shapes = {name: str(shape) for name, shape in unet.shapes.items()}
-    found = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items()}
-    if wrong := describe_mismatch(shapes, found, their):
+    actual_shapes = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if wrong := describe_mismatch(shapes, actual_shapes, their):
         raise ModelFileError(f"{source.name} does not fit its network: {wrong}")
-    done = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
-    bad = [their(name) for name, tensor in done.items() if not bool(tensor.isfinite().all())]
+    weights = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    bad = [their(name) for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
     if bad:
         raise ModelFileError(f"{source.name} has weights that are not numbers: {format_first(bad)}")
-    return done
+    return weights
 
 
 # -- class names and training ---------------------------------------------------------------------
 
 
-def class_names(config: ConvertConfig, count: int, said: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the names of the classes: those in a file, one a line, or those said, or their
+def class_names(config: ConvertConfig, count: int, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the names of the classes: those in a file, one a line, or `names`, or their
     numbers."""
     if config.class_names is None:
-        return said or tuple(map(str, range(count)))
+        return names or tuple(map(str, range(count)))
     flag = f"--class-names {show(config.class_names)}"
     try:
         with Path(config.class_names).open("rb") as file:
@@ -224,12 +224,12 @@ def class_names(config: ConvertConfig, count: int, said: tuple[str, ...] = ()) -
         raise UsageError(f"{flag}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{flag} is not text: {error}") from error
-    names = tuple(filter(None, map(str.strip, lines)))
-    if len(names) != count:
-        raise UsageError(f"{flag} has {len(names):,} names for {count:,} classes")
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+    listed_names = tuple(filter(None, map(str.strip, lines)))
+    if len(listed_names) != count:
+        raise UsageError(f"{flag} has {len(listed_names):,} names for {count:,} classes")
+    if twice := [name for i, name in enumerate(listed_names) if name in listed_names[:i]]:
         raise UsageError(f"{flag} has '{show(twice[0])}' twice", "Give each class its own name")
-    return names
+    return listed_names
 
 
 def make_training_options(
@@ -288,7 +288,7 @@ class ForeignModel:
             `classes` are there. Tensors that do not belong to the network keep their names.
         classes: the names of classes, if the label embedding has a row for "none".
         label_dropout: how often training took that row.
-        theirs: names in the file by names of `UNet`, where they differ, for messages.
+        source_names: names in the file by names of `UNet`, where they differ, for messages.
         notices: what to tell the user.
     """
 
@@ -297,5 +297,5 @@ class ForeignModel:
     tensors: Mapping[str, Tensor]
     classes: tuple[str, ...] = ()
     label_dropout: float = 0.0
-    theirs: Mapping[str, str] = field(default_factory=dict)
+    source_names: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[Notice, ...] = ()

@@ -53,13 +53,13 @@ def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
     _check_pipeline(folder)
     described = folder / "config.json"
     with reject_malformed(described):
-        said = read_json(described)
-        settings, classes = read_unet(described, said)
-        dropout = read_label_dropout(described, said)
-        own, attends = settings.pop("sample_size"), settings.pop("attends")
-        if config.size is None and own is None:
+        unet_config = read_json(described)
+        settings, classes = read_unet(described, unet_config)
+        dropout = read_label_dropout(described, unet_config)
+        sample_size, attends = settings.pop("sample_size"), settings.pop("attends")
+        if config.size is None and sample_size is None:
             raise UsageError(f"{source.name} does not say its image size", "Give --size")
-        size = parse_size(own) if config.size is None else config.size
+        size = parse_size(sample_size) if config.size is None else config.size
         settings["attention"] = attention_at(size, attends)
         unet = read_net(described, config, size, settings)
     process, notices = read_process(folder, unet)
@@ -92,10 +92,10 @@ def _check_pipeline(folder: Path) -> None:
     for index in (folder / "model_index.json", folder.parent / "model_index.json"):
         if not index.is_file():
             continue
-        others = [n for n in read_json(index) if n[:1] != "_" and n not in ("unet", "scheduler")]
-        if others:
+        models = [n for n in read_json(index) if n[:1] != "_" and n not in ("unet", "scheduler")]
+        if models:
             raise ModelFileError(
-                f"{show(index)} is of a pipeline with {shorten(', '.join(others))}",
+                f"{show(index)} is of a pipeline with {shorten(', '.join(models))}",
                 "Only unconditional and class-conditional image networks are supported",
             )
 
@@ -104,16 +104,16 @@ def _tensors(source: ForeignSource, folder: Path) -> dict[str, Any]:
     """Return the weights, by today's names."""
     tensors = source.tensors
     if source.path.is_dir():
-        there = [folder / name for name in file_types.WEIGHTS if (folder / name).is_file()]
-        if not there:
+        paths = [folder / name for name in file_types.WEIGHTS if (folder / name).is_file()]
+        if not paths:
             text = f"{show(folder)} has no {file_types.WEIGHTS[0]}"
             raise ModelFileError(text, "Weights of another name can be given as SOURCE")
-        tensors = read_weights(there[0])
+        tensors = read_weights(paths[0])
     renamed = {}
     for name, tensor in tensors.items():
         *path, layer, kind = name.split(".") if name.count(".") > 1 else ("", name, "")
-        known = "attentions" in path and layer in OLD_NAMES
-        renamed[".".join([*path, OLD_NAMES[layer], kind]) if known else name] = tensor
+        is_old = "attentions" in path and layer in OLD_NAMES
+        renamed[".".join([*path, OLD_NAMES[layer], kind]) if is_old else name] = tensor
     return renamed
 
 
@@ -123,31 +123,31 @@ def _tensors(source: ForeignSource, folder: Path) -> dict[str, Any]:
 def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice, ...]]:
     """Return the fields of a process, and what to tell the user."""
     learned = unet.out_channels == output_channels("learned", unet.space.channels)
-    shown = {"rescale_timesteps": False}
-    there = (folder, folder / "scheduler", folder.parent / "scheduler")
-    paths = [place / "scheduler_config.json" for place in there]
+    time_input = {"rescale_timesteps": False}
+    folders = (folder, folder / "scheduler", folder.parent / "scheduler")
+    paths = [place / "scheduler_config.json" for place in folders]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         text = f"network from {show(folder / 'config.json')}; there is no scheduler_config.json"
-        return {**shown, "variance": "learned" if learned else "small"}, (Notice(text),)
-    said = read_json(path)
+        return {**time_input, "variance": "learned" if learned else "small"}, (Notice(text),)
+    config = read_json(path)
     with reject_malformed(path):
-        found = read_scheduler(path, said, learned)
-    return {**shown, **found}, _notices(folder, path, said)
+        fields = read_scheduler(path, config, learned)
+    return {**time_input, **fields}, _notices(folder, path, config)
 
 
 CLIPPING = ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler")
 """Schedulers that clip x_0 unless their file says otherwise. The others never do."""
 
 
-def _notices(folder: Path, path: Path, said: Mapping[str, Any]) -> tuple[Notice, ...]:
+def _notices(folder: Path, path: Path, config: Mapping[str, Any]) -> tuple[Notice, ...]:
     """Return the files that were read, and settings of sampling that a model file does not keep."""
-    clips = said.get("clip_sample", said.get("_class_name") in CLIPPING)
+    clips = config.get("clip_sample", config.get("_class_name") in CLIPPING)
     read = Notice(f"network from {show(folder / 'config.json')}, process from {show(path)}")
-    if said.get("thresholding") and said.get("sample_max_value", 1.0) != 1:
-        ratio = shorten(said.get("dynamic_thresholding_ratio", 0.995))
+    if config.get("thresholding") and config.get("sample_max_value", 1.0) != 1:
+        ratio = shorten(config.get("dynamic_thresholding_ratio", 0.995))
         text = f"uses thresholding: sample with --threshold {ratio}"
-    elif not (clips or said.get("thresholding")) or said.get("clip_sample_range", 1.0) != 1:
+    elif not (clips or config.get("thresholding")) or config.get("clip_sample_range", 1.0) != 1:
         text = "does not clip to [-1, 1]; `diffuse sample` does"
     else:
         return (read,)

@@ -86,19 +86,19 @@ def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
         shape["dropout"] = PRESETS[config.preset].settings.get("dropout", 0.0)
     fields = {**shape, **heads, "attention": attention}
     unet = read_net(source.path, config, size, fields)
-    theirs = dict(_names(unet))
+    source_names = dict(_names(unet))
     order = config.attention_order or ("new" if config.preset in NEW_ORDER else "legacy")
-    known = set(theirs.values())
-    tensors = {name: tensor for name, tensor in state.items() if name not in known}
-    for ours, name in theirs.items():
+    mapped_names = set(source_names.values())
+    tensors = {name: tensor for name, tensor in state.items() if name not in mapped_names}
+    for our_name, name in source_names.items():
         if name in state:
-            tensors[ours] = _part(unet, ours, state[name], order)
+            tensors[our_name] = _part(unet, our_name, state[name], order)
     assumed = config.heads and config.heads_upsample is None and any(unet.attends)
     return ForeignModel(
         unet=unet,
         diffusion={"variance": _variance(unet, config.preset)},
         tensors=tensors,
-        theirs=theirs,
+        source_names=source_names,
         notices=(Notice(ASSUMED.format(config.heads)),) if assumed else (),
     )
 
@@ -170,16 +170,16 @@ def _heads(
     given: Mapping[str, Any] = vars(config)
     if not (config.heads or config.head_width) and config.preset:
         given = PRESETS[config.preset].settings
-    found = {name: given.get(name) for name in ("heads", "head_width")}
+    heads = {name: given.get(name) for name in ("heads", "head_width")}
     up = config.heads_upsample
-    if up and found["head_width"]:
+    if up and heads["head_width"]:
         raise UsageError(
             f"--heads-upsample does not go with --preset {config.preset}, "
-            f"whose heads are {found['head_width']} channels wide",
+            f"whose heads are {heads['head_width']} channels wide",
             "Leave it out, or give --heads",
         )
-    if any(found.values()):
-        return {**found, "heads_up": None if up == found["heads"] else up}
+    if any(heads.values()):
+        return {**heads, "heads_up": None if up == heads["heads"] else up}
     fitting = [name for name, _ in PRESETS.items() if _fits_preset(name, shape)]
     alike = ", ".join(f"--preset {name}" for name in fitting)
     raise UsageError(
@@ -194,10 +194,10 @@ def _fits_preset(preset: str, shape: Mapping[str, Any]) -> bool:
     fields = {name: value for name, value in shape.items() if name != "attends"}
     fields["attention"] = attention_at((side, side), shape["attends"])
     try:
-        found = make_net({**fields, "heads": 1}, (side, side))
+        net = make_net({**fields, "heads": 1}, (side, side))
     except InvalidArgument:
         return False
-    return PRESETS[preset].published and not find_difference(preset, found)
+    return PRESETS[preset].published and not find_difference(preset, net)
 
 
 def _size(source: ForeignSource, config: ConvertConfig, attends: list[bool]) -> Size:
@@ -216,8 +216,8 @@ def _variance(unet: Net, preset: str | None) -> str:
     """Learned if there are channels for it. Else the preset's, or `large`, OpenAI's default."""
     if unet.out_channels == 2 * unet.space.channels:
         return "learned"
-    known = str(PRESETS[preset].train.get("variance", "large")) if preset else "large"
-    return "large" if known in LEARNED else known
+    variance = str(PRESETS[preset].train.get("variance", "large")) if preset else "large"
+    return "large" if variance in LEARNED else variance
 
 
 # -- the tensors ----------------------------------------------------------------------------------
@@ -251,8 +251,8 @@ def _places(unet: Net) -> Iterator[tuple[str, str]]:
             yield f"down_blocks.{i}.resnets.{j}", f"input_blocks.{first + j}.0"
             yield f"down_blocks.{i}.attentions.{j}", f"input_blocks.{first + j}.1"
         yield f"down_blocks.{i}.downsamplers.0", f"input_blocks.{first + blocks}.0"
-    for ours, part in (("resnets.0", 0), ("attentions.0", 1), ("resnets.1", 2)):
-        yield f"mid_block.{ours}", f"middle_block.{part}"
+    for layer, part in (("resnets.0", 0), ("attentions.0", 1), ("resnets.1", 2)):
+        yield f"mid_block.{layer}", f"middle_block.{part}"
     for i, attend in enumerate(reversed(attends)):
         first = i * (blocks + 1)
         for j in range(blocks + 1):
@@ -270,11 +270,11 @@ def _part(unet: Net, name: str, tensor: Tensor, order: str) -> Tensor:
     third = next((i for i, to in enumerate(QKV) if f".{to}." in name), None)
     if third is None:
         return tensor
-    width, rest = divmod(tensor.shape[0] if tensor.ndim else 0, 3)
-    if rest or width not in unet.config.widths:
+    width, remainder = divmod(tensor.shape[0] if tensor.ndim else 0, 3)
+    if remainder or width not in unet.config.widths:
         return tensor  # its shape is refused later
     if order == "new":
         return tensor.chunk(3)[third]
-    there = unet.config.up_config if name.startswith("up_blocks.") else unet.config
-    by_head: Tensor = tensor.unflatten(0, (there.heads_at(width), 3, -1))
+    config = unet.config.up_config if name.startswith("up_blocks.") else unet.config
+    by_head: Tensor = tensor.unflatten(0, (config.heads_at(width), 3, -1))
     return by_head[:, third].flatten(0, 1)
