@@ -36,34 +36,34 @@ def run(config: CompareConfig, console: Console) -> None:
     from diffuse_cli.commands.compare.run_comparison import compare, render_comparison
 
     with claim_option(config, "report", ".html") as report:
-        found = console.follow(compare(config))
-        if found is None:
+        comparison = console.follow(compare(config))
+        if comparison is None:
             return
         if report:
-            write_text(report, render_comparison(found, table_rows(found)))
-    values = {**to_json(found), **({"report": str(report)} if report else {})}
-    console.show(values, [*lines(found), *([show(str(report))] if report else [])])
+            write_text(report, render_comparison(comparison, table_rows(comparison)))
+    values = {**to_json(comparison), **({"report": str(report)} if report else {})}
+    console.show(values, [*lines(comparison), *([show(str(report))] if report else [])])
 
 
-def to_json(found: Comparison) -> dict[str, Any]:
+def to_json(comparison: Comparison) -> dict[str, Any]:
     """Everything, with each number's error."""
     return {
-        "a": found.a.to_dict(),
-        "b": found.b.to_dict(),
-        "settings": {k: {"a": a, "b": b} for k, (a, b) in found.settings.items()},
-        "remarks": list(found.remarks),
-        "evaluation": _evaluation(found.measured) if found.measured else None,
+        "a": comparison.a.to_dict(),
+        "b": comparison.b.to_dict(),
+        "settings": {k: {"a": a, "b": b} for k, (a, b) in comparison.settings.items()},
+        "remarks": list(comparison.remarks),
+        "evaluation": _evaluation(comparison.measured) if comparison.measured else None,
     }
 
 
-def _evaluation(both: PairedComparison) -> dict[str, Any]:
+def _evaluation(pair: PairedComparison) -> dict[str, Any]:
     return {
-        "n": {"real": both.real, "generated": both.generated},
-        "part": both.part,
-        "features": both.features,
-        "fingerprint": both.fingerprint,
-        "settings": dict(zip("ab", both.settings, strict=True)),
-        "values": dict(zip("ab", both.values, strict=True)),
+        "n": {"real": pair.real, "generated": pair.generated},
+        "part": pair.part,
+        "features": pair.features,
+        "fingerprint": pair.fingerprint,
+        "settings": dict(zip("ab", pair.settings, strict=True)),
+        "values": dict(zip("ab", pair.values, strict=True)),
         "differences": {
             d.number.key: {
                 "difference": d.gap.value,
@@ -71,33 +71,33 @@ def _evaluation(both: PairedComparison) -> dict[str, Any]:
                 "paired": d.paired,
                 "better": d.better.lower() or None,
             }
-            for d in both.differences
+            for d in pair.differences
         },
-        "made_with": both.made_with,
+        "made_with": pair.made_with,
     }
 
 
-def lines(found: Comparison) -> list[str]:
+def lines(comparison: Comparison) -> list[str]:
     """Return the two names, a table of both, and remarks on differences that prevent a
     comparison."""
-    sides = found.a, found.b
+    sides = comparison.a, comparison.b
     more: list[str] = []
-    if measured := found.measured:
+    if measured := comparison.measured:
         more = ["", *align_columns([*_format_metrics(measured)]), *_describe_evaluation(measured)]
     return [
         *(f"{name}  {show(side.path)}" for name, side in zip("AB", sides, strict=True)),
         "",
-        *align_columns(table_rows(found)),
+        *align_columns(table_rows(comparison)),
         *more,
-        *(brief(remark) for remark in found.remarks),
+        *(brief(remark) for remark in comparison.remarks),
     ]
 
 
-def table_rows(found: Comparison) -> list[list[str]]:
+def table_rows(comparison: Comparison) -> list[list[str]]:
     """Return a head, and the settings and the facts of both as rows of cells."""
     rows = [["", "A", "B"]]
-    rows += [[brief(name), *_setting(*pair)] for name, pair in found.settings.items()]
-    a, b = (_facts(side) for side in (found.a, found.b))
+    rows += [[brief(name), *_setting(*pair)] for name, pair in comparison.settings.items()]
+    a, b = (_facts(side) for side in (comparison.a, comparison.b))
     rows += [
         [name, a[name], b[name]]
         for name in a
@@ -117,11 +117,11 @@ def _setting(*pair: Any) -> list[str]:
 
 def _facts(side: Side) -> dict[str, str]:
     """Return the facts of a run or model by their labels."""
-    known = side.facts
-    parameters, versions = known.get("parameters"), known.get("versions", {})
+    facts = side.facts
+    parameters, versions = facts.get("parameters"), facts.get("versions", {})
     return {
         "parameters": NONE if parameters is None else f"{parameters:,}",
-        "training images": _images(known.get("data", {})),
+        "training images": _images(facts.get("data", {})),
         "step": brief(f"{side.step:,} of {side.steps:,}" if side.steps else f"{side.step:,}"),
         "loss": NONE if side.loss is None else str(Measurement(side.loss)),
         "held-out loss": NONE
@@ -142,40 +142,40 @@ def _images(data: Mapping[str, Any]) -> str:
     return brief(f"{counts[0]:,}, {counts[1]:,} held out")
 
 
-def _format_lowest(found: Mapping[str, float] | None) -> str:
-    if found is None:
+def _format_lowest(lowest: Mapping[str, float] | None) -> str:
+    if lowest is None:
         return NONE
-    number = Measurement(found["value"], found.get("standard_error", 0.0))
-    return f"{number} at step {found['step']:,.0f}"
+    number = Measurement(lowest["value"], lowest.get("standard_error", 0.0))
+    return f"{number} at step {lowest['step']:,.0f}"
 
 
-def _format_metrics(both: PairedComparison) -> Iterator[list[str]]:
+def _format_metrics(pair: PairedComparison) -> Iterator[list[str]]:
     """Yield a row for each number: both, their difference, what its error is of, which is
     better."""
     yield ["", "A", "B", "B less A", "error", "better"]
-    for d in both.differences:
+    for d in pair.differences:
         yield [
             "  " * d.number.part + d.number.label,
-            *(d.number.text(values) for values in both.values),
-            *(_format_difference(d) if all(map(d.number.can_show, both.values)) else ("", "")),
+            *(d.number.text(values) for values in pair.values),
+            *(_format_difference(d) if all(map(d.number.can_show, pair.values)) else ("", "")),
             d.better,
         ]
 
 
-def _format_difference(found: Difference) -> tuple[str, str]:
-    return f"{found.gap:+}", "paired" if found.paired else "independent"
+def _format_difference(difference: Difference) -> tuple[str, str]:
+    return f"{difference.gap:+}", "paired" if difference.paired else "independent"
 
 
-def _describe_evaluation(both: PairedComparison) -> list[str]:
+def _describe_evaluation(pair: PairedComparison) -> list[str]:
     """Return lines about the samples and settings of the evaluation."""
     from diffuse_cli.metrics.features.feature_choice import describe_network, describe_part
 
-    part = describe_part(both.part, both.words)
-    drawn = [f"{s['sampler']}, {plural(s['steps'], 'step')}" for s in both.settings]
-    how = drawn[0] if drawn[0] == drawn[1] else f"{drawn[0]} (A), {drawn[1]} (B)"
+    part = describe_part(pair.part, pair.words)
+    samplers = [f"{s['sampler']}, {plural(s['steps'], 'step')}" for s in pair.settings]
+    how = samplers[0] if samplers[0] == samplers[1] else f"{samplers[0]} (A), {samplers[1]} (B)"
     return [
-        f"n = {both.generated:,} generated against {both.real:,} real ({part}); sampler: {how}; "
-        f"{describe_network(both.features)}",
+        f"n = {pair.generated:,} generated against {pair.real:,} real ({part}); sampler: {how}; "
+        f"{describe_network(pair.features)}",
         f"better: where the difference is more than {SIGNIFICANT} standard errors. This "
         "compares two models, not their recipes: two seeds of one recipe differed by 4.7",
     ]

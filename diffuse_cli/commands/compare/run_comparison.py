@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from diffuse_cli.evaluation.paired_comparison import PairedComparison
     from diffuse_cli.models.model_file import ModelFile
 
-HELD = ("path", "settings", "places", "found", "lowest")
+HELD = ("path", "settings", "places", "file", "lowest")
 """Attributes of `Side` that are not printed as they are."""
 
 MEANT = (
@@ -51,7 +51,7 @@ class Side:
     Attributes:
         settings: its training's, by name. Those of the network as `unet.width`.
         places: those of the run alone, such as its data; None without a run directory.
-        found: its model, or the newest of a run; None if it has none yet.
+        file: its model, or the newest of a run; None if it has none yet.
         step, steps: of the model or the run, and of the whole training if it is known.
         loss, held_out_loss: the last ones logged up to that step.
         lowest: the lowest held-out loss and KIDs by name, with their steps.
@@ -60,7 +60,7 @@ class Side:
     path: str
     settings: Mapping[str, Any]
     places: Mapping[str, Any] | None
-    found: ModelFile | None
+    file: ModelFile | None
     step: int
     steps: int | None
     loss: float | None
@@ -70,19 +70,19 @@ class Side:
     @property
     def facts(self) -> Mapping[str, Any]:
         """Facts of the model file by name, empty without a model."""
-        return collect_facts(self.found) if self.found else {}
+        return collect_facts(self.file) if self.file else {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, without the settings."""
-        known = self.facts
+        facts = self.facts
         return {
             "path": self.path,
-            "sha256": known.get("sha256"),
+            "sha256": facts.get("sha256"),
             **{k: v for k, v in vars(self).items() if k not in HELD},
             **{f"lowest_{name}": lowest for name, lowest in self.lowest.items()},
-            "parameters": known.get("parameters"),
-            "data": dict(known.get("data", {})),
-            "versions": known.get("versions"),
+            "parameters": facts.get("parameters"),
+            "data": dict(facts.get("data", {})),
+            "versions": facts.get("versions"),
         }
 
 
@@ -116,16 +116,18 @@ def compare(config: CompareConfig) -> Work[Comparison | None]:
     a = yield from _read_side(config.a)
     b = yield from _read_side(config.b)
     placed = a.places is not None and b.places is not None
-    ours, theirs = ({**(side.places or {} if placed else {}), **side.settings} for side in (a, b))
+    settings_a, settings_b = (
+        {**(side.places or {} if placed else {}), **side.settings} for side in (a, b)
+    )
     differing = {
-        name: (ours.get(name), theirs.get(name))
-        for name in {**ours, **theirs}
-        if ours.get(name) != theirs.get(name)
+        name: (settings_a.get(name), settings_b.get(name))
+        for name in {**settings_a, **settings_b}
+        if settings_a.get(name) != settings_b.get(name)
     }
     remarks, measured = [*_compare_losses(a, b, differing)], None
     if config.data is not None:
         sides = [_require_model(side) for side in (a, b)]
-        spaces = [found.model.blueprint.space for found in sides]
+        spaces = [file.model.blueprint.space for file in sides]
         if _stored(spaces[0]) != _stored(spaces[1]):
             kinds = [describe_space(space) for space in spaces]
             text = f"samples of A are {kinds[0]}, and of B {kinds[1]}"
@@ -149,9 +151,9 @@ def _score_pair(config: CompareConfig, pair: Sequence[ModelFile]) -> Work[Paired
 
     with open_accelerator(config.precision, config.device) as accelerator:
         loaded = []
-        for found in pair:
-            own = config.weights, accelerator, config.precision
-            loaded.append((yield from load_denoiser(found, *own, typed=False)))
+        for file in pair:
+            options = config.weights, accelerator, config.precision
+            loaded.append((yield from load_denoiser(file, *options, typed=False)))
         return (yield from compare_models(config, loaded, accelerator))
 
 
@@ -179,30 +181,30 @@ def _given_kind(side: Side) -> str | None:
 
 
 def _require_model(side: Side) -> ModelFile:
-    if side.found is None:
+    if side.file is None:
         text = f"{files.show(side.path)} has no model yet"
         raise ModelFileError(text, "Leave out DATA, or wait for its first checkpoint")
-    return side.found
+    return side.file
 
 
 def _read_side(path: str) -> Work[Side]:
     """Read a model file, a run directory, or both where they lie side by side."""
     from diffuse_cli.models import model_file
 
-    given, places, found, settings = Path(path), None, None, {}
+    given, places, file, settings = Path(path), None, None, {}
     run = run_reader.run_folder(given)
     if (
         given != run
         or run_reader.list_checkpoints(run / run_reader.CHECKPOINTS)
         or run_reader.model_path(run).exists()
     ):
-        found = yield from model_file.find(given)
-        settings = flatten_settings(training_config(found))
-    model = found.model if found else None
+        file = yield from model_file.find(given)
+        settings = flatten_settings(training_config(file))
+    model = file.model if file else None
     if (run / run_reader.CONFIG).is_file():
         values = from_file(read_toml(run / run_reader.CONFIG, "the run's"))
-        own = from_dict(TrainConfig, values, str(run / run_reader.CONFIG))
-        of_run = flatten_settings(to_file(own, control=False))
+        run_config = from_dict(TrainConfig, values, str(run / run_reader.CONFIG))
+        of_run = flatten_settings(to_file(run_config, control=False))
         places = {name: of_run.pop(name) for name in PLACES if name in of_run}
         settings = settings or of_run
     if not settings:
@@ -213,7 +215,7 @@ def _read_side(path: str) -> Work[Side]:
         path=path,
         settings=settings,
         places=places,
-        found=found,
+        file=file,
         step=model.step if model else max((int(row["step"]) for row in rows), default=0),
         steps=settings.get("steps"),
         loss=run_reader.last_value(rows, "loss"),
@@ -224,15 +226,15 @@ def _read_side(path: str) -> Work[Side]:
 
 def _find_lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:
     """Return the lowest number of this name with its error, if it has one, and its step."""
-    kept = [(v, row) for row in rows if (v := run_reader.finite_or_none(row.get(name))) is not None]
-    if not kept:
+    hits = [(v, row) for row in rows if (v := run_reader.finite_or_none(row.get(name))) is not None]
+    if not hits:
         return None
-    value, row = min(kept, key=lambda each: each[0])
+    value, row = min(hits, key=lambda hit: hit[0])
     error = run_reader.finite_or_none(row.get(f"{name}_standard_error"))
     return {"value": value, "step": row["step"]} | ({"standard_error": error} if error else {})
 
 
-def render_comparison(found: Comparison, rows: Sequence[Sequence[str]]) -> str:
+def render_comparison(comparison: Comparison, rows: Sequence[Sequence[str]]) -> str:
     """Render a comparison as HTML.
 
     Args:
@@ -242,15 +244,15 @@ def render_comparison(found: Comparison, rows: Sequence[Sequence[str]]) -> str:
     from diffuse_cli.pages.plots import plot_runs
     from diffuse_cli.pages.templates import render_page
 
-    paths = {"A": Path(found.a.path), "B": Path(found.b.path)}
+    paths = {"A": Path(comparison.a.path), "B": Path(comparison.b.path)}
     logs = {side: run_reader.run_folder(path) / run_reader.METRICS for side, path in paths.items()}
     curves = {side: read_curves(log) for side, log in logs.items()}
-    names = {"A": place_name(found.a.path), "B": place_name(found.b.path)}
+    names = {"A": place_name(comparison.a.path), "B": place_name(comparison.b.path)}
     return render_page(
         "compare",
         " and ".join(names.values()),
         sides=names,
         rows=rows,
         plots=plot_runs(curves),
-        remarks=found.remarks,
+        remarks=comparison.remarks,
     )
