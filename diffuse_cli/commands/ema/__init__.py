@@ -30,20 +30,20 @@ def run(config: EmaConfig, console: Console) -> None:
     """Measure the lengths, and print them and the best."""
     from diffuse_cli.commands.ema.ema_lengths import measure_lengths
 
-    found = console.follow(measure_lengths(config))
-    if found is not None:
-        out = str(found.out) if found.out else None
-        values = {"subject": config.subject, "data": config.data, **dataclasses.asdict(found)}
-        console.show({**values, "out": out}, lines(found))
+    report = console.follow(measure_lengths(config))
+    if report is not None:
+        out = str(report.out) if report.out else None
+        values = {"subject": config.subject, "data": config.data, **dataclasses.asdict(report)}
+        console.show({**values, "out": out}, lines(report))
 
 
-def lines(found: MeasuredLengths) -> list[str]:
+def lines(report: MeasuredLengths) -> list[str]:
     """Return a row for each length, the best of them, and the file that was written."""
-    rows = [["length", label(found.metric)]]
-    rows += [[f"{r.length:.2f}", format_measurement(r.values, found.metric)] for r in found.rows]
-    rows.append(["in the file", format_measurement(found.file, found.metric)])
+    rows = [["length", label(report.metric)]]
+    rows += [[f"{r.length:.2f}", format_measurement(r.values, report.metric)] for r in report.rows]
+    rows.append(["in the file", format_measurement(report.file, report.metric)])
     return [
         *align_columns(rows),
-        f"best: {found.best:.2f} of the {found.updates:,} updates at step {found.step:,}",
-        *([files.show(found.out)] if found.out else []),
+        f"best: {report.best:.2f} of the {report.updates:,} updates at step {report.step:,}",
+        *([files.show(report.out)] if report.out else []),
     ]

@@ -103,10 +103,10 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         metric, measure = yield from make(config, loaded, sides, accelerator)
         rows: list[MeasuredLength] = []
         models = _models(loaded.model, given, fits)
-        for k, ((length, found), model) in enumerate(zip(fits.items(), models, strict=True), 1):
+        for k, ((length, fit), model) in enumerate(zip(fits.items(), models, strict=True), 1):
             yield Notice(f"length {length:.2f}, {k} of {len(fits)}")
             values = yield from measure(make_denoiser(model, "ema", accelerator, loaded.precision))
-            rows.append(MeasuredLength(length, found.error, values))
+            rows.append(MeasuredLength(length, fit.error, values))
             best = min(rows, key=lambda row: rank_value(row.values[metric]))
             if best is rows[-1]:
                 chosen = model
@@ -143,14 +143,14 @@ def rank_value(value: float) -> float:
 def _snapshots(path: Path, step: int) -> list[ema_weights.Snapshot]:
     """Return the snapshots of a model's run, up to its step."""
     folder = run_folder(path) / "ema"
-    found = [own for number, own in ema_weights.list_snapshots(folder) if number <= step]
-    if not found:
+    paths = [file for number, file in ema_weights.list_snapshots(folder) if number <= step]
+    if not paths:
         raise ModelFileError(
             f"{files.show(path)} has no averages of other lengths in {files.show(folder)}",
             "Train with --ema-lengths 24, and keep the run directory next to the model",
         )
     with _reject_unusable(folder):
-        return [ema_weights.read_snapshot(own) for own in found]
+        return [ema_weights.read_snapshot(file) for file in paths]
 
 
 @contextlib.contextmanager
@@ -173,12 +173,12 @@ def _fit_lengths(
 ) -> Work[dict[float, ema_weights.Combination]]:
     """Return the combination for each length that the snapshots can give."""
     profiles = [profile for snapshot in given for profile in snapshot.profiles.values()]
-    wanted = {v: ema_weights.Profile(ema_weights.gamma_of(v), _last_update(given)) for v in LENGTHS}
-    every = {v: ema_weights.fit_profile(profiles, profile) for v, profile in wanted.items()}
-    far = [f"{length:.2f}" for length, found in every.items() if found.error > NEAR]
-    if far:
-        yield Notice(f"left out, as they need more snapshots than {len(given)}: {', '.join(far)}")
-    return {length: found for length, found in every.items() if found.error <= NEAR}
+    goals = {v: ema_weights.Profile(ema_weights.gamma_of(v), _last_update(given)) for v in LENGTHS}
+    every = {v: ema_weights.fit_profile(profiles, profile) for v, profile in goals.items()}
+    unfit = [f"{length:.2f}" for length, fit in every.items() if fit.error > NEAR]
+    if unfit:
+        yield Notice(f"left out, as they need more snapshots than {len(given)}: {', '.join(unfit)}")
+    return {length: fit for length, fit in every.items() if fit.error <= NEAR}
 
 
 def _models(
@@ -191,14 +191,14 @@ def _models(
     with _reject_unusable(given[-1].path.parent):
         shapes = ema_weights.shapes_of(model.ema)
         combined = ema_weights.combine_weights(given, list(fits.values()))
-        for length, made in zip(fits, combined, strict=True):
-            if not ema_weights.shapes_of(made).items() <= shapes.items():
+        for length, weights in zip(fits, combined, strict=True):
+            if not ema_weights.shapes_of(weights).items() <= shapes.items():
                 raise ValueError("they are of another network")
-            if not all(bool(tensor.isfinite().all()) for tensor in made.values()):
+            if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
                 raise ValueError("they hold weights that are not numbers")
             yield dataclasses.replace(
                 model,
-                ema={**model.ema, **made},
+                ema={**model.ema, **weights},
                 raw=model.raw if step == model.step else None,
                 step=step,
                 errors=None,
@@ -222,8 +222,8 @@ def _kid(
     against = yield from FeatureMeasure.of(network, sides.space, sides.real.samples, ALONE)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        own = dataclasses.replace(loaded, denoiser=denoiser)
-        samples = yield from generate_all(settings, own, config.n, accelerator.device, ALONE)
+        model = dataclasses.replace(loaded, denoiser=denoiser)
+        samples = yield from generate_all(settings, model, config.n, accelerator.device, ALONE)
         return against.kid((yield from against.features(samples)))
 
     return network.kid, measure
