@@ -18,5 +18,5 @@ def run(config: InfoConfig, console: Console) -> None:
     """Inspect, and print what was found."""
     from diffuse_cli.commands.info.inspection import inspect
 
-    found = console.follow(inspect(config))
-    console.show(found.to_dict(), found.lines())
+    report = console.follow(inspect(config))
+    console.show(report.to_dict(), report.lines())

@@ -75,14 +75,14 @@ def frequencies(pixels: Array) -> Array:
     without the mean."""
     sides = (cosines(side, min(side, COMPARED)) for side in pixels.shape[2:])
     rows, columns = (side.astype(np.float32) for side in sides)
-    found: Array = rows @ pixels.astype(np.float32) @ columns.T
-    found[:, :, 0, 0] = 0
-    return found
+    coefficients: Array = rows @ pixels.astype(np.float32) @ columns.T
+    coefficients[:, :, 0, 0] = 0
+    return coefficients
 
 
-def hashes(found: Array) -> Array:
+def hashes(coefficients: Array) -> Array:
     """Return the hash of each image, uint64 (N,), from its frequencies."""
-    low = found.mean(axis=1)[:, :HASHED, :HASHED].reshape(len(found), -1)
+    low = coefficients.mean(axis=1)[:, :HASHED, :HASHED].reshape(len(coefficients), -1)
     scale = np.sqrt(np.square(low).mean(axis=1, keepdims=True))
     bits = np.packbits(low > MARGIN * scale, axis=1)
     return np.ascontiguousarray(bits).view(np.uint64)[:, 0]
@@ -115,17 +115,17 @@ def _candidates(hashed: Array, band: int) -> Iterator[Array]:
     sizes = np.diff(np.append(starts, len(keys)))
     ends = np.repeat(starts + sizes, sizes)
     places = np.arange(len(keys))
-    left = CANDIDATES * len(keys)
+    budget = CANDIDATES * len(keys)
     for step in range(1, REACH + 1):
         places = places[places + step < ends[places]]
-        if not len(places) or left <= 0:
+        if not len(places) or budget <= 0:
             return
         differing = ordered[places] ^ ordered[places + step]
         near = _ONES[differing.view(np.uint16)].reshape(-1, 4).sum(axis=1) <= DISTANCE
         for earlier in _MASKS[:band]:
             near &= (differing & earlier) != 0
         hits = places[near]
-        left -= len(hits)
+        budget -= len(hits)
         if len(hits):
             yield np.stack([order[hits], order[hits + step]], axis=1)
 
@@ -141,12 +141,12 @@ def _join_pairs(roots: Array, pixels: Array, chosen: Array, pairs: Array) -> Arr
 
 def _find_similar(pixels: Array, pairs: Array) -> Array:
     """Return whether each pair of images correlates in the lower frequencies of all channels."""
-    own, inverse = np.unique(pairs, return_inverse=True)
-    parts = [frequencies(pixels[own[block]]) for block in blocks(pixels, len(own))]
-    vectors = np.concatenate(parts).reshape(len(own), -1)
+    indices, inverse = np.unique(pairs, return_inverse=True)
+    parts = [frequencies(pixels[indices[block]]) for block in blocks(pixels, len(indices))]
+    vectors = np.concatenate(parts).reshape(len(indices), -1)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    left, right = inverse.reshape(pairs.shape).T
-    correlation: Array = np.einsum("ij,ij->i", vectors[left], vectors[right])
+    first, second = inverse.reshape(pairs.shape).T
+    correlation: Array = np.einsum("ij,ij->i", vectors[first], vectors[second])
     return correlation >= ALIKE
 
 
@@ -198,15 +198,15 @@ def count_copies(images: Dataset, roots: Array, chosen: Array) -> Copies:
     """Return the groups among the `chosen` images; `roots` has, for each, the index in `chosen` of
     the first of its group."""
     sizes = np.bincount(roots, minlength=len(chosen))
-    found = np.flatnonzero(sizes > 1)
+    groups = np.flatnonzero(sizes > 1)
     members = np.flatnonzero(sizes[roots] > 1)
     members = members[np.argsort(roots[members], kind="stable")]
-    parts = np.split(chosen[members], np.cumsum(sizes[found])[:-1])
+    parts = np.split(chosen[members], np.cumsum(sizes[groups])[:-1])
     held_out, labels, names = images.held_out, images.labels, images.names
-    ranked = sorted(parts[: len(found)], key=lambda part: -len(part))[:NAMED]
+    ranked = sorted(parts[: len(groups)], key=lambda part: -len(part))[:NAMED]
     return Copies(
-        groups=len(found),
-        surplus=len(members) - len(found),
+        groups=len(groups),
+        surplus=len(members) - len(groups),
         across_classes=sum(len(np.unique(labels[part])) > 1 for part in parts),
         across_split=sum(int(held_out[part].sum()) for part in parts if not held_out[part].all()),
         first=tuple(CopyGroup(len(part), tuple(names[k] for k in part[:NAMED])) for part in ranked),

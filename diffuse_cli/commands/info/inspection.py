@@ -71,14 +71,14 @@ class ModelReport:
         out: the file it was written to.
     """
 
-    found: ModelFile
+    file: ModelFile
     config: dict[str, Any] | None = None
     out: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         toml = {"config": self.config, "toml": str(self.out) if self.out else None}
-        return {**collect_facts(self.found), **(toml if self.config else {})}
+        return {**collect_facts(self.file), **(toml if self.config else {})}
 
     def lines(self) -> list[str]:
         """Return the configuration, or the file it was written to, or else the facts as text."""
@@ -87,9 +87,9 @@ class ModelReport:
                 return [files.show(str(self.out))]
             # `show` writes these as \x.., which TOML does not know.
             hidden = re.compile(r"[\x7f-\xa0\xad\u2028\u2029]")
-            text = hidden.sub(lambda found: f"\\u{ord(found[0]):04x}", to_toml(self.config))
+            text = hidden.sub(lambda match: f"\\u{ord(match[0]):04x}", to_toml(self.config))
             return [files.show(line) for line in text.splitlines()]
-        return align_columns(model_rows(self.found))
+        return align_columns(model_rows(self.file))
 
 
 def inspect_model(config: InfoConfig) -> Work[ModelReport]:
@@ -103,18 +103,18 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
     for name in IMAGES_ONLY:
         if getattr(config, name) not in (None, False) and not (name == "out" and config.toml):
             flag = "-o" if name == "out" else f"--{name}"
-            shown = files.show(Path(config.path))
-            raise UsageError(f"{flag} is for images, and {shown} is a model")
+            path = files.show(Path(config.path))
+            raise UsageError(f"{flag} is for images, and {path} is a model")
     from diffuse_cli.models import model_file
 
     with outputs.claim_option(config, "out", ".toml") as out:
         yield Progress("reading model", 0, 1)
-        found = yield from model_file.find(config.path)
-        training = training_config(found) if config.toml else None
+        file = yield from model_file.find(config.path)
+        training = training_config(file) if config.toml else None
         if out and training:
             files.write_text(out, to_toml(training))
     yield Progress("reading model", 1, 1)
-    return ModelReport(found, training, out)
+    return ModelReport(file, training, out)
 
 
 # -- run ------------------------------------------------------------------------------------------
@@ -163,8 +163,8 @@ class RunReport:
                 state += f", {format_seconds(self.seconds_left)} left"
         else:
             state = "finished" if self.step >= self.steps else "stopped"
-        found = self.model.found if self.model else None
-        many = MEDIA[found.model.blueprint.space.medium].many if found else "samples"
+        file = self.model.file if self.model else None
+        many = MEDIA[file.model.blueprint.space.medium].many if file else "samples"
         held, speed = self.held_out_loss, self.images_per_second
         losses = [str(Measurement(self.loss))] if self.loss is not None else []
         losses += [f"held-out {Measurement(held)}"] if held is not None else []
@@ -175,7 +175,7 @@ class RunReport:
             ("speed", f"{format_speed(speed)} {many}/s" if speed is not None else "none yet"),
             *([("go on with", files.show(self.resume))] if self.resume else []),
         ]
-        return align_columns(rows + (model_rows(found) if found else []))
+        return align_columns(rows + (model_rows(file) if file else []))
 
 
 def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
@@ -199,7 +199,7 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
         raise ModelFileError(text)
     rows = list(run_reader.read_log(run / run_reader.METRICS))
     last = {name: run_reader.last_value(rows, name) for name in LOGGED}
-    step = int(max([row["step"] for row in rows] + [model.found.model.step if model else 0]))
+    step = int(max([row["step"] for row in rows] + [model.file.model.step if model else 0]))
     process, speed = outputs.holder(run / run_reader.LOCK), last["images_per_second"]
     again = run_reader.resume_line(str(settings.get("data")), str(run_reader.model_path(run)))
     return RunReport(

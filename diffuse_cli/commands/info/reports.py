@@ -159,8 +159,8 @@ def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataR
     if pictured and ends is not None:
         pixels, hashed, blank = yield from _measure(images, ends)
     else:
-        found = moments(images.estimated_space, images.stored, everything, images.names)
-        pixels = Spread(*(tuple(values.tolist()) for values in found))
+        statistics = moments(images.estimated_space, images.stored, everything, images.names)
+        pixels = Spread(*(tuple(values.tolist()) for values in statistics))
     roots, similar = images.first_copies, None
     if pictured and near.can_compare(images.stored):
         different = np.flatnonzero((roots == everything) & ~blank)
@@ -209,10 +209,10 @@ def _measure(images: Dataset, ends: tuple[int, int]) -> Work[tuple[Spread, Array
         part = images.stored[block]
         totals += part.sum(axes, dtype=np.uint64)
         squares += np.square(part, dtype=np.uint32).sum(axes, dtype=np.uint64)
-        found = near.frequencies(part)
-        blank[block] = np.square(found).sum((1, 2, 3)) < faint**2 * math.prod(part.shape[1:])
+        coefficients = near.frequencies(part)
+        blank[block] = np.square(coefficients).sum((1, 2, 3)) < faint**2 * math.prod(part.shape[1:])
         if comparable:
-            hashed[block] = near.hashes(found)
+            hashed[block] = near.hashes(coefficients)
         yield Progress(MEASURING, min(block.stop, count), count)
     values = count * math.prod(images.stored.shape[2:])
     sums = list(zip(totals.tolist(), squares.tolist(), strict=True))  # exact, as whole numbers
@@ -231,14 +231,14 @@ MOST = 5
 MOST_CLASSES = 20
 
 
-def _rows(found: DataReport) -> Rows:
-    summary, many = found.summary, MEDIA[found.summary.medium].many
+def _rows(report: DataReport) -> Rows:
+    summary, many = report.summary, MEDIA[report.summary.medium].many
     ignored = f"; {plural(summary.unnamed, 'file')} not named as {many}" if summary.unnamed else ""
-    fitted = describe_fit(summary.sizes, found.size, found.config.fit or "crop", summary.medium)
+    fitted = describe_fit(summary.sizes, report.size, report.config.fit or "crop", summary.medium)
     skipped = (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))
     unused = (line.removeprefix("ignored ") for line in summary.ignored_lines())
     usable = summary.format_samples(summary.usable)
-    kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
+    held_out = f"{report.held_out:,} held out" if report.held_out else "none held out"
     return [
         ("data", summary.source),
         (many, f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
@@ -247,15 +247,15 @@ def _rows(found: DataReport) -> Rows:
         *label_lines("remarks", remark_lines(summary.remarks, usable)),
         ("sizes", _sizes(summary.sizes)),
         ("modes", _counts(summary.modes)),
-        ("train", f"at {dimensions(found.size)}{fitted}, {summary.kind}; {kept}"),
-        *label_lines("classes", _classes(found)),
-        *label_lines("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
-        *label_lines("pixels" if found.top else "numbers", _pixels(found)),
-        *label_lines("duplicates", _copies(found, found.duplicates, " = ")),
-        *label_lines("near duplicates", _format_near_duplicates(found)),
-        ("fingerprint", found.fingerprint),
+        ("train", f"at {dimensions(report.size)}{fitted}, {summary.kind}; {held_out}"),
+        *label_lines("classes", _classes(report)),
+        *label_lines("columns", (f"{brief(k)}: {text}" for k, text in report.columns.items())),
+        *label_lines("pixels" if report.top else "numbers", _pixels(report)),
+        *label_lines("duplicates", _copies(report, report.duplicates, " = ")),
+        *label_lines("near duplicates", _format_near_duplicates(report)),
+        ("fingerprint", report.fingerprint),
         *label_lines("origin", [summary.origin] if summary.origin else []),
-        *([("contact sheet", show(found.out))] if found.out else []),
+        *([("contact sheet", show(report.out))] if report.out else []),
     ]
 
 
@@ -267,37 +267,37 @@ def _sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
     return f"{format_sizes(sizes)}; {', '.join(listed)}{format_rest(len(ranked) - MOST)}"
 
 
-def _counts(counts: Mapping[str, int], most: int = MOST) -> str:
+def _counts(counts: Mapping[str, int], limit: int = MOST) -> str:
     """`L 12, RGB 3`: the most frequent first."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{show(name)} {count:,}" for name, count in ranked[:most])
-    return listed + format_rest(len(ranked) - most)
+    listed = ", ".join(f"{show(name)} {count:,}" for name, count in ranked[:limit])
+    return listed + format_rest(len(ranked) - limit)
 
 
-def _classes(found: DataReport) -> list[str]:
-    classes, medium = found.summary.classes, MEDIA[found.summary.medium]
+def _classes(report: DataReport) -> list[str]:
+    classes, medium = report.summary.classes, MEDIA[report.summary.medium]
     if not classes:
         return [f"none: the {medium.many} are not in class folders"]
-    least, most = min(classes.values()), max(classes.values())
-    each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
-    noun = medium.one if most == 1 else medium.many
-    lines = [f"{plural(len(classes), 'class', 'classes')} of {each} {noun}"]
-    if found.summary.unlabelled:
-        unlabelled = found.summary.format_samples(found.summary.unlabelled)
+    smallest, largest = min(classes.values()), max(classes.values())
+    size = f"{largest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
+    noun = medium.one if largest == 1 else medium.many
+    lines = [f"{plural(len(classes), 'class', 'classes')} of {size} {noun}"]
+    if report.summary.unlabelled:
+        unlabelled = report.summary.format_samples(report.summary.unlabelled)
         lines.append(f"{unlabelled} outside the class folders")
     return [*lines, _counts(classes, MOST_CLASSES)]
 
 
-def _pixels(found: DataReport) -> list[str]:
-    if found.top is None:
-        values = (" ".join(f"{v:.4g}" for v in own) for own in vars(found.pixels).values())
+def _pixels(report: DataReport) -> list[str]:
+    if report.top is None:
+        values = (" ".join(f"{v:.4g}" for v in stats) for stats in vars(report.pixels).values())
         return ["mean {}, deviation {}".format(*values)]
-    assert found.ends is not None
-    scaled, part = found.pixels.rescale(*found.ends), found.ends != (0, found.top)
-    limits = ", which is {:,} to {:,}: samples use no other levels".format(*found.ends)
+    assert report.ends is not None
+    scaled, part = report.pixels.rescale(*report.ends), report.ends != (0, report.top)
+    limits = ", which is {:,} to {:,}: samples use no other levels".format(*report.ends)
     return [
-        f"mean {_numbers(found.pixels.mean, 2)}, deviation {_numbers(found.pixels.std, 2)} "
-        f"of {found.top}",
+        f"mean {_numbers(report.pixels.mean, 2)}, deviation {_numbers(report.pixels.std, 2)} "
+        f"of {report.top}",
         f"mean {_numbers(scaled.mean, 4)}, deviation {_numbers(scaled.std, 4)} in [-1, 1]"
         f"{limits if part else ''}",
     ]
@@ -307,21 +307,21 @@ def _numbers(values: Iterable[float], digits: int) -> str:
     return " ".join(f"{value:.{digits}f}" for value in values)
 
 
-def _format_near_duplicates(found: DataReport) -> list[str]:
-    many = MEDIA[found.summary.medium].many
-    if found.near_duplicates is None:
-        pictured = found.top is not None and len(found.size) == 2
+def _format_near_duplicates(report: DataReport) -> list[str]:
+    many = MEDIA[report.summary.medium].many
+    if report.near_duplicates is None:
+        pictured = report.top is not None and len(report.size) == 2
         return [f"not searched: the {many} are {'too small' if pictured else 'no pictures'}"]
-    lines = _copies(found, found.near_duplicates, " ~ ")
-    if found.blank:
-        lines.append(f"not searched among {found.blank:,} almost blank {many}")
+    lines = _copies(report, report.near_duplicates, " ~ ")
+    if report.blank:
+        lines.append(f"not searched among {report.blank:,} almost blank {many}")
     return lines
 
 
-def _copies(found: DataReport, copies: Copies, sign: str) -> list[str]:
+def _copies(report: DataReport, copies: Copies, sign: str) -> list[str]:
     if not copies.groups:
         return ["none"]
-    one, many = MEDIA[found.summary.medium].one, MEDIA[found.summary.medium].many
+    one, many = MEDIA[report.summary.medium].one, MEDIA[report.summary.medium].many
     surplus = plural(copies.surplus, f"surplus {one}", f"surplus {many}")
     lines = [f"{plural(copies.groups, 'group')}, {surplus}"]
     if copies.across_classes:
@@ -360,8 +360,8 @@ def make_sheet(images: Dataset) -> Work[Image.Image]:
     """
     space = limit_levels(images.estimated_space, images.stored)
     if not images.class_names:
-        some = select_evenly(np.arange(len(images)), SHOWN)
-        return figures.arrange_grid(_shrink_images(images, space, some))
+        indices = select_evenly(np.arange(len(images)), SHOWN)
+        return figures.arrange_grid(_shrink_images(images, space, indices))
     labels = list(range(len(images.class_names)))
     if (images.labels == -1).any():
         labels.append(-1)
@@ -383,6 +383,6 @@ def _fill_rows(images: Dataset, space: Space, rows: Sequence[Array]) -> Array:
 
 def _shrink_images(images: Dataset, space: Space, chosen: Array) -> Array:
     """Images at the size on the sheet."""
-    seen = (render_samples(space, images.stored[[k]])[0] for k in chosen)
-    shrunk = (figures.shrink_image(figures.to_image(each), SIDE) for each in seen)
+    pictures = (render_samples(space, images.stored[[k]])[0] for k in chosen)
+    shrunk = (figures.shrink_image(figures.to_image(pixels), SIDE) for pixels in pictures)
     return np.stack([*map(to_pixels, shrunk)])
