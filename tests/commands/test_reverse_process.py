@@ -154,7 +154,7 @@ def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, jou
     off = found.reverse.x0[0].astype(int) - np.asarray(Image.open("drawn/00000.png")).astype(int)
     assert np.abs(off).max() <= 1
     shown = np.asarray(Image.open("drawn/grid.png"))[:64:8, :64:8]
-    assert np.array_equal(found.condition.shown[0], shown)
+    assert np.array_equal(found.condition.picture[0], shown)
     kinds = {"UP": "low-res:2", "PAINT": "mask:random", "PAIRS": "pairs"}
     assert found.condition.what == kinds[name]
 

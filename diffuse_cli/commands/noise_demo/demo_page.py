@@ -212,9 +212,9 @@ def page(
     medium = MEDIA[space.medium]
 
     def heard(name: str, t: int, sample: Array) -> tuple[object, str]:
-        shown = picture(render_samples(space, sample[None])[0], f"{name}, t = {t}", SIDE)
-        return shown, to_data_url(medium.played, medium.encode(sample, space))
+        image = picture(render_samples(space, sample[None])[0], f"{name}, t = {t}", SIDE)
+        return image, to_data_url(medium.played, medium.encode(sample, space))
 
-    cells = {name: [heard(name, t, own[t]) for t in times] for name, own in rows.items()}
+    cells = {name: [heard(name, t, samples[t]) for t in times] for name, samples in rows.items()}
     policy = f"{POLICY}; media-src data:"
     return render_page("sounds", title, policy=policy, rows=cells, times=times).encode()

@@ -124,19 +124,19 @@ def choose_processes(config: DemoConfig) -> dict[str, DiffusionConfig]:
         "log_snr_shift": config.log_snr_shift,
         "zero_terminal_snr": config.zero_terminal_snr,
     }
-    own = DiffusionConfig(num_timesteps=config.num_timesteps, betas=config.betas, **shared)  # type: ignore[arg-type]
-    shared["num_timesteps"] = own.num_timesteps
+    process = DiffusionConfig(num_timesteps=config.num_timesteps, betas=config.betas, **shared)  # type: ignore[arg-type]
+    shared["num_timesteps"] = process.num_timesteps
     rows = {name: DiffusionConfig(schedule=name, **shared) for name in names}
     if config.betas is not None:
         name = _shorten_name(Path(config.betas).name, 20)
-        rows[name if name not in rows else f"{name} (file)"] = own
+        rows[name if name not in rows else f"{name} (file)"] = process
     return rows
 
 
-def _shorten_name(name: str, most: int) -> str:
-    """Return the start and end of a file's name, in about `most` characters."""
+def _shorten_name(name: str, limit: int) -> str:
+    """Return the start and end of a file's name, in about `limit` characters."""
     name = files.show(name)
-    return name if len(name) <= most else f"{name[: most * 2 // 3]} … {name[-most // 3 :]}"
+    return name if len(name) <= limit else f"{name[: limit * 2 // 3]} … {name[-limit // 3 :]}"
 
 
 def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...]:
@@ -149,8 +149,8 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
         raise UsageError(f"--html plays sounds, and {files.show(image)} is none", "Leave it out")
     if config.layout and config.layout not in medium.layouts:
         raise UsageError(f"--layout is for arrays, and {files.show(image)} is none", "Leave it out")
-    wanted = {".html": config.html, ".gif": config.gif}
-    named = {".png": out, **{end: out.with_suffix(end) for end, on in wanted.items() if on}}
+    extras = {".html": config.html, ".gif": config.gif}
+    named = {".png": out, **{end: out.with_suffix(end) for end, on in extras.items() if on}}
     paths = [
         stack.enter_context(outputs.claim_output(path, end, config.overwrite, read=config.image))
         for end, path in named.items()
@@ -187,14 +187,14 @@ def _scene(config: DemoConfig, sample: DemoSample, processes: Mapping[str, Proce
 def _warn_of_signal(scene: Scene) -> Iterator[Notice]:
     """Warn of processes whose last step is not pure noise."""
     last = scene.num_timesteps - 1
-    kept = [
+    ends = [
         f"{name} {math.sqrt(process.alpha_bar(last)):.1%} (log-SNR {process.log_snr(last):.1f})"
         for name, process in scene.processes.items()
         if process.log_snr(last) > PURE_NOISE
     ]
-    if kept:
+    if ends:
         yield Notice(
-            f"x_{last} still has a part of the {MEDIA[scene.space.medium].one}: {', '.join(kept)}. "
+            f"x_{last} still has a part of the {MEDIA[scene.space.medium].one}: {', '.join(ends)}. "
             f"Pure noise, where sampling starts, has a log-SNR below {PURE_NOISE:.0f}. Add "
             "--zero-terminal-snr or more --num-timesteps, or choose another --schedule",
             warning=True,
@@ -262,19 +262,19 @@ def read_sample(
     from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
 
     MEDIA[medium].prepare()
-    own: Mapping[str, Any] = {"size": size, "layout": config.layout}
-    own = settings_for(space) if space else own
-    asked = ReadSettings(**own, fit=fit or "crop", background=rgb(config.background or WHITE))
+    fields: Mapping[str, Any] = {"size": size, "layout": config.layout}
+    fields = settings_for(space) if space else fields
+    settings = ReadSettings(**fields, fit=fit or "crop", background=rgb(config.background or WHITE))
     path = Path(config.image)
-    files_there = (each.read_bytes() for each in [path] if each.is_file())
+    files_there = (file.read_bytes() for file in [path] if file.is_file())
     with translate_errors():
-        asked, _ = MEDIA[medium].settled(asked, files_there)
-    found = read_picture(config.image, medium, asked)
-    shown = files.show(config.image)
-    yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
-    values = np.array(found.values)
+        settings, _ = MEDIA[medium].settled(settings, files_there)
+    sample = read_picture(config.image, medium, settings)
+    image_name = files.show(config.image)
+    yield from (Notice(f"{image_name}: {text}", warning=True) for text in sample.remarks)
+    values = np.array(sample.values)
     if space is None:
-        space = replace(MEDIA[medium].space(values[None]), layout=found.layout, rate=asked.rate)
+        space = replace(MEDIA[medium].space(values[None]), layout=sample.layout, rate=settings.rate)
         if space.levels is None:
             name = Path(config.image).name
             space = measure_space(space, values[None], np.zeros(1, np.int64), [name])
@@ -295,11 +295,11 @@ def _read_own_image(config: DemoConfig, panels: int) -> Work[DemoSample]:
     if config.size:
         picture = fit_image(picture, config.size, config.fit or "crop", rgb(background))
     else:
-        own, side = picture.size[::-1], min(OWN_SIDE, math.isqrt(PIXELS // panels))
+        size, side = picture.size[::-1], min(OWN_SIDE, math.isqrt(PIXELS // panels))
         picture = figures.shrink_image(picture, side)
-        if (shown := picture.size[::-1]) != own:
-            more = tuple(min(2 * side, most) for side, most in zip(shown, own, strict=True))
-            text = f"{files.show(config.image)} is {dimensions(own)}: shown at {dimensions(shown)}"
+        if (sides := picture.size[::-1]) != size:
+            more = tuple(min(2 * side, limit) for side, limit in zip(sides, size, strict=True))
+            text = f"{files.show(config.image)} is {dimensions(size)}: shown at {dimensions(sides)}"
             yield Notice(f"{text}; pass --size {'x'.join(map(str, more))} for more detail")
     values = to_pixels(picture)
     return DemoSample(values, image.space(values[None]))

@@ -152,25 +152,25 @@ def _plot(
     Later lines are thinner, so that lines that coincide are all visible.
     """
     set_time_axis(axes, title)
-    drawn: list[Line2D] = []
+    lines: list[Line2D] = []
     count = len(processes)
     for i, process in enumerate(processes.values()):
         x = [t / process.num_timesteps for t in range(process.num_timesteps)]
         style = {**CURVE, "color": figures.color(i), "linestyle": DASHES[i // len(COLORS) % 3]}
         style |= {"linewidth": 1.6 + 1.4 * (count - 1 - i) / count, "markevery": times}
-        drawn += axes.plot(x, levels(process.alpha_bars).tolist(), **style)
-    return drawn
+        lines += axes.plot(x, levels(process.alpha_bars).tolist(), **style)
+    return lines
 
 
 def log_snr(axes: Axes, processes: Mapping[str, Process], times: list[int]) -> list[Line2D]:
     """log-SNR over time, -inf at the lower edge. Marks signal = noise and pure noise."""
     title = r"log-SNR,  $\log\,\bar\alpha_t\,/\,(1-\bar\alpha_t)$  in nats"
-    drawn = _plot(axes, processes, title, times, lambda a: a.log() - (1 - a).log())
-    values = np.ma.masked_invalid([line.get_ydata() for line in drawn])
+    lines = _plot(axes, processes, title, times, lambda a: a.log() - (1 - a).log())
+    values = np.ma.masked_invalid([line.get_ydata() for line in lines])
     low, high = min(values.min(), PURE_NOISE - 4), max(values.max(), 4)
     low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
     axes.set_ylim(low, high)
-    for line in drawn:
+    for line in lines:
         line.set_ydata(np.maximum(line.get_ydata(), low))
     axes.axhline(0, color="#9a9a9a", linewidth=0.9, zorder=1)
     axes.axhspan(low, PURE_NOISE, color="#f3f3f3", linewidth=0, zorder=0)
@@ -179,7 +179,7 @@ def log_snr(axes: Axes, processes: Mapping[str, Process], times: list[int]) -> l
     axes.annotate("pure noise", (0, PURE_NOISE), (4, -3), va="top", **note)
     if values.mask.any():
         axes.annotate("−∞", (1, low), (-9, 2), ha="right", va="bottom", **{**note, "fontsize": 9})
-    return drawn
+    return lines
 
 
 def _variances(axes: Axes, processes: Mapping[str, Process], times: list[int]) -> None:

@@ -72,12 +72,12 @@ class DemoCondition:
     Attributes:
         what: `pairs`, or the degradation that made it of the image.
         given: the keyword of the denoiser, (1, C', *size).
-        shown: a picture of it, uint8 (1 or 3, H, W).
+        picture: a picture of it, uint8 (1 or 3, H, W).
     """
 
     what: str
     given: Tensor
-    shown: Array
+    picture: Array
 
 
 def read_condition(
@@ -116,12 +116,12 @@ def read_condition(
 def _read_pair(config: DemoConfig, encoder: Conditioner, loaded: LoadedModel) -> Work[Array]:
     """Return the other half of the pair, (C, H, W), fitted as the image is."""
     assert config.given is not None
-    own, fit = settings_for(encoder.input_space), config.fit or loaded.fit
-    asked = ReadSettings(**own, background=rgb(str(config.background)), fit=fit)
-    found = read_picture(config.given, encoder.input_space.medium, asked)
-    shown = files.show(config.given)
-    yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
-    return np.array(found.values)
+    fields, fit = settings_for(encoder.input_space), config.fit or loaded.fit
+    settings = ReadSettings(**fields, background=rgb(str(config.background)), fit=fit)
+    picture = read_picture(config.given, encoder.input_space.medium, settings)
+    image_name = files.show(config.given)
+    yield from (Notice(f"{image_name}: {text}", warning=True) for text in picture.remarks)
+    return np.array(picture.values)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Trajectories:
 
     def measure_distance(self, t: int) -> float:
         """Distance of the estimate from the image's x_t to the image."""
-        a, b = (to_comparable(self.space, own) for own in (self.forward.x0[t], self.image))
+        a, b = (to_comparable(self.space, sample) for sample in (self.forward.x0[t], self.image))
         return math.sqrt(float(((a.astype(float) - b) ** 2).mean()))
 
     def format_distance(self, away: float) -> str:
@@ -180,8 +180,8 @@ class Trajectories:
 
     def look(self, stored: Array) -> Array:
         """Return a stored sample as a picture, uint8 (1 or 3, H, W)."""
-        seen: Array = render_samples(self.space, stored[None])[0]
-        return seen
+        picture: Array = render_samples(self.space, stored[None])[0]
+        return picture
 
     def times(self, count: int) -> list[int]:
         """Return at most `count` of the timesteps, evenly spaced."""
@@ -215,7 +215,7 @@ class Trajectories:
         one = MEDIA[self.space.medium].one
         legend = [(f"from the {one}", BLUE)]
         if given is not None:
-            once: dict[int, Any] = {times[0]: given.shown}
+            once: dict[int, Any] = {times[0]: given.picture}
             rows.append(Row("given", FAINT, once.get, lambda t: given.what))
         if near is not None:
             distances = near.distances
@@ -240,13 +240,13 @@ class Trajectories:
         sheet = Sheet(width + FRAME_GAP, HEAD + h + FRAME_GAP, FRAME_DPI)
         label = sheet.text(width / 2, 0.26, "", ha="center", fontsize=11)
         lefts = [FRAME_GAP + i * pitch + (pitch - FRAME_GAP - w) / 2 for i in range(len(NAMES))]
-        for name, left, color in zip(NAMES, lefts, (BLUE, BLUE, RED, RED), strict=True):
-            sheet.text(left + w / 2, HEAD - 0.08, name, ha="center", fontsize=9, color=color)
+        for name, x_left, color in zip(NAMES, lefts, (BLUE, BLUE, RED, RED), strict=True):
+            sheet.text(x_left + w / 2, HEAD - 0.08, name, ha="center", fontsize=9, color=color)
         sides = [side for way in (self.forward, self.reverse) for side in (way.x, way.x0)]
 
         def pictures(t: int) -> Iterator[tuple[float, float, Pixels]]:
-            for left, side in zip(lefts, sides, strict=True):
-                yield left, HEAD, self.look(side[t])
+            for x_left, side in zip(lefts, sides, strict=True):
+                yield x_left, HEAD, self.look(side[t])
 
         times, total = self.timesteps[::-1], self.process.num_timesteps
         return (yield from demo_page.animate(sheet, label, times, total, zoom, pictures))
@@ -292,8 +292,8 @@ def _bind_condition(
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
         labels = torch.full((len(x_t),), index, device=device)
-        own = given.given.expand(len(x_t), *given.given.shape[1:]) if given else None
-        return loaded.denoiser(x_t, t, **conditions.make_keywords(labels, own))
+        inputs = given.given.expand(len(x_t), *given.given.shape[1:]) if given else None
+        return loaded.denoiser(x_t, t, **conditions.make_keywords(labels, inputs))
 
     return denoise
 
@@ -333,12 +333,12 @@ def nearest(journey: Trajectories, data: Array) -> Work[tuple[NearestImages, Nea
     times = journey.timesteps
     queries = np.stack([way.x0[t] for way in (journey.forward, journey.reverse) for t in times])
     see = partial(to_comparable, journey.space)
-    found = yield from find_nearest(queries, queries[:0], data, np.arange(len(data)), see=see)
+    hits = yield from find_nearest(queries, queries[:0], data, np.arange(len(data)), see=see)
     forward, reverse = (
         NearestImages(
             dict(zip(times, data[places], strict=True)), dict(zip(times, away, strict=True))
         )
-        for places, away in zip(np.split(found.places, 2), np.split(found.samples, 2), strict=True)
+        for places, away in zip(np.split(hits.places, 2), np.split(hits.samples, 2), strict=True)
     )
     return forward, reverse
 
