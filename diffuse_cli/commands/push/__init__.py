@@ -20,5 +20,5 @@ def run(config: PushConfig, console: Console) -> None:
     """Publish, and print the address."""
     from diffuse_cli.commands.push.publication import push
 
-    made = console.follow(push(config))
-    console.show(made, [made["commit"] or made["folder"]])
+    values = console.follow(push(config))
+    console.show(values, [values["commit"] or values["folder"]])

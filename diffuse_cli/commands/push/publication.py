@@ -87,7 +87,7 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
             parts[DEMO] = demo[page.INDEX]
         if numbers:
             parts[NUMBERS] = (json.dumps(numbers, indent=1) + "\n").encode()
-        text = card(config, source, numbers, picture=bool(picture), drawn=recipe)
+        text = card(config, source, numbers, picture=bool(picture), recipe=recipe)
         parts[CARD] = text.encode()
         outputs.replace_files(folder, OWNED, lambda new: _write_parts(new, source, parts))
         names, url = sorted([MODEL_FILE, *parts]), None
@@ -100,16 +100,16 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
     return {"folder": where, "commit": url, "files": names, "sha256": source.sha256}
 
 
-def _write_parts(folder: Path, found: ModelFile, parts: Mapping[str, bytes]) -> None:
+def _write_parts(folder: Path, source: ModelFile, parts: Mapping[str, bytes]) -> None:
     """Write a copy of the model, and the other files.
 
     Raises:
         ModelFileError: the model file has changed since it was read.
     """
-    with files.replace_file(folder / MODEL_FILE) as copy, found.path.open("rb") as model:
+    with files.replace_file(folder / MODEL_FILE) as copy, source.path.open("rb") as model:
         shutil.copyfileobj(model, copy)
-    if files.sha256(folder / MODEL_FILE) != found.sha256:
-        raise ModelFileError(f"{files.show(found.path)} has changed", "Run the command again")
+    if files.sha256(folder / MODEL_FILE) != source.sha256:
+        raise ModelFileError(f"{files.show(source.path)} has changed", "Run the command again")
     for name, content in parts.items():
         files.write_bytes(folder / name, content)
 
@@ -131,14 +131,14 @@ def _place(config: PushConfig) -> Iterator[Path]:
     with lock_folder(out, "|".join(map(re.escape, (outputs.UNFINISHED, *OWNED)))):
         with files.report_errors(out):
             names = {path.name for path in out.iterdir()} - {LOCK, outputs.UNFINISHED}
-            others = names - outputs.list_unfinished(out, OWNED)
-        if others and not config.overwrite:
+            foreign = names - outputs.list_unfinished(out, OWNED)
+        if foreign and not config.overwrite:
             text = f"{files.show(out)} exists already"
             raise OutputError(text, "Choose another -o, or --overwrite")
         yield out
 
 
-def _numbers(config: PushConfig, found: ModelFile) -> Mapping[str, Any]:
+def _numbers(config: PushConfig, source: ModelFile) -> Mapping[str, Any]:
     """Return the values that eval printed, if it measured this model.
 
     Raises:
@@ -147,7 +147,7 @@ def _numbers(config: PushConfig, found: ModelFile) -> Mapping[str, Any]:
     name = f"--eval {files.show(str(config.eval))}"
     try:
         values = json.loads(Path(str(config.eval)).read_bytes())
-        if (measured := values["settings"]["model_sha256"]) != found.sha256:
+        if (measured := values["settings"]["model_sha256"]) != source.sha256:
             text = f"{name} is of another model, of SHA-256 {files.show(str(measured), 64)}"
             raise UsageError(text, "Measure this one: diffuse eval MODEL DATA --json > eval.json")
         _measured(values)  # as the card will, before anything is replaced
@@ -157,7 +157,7 @@ def _numbers(config: PushConfig, found: ModelFile) -> Mapping[str, Any]:
     return strip_folders(values)
 
 
-def _picture(config: PushConfig, found: ModelFile) -> Work[tuple[bytes, str]]:
+def _picture(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
     """Return a picture of samples as a PNG, and how they were drawn. Both empty if they cannot
     be."""
     if config.samples:
@@ -166,23 +166,23 @@ def _picture(config: PushConfig, found: ModelFile) -> Work[tuple[bytes, str]]:
         if not picture.startswith(SIGNATURE):
             raise UsageError(f"--samples {files.show(config.samples)} is not a PNG image")
         return picture, ""
-    if Conditioner.from_blueprint(found.model.blueprint):
+    if Conditioner.from_blueprint(source.model.blueprint):
         yield Notice(
             "the card has no samples, because the model needs a conditioning image. Pass --samples"
         )
         return b"", ""
-    table, on = found.model.blueprint.conditions.table, tuple[str, ...]()
-    if table and found.model.always_told:  # which needs all of them
+    table, on = source.model.blueprint.conditions.table, tuple[str, ...]()
+    if table and source.model.always_told:  # which needs all of them
         on = tuple(f"{name}={value}" for name, value in map(example, table.columns))
-    own = SampleConfig(model=str(found.path), n=DRAWN, on=on)
-    with open_accelerator(own.precision, own.device) as accelerator:
-        chain = yield from load_cascade(own, accelerator, file=found)
-        wanted = chain.list_indices(own)
-        yield Progress("sampling", 0, len(wanted))
-        drawn = dict(zip(wanted, chain.generate_samples(wanted, accelerator), strict=True))
-        yield Progress("sampling", len(wanted), len(wanted))
+    sample_config = SampleConfig(model=str(source.path), n=DRAWN, on=on)
+    with open_accelerator(sample_config.precision, sample_config.device) as accelerator:
+        chain = yield from load_cascade(sample_config, accelerator, file=source)
+        indices = chain.list_indices(sample_config)
+        yield Progress("sampling", 0, len(indices))
+        samples = dict(zip(indices, chain.generate_samples(indices, accelerator), strict=True))
+        yield Progress("sampling", len(indices), len(indices))
     settings = chain.last.settings
-    grid = generation.grid_by_condition(drawn, chain.space, settings.condition)
+    grid = generation.grid_by_condition(samples, chain.space, settings.condition)
     return figures.encode_png(grid), f"{settings.choice}, seed {settings.seed}"
 
 
@@ -196,74 +196,74 @@ LEFT_OUT = ("model", "file", "title", "data")
 
 def card(
     config: PushConfig,
-    found: ModelFile,
+    source: ModelFile,
     numbers: Mapping[str, Any] | None,
     picture: bool,
-    drawn: str,
+    recipe: str,
 ) -> str:
     """Return the card as Markdown, with the hub's metadata before it.
 
     Args:
         numbers: what `eval --json` printed of the model.
-        picture: whether there is one next to the card, and `drawn` how it was made.
+        picture: whether there is one next to the card, and `recipe` how it was made.
     """
     repo = push_target(config.target)
     parts = [
-        _head(found, str(config.license)),
+        _head(source, str(config.license)),
         f"# {repo.rpartition('/')[2]}",
-        _said(found),
+        _said(source),
         f"![Samples of the model]({SAMPLES})" if picture else "",
-        f"Not chosen: the first ones of {escape(drawn)}." if drawn else "",
+        f"Not chosen: the first ones of {escape(recipe)}." if recipe else "",
         f"To sample in a browser, download [{DEMO}]({DEMO}) and open it." if config.demo else "",
-        _use(f"hf://{repo}", found),
-        model_section(found, LEFT_OUT, [("SHA-256", f"`{found.sha256}`")]),
-        data_section(found.model.data),
+        _use(f"hf://{repo}", source),
+        model_section(source, LEFT_OUT, [("SHA-256", f"`{source.sha256}`")]),
+        data_section(source.model.data),
         _measured(numbers),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _head(found: ModelFile, license: str) -> str:
+def _head(source: ModelFile, license: str) -> str:
     """Return the hub's metadata: YAML, of which JSON is a part."""
-    space, conditions = found.model.blueprint.space, found.model.blueprint.conditions
-    drawn = space.medium == "image" and can_judge(space) and not conditions.given
+    space, conditions = source.model.blueprint.space, source.model.blueprint.conditions
+    has_pipeline_tag = space.medium == "image" and can_judge(space) and not conditions.given
     values = {
         "license": license,
         "library_name": "diffuse-cli",
         "tags": ["diffuse", "diffusion", "ddpm", space.medium],
-        **({"pipeline_tag": "unconditional-image-generation"} if drawn else {}),
+        **({"pipeline_tag": "unconditional-image-generation"} if has_pipeline_tag else {}),
     }
     lines = [f"{key}: {json.dumps(value)}" for key, value in values.items()]
     return "\n".join(["---", *lines, "---"])
 
 
-def _said(found: ModelFile) -> str:
-    space, conditions = found.model.blueprint.space, found.model.blueprint.conditions
-    told = [f"one of {len(conditions.classes):,} classes"] * bool(conditions.classes)
-    told += [f"an image ({conditions.given.what})"] if conditions.given else []
-    told += ["metadata columns"] if conditions.table else []
-    what = f", conditioned on {' and '.join(told)}" if told else ""
-    step = found.model.step  # 0 for a model of another program
+def _said(source: ModelFile) -> str:
+    space, conditions = source.model.blueprint.space, source.model.blueprint.conditions
+    inputs = [f"one of {len(conditions.classes):,} classes"] * bool(conditions.classes)
+    inputs += [f"an image ({conditions.given.what})"] if conditions.given else []
+    inputs += ["metadata columns"] if conditions.table else []
+    what = f", conditioned on {' and '.join(inputs)}" if inputs else ""
+    step = source.model.step  # 0 for a model of another program
     origin = f"trained for {plural(step, 'step')}" if step else "converted"
     return (
         f"A diffusion model of {MEDIA[space.medium].many} ({describe_space(space)}){escape(what)}: "
-        f"{found.model.parameters:,} parameters, {origin} with `diffuse`."
+        f"{source.model.parameters:,} parameters, {origin} with `diffuse`."
     )
 
 
-def _use(name: str, found: ModelFile) -> str:
+def _use(name: str, source: ModelFile) -> str:
     """Return lines that sample from it, with an input of the reader's and a value of each column.
 
     The command and the program have the same options.
     """
-    conditions, flags, keywords = found.model.blueprint.conditions, list[str](), ""
+    conditions, flags, keywords = source.model.blueprint.conditions, list[str](), ""
     if conditions.table:
         values = dict(map(example, conditions.table.columns))
         for column, value in values.items():
             flags += ["--on", f"{column}={value}"]
         keywords += f", on={values!r}"
     if conditions.given:
-        file = f"input{suffix(found.model.blueprint.space)}"
+        file = f"input{suffix(source.model.blueprint.space)}"
         flags += ["--given", file]
         keywords += f", given={file!r}"
         if conditions.given.what != PAIRS:
@@ -295,9 +295,9 @@ def _list_numbers(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     }
     for number in select_numbers({k: v for k, v in values.items() if k != "seconds"}):
         reference = number.reference(values)
-        known = reference is not None and math.isfinite(reference.value)
+        is_finite = reference is not None and math.isfinite(reference.value)
         measured = str(read_measurement(values, number.key))
-        yield number.label, measured, str(reference) if known else ""
+        yield number.label, measured, str(reference) if is_finite else ""
 
 
 def _list_facts(config: PushConfig, numbers: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
