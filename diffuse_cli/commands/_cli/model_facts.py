@@ -76,10 +76,8 @@ def _network(blueprint: Blueprint) -> list[str]:
     lines = NETWORKS[blueprint.network].describe(blueprint.config, blueprint.space)
     if blueprint.wiener:
         lines += ["corrects the Wiener filter of the data"]
-    return [
-        f"{blueprint.network}, {describe_space(blueprint.space)}{conditional}",
-        *map(show, lines),
-    ]
+    head = f"{blueprint.network}, {describe_space(blueprint.space)}{conditional}"
+    return [head, *map(show, lines)]
 
 
 def _conditioning_input(blueprint: Blueprint) -> Iterator[str]:
