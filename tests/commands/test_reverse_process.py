@@ -191,7 +191,7 @@ def test_samples_of_any_dimensions_are_told(diffuse, recipe, journey, tmp_path, 
     ran = diffuse("noise-demo", "data/3.npy", "--model", "m.safetensors")
     assert ran.code == 0, ran.err
     (found,) = journey
-    assert (found.condition.shown.dtype, found.condition.shown.ndim) == (np.uint8, 3)
+    assert (found.condition.picture.dtype, found.condition.picture.ndim) == (np.uint8, 3)
 
 
 def test_a_model_that_knows_no_image_without_a_class_asks_for_one(diffuse, conditional, picture):
