@@ -115,9 +115,9 @@ def content_digest(kind: str, values: Array) -> bytes:
     XXH3 takes a fiftieth of the time of decoding, and a cryptographic hash takes half of it. A
     cryptographic hash would only protect users against their own images.
     """
-    found = xxh3_128(f"{kind}\n".encode())
-    found.update(np.ascontiguousarray(values).data)
-    return found.digest()
+    hasher = xxh3_128(f"{kind}\n".encode())
+    hasher.update(np.ascontiguousarray(values).data)
+    return hasher.digest()
 
 
 Settle: TypeAlias = Callable[[ReadSettings, Iterable[bytes]], tuple[ReadSettings, str]]
@@ -183,7 +183,7 @@ class Medium:
     look: Callable[[Array, Space], npt.NDArray[np.uint8]]
     prepare: Callable[[], None] = lambda: None
     check: Callable[[Space], None] = lambda _: None
-    settled: Settle = lambda asked, _: (asked, "")
+    settled: Settle = lambda settings, _: (settings, "")
     fits: Mapping[str, Fit] = field(default_factory=lambda: {"crop": crop})
     advice: Mapping[str, str] = field(default_factory=dict)
     rates: Sequence[int] = ()
@@ -213,39 +213,39 @@ class Medium:
         """The most channels that samples can be converted to, of media that convert any."""
         return self.brought[None][-1]
 
-    def resolve_settings(self, asked: ReadSettings, bits: int | None = None) -> ReadSettings:
+    def resolve_settings(self, settings: ReadSettings, bits: int | None = None) -> ReadSettings:
         """Return a request with a valid number of sides, and the type for `bits`.
 
         Raises:
             InvalidArgument: the medium does not support the request.
         """
-        many, layout = self.many, layout_name(asked.layout)
-        lookup(self.fits, asked.fit, "fit")
+        many, layout = self.many, layout_name(settings.layout)
+        lookup(self.fits, settings.fit, "fit")
         if layout == ALPHA and ALPHA not in self.layouts:
             raise InvalidArgument(f": {many} have no transparency", argument="alpha")
         if layout is not None:
             if not self.layouts:
                 raise InvalidArgument(f"{many} have no layout", argument="layout")
             lookup(dict.fromkeys(self.layouts), layout, "layout")
-        channels, known = asked.channels, self.brought.get(layout)
-        if channels is not None and known and channels not in known:
+        channels, channel_counts = settings.channels, self.brought.get(layout)
+        if channels is not None and channel_counts and channels not in channel_counts:
             kind = f"{many} with transparency" if layout == ALPHA else many
             hint = "--alpha keeps transparency" if channels in self.brought.get(ALPHA, ()) else ""
-            text = f": {kind} have {' or '.join(map(str, known))}, not {channels}"
+            text = f": {kind} have {' or '.join(map(str, channel_counts))}, not {channels}"
             raise InvalidArgument(text, hint, argument="channels")
-        if asked.rate is not None and not self.rates:
+        if settings.rate is not None and not self.rates:
             raise InvalidArgument(f"{many} have no rate", argument="rate")
-        if asked.rate is not None and asked.rate not in self.rates:
+        if settings.rate is not None and settings.rate not in self.rates:
             text = f"must be {self.rates[0]:,} to {self.rates[-1]:,} Hz"
             raise InvalidArgument(text, argument="rate")
-        size, numbers = self.resolve_size(asked.size), asked.numbers
+        size, numbers = self.resolve_size(settings.size), settings.numbers
         if numbers is None and bits is not None:
             if bits not in self.bits:
                 text = f"{many} have {' or '.join(map(str, self.bits))} bits, not {bits}"
                 text = text if self.bits else f"{many} keep the numbers of their files"
                 raise InvalidArgument(text, argument="bits")
             numbers = f"uint{bits}"
-        return replace(asked, size=size, numbers=numbers)
+        return replace(settings, size=size, numbers=numbers)
 
     def resolve_size(self, size: Size | None) -> Size | None:
         """Return a size with a valid number of sides. One-dimensional samples take equal sides.

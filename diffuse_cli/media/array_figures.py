@@ -69,7 +69,7 @@ def join_images(parts: Sequence[Pixels], axis: int) -> Pixels:
 
 def _lines(shades: Pixels) -> Pixels:
     """Plot each channel as a line, one plot above the other."""
-    return join_images([_plot(own) for own in shades.swapaxes(0, 1)], 1)
+    return join_images([_plot(signals) for signals in shades.swapaxes(0, 1)], 1)
 
 
 def _plot(signals: Pixels) -> Pixels:

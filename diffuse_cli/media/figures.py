@@ -43,7 +43,7 @@ def shrink_image(picture: Image.Image, side: int) -> Image.Image:
     longest = max(picture.size)
     if longest <= side:
         return picture
-    width, height = (max(1, round(own / longest * side)) for own in picture.size)
+    width, height = (max(1, round(length / longest * side)) for length in picture.size)
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -72,8 +72,8 @@ def arrange_grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -
     mode = "RGB" if pixels.shape[1] >= 3 else "L"
     size = (columns * pitch_x - padding, rows * pitch_y - padding)
     sheet = Image.new(mode, size, "white")
-    for i, each in enumerate(pixels):
-        large = to_image(each).resize((width, height), Image.Resampling.NEAREST)
+    for i, image in enumerate(pixels):
+        large = to_image(image).resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(large, (i % columns * pitch_x, i // columns * pitch_y))
     return sheet
 
@@ -84,14 +84,14 @@ def arrange_rows(groups: Iterable[Sequence[Pixels]]) -> Image.Image:
     Grey and color images can be in one row. Smaller images are padded with white, shorter groups
     end in white, and short groups share a row.
     """
-    parts = [[own if own.ndim == 4 else own[None] for own in group] for group in groups]
-    shapes = [own.shape[1:] for group in parts for own in group]
+    parts = [[batch if batch.ndim == 4 else batch[None] for batch in group] for group in groups]
+    shapes = [batch.shape[1:] for group in parts for batch in group]
     largest = tuple(map(max, zip(*shapes, strict=True)))
-    every = [np.concatenate([_pad_with_white(own, largest) for own in group]) for group in parts]
-    longest = max(map(len, every))
-    blank = np.full_like(every[0][:1], 255)
-    filled = [np.concatenate([row, *[blank] * (longest - len(row))]) for row in every]
-    across = max(1, round(math.sqrt(len(every) / longest)))
+    rows = [np.concatenate([_pad_with_white(batch, largest) for batch in group]) for group in parts]
+    longest = max(map(len, rows))
+    blank = np.full_like(rows[0][:1], 255)
+    filled = [np.concatenate([row, *[blank] * (longest - len(row))]) for row in rows]
+    across = max(1, round(math.sqrt(len(rows) / longest)))
     return arrange_grid(np.concatenate(filled), longest * across)
 
 
@@ -125,12 +125,12 @@ def encode_gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) ->
     """
     if not frames:
         raise ValueError("an animation needs at least one frame")
-    each = max(20, round(seconds * 100 / len(frames)) * 10)  # browsers slow down anything faster
-    durations = [each] * len(frames)
+    duration = max(20, round(seconds * 100 / len(frames)) * 10)  # browsers slow down faster GIFs
+    durations = [duration] * len(frames)
     durations[-1] += round(hold * 100) * 10
-    first, *rest = [_quantize_frame(frame) for frame in frames]
+    first, *next_frames = [_quantize_frame(frame) for frame in frames]
     buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    first.save(buffer, "GIF", save_all=True, append_images=next_frames, duration=durations, loop=0)
     return buffer.getvalue()
 
 
@@ -203,19 +203,19 @@ _entered: list[Mapping[str, Any]] = []
 
 
 @contextmanager
-def matplotlib_style(own: Mapping[str, Any] = _STYLE) -> Iterator[None]:
+def matplotlib_style(params: Mapping[str, Any] = _STYLE) -> Iterator[None]:
     """Set Matplotlib's defaults and our style inside the block, without the user's matplotlibrc.
 
     A nested block of the same style does not set it again, because that takes milliseconds.
     """
     from matplotlib import style
 
-    if _entered and _entered[-1] is own:
+    if _entered and _entered[-1] is params:
         yield
         return
-    with style.context(["default", {**_PLAIN, **own}]), warnings.catch_warnings():
+    with style.context(["default", {**_PLAIN, **params}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        _entered.append(own)
+        _entered.append(params)
         try:
             yield
         finally:

@@ -86,8 +86,8 @@ def require_usable(path: Path | str, hint: str = "") -> Iterator[None]:
     except Unusable as error:
         if error.reason == MEMORY:
             raise MemoryError from error
-        own = REPAIRS.get(error.reason, hint)
-        raise DataError(f"cannot use {show(path)}: {error.reason}", own) from error
+        repair = REPAIRS.get(error.reason, hint)
+        raise DataError(f"cannot use {show(path)}: {error.reason}", repair) from error
     except OSError as error:
         raise DataError(f"cannot read {show(path)}: {error.strerror}", hint) from error
 

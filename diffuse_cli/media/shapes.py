@@ -31,18 +31,18 @@ def infer_layout(shapes: Collection[tuple[int, ...]]) -> str | None:
     Raises:
         InvalidArgument: the last axis and another have up to four entries, or the arrays differ.
     """
-    found = set[str | None]()
+    layouts = set[str | None]()
     for shape in (shape for shape in shapes if len(shape) in LAST):
         last, usual = shape[-1] <= FEW, min(shape[:-1]) <= FEW
-        found |= {LAST[len(shape)]} if last else {None}
-        found |= {None} if usual else set()
-        if len(found) > 1:
+        layouts |= {LAST[len(shape)]} if last else {None}
+        layouts |= {None} if usual else set()
+        if len(layouts) > 1:
             sides = " x ".join(map(str, shape))
             text = f": the channels of an array of {sides} may be its first axis or its last"
-            one, other = FIRST[len(shape)], LAST[len(shape)]
-            hint = f"Choose --layout {one} or {other}, in Python layout='{one}' or '{other}'"
+            front, back = FIRST[len(shape)], LAST[len(shape)]
+            hint = f"Choose --layout {front} or {back}, in Python layout='{front}' or '{back}'"
             raise InvalidArgument(text, hint, argument="layout")
-    return found.pop() if found else None
+    return layouts.pop() if layouts else None
 
 
 def layout_name(layout: str | None) -> str | None:
@@ -73,21 +73,21 @@ Fit = Callable[[Size, Size], tuple[Lengths, Lengths]]
 that is kept, and the part of the result that it is scaled to. Both are at the center."""
 
 
-def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
+def crop(sample_size: Size, target_size: Size) -> tuple[Lengths, Lengths]:
     """Cover the result, and cut off the rest of the sample."""
-    scale = min(a / b for a, b in zip(own, wanted, strict=True))
-    return tuple(scale * side for side in wanted), wanted
+    scale = min(a / b for a, b in zip(sample_size, target_size, strict=True))
+    return tuple(scale * side for side in target_size), target_size
 
 
-def pad(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
+def pad(sample_size: Size, target_size: Size) -> tuple[Lengths, Lengths]:
     """Keep the whole sample, and fill the rest of the result with the background."""
-    scale = max(a / b for a, b in zip(own, wanted, strict=True))
-    return own, tuple(side / scale for side in own)
+    scale = max(a / b for a, b in zip(sample_size, target_size, strict=True))
+    return sample_size, tuple(side / scale for side in sample_size)
 
 
-def stretch(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
+def stretch(sample_size: Size, target_size: Size) -> tuple[Lengths, Lengths]:
     """Scale each side independently."""
-    return own, wanted
+    return sample_size, target_size
 
 
 FITS: Registry[Fit] = Registry("fits", {"crop": crop, "pad": pad, "stretch": stretch})

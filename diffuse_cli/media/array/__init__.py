@@ -52,49 +52,50 @@ _LOADERS = {
 _CONVERT = "convert them to .npy, for example with python -c"
 
 
-def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
+def crop(sample_size: Size, target_size: Size) -> tuple[Lengths, Lengths]:
     """Cut the sample to the result, because values of a field must not be resampled."""
-    return wanted, wanted
+    return target_size, target_size
 
 
-def complete_settings(asked: ReadSettings, files: Iterable[bytes]) -> tuple[ReadSettings, str]:
-    """Return `asked` with the layout that the shapes of some files show, and a notice of it.
+def complete_settings(settings: ReadSettings, files: Iterable[bytes]) -> tuple[ReadSettings, str]:
+    """Return `settings` with the layout that the shapes of some files show, and a notice of it.
 
     The pages of a TIFF always come first.
 
     Raises:
         InvalidArgument: the shapes show two layouts.
     """
-    if asked.layout is not None:
-        return asked, ""
+    if settings.layout is not None:
+        return settings, ""
     shapes = set[tuple[int, ...]]()
     for data in itertools.islice((data for data in files if not is_float(data)), LOOKED_AT):
         with contextlib.suppress(Unusable):
             shapes.add(read_array(data).shape)
     if (layout := infer_layout(sorted(shapes))) is None:
-        return asked, ""
+        return settings, ""
     first = FIRST[len(layout)]
     notice = f"arrays are read with channels last. If they are first, pass --layout {first}"
-    return replace(asked, layout=layout), notice
+    return replace(settings, layout=layout), notice
 
 
-def read(data: bytes, asked: ReadSettings) -> Read:
+def read(data: bytes, settings: ReadSettings) -> Read:
     """Read an array, channels first, and cut it at its center to the requested size."""
-    whole = read_floats(data, asked.shared) if is_float(data) else read_array(data, asked.shared)
-    values, layout = _channels_first(whole, asked)
+    read_values = read_floats if is_float(data) else read_array
+    whole = read_values(data, settings.shared)
+    values, layout = _channels_first(whole, settings)
     digest = content_digest(f"{values.dtype.str} {values.shape}", values)
     channels, *size = values.shape
     if channels > MOST_CHANNELS:
         raise Unusable(reasons.MANY_CHANNELS)
-    if asked.channels not in (None, channels):
+    if settings.channels not in (None, channels):
         raise Unusable(reasons.CHANNELS)
-    numbers = _convert_dtype(values, asked.numbers)
-    kept = tuple(min(side, SIDES[len(size)]) for side in size)
-    numbers = fit(numbers, replace(asked, size=asked.size or kept))
+    numbers = _convert_dtype(values, settings.numbers)
+    default_size = tuple(min(side, SIDES[len(size)]) for side in size)
+    numbers = fit(numbers, replace(settings, size=settings.size or default_size))
     return Read(numbers, digest, whole.dtype.name, tuple(size[::-1]), channels, layout=layout)
 
 
-def _channels_first(values: Array, asked: ReadSettings) -> tuple[Array, str]:
+def _channels_first(values: Array, settings: ReadSettings) -> tuple[Array, str]:
     """Return the array as (C, *size), and its layout.
 
     An axis of one entry at the other end is the channel if the size needs longer axes: masks often
@@ -102,7 +103,7 @@ def _channels_first(values: Array, asked: ReadSettings) -> tuple[Array, str]:
     """
     if values.ndim not in USUAL or values.size == 0:
         raise Unusable(reasons.AXES if values.size else reasons.EMPTY)
-    layout, ends = asked.layout or USUAL[values.ndim], (values.shape[0], values.shape[-1])
+    layout, ends = settings.layout or USUAL[values.ndim], (values.shape[0], values.shape[-1])
     if values.ndim == len(layout) - 1 and "C" in layout:  # one channel, without its axis
         return values[None], layout
     if values.ndim == len(layout) + 1 and 1 in ends and "C" not in layout:
@@ -112,40 +113,39 @@ def _channels_first(values: Array, asked: ReadSettings) -> tuple[Array, str]:
     if "C" not in layout:
         return values[None], layout
     axis = layout.index("C")
-    if values.shape[-1 - axis] == 1 < min(asked.size or (1,)):
+    if values.shape[-1 - axis] == 1 < min(settings.size or (1,)):
         axis = -1 - axis
     return np.ascontiguousarray(np.moveaxis(values, axis, 0)), layout
 
 
-def _convert_dtype(values: Array, wanted: str | None) -> Array:
+def _convert_dtype(values: Array, numbers: str | None) -> Array:
     """Return values in the type in which they are stored: levels, or float32."""
-    own = values.dtype.name if values.dtype.name in LEVELS else "float32"
-    if own == "float32":
+    if values.dtype.name not in LEVELS:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise Unusable(reasons.MISSING)
         with np.errstate(over="ignore"):
             values = values.astype(np.float32)
         if not np.isfinite(values).all():
             raise Unusable(reasons.RANGE)
-    if wanted is None:
+    if numbers is None:
         return values
-    if not np.can_cast(values.dtype, wanted, "safe"):
+    if not np.can_cast(values.dtype, numbers, "safe"):
         raise Unusable(reasons.OTHER_NUMBERS)
-    return values.astype(wanted)
+    return values.astype(numbers)
 
 
-def fit(values: Array, asked: ReadSettings) -> Array:
+def fit(values: Array, settings: ReadSettings) -> Array:
     """Cut the center of (C, *size). Equal sides fit any number of dimensions."""
-    assert asked.size is not None
-    own, wanted = values.shape[1:], asked.size
-    if len(wanted) != len(own) and len(set(wanted)) == 1:
-        wanted = wanted[:1] * len(own)
-    if len(wanted) != len(own):
+    assert settings.size is not None
+    sample_size, target_size = values.shape[1:], settings.size
+    if len(target_size) != len(sample_size) and len(set(target_size)) == 1:
+        target_size = target_size[:1] * len(sample_size)
+    if len(target_size) != len(sample_size):
         raise Unusable(reasons.AXES_OF_SIZE)
-    if any(a < b for a, b in zip(own, wanted, strict=True)):
+    if any(a < b for a, b in zip(sample_size, target_size, strict=True)):
         raise Unusable(reasons.SMALL)
-    starts = [(a - b) // 2 for a, b in zip(own, wanted, strict=True)]
-    parts = (slice(start, start + side) for start, side in zip(starts, wanted, strict=True))
+    starts = [(a - b) // 2 for a, b in zip(sample_size, target_size, strict=True)]
+    parts = (slice(start, start + side) for start, side in zip(starts, target_size, strict=True))
     return np.ascontiguousarray(values[(slice(None), *parts)])
 
 

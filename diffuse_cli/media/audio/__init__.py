@@ -40,51 +40,52 @@ CLIPPED_RUN, FULL_SCALE = 3, 32_766 / 32_768
 """Number of consecutive samples at full scale that count as a clipped peak, and full scale."""
 
 
-def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
+def crop(sample_size: Size, target_size: Size) -> tuple[Lengths, Lengths]:
     """Cut a longer sound to its loudest part, and put silence after a shorter sound."""
-    kept = (min(own[0], wanted[0]),)
-    return kept, kept
+    size = (min(sample_size[0], target_size[0]),)
+    return size, size
 
 
-def complete_settings(asked: ReadSettings, files: Iterable[bytes]) -> tuple[ReadSettings, str]:
-    """Return `asked` with the rate and length that suit some files, and a notice of the choices."""
+def complete_settings(settings: ReadSettings, files: Iterable[bytes]) -> tuple[ReadSettings, str]:
+    """Return `settings` with the rate and length that suit some files, and a notice of them."""
     chosen: list[str] = []
-    found: list[tuple[int, int]] = []
-    if asked.rate is None or asked.size is None:
-        found = [each for data in files if (each := read_sound_header(data))]
-    if asked.rate is None:
-        rates = Counter(rate for rate, _ in found)
+    headers: list[tuple[int, int]] = []
+    if settings.rate is None or settings.size is None:
+        headers = [header for data in files if (header := read_sound_header(data))]
+    if settings.rate is None:
+        rates = Counter(rate for rate, _ in headers)
         usual = max(rates, key=lambda rate: (rates[rate], rate), default=USUAL_RATE)
-        asked = replace(asked, rate=min(usual, USUAL_RATE))
-        chosen.append(f"at {asked.rate:,} Hz; pass --rate for another")
-    assert asked.rate is not None
-    if asked.size is None:
-        rate = asked.rate
-        longest = max((-(-count * rate // own) for own, count in found), default=LONGEST)
-        side = min(-(-longest // MULTIPLE) * MULTIPLE, LONGEST)
-        asked = replace(asked, size=(side,))
+        settings = replace(settings, rate=min(usual, USUAL_RATE))
+        chosen.append(f"at {settings.rate:,} Hz; pass --rate for another")
+    assert settings.rate is not None
+    if settings.size is None:
+        rate = settings.rate
+        lengths = [-(-count * rate // file_rate) for file_rate, count in headers]
+        side = min(-(-max(lengths, default=LONGEST) // MULTIPLE) * MULTIPLE, LONGEST)
+        settings = replace(settings, size=(side,))
         chosen.append(f"{side} samples each, {side / rate:.2f} s; pass --size for more or fewer")
-    return asked, f"sounds {'; '.join(chosen)}" if chosen else ""
+    return settings, f"sounds {'; '.join(chosen)}" if chosen else ""
 
 
-def read(data: bytes, asked: ReadSettings) -> Read:
+def read(data: bytes, settings: ReadSettings) -> Read:
     """Read a sound at the requested rate: its loudest part, or all of it and silence after it."""
-    sound = read_sound(data, asked.shared)
+    sound = read_sound(data, settings.shared)
     samples = sound.samples
     if not np.isfinite(samples).all():
         raise Unusable(reasons.MISSING)
     digest = content_digest(f"{sound.rate} {samples.shape}", samples)
     channels, length = samples.shape
     remarks = _remarks(samples)
-    rate = asked.rate or sound.rate
+    rate = settings.rate or sound.rate
     whole = max(1, round(length * rate / sound.rate))
-    wanted = asked.size[0] if asked.size else min(whole, LONGEST)
-    if asked.fit == "pad" and whole > wanted:
+    target_length = settings.size[0] if settings.size else min(whole, LONGEST)
+    if settings.fit == "pad" and whole > target_length:
         raise Unusable(reasons.LONGER)
-    samples = _channels(samples, asked.channels)
+    samples = _channels(samples, settings.channels)
     # Only the part that is kept is resampled.
-    samples = samples[:, find_loudest(samples, -(-wanted * sound.rate // rate))]
-    values = fit(resample_sound(samples, sound.rate, rate), replace(asked, size=(wanted,)))
+    samples = samples[:, find_loudest(samples, -(-target_length * sound.rate // rate))]
+    samples = resample_sound(samples, sound.rate, rate)
+    values = fit(samples, replace(settings, size=(target_length,)))
     mode = f"{sound.stored} at {sound.rate:,} Hz"
     return Read(values, digest, mode, (whole,), channels, remarks)
 
@@ -98,25 +99,24 @@ def _remarks(samples: Array) -> tuple[str, ...]:
     return (reasons.CLIPPED,) if run.any() else ()
 
 
-def _channels(samples: Array, wanted: int | None) -> Array:
+def _channels(samples: Array, channels: int | None) -> Array:
     """Mix stereo to its mean, or copy mono to both channels."""
-    own = len(samples)
-    if wanted in (None, own):
+    if channels in (None, len(samples)):
         return samples
-    if wanted == 1:
+    if channels == 1:
         return np.asarray(samples.mean(0, keepdims=True))
-    if wanted == 2:
+    if channels == 2:
         return np.repeat(samples, 2, 0)
     raise Unusable(reasons.CHANNELS)
 
 
-def fit(values: Array, asked: ReadSettings) -> Array:
+def fit(values: Array, settings: ReadSettings) -> Array:
     """Return the loudest part of a sound, or all of it and silence after it, float32."""
-    assert asked.size is not None
-    (length,) = asked.size
-    kept = values[:, find_loudest(values, length)]
+    assert settings.size is not None
+    (length,) = settings.size
+    loudest = values[:, find_loudest(values, length)]
     fitted = np.zeros((len(values), length), np.float32)
-    fitted[:, : kept.shape[1]] = kept
+    fitted[:, : loudest.shape[1]] = loudest
     return fitted
 
 
@@ -154,8 +154,8 @@ def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     width = min(WIDEST, samples.shape[2])
     panels = [
         part
-        for own in samples.swapaxes(0, 1)
-        for part in (_waves(own, width), _shades(spectrogram(own, rate, width)))
+        for signals in samples.swapaxes(0, 1)
+        for part in (_waves(signals, width), _shades(spectrogram(signals, rate, width)))
     ]
     return join_images(panels, 1)[:, None]
 
@@ -170,30 +170,30 @@ MARGIN = 256
 """Padding of a sound for resampling, in samples at the lower rate."""
 
 
-def resample_sound(sound: Array, own: int, wanted: int) -> Array:
-    """Resample a sound (C, L) from `own` to `wanted` Hz by cutting or zero-padding its spectrum.
+def resample_sound(sound: Array, rate: int, target_rate: int) -> Array:
+    """Resample a sound (C, L) from `rate` to `target_rate` Hz: cut or zero-pad its spectrum.
 
     The sound is padded with silence on both sides. Frequencies fall to zero along a cosine over the
     last `TAPER` of the band, because a sudden end would ring.
     """
-    if own == wanted or not sound.shape[1]:
+    if rate == target_rate or not sound.shape[1]:
         return sound
-    shared = math.gcd(own, wanted)
-    into, onto = own // shared, wanted // shared
+    shared = math.gcd(rate, target_rate)
+    into, onto = rate // shared, target_rate // shared
     length = sound.shape[1]
-    kept = max(1, round(length * wanted / own))
-    blocks = -(-(length + 2 * math.ceil(MARGIN * max(1, own / wanted))) // into)
+    target_length = max(1, round(length * target_rate / rate))
+    blocks = -(-(length + 2 * math.ceil(MARGIN * max(1, rate / target_rate))) // into)
     total = blocks * into
     before = (total - length) // 2 // into * into
     padded = np.zeros((len(sound), total))
     padded[:, before : before + length] = sound
     spectrum = np.fft.rfft(padded, axis=1)
-    both = min(total, blocks * onto) // 2 + 1
-    band = np.minimum(1, (1 - np.arange(both) / both) / TAPER)
-    spectrum = spectrum[:, :both] * (0.5 - 0.5 * np.cos(math.pi * band))
+    num_frequencies = min(total, blocks * onto) // 2 + 1
+    band = np.minimum(1, (1 - np.arange(num_frequencies) / num_frequencies) / TAPER)
+    spectrum = spectrum[:, :num_frequencies] * (0.5 - 0.5 * np.cos(math.pi * band))
     result = np.fft.irfft(spectrum, blocks * onto, axis=1) * (onto / into)
     start = before // into * onto
-    return result[:, start : start + kept].astype(np.float32)
+    return result[:, start : start + target_length].astype(np.float32)
 
 
 def find_loudest(sound: Array, length: int) -> slice:
@@ -231,8 +231,8 @@ def spectrogram(samples: Array, rate: int, columns: int) -> Array:
     padded = np.pad(samples, ((0, 0), (size // 2, size - size // 2)))
     window = (0.5 - 0.5 * np.cos(2 * math.pi * (np.arange(size) + 0.5) / size)).astype(np.float32)
     frames = padded[:, centers[:, None] + np.arange(size)]
-    found = np.abs(np.fft.rfft(frames * window, axis=2))[:, :, 1:] / (3 * window.sum() / 2)
-    loudest = found.reshape(*found.shape[:2], BANDS, -1).max(3)
+    magnitudes = np.abs(np.fft.rfft(frames * window, axis=2))[:, :, 1:] / (3 * window.sum() / 2)
+    loudest = magnitudes.reshape(*magnitudes.shape[:2], BANDS, -1).max(3)
     decibels: Array = 20 * np.log10(np.maximum(loudest, 1e-6))
     return decibels.swapaxes(1, 2)[:, ::-1]
 

@@ -42,31 +42,31 @@ SIDE = 64
 MODES = {1: "L", 3: "RGB"}
 
 
-def read(data: bytes, asked: ReadSettings) -> Read:
+def read(data: bytes, settings: ReadSettings) -> Read:
     """Read the first frame, upright, in sRGB, at the requested size.
 
     It is opaque, or composited on the background with its alpha as the last channel.
     """
-    if asked.layout == PAGES:
-        values, mode = read_pages(data, asked.shared)
-        if asked.channels not in (None, len(values)):
+    if settings.layout == PAGES:
+        values, mode = read_pages(data, settings.shared)
+        if settings.channels not in (None, len(values)):
             raise Unusable(reasons.CHANNELS)
-        return _read_planes(values, mode, asked, len(values), PAGES)
-    alpha = asked.layout is not None
+        return _read_planes(values, mode, settings, len(values), PAGES)
+    alpha = settings.layout is not None
     if alpha:
-        asked = replace(asked, background=_background(asked.layout, asked.background))
-    found = decode_image(data, asked.background, asked.shared, alpha=alpha, deep=True)
-    if found.planes is None:
-        return _read_opaque(found, asked)
-    layout = f"{ALPHA}:{bytes(asked.background).hex()}" if alpha else None
-    channels = len(found.planes) - alpha
-    return _read_planes(found.planes, found.mode, asked, channels, layout, found.remarks)
+        settings = replace(settings, background=_background(settings.layout, settings.background))
+    decoded = decode_image(data, settings.background, settings.shared, alpha=alpha, deep=True)
+    if decoded.planes is None:
+        return _read_opaque(decoded, settings)
+    layout = f"{ALPHA}:{bytes(settings.background).hex()}" if alpha else None
+    channels = len(decoded.planes) - alpha
+    return _read_planes(decoded.planes, decoded.mode, settings, channels, layout, decoded.remarks)
 
 
 def _read_planes(
     values: Array,
     mode: str,
-    asked: ReadSettings,
+    settings: ReadSettings,
     channels: int,
     layout: str | None,
     remarks: tuple[str, ...] = (),
@@ -74,8 +74,8 @@ def _read_planes(
     values = np.ascontiguousarray(values)
     name = content_digest(f"{mode} {values.shape}", values)
     size = values.shape[:0:-1]
-    done = fit(values, replace(asked, size=_result_size(size, asked)))
-    return Read(done, name, mode, size, channels, remarks, layout)
+    fitted = fit(values, replace(settings, size=_result_size(size, settings)))
+    return Read(fitted, name, mode, size, channels, remarks, layout)
 
 
 def _background(layout: str | None, otherwise: Size = ()) -> Size:
@@ -84,59 +84,60 @@ def _background(layout: str | None, otherwise: Size = ()) -> Size:
     return tuple(bytes.fromhex(color)) if named else otherwise
 
 
-def _result_size(size: Size, asked: ReadSettings) -> Size:
+def _result_size(size: Size, settings: ReadSettings) -> Size:
     """Return the size to which an image of a size (width, height) is fitted."""
-    if asked.size is not None:
-        return asked.size
+    if settings.size is not None:
+        return settings.size
     return (SIDE, SIDE) if max(size) > SIDE else size[::-1]
 
 
-def _read_opaque(found: DecodedImage, asked: ReadSettings) -> Read:
-    image, to_srgb = found.image, found.to_srgb
+def _read_opaque(decoded: DecodedImage, settings: ReadSettings) -> Read:
+    image, to_srgb = decoded.image, decoded.to_srgb
     assert image is not None
-    wanted = MODES[asked.channels] if asked.channels is not None else _mode(image, asked)
+    mode = MODES[settings.channels] if settings.channels is not None else _mode(image, settings)
 
     def finish(part: Image.Image) -> Image.Image:
         part = to_srgb(part) if to_srgb else part
-        return part if part.mode == wanted else part.convert(wanted)
+        return part if part.mode == mode else part.convert(mode)
 
-    done, size = image if to_srgb else finish(image), _result_size(image.size, asked)
-    done = planes.fit_image(done, size, asked.fit, asked.background, finish)
-    values = np.asarray(done)
-    name = planes.pixel_digest(values) if done is image else planes.image_digest(image)
+    fitted, size = image if to_srgb else finish(image), _result_size(image.size, settings)
+    fitted = planes.fit_image(fitted, size, settings.fit, settings.background, finish)
+    values = np.asarray(fitted)
+    name = planes.pixel_digest(values) if fitted is image else planes.image_digest(image)
     if to_srgb:  # equal values are other colors under another profile
-        name = xxh3_128_digest(name + found.profile)
+        name = xxh3_128_digest(name + decoded.profile)
     channels = len(image.getbands())
-    levels = planes.rescale_levels(planes.channels_first(values), asked.numbers or "uint8")
-    return Read(levels, name, found.mode, image.size, channels, found.remarks)
+    levels = planes.rescale_levels(planes.channels_first(values), settings.numbers or "uint8")
+    return Read(levels, name, decoded.mode, image.size, channels, decoded.remarks)
 
 
-def _mode(image: Image.Image, asked: ReadSettings) -> str:
+def _mode(image: Image.Image, settings: ReadSettings) -> str:
     """Return the mode of the result: grey stays grey unless it is padded in a color."""
-    colored = asked.fit == "pad" and len(set(asked.background)) > 1
+    colored = settings.fit == "pad" and len(set(settings.background)) > 1
     return "L" if image.mode == "L" and not colored else "RGB"
 
 
-def fit(values: Array, asked: ReadSettings) -> Array:
+def fit(values: Array, settings: ReadSettings) -> Array:
     """Fit stored levels to the requested size, as `read` does."""
-    assert asked.size is not None
-    alpha = asked.layout is not None
-    if asked.layout == PAGES:
-        below = planes.scale_background(asked.background, values)
+    assert settings.size is not None
+    alpha = settings.layout is not None
+    if settings.layout == PAGES:
+        below = planes.scale_background(settings.background, values)
         grey = int(planes.convert_channels(below, 1, False).flat[0])
-        done = planes.fit_planes(values, asked.size, asked.fit, [grey] * len(values))
+        fitted = planes.fit_planes(values, settings.size, settings.fit, [grey] * len(values))
     elif values.dtype == np.uint8 and not alpha:
         picture = figures.to_image(values)
-        done = planes.to_pixels(planes.fit_image(picture, asked.size, asked.fit, asked.background))
+        picture = planes.fit_image(picture, settings.size, settings.fit, settings.background)
+        fitted = planes.to_pixels(picture)
     else:
-        background = _background(asked.layout, asked.background)
+        background = _background(settings.layout, settings.background)
         below, plain = planes.scale_background(background, values), len(set(background)) == 1
-        grey = len(values) - alpha == 1 and (plain or asked.fit != "pad")
-        channels = asked.channels or (1 if grey else 3) + alpha
+        grey = len(values) - alpha == 1 and (plain or settings.fit != "pad")
+        channels = settings.channels or (1 if grey else 3) + alpha
         values = planes.convert_channels(values, channels, alpha)
         fill = [*planes.convert_channels(below, channels - alpha, False).flat, *[0] * alpha]
-        done = planes.fit_planes(values, asked.size, asked.fit, fill)
-    return planes.rescale_levels(done, asked.numbers or done.dtype.name)
+        fitted = planes.fit_planes(values, settings.size, settings.fit, fill)
+    return planes.rescale_levels(fitted, settings.numbers or fitted.dtype.name)
 
 
 def space(samples: Array) -> Space:

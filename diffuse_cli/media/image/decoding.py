@@ -107,17 +107,17 @@ def decode_image(
             if image.format == "PNG":
                 _scale_key(image, data[24])
             profile = image.info.get("icc_profile", SRGB)
-            found, convert, remarks = _normalize_image(image, profile, background, alpha)
+            picture, convert, remarks = _normalize_image(image, profile, background, alpha)
             remarks = (*remarks, reasons.DEPTH) if reduced else remarks
         turn = orientation(image)
         if not (deep or alpha):
             if turn in _TURNS:
-                found = found.transpose(_TURNS[turn])
+                picture = picture.transpose(_TURNS[turn])
             if reduced and mode.startswith("I"):  # not for planes, whose digests have the mode
                 mode = "L"
-            return DecodedImage(found, None, mode, remarks, convert, profile if convert else b"")
+            return DecodedImage(picture, None, mode, remarks, convert, profile if convert else b"")
         if not deep:
-            values = np.asarray(found).transpose(2, 0, 1)
+            values = np.asarray(picture).transpose(2, 0, 1)
         if alpha and len(values) % 2:
             values = np.concatenate([values, np.full_like(values[:1], np.iinfo(values.dtype).max)])
         if len(values) % 2 == 0:
@@ -145,11 +145,11 @@ def _normalize_image(
     if kind == "CMYK" and alpha:
         image, convert = (convert(image) if convert else image).convert("RGB"), None
     if alpha or image.has_transparency_data:
-        found = _add_alpha(image)
-        found = convert(found) if convert else found
+        image = _add_alpha(image)
+        image = convert(image) if convert else image
         if alpha:
-            return found, None, remarks
-        opaque, blank = _composite_image(found, kind == "L", background)
+            return image, None, remarks
+        opaque, blank = _composite_image(image, kind == "L", background)
         return opaque, None, (*remarks, reasons.BLANK) if blank else remarks
     if kind == "CMYK" and convert is None:
         kind = "RGB"
@@ -212,10 +212,10 @@ def _scale_key(image: Image.Image, depth: int) -> None:
         image.info["transparency"] = key * (255 // (2**depth - 1))
 
 
-def _varies(image: Image.Image, most: int) -> bool:
-    """Whether the levels of a channel differ by more than `most`."""
+def _varies(image: Image.Image, tolerance: int) -> bool:
+    """Whether the levels of a channel differ by more than `tolerance`."""
     bands = np.reshape(image.getextrema(), (-1, 2))
-    return bool((bands[:, 1] - bands[:, 0]).max() > most)
+    return bool((bands[:, 1] - bands[:, 0]).max() > tolerance)
 
 
 def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image, tuple[str, ...]]:
@@ -230,5 +230,5 @@ def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image
     hint = advice_for(str(path)) or usual
     silence_pillow()
     with read_required_file(Path(path), "image", hint) as data:
-        found = decode_image(data, ImageColor.getrgb(background)[:3])
-        return found.as_srgb(), found.remarks
+        decoded = decode_image(data, ImageColor.getrgb(background)[:3])
+        return decoded.as_srgb(), decoded.remarks

@@ -46,21 +46,21 @@ def read_planes(image: Image.Image, data: bytes) -> Array:
     if image.mode.startswith("I"):
         with errors_as(reasons.CORRUPT):
             image.load()
-        found = grey_levels(image, 65_535)[None]
+        planes = grey_levels(image, 65_535)[None]
         if key is not None:
             opaque = np.asarray(image)[None] != key
     else:
         with errors_as(reasons.CORRUPT):
-            found = _png_planes(data)
-        if isinstance(key, tuple) and len(key) == len(found):
-            opaque = (found != np.reshape(key, (-1, 1, 1))).any(0, keepdims=True)
+            planes = _png_planes(data)
+        if isinstance(key, tuple) and len(key) == len(planes):
+            opaque = (planes != np.reshape(key, (-1, 1, 1))).any(0, keepdims=True)
     if opaque is None:
-        return found
-    return np.concatenate([found, opaque.astype(np.uint16) * np.uint16(65_535)])
+        return planes
+    return np.concatenate([planes, opaque.astype(np.uint16) * np.uint16(65_535)])
 
 
-def grey_levels(image: Image.Image, most: int) -> Array:
-    """Return grey of up to 16 bits as levels 0 ... `most`, (H, W), rounded to nearest.
+def grey_levels(image: Image.Image, max_level: int) -> Array:
+    """Return grey of up to 16 bits as levels 0 ... `max_level`, (H, W), rounded to nearest.
 
     Raises:
         Unusable: values have more bits, or are below 0.
@@ -73,15 +73,15 @@ def grey_levels(image: Image.Image, most: int) -> Array:
     top = 2**bits - 1
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = top - values
-    dtype = next(name for name, highest in TOP.items() if highest == most)
-    if top == most:
+    dtype = next(name for name, highest in TOP.items() if highest == max_level)
+    if top == max_level:
         return values.astype(dtype)
-    table = ((np.arange(top + 1) * (2 * most) + top) // (2 * top)).astype(dtype)
-    flat, found = values.reshape(-1), np.empty(values.size, dtype)
+    table = ((np.arange(top + 1) * (2 * max_level) + top) // (2 * top)).astype(dtype)
+    flat, levels = values.reshape(-1), np.empty(values.size, dtype)
     for at in range(0, flat.size, _VALUES_AT_ONCE):
         part = slice(at, at + _VALUES_AT_ONCE)
-        found[part] = table[flat[part]]
-    return found.reshape(values.shape)
+        levels[part] = table[flat[part]]
+    return levels.reshape(values.shape)
 
 
 def _png_planes(data: bytes) -> Array:
@@ -91,8 +91,8 @@ def _png_planes(data: bytes) -> Array:
     bare = SIGNATURE + b"".join(_pixel_chunks(data))
     tensor = torch.frombuffer(bytearray(bare), dtype=torch.uint8)
     # torch supports few operations on uint16, and int32 holds it.
-    found: Array = decode_png(tensor, ImageReadMode.UNCHANGED).int().numpy().astype(np.uint16)
-    return found
+    planes: Array = decode_png(tensor, ImageReadMode.UNCHANGED).int().numpy().astype(np.uint16)
+    return planes
 
 
 def _pixel_chunks(data: bytes) -> Iterator[bytes]:
@@ -124,16 +124,16 @@ def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Array
         count = getattr(image, "n_frames", 1)
     if count > MOST_CHANNELS:
         raise Unusable(reasons.MANY_PAGES)
-    found = []
+    pages = []
     with lock_large(count * pixels_at_once(image) > LARGE, shared), errors_as(reasons.CORRUPT):
         for k in range(count):
             image.seek(k)
             if pixels_at_once(image) > (Image.MAX_IMAGE_PIXELS or 2**63):
                 raise Unusable(reasons.BOMB)
-            found.append(page(image))
-    if len({own.shape for own in found}) > 1:
+            pages.append(page(image))
+    if len({values.shape for values in pages}) > 1:
         raise Unusable(reasons.PAGES)
-    return found
+    return pages
 
 
 def read_pages(data: bytes, shared: bool = False) -> tuple[Array, str]:
@@ -157,16 +157,16 @@ def read_pages(data: bytes, shared: bool = False) -> tuple[Array, str]:
         return np.asarray(page.convert("L"))[None]
 
     pages = _pages(image, shared, levels)
-    most = max((page.dtype for page in pages), key=lambda own: own.itemsize)
-    merged = np.concatenate([rescale_levels(page, most.name) for page in pages])
+    dtype = max((page.dtype for page in pages), key=lambda dtype: dtype.itemsize)
+    merged = np.concatenate([rescale_levels(page, dtype.name) for page in pages])
     return turn_upright(merged, turn), mode
 
 
 def encode_tiff(values: Array) -> bytes:
     """Encode planes as the pages of a TIFF, with lossless compression."""
-    first, *rest = (Image.fromarray(np.ascontiguousarray(plane)) for plane in values)
+    first, *next_pages = (Image.fromarray(np.ascontiguousarray(plane)) for plane in values)
     file = io.BytesIO()
-    first.save(file, "TIFF", save_all=True, append_images=rest, compression="tiff_deflate")
+    first.save(file, "TIFF", save_all=True, append_images=next_pages, compression="tiff_deflate")
     return file.getvalue()
 
 

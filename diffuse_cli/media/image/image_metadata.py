@@ -101,13 +101,13 @@ def open_header(data: bytes) -> Image.Image:
 
 def _is_bomb(image: ImageFile.ImageFile, data: bytes) -> bool:
     """Whether an image is above Pillow's limit, or takes much work for a few bytes."""
-    most = Image.MAX_IMAGE_PIXELS or 2**63  # Pillow only warns up to twice its limit
+    limit = Image.MAX_IMAGE_PIXELS or 2**63  # Pillow only warns up to twice its limit
     area = image.width * image.height
     return (
-        pixels_at_once(image) > most
+        pixels_at_once(image) > limit
         or max(image.size) > _LONGEST
         or (len(image.tile) > 1 and sum(_count_pixels(t[1]) for t in image.tile) > _LAYERS * area)
-        or bool(image.info.get("progressive") and data.count(b"\xff\xda") * area > _SCANS * most)
+        or bool(image.info.get("progressive") and data.count(b"\xff\xda") * area > _SCANS * limit)
     )
 
 
@@ -237,8 +237,8 @@ def _wrap_conversion(old: Image.Image, new: Image.Image, convert: Conversion) ->
     def converted(image: Image.Image) -> Image.Image:
         if image.mode == old.mode:
             return convert(image)
-        done = convert(image.convert(old.mode))
-        done.putalpha(image.getchannel("A"))
-        return done
+        srgb_image = convert(image.convert(old.mode))
+        srgb_image.putalpha(image.getchannel("A"))
+        return srgb_image
 
     return converted

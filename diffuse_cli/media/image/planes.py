@@ -40,12 +40,12 @@ def rescale_levels(values: Array, numbers: str) -> Array:
     """Rescale levels of 8 or 16 bits to another type, rounded to nearest."""
     if values.dtype == numbers:  # looking up the type's name would take longest here
         return values
-    own, top = TOP[values.dtype.name], TOP[numbers]
-    if own == top:
+    top, new_top = TOP[values.dtype.name], TOP[numbers]
+    if top == new_top:
         return values
-    if own < top:
+    if top < new_top:
         return values.astype(np.uint16) * np.uint16(257)
-    return ((values.astype(np.uint32) * top + own // 2) // own).astype(np.uint8)
+    return ((values.astype(np.uint32) * new_top + top // 2) // top).astype(np.uint8)
 
 
 def convert_channels(values: Array, channels: int, alpha: bool) -> Array:
@@ -53,7 +53,7 @@ def convert_channels(values: Array, channels: int, alpha: bool) -> Array:
 
     With `alpha`, the last plane is the alpha, before and after.
     """
-    colors, rest = (values[:-1], values[-1:]) if alpha else (values, values[:0])
+    colors, alpha_plane = (values[:-1], values[-1:]) if alpha else (values, values[:0])
     if len(values) == channels:
         return values
     if channels - alpha == 3:
@@ -61,7 +61,7 @@ def convert_channels(values: Array, channels: int, alpha: bool) -> Array:
     else:
         luma = np.tensordot(_LUMA, colors.astype(np.float64), 1)
         colors = np.rint(luma)[None].astype(values.dtype)
-    return np.concatenate([colors, rest])
+    return np.concatenate([colors, alpha_plane])
 
 
 # -- transparency ----------------------------------------------------------------------------------
@@ -86,16 +86,16 @@ def composite_planes(values: Array, background: Size) -> Array:
     """
     colors, opacity, below = _split_alpha(values, background)
     below = below[:1] if len(colors) == len(set(background)) == 1 else below
-    done = np.floor(colors * opacity + below * (1 - opacity) + 0.5).astype(values.dtype)
-    return np.concatenate([done, values[-1:]])
+    composite = np.floor(colors * opacity + below * (1 - opacity) + 0.5).astype(values.dtype)
+    return np.concatenate([composite, values[-1:]])
 
 
 def clamp_composite(values: Array, background: Size) -> Array:
     """Move the colors of planes to the nearest colors that `composite_planes` can produce."""
     colors, opacity, below = _split_alpha(values, background)
-    least = convert_channels(below, len(colors), False) * (1 - opacity)
-    kept = np.clip(colors, np.floor(least + 0.5), np.floor(least + values[-1:] + 0.5))
-    return np.concatenate([kept.astype(values.dtype), values[-1:]])
+    lowest = convert_channels(below, len(colors), False) * (1 - opacity)
+    nearest = np.clip(colors, np.floor(lowest + 0.5), np.floor(lowest + values[-1:] + 0.5))
+    return np.concatenate([nearest.astype(values.dtype), values[-1:]])
 
 
 def remove_background(values: Array, background: Size) -> Array:
@@ -107,30 +107,30 @@ def remove_background(values: Array, background: Size) -> Array:
     below = convert_channels(below, len(colors), False)
     straight = (colors - below * (1 - opacity)) / np.where(opacity > 0, opacity, 1)
     straight = np.where(opacity > 0, straight, below).clip(0, TOP[values.dtype.name])
-    done = np.rint(straight).astype(values.dtype)
-    return np.concatenate([done, values[-1:]])
+    levels = np.rint(straight).astype(values.dtype)
+    return np.concatenate([levels, values[-1:]])
 
 
 # -- scaling and writing ---------------------------------------------------------------------------
 
 
-def _plan_resize(own: Size, size: Size, fit: str) -> tuple[dict[str, Any], tuple[int, int]]:
-    """Return keywords of Pillow's `resize` for an image of `own` (width, height), and a corner.
+def _plan_resize(image_size: Size, size: Size, fit: str) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Return keywords of Pillow's `resize` for `image_size`, (width, height), and a corner.
 
     `FITS[fit]` selects the part of `size` (height, width) that the image is scaled to. The corner
     is that part's.
     """
-    wanted = size[::-1]
-    taken, filled = FITS[fit](own, wanted)
-    left, top = (max(0.0, (a - b) / 2) for a, b in zip(own, taken, strict=True))
-    width, height = (max(1, round(side)) for side in filled)
+    target_size = size[::-1]
+    source_part, target_part = FITS[fit](image_size, target_size)
+    left, top = (max(0.0, (a - b) / 2) for a, b in zip(image_size, source_part, strict=True))
+    width, height = (max(1, round(side)) for side in target_part)
     keywords = {
         "size": (width, height),
         "resample": Image.Resampling.BICUBIC,
-        "box": (left, top, own[0] - left, own[1] - top),
+        "box": (left, top, image_size[0] - left, image_size[1] - top),
         "reducing_gap": REDUCING_GAP,
     }
-    return keywords, ((wanted[0] - width) // 2, (wanted[1] - height) // 2)
+    return keywords, ((target_size[0] - width) // 2, (target_size[1] - height) // 2)
 
 
 def fit_planes(values: Array, size: Size, fit: str, fill: Sequence[float]) -> Array:
@@ -140,12 +140,12 @@ def fit_planes(values: Array, size: Size, fit: str, fill: Sequence[float]) -> Ar
     keywords, (x, y) = _plan_resize(values.shape[:0:-1], size, fit)
     floats = (Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in values)
     scaled = np.stack([np.asarray(plane.resize(**keywords)) for plane in floats])
-    done: Array = np.rint(scaled.clip(0, TOP[values.dtype.name])).astype(values.dtype)
-    if done.shape[1:] == size:
-        return done
+    levels: Array = np.rint(scaled.clip(0, TOP[values.dtype.name])).astype(values.dtype)
+    if levels.shape[1:] == size:
+        return levels
     page = np.empty((len(values), *size), values.dtype)
     page[:] = np.rint(np.reshape(fill, (-1, 1, 1)))
-    page[:, y : y + done.shape[1], x : x + done.shape[2]] = done
+    page[:, y : y + levels.shape[1], x : x + levels.shape[2]] = levels
     return page
 
 
@@ -154,11 +154,11 @@ def encode_png(values: Array) -> bytes:
     count, height, width = values.shape
     depth = 8 * values.dtype.itemsize
     lines = np.ascontiguousarray(values.transpose(1, 2, 0)).astype(f">u{depth // 8}")
-    own = lines.view(np.uint8).reshape(height, -1)
+    row_bytes = lines.view(np.uint8).reshape(height, -1)
     step = count * depth // 8
-    apart = own.copy()
-    apart[:, step:] -= own[:, :-step]
-    filtered = np.concatenate([np.ones((height, 1), np.uint8), apart], 1)  # 1: Sub
+    differences = row_bytes.copy()
+    differences[:, step:] -= row_bytes[:, :-step]
+    filtered = np.concatenate([np.ones((height, 1), np.uint8), differences], 1)  # 1: Sub
     kind = _COLOR_TYPES[count]
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b""))
@@ -193,12 +193,12 @@ def pixel_digest(values: Pixels) -> bytes:
 def image_digest(image: Image.Image) -> bytes:
     """Return the `pixel_digest` of an L or RGB image, computed in strips to save memory."""
     width, height = image.size
-    found = xxh3_128(f"{image.mode} {width}x{height}\n".encode())
+    hasher = xxh3_128(f"{image.mode} {width}x{height}\n".encode())
     rows = max(1, _BYTES_AT_ONCE // (width * len(image.mode)))
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
-        found.update(strip.tobytes())
-    return found.digest()
+        hasher.update(strip.tobytes())
+    return hasher.digest()
 
 
 def fit_image(
@@ -212,15 +212,15 @@ def fit_image(
 
     `finish` converts the scaled part before it is put on the background.
     """
-    wanted = size[1], size[0]
-    if image.size == wanted:
+    target_size = size[1], size[0]
+    if image.size == target_size:
         return finish(image)
     keywords, corner = _plan_resize(image.size, size, fit)
-    done = finish(image.resize(**keywords))
-    if done.size == wanted:
-        return done
-    page = Image.new("RGB", wanted, background).convert(done.mode)
-    page.paste(done, corner)
+    scaled = finish(image.resize(**keywords))
+    if scaled.size == target_size:
+        return scaled
+    page = Image.new("RGB", target_size, background).convert(scaled.mode)
+    page.paste(scaled, corner)
     return page
 
 
