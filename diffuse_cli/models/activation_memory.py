@@ -48,7 +48,7 @@ def count_kept_bytes(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    kept: dict[int, int] = {}
+    kept_sizes: dict[int, int] = {}
     alive: list[torch.Tensor] = []
     largest = MemoryCost(0, 0)
 
@@ -61,12 +61,12 @@ def count_kept_bytes(
                 setattr(module, name, torch.nn.Parameter(arrange_memory(fake)))
             for name, values in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty(values.shape, dtype=values.dtype))
-        own = {p.untyped_storage()._cdata for p in net.parameters()}
+        weight_storages = {p.untyped_storage()._cdata for p in net.parameters()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage.nbytes()
+            if storage._cdata not in weight_storages:
+                kept_sizes[storage._cdata] = storage.nbytes()
                 alive.append(tensor)  # so that no other storage takes its place
             return tensor
 
@@ -75,12 +75,12 @@ def count_kept_bytes(
             for tensor in inputs:
                 if isinstance(tensor, torch.Tensor):
                     keep(tensor)
-            before = dict(kept)
+            before = dict(kept_sizes)
             h = block(*inputs)
-            within = _split_sizes([kept[key] for key in kept.keys() - before.keys()])
+            within = _split_sizes([kept_sizes[key] for key in kept_sizes.keys() - before.keys()])
             largest = max(largest, within, key=lambda cost: cost.total_bytes(BATCH))
-            kept.clear()
-            kept.update(before)
+            kept_sizes.clear()
+            kept_sizes.update(before)
             return h
 
         if checkpointing:
@@ -91,8 +91,8 @@ def count_kept_bytes(
         ):
             cond = blueprint.conditions.make_keywords(torch.zeros(BATCH, dtype=torch.long))
             net(torch.zeros(BATCH, *blueprint.input_space.shape), torch.zeros(BATCH), **cond)
-    found = _split_sizes(kept.values())
-    return MemoryCost(found.fixed + largest.fixed, found.image + largest.image)
+    kept_cost = _split_sizes(kept_sizes.values())
+    return MemoryCost(kept_cost.fixed + largest.fixed, kept_cost.image + largest.image)
 
 
 def _split_sizes(sizes: Collection[int]) -> MemoryCost:

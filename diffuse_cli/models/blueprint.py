@@ -56,10 +56,10 @@ class Blueprint:
     @property
     def input_space(self) -> Space:
         """The space of the network's input: x_t and the estimate of the Wiener filter, if any."""
-        own = self.space
+        space = self.space
         if not self.wiener:
-            return own
-        return replace(own, channels=2 * own.channels, mean=2 * own.mean, std=2 * own.std)
+            return space
+        return replace(space, channels=2 * space.channels, mean=2 * space.mean, std=2 * space.std)
 
     def build(self) -> nn.Module:
         """Return the network with random weights.

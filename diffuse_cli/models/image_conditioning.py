@@ -41,12 +41,12 @@ def check_pairs_option(path: str | None, *models: ConditioningArray | None) -> N
         text = "the model was trained on pairs"
         raise UsageError(text, "Pass --given PATH, the images paired with DATA")
     if path is not None and not paired:
-        made = [f"with --given {of.what}, which is computed from DATA" for of in models if of]
-        way = next(iter(made), "without --given")
+        ways = [f"with --given {m.what}, which is computed from DATA" for m in models if m]
+        way = next(iter(ways), "without --given")
         raise UsageError(f"--given: the model was trained {way}", "Leave it out")
 
 
-def observed_space(space: Space, made: Degradation) -> Space:
+def observed_space(space: Space, degradation: Degradation) -> Space:
     """Return the space of stored observations of samples under a degradation.
 
     Averaged float channels have the average of their means, and their common standard deviation.
@@ -55,22 +55,24 @@ def observed_space(space: Space, made: Degradation) -> Space:
     Raises:
         InvalidArgument: the standard deviations of averaged channels differ, so that averaging
             stored channels differs from averaging the model's channels, or the samples do not suit
-            `made`.
+            `degradation`.
     """
-    channels, *size = made.observation_shape(space.shape)
-    own: dict[str, Any] = {}
+    channels, *size = degradation.observation_shape(space.shape)
+    changes: dict[str, Any] = {}
     if space.rate is not None:  # an observation of fewer samples lasts as long
-        own["rate"] = max(MEDIA[space.medium].rates[0], round(space.rate * size[0] / space.size[0]))
+        rate = round(space.rate * size[0] / space.size[0])
+        changes["rate"] = max(MEDIA[space.medium].rates[0], rate)
     if space.levels is None and channels != space.channels:
-        own = {name: _observe_values(getattr(space, name), space, made) for name in ("mean", "std")}
-        squares = _observe_values([d**2 for d in space.std], space, made)
-        if any(s > (1 + SAME) * d**2 for s, d in zip(squares, own["std"], strict=True)):
-            text = f"{made.text} averages channels, but their standard deviations differ"
+        mean, std = (_observe_values(v, space, degradation) for v in (space.mean, space.std))
+        changes = {"mean": mean, "std": std}
+        squares = _observe_values([d**2 for d in space.std], space, degradation)
+        if any(s > (1 + SAME) * d**2 for s, d in zip(squares, std, strict=True)):
+            text = f"{degradation.text} averages channels, but their standard deviations differ"
             raise InvalidArgument(text, "Scale the channels to the same standard deviation first")
-    return dataclasses.replace(space, channels=channels, size=tuple(size), **own)
+    return dataclasses.replace(space, channels=channels, size=tuple(size), **changes)
 
 
-def check_observed_files(space: Space, observed: Space, made: Degradation) -> None:
+def check_observed_files(space: Space, observed: Space, degradation: Degradation) -> None:
     """Check that files can hold observations.
 
     Args:
@@ -81,14 +83,16 @@ def check_observed_files(space: Space, observed: Space, made: Degradation) -> No
         UsageError: observations are averages of colors and transparency.
     """
     if layout_name(space.layout) == ALPHA and observed.channels != space.channels:
-        text = f"{made.text} averages colors with transparency, and no image file holds the result"
-        raise UsageError(text, "Pass --degrade, with original images")
+        text = "averages colors with transparency, and no image file holds the result"
+        raise UsageError(f"{degradation.text} {text}", "Pass --degrade, with original images")
 
 
-def _observe_values(values: Sequence[float], space: Space, made: Degradation) -> tuple[float, ...]:
+def _observe_values(
+    values: Sequence[float], space: Space, degradation: Degradation
+) -> tuple[float, ...]:
     """Return the observed channels of constant channels."""
     column = torch.tensor(values, dtype=torch.float64).reshape(1, -1, *[1] * space.dims)
-    y = made.fit_shape(space.shape).apply(column.expand(1, -1, *space.size))
+    y = degradation.fit_shape(space.shape).apply(column.expand(1, -1, *space.size))
     return tuple(y.flatten(2)[0, :, 0].tolist())
 
 
@@ -126,9 +130,9 @@ class Conditioner:
             text = f"has {self.given.channels} channels, but samples have {self.space.channels}"
             raise UsageError(f"{self.given.what} {text}")
         with translate_errors(lambda _: "--given"):
-            made = degradations.parse(self.given.what).fit_shape(self.space.shape)
-            observed_space(self.space, made)
-        return made
+            degradation = degradations.parse(self.given.what).fit_shape(self.space.shape)
+            observed_space(self.space, degradation)
+        return degradation
 
     @property
     def masks(self) -> bool:
@@ -138,48 +142,47 @@ class Conditioner:
     @cached_property
     def input_space(self) -> Space:
         """The space of the input for sampling: a paired image, or an observation."""
-        made = self.degradation
-        if made is None:
+        if self.degradation is None:
             return self.rendered_space
         with translate_errors(lambda _: "--given"):
-            return observed_space(self.space, made)
+            return observed_space(self.space, self.degradation)
 
     @cached_property
     def rendered_space(self) -> Space:
         """The space of the images from `render_input`."""
-        own = {name: getattr(self.given, name) for name in ("mean", "std") if self.given.mean}
+        changes = {name: getattr(self.given, name) for name in ("mean", "std") if self.given.mean}
         if self.given.what == PAIRS:
-            own["limits"] = self.given.limits
+            changes["limits"] = self.given.limits
         layout, channels = self.space.layout, self.given.channels
         if layout and layout.isupper() and "C" not in layout and channels > 1:
             layout = None  # a layout such as HW has no axis for channels
-        return dataclasses.replace(self.space, channels=channels, layout=layout, **own)
+        return dataclasses.replace(self.space, channels=channels, layout=layout, **changes)
 
     # -- encoding ----------------------------------------------------------------------------------
 
     def encode_samples(self, x0: Tensor, draws: GivenDraws) -> Tensor:
         """Return the conditioning input from samples (B, C, *size) that are degraded here."""
         assert self.degradation is not None
-        made = self.degradation.draw_parts(draws.u)
-        return self.encode_observations(made.observe(x0, draws.noise), made)
+        degradation = self.degradation.draw_parts(draws.u)
+        return self.encode_observations(degradation.observe(x0, draws.noise), degradation)
 
-    def encode_observations(self, y: Tensor, made: Degradation | None = None) -> Tensor:
+    def encode_observations(self, y: Tensor, degradation: Degradation | None = None) -> Tensor:
         """Return the conditioning input from observations, by their pseudo-inverse, or from pairs.
 
         Args:
-            made: the degradation, if it was drawn for these samples.
+            degradation: the degradation, if it was drawn for these samples.
         """
-        made = made or self.degradation
-        if made is None:
+        degradation = degradation or self.degradation
+        if degradation is None:
             return self.append_mask(y)
-        return self.append_mask(made.pinv(y), made.known_mask(y))
+        return self.append_mask(degradation.pinv(y), degradation.known_mask(y))
 
-    def append_mask(self, values: Tensor, known: Tensor | None = None) -> Tensor:
+    def append_mask(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Append the mask of known places, 1 or 0, to values (B, C, *size) as a last channel."""
-        if known is None:
-            known = values.new_ones(len(values), 1, *values.shape[2:])
-        known = known[:, :1].expand(len(values), 1, *values.shape[2:])
-        return torch.cat([values.where(known > 0, 0), known], 1)  # hidden ones may be infinite
+        if mask is None:
+            mask = values.new_ones(len(values), 1, *values.shape[2:])
+        mask = mask[:, :1].expand(len(values), 1, *values.shape[2:])
+        return torch.cat([values.where(mask > 0, 0), mask], 1)  # hidden ones may be infinite
 
     def add_noise(self, conditioning: Tensor, draws: GivenDraws) -> Tensor:
         """Add noise to the known places of a conditioning input.
@@ -189,18 +192,21 @@ class Conditioner:
         if not self.given.noise:
             return conditioning
         level = self.given.noise * draws.level.reshape(-1, *[1] * (conditioning.ndim - 1))
-        values, known = conditioning[:, :-1], conditioning[:, -1:]
-        return self.append_mask(values + level * draws.more, known)
+        values, mask = conditioning[:, :-1], conditioning[:, -1:]
+        return self.append_mask(values + level * draws.more, mask)
 
     def draw_numbers(
         self, seed: int, purpose: str, step: int, positions: range, device: torch.device
     ) -> GivenDraws:
         """Draw the random numbers for some positions of a step."""
-        made, none = self.degradation, (0,)
-        uniforms = made.uniforms if made else 0
-        observed = made.observation_shape(self.space.shape) if made and made.sigma else none
-        shape = (self.given.channels, *self.space.size) if self.given.noise else none
-        return given_draws(seed, step, positions, uniforms, observed, shape, device, purpose)
+        degradation, none = self.degradation, (0,)
+        shape = self.space.shape
+        uniforms = degradation.uniforms if degradation else 0
+        observed = (
+            degradation.observation_shape(shape) if degradation and degradation.sigma else none
+        )
+        noise = (self.given.channels, *self.space.size) if self.given.noise else none
+        return given_draws(seed, step, positions, uniforms, observed, noise, device, purpose)
 
     def render_input(self, conditioning: Tensor) -> Array:
         """Return a conditioning input in `rendered_space`, stored, mid-range where unknown."""
@@ -235,8 +241,8 @@ class ConditioningInputs:
     def encode(self, indices: Sequence[int], device: torch.device) -> Tensor:
         """Return the conditioning inputs of these samples, (B, C', *size)."""
         rows = [(i - self.first) % len(self.stored) for i in indices]
-        own = torch.from_numpy(np.ascontiguousarray(self.stored[rows])).to(device)
-        return self.make(own, rows)
+        batch = torch.from_numpy(np.ascontiguousarray(self.stored[rows])).to(device)
+        return self.make(batch, rows)
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -245,22 +251,22 @@ class ConditioningInputs:
 def stored_inputs(encoder: Conditioner, stored: Array, first: int = 0) -> ConditioningInputs:
     """Return inputs from pairs or observations, stored values of `Conditioner.input_space`."""
     return ConditioningInputs(
-        stored, lambda own, _: encoder.encode_observations(encoder.input_space.to_model(own)), first
+        stored, lambda y, _: encoder.encode_observations(encoder.input_space.to_model(y)), first
     )
 
 
-def masked_inputs(encoder: Conditioner, stored: Array, known: Array) -> ConditioningInputs:
-    """Return inputs from stored samples (N, C, *size) that are hidden except where `known` is true.
+def masked_inputs(encoder: Conditioner, stored: Array, mask: Array) -> ConditioningInputs:
+    """Return inputs from stored samples (N, C, *size) that are hidden except where `mask` is true.
 
-    `known` is (N, 1, *size) or (1, 1, *size).
+    `mask` is (N, 1, *size) or (1, 1, *size).
     """
     shape = (len(stored), 1, *stored.shape[2:])
-    both = np.concatenate([stored, np.broadcast_to(known, shape).astype(stored.dtype)], 1)
+    masked_samples = np.concatenate([stored, np.broadcast_to(mask, shape).astype(stored.dtype)], 1)
 
-    def make(own: Tensor, rows: Sequence[int]) -> Tensor:
-        return encoder.append_mask(encoder.space.to_model(own[:, :-1]), own[:, -1:].float())
+    def make(batch: Tensor, rows: Sequence[int]) -> Tensor:
+        return encoder.append_mask(encoder.space.to_model(batch[:, :-1]), batch[:, -1:].float())
 
-    return ConditioningInputs(both, make)
+    return ConditioningInputs(masked_samples, make)
 
 
 def degraded_inputs(
@@ -271,9 +277,9 @@ def degraded_inputs(
     These are drawn on the CPU, so that they are the same on every device.
     """
 
-    def make(own: Tensor, rows: Sequence[int]) -> Tensor:
-        draws = (values.to(own.device) for values in _draw_rows(encoder, seed, purpose, rows))
-        return encoder.encode_samples(encoder.space.to_model(own), GivenDraws(*draws))
+    def make(batch: Tensor, rows: Sequence[int]) -> Tensor:
+        draws = (values.to(batch.device) for values in _draw_rows(encoder, seed, purpose, rows))
+        return encoder.encode_samples(encoder.space.to_model(batch), GivenDraws(*draws))
 
     return ConditioningInputs(samples, make)
 
@@ -287,13 +293,13 @@ def measure_residuals(
     """
     assert encoder.degradation is not None
     draws = _draw_rows(encoder, seed, "given", rows)
-    made = encoder.degradation.draw_parts(draws.u)
-    x, x0 = (encoder.space.to_model(torch.from_numpy(each)) for each in (samples, truths))
-    gap = (made.apply(x) - made.observe(x0, draws.noise)).abs()
-    known = made.known_mask(x0)
-    if known is not None:
-        count = known.expand_as(gap).flatten(1).sum(1).clamp(min=1)
-        numbers: Array = ((gap * known).flatten(1).sum(1) / count).numpy()
+    degradation = encoder.degradation.draw_parts(draws.u)
+    x, x0 = (encoder.space.to_model(torch.from_numpy(stored)) for stored in (samples, truths))
+    gap = (degradation.apply(x) - degradation.observe(x0, draws.noise)).abs()
+    mask = degradation.known_mask(x0)
+    if mask is not None:
+        count = mask.expand_as(gap).flatten(1).sum(1).clamp(min=1)
+        numbers: Array = ((gap * mask).flatten(1).sum(1) / count).numpy()
     else:
         numbers = gap.flatten(1).mean(1).numpy()
     return numbers
@@ -318,5 +324,5 @@ def _draw_rows(encoder: Conditioner, seed: int, purpose: str, rows: Sequence[int
         k: encoder.draw_numbers(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), cpu)
         for k in sorted({row // BLOCK for row in rows})
     }
-    own = [[values[row % BLOCK] for values in blocks[row // BLOCK]] for row in rows]
-    return GivenDraws(*map(torch.stack, zip(*own, strict=True)))
+    draws = [[values[row % BLOCK] for values in blocks[row // BLOCK]] for row in rows]
+    return GivenDraws(*map(torch.stack, zip(*draws, strict=True)))

@@ -59,7 +59,7 @@ def save(path: Path, model: StoredModel) -> None:
 def merge_weights(ema: Weights, raw: Weights | None = None, weak: Weights | None = None) -> Weights:
     """Return all weights of a model file under their names in the file."""
     kinds = (("", ema), (RAW, raw or {}), (WEAK, weak or {}))
-    return {prefix + name: tensor for prefix, own in kinds for name, tensor in own.items()}
+    return {prefix + name: tensor for prefix, weights in kinds for name, tensor in weights.items()}
 
 
 def split_weights(tensors: Weights) -> tuple[Weights, Weights, Weights]:
@@ -125,15 +125,15 @@ def find(path: str | Path, *, weights: bool = True) -> Work[ModelFile]:
             sums = weights and file.name == run_reader.AVERAGE
             if sums and (fault := run_reader.find_damage(file.parent, file.name)):
                 raise ModelFileError(f"{files.show(file.parent)} is damaged ({fault})")
-            found = _read_model(file, weights)
+            model_file = _read_model(file, weights)
         except ModelFileError as error:
             if file.exists():
                 failed = failed or error
                 yield Notice(f"{error.message}: trying the one before", warning=True)
             continue
         where = file.parent if file.name == run_reader.AVERAGE else file
-        yield Notice(f"the model of step {found.model.step:,}: {files.show(where)}")
-        return found
+        yield Notice(f"the model of step {model_file.model.step:,}: {files.show(where)}")
+        return model_file
     raise failed or ModelFileError(
         f"{files.show(given)} has no complete checkpoint yet", "Wait for the first preview"
     )
@@ -143,12 +143,10 @@ def _models_of(given: Path, run: Path) -> list[Path]:
     """Return the models of a checkpoint or, newest first, of a run."""
     if given != run:
         return [given / run_reader.AVERAGE]
-    found = run_reader.list_checkpoints(run / run_reader.CHECKPOINTS)
-    models = [checkpoint / run_reader.AVERAGE for checkpoint in found]
-    finished, newest = (
-        run_reader.model_path(run),
-        run_reader.checkpoint_step(found[0]) if found else -math.inf,
-    )
+    checkpoints = run_reader.list_checkpoints(run / run_reader.CHECKPOINTS)
+    models = [checkpoint / run_reader.AVERAGE for checkpoint in checkpoints]
+    finished = run_reader.model_path(run)
+    newest = run_reader.checkpoint_step(checkpoints[0]) if checkpoints else -math.inf
     if run.suffix == ".run" and finished.is_file() and _step(finished) >= newest:
         models.insert(0, finished)
     return models
@@ -186,18 +184,18 @@ def _read_model(path: Path, weights: bool) -> ModelFile:
         _check_shapes(model, header.entries)
         tensors = tensor_file.read_tensors(file, header) if weights else {}
         _check_finite(tensors)
-        own, raw, weak = split_weights(tensors)
+        ema, raw, weak = split_weights(tensors)
         file.seek(0)
         return ModelFile(
             path,
-            dataclasses.replace(model, ema=own, raw=raw or None, weak=weak or None),
+            dataclasses.replace(model, ema=ema, raw=raw or None, weak=weak or None),
             title=header.metadata.get("modelspec.title", ""),
             size_bytes=os.fstat(file.fileno()).st_size,
             sha256=hashlib.file_digest(file, "sha256").hexdigest() if weights else "",
         )
 
 
-def training_options(found: ModelFile) -> dict[str, Any]:
+def training_options(model_file: ModelFile) -> dict[str, Any]:
     """Return the training configuration of a model, with its network, for `--init`.
 
     Files may come from strangers, so they cannot set paths and control options.
@@ -205,16 +203,16 @@ def training_options(found: ModelFile) -> dict[str, Any]:
     Raises:
         ModelFileError: the configuration is invalid.
     """
-    blueprint = found.model.blueprint
-    with _translate_errors(found.path):
-        kept = {
+    blueprint = model_file.model.blueprint
+    with _translate_errors(model_file.path):
+        option_names = {
             f.name for f, spec in option_fields(TrainConfig) if not (spec.control or spec.place)
         }
-        stored = from_file(found.model.training)
-        training = {key: value for key, value in stored.items() if key in kept}
+        stored = from_file(model_file.model.training)
+        training = {key: value for key, value in stored.items() if key in option_names}
         if training.get("architecture"):
-            own = network_config(training["network"], training["architecture"])
-            if (training["network"], own) != (blueprint.network, blueprint.config):
+            config = network_config(training["network"], training["architecture"])
+            if (training["network"], config) != (blueprint.network, blueprint.config):
                 raise ModelFileError("its training configuration has another network")
         training["network"] = blueprint.network
         training["wiener"] = blueprint.wiener
@@ -232,10 +230,10 @@ def has_model(path: Path, model: StoredModel) -> bool:
     """
     try:
         with _translate_errors(path), open_regular_file(path) as file:
-            found = parse_description(tensor_file.read_header(file))
-            wanted = json.loads(json.dumps(describe_model(model)))
+            description = parse_description(tensor_file.read_header(file))
+            expected = json.loads(json.dumps(describe_model(model)))
             ignored = dict.fromkeys((SAMPLING, "version", "versions"))
-            return bool({**found, **ignored} == {**wanted, **ignored})
+            return bool({**description, **ignored} == {**expected, **ignored})
     except ModelFileError:
         return False
 
@@ -266,12 +264,12 @@ def _check_shapes(model: StoredModel, entries: Mapping[str, tensor_file.TensorEn
 
     Weak weights are expected if the description has their step.
     """
-    own = {name: f"F32 {list(shape)}" for name, shape in model.blueprint.shapes.items()}
+    shapes = {name: f"F32 {list(shape)}" for name, shape in model.blueprint.shapes.items()}
     has_raw = any(name.startswith(RAW) for name in entries)
     prefixes = ("", *[RAW] * has_raw, *[WEAK] * (model.weak is not None))
-    expected = {prefix + name: text for prefix in prefixes for name, text in own.items()}
-    found = {name: f"{entry.dtype} {list(entry.shape)}" for name, entry in entries.items()}
-    if wrong := tensor_file.describe_mismatch(expected, found):
+    expected = {prefix + name: text for prefix in prefixes for name, text in shapes.items()}
+    actual = {name: f"{entry.dtype} {list(entry.shape)}" for name, entry in entries.items()}
+    if wrong := tensor_file.describe_mismatch(expected, actual):
         raise ModelFileError(f"its tensors do not fit its network: {wrong}")
 
 

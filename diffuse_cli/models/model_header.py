@@ -176,20 +176,20 @@ def parse_description(header: tensor_file.Header) -> dict[str, Any]:
         ModelFileError: the version is newer than `VERSION`.
         ValueError: the description is malformed.
     """
-    found = tensor_file.parse_json(header.metadata["diffuse.config"].encode())
-    if not isinstance(found, dict):
+    description = tensor_file.parse_json(header.metadata["diffuse.config"].encode())
+    if not isinstance(description, dict):
         raise ValueError("its diffuse.config is not an object")
-    version = found.get("version", 1)
+    version = description.get("version", 1)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ValueError("its version is not a number")
     if version > VERSION:
-        made = str(dict(found.get("versions", {})).get("diffuse", "a newer one"))
+        writer = str(dict(description.get("versions", {})).get("diffuse", "a newer one"))
         raise ModelFileError(
-            f"it has version {version}, written by diffuse {files.show(made, 50)}, but diffuse "
+            f"it has version {version}, written by diffuse {files.show(writer, 50)}, but diffuse "
             f"{__version__} only reads versions up to {VERSION}",
             "Install a newer diffuse",
         )
-    return _upgrade_description(found) if version == 1 else found
+    return _upgrade_description(description) if version == 1 else description
 
 
 def _upgrade_description(old: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,11 +270,11 @@ def _check_teacher(values: Any) -> dict[str, Any] | None:
     """Return the checked facts of the teacher in a description."""
     if values is None:
         return None
-    found = dict(values)
-    guidance = found.get("guidance", 1)
-    if not isinstance(found.get("teacher"), str) or not isinstance(guidance, int | float):
+    facts = dict(values)
+    guidance = facts.get("guidance", 1)
+    if not isinstance(facts.get("teacher"), str) or not isinstance(guidance, int | float):
         raise ValueError("the teacher of the distilled model is of the wrong type")
-    return found
+    return facts
 
 
 def _read_choice(

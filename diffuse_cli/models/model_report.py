@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile
 
 
-def collect_facts(found: ModelFile) -> dict[str, Any]:
+def collect_facts(model_file: ModelFile) -> dict[str, Any]:
     """Return the content of a model file as plain values. Escape its texts: they are untrusted."""
-    model = found.model
-    own, conditions = model.blueprint, model.blueprint.conditions
+    model = model_file.model
+    blueprint, conditions = model.blueprint, model.blueprint.conditions
     return {
         "kind": "model",
-        "path": str(found.path),
-        "size_bytes": found.size_bytes,
-        "sha256": found.sha256,
+        "path": str(model_file.path),
+        "size_bytes": model_file.size_bytes,
+        "sha256": model_file.sha256,
         "parameters": model.parameters,
         "raw": model.raw is not None,
         "weak": model.weak_step,
-        "title": found.title,
+        "title": model_file.title,
         "step": model.step,
         "classes": conditions.classes,
         "data": model.data,
@@ -35,15 +35,15 @@ def collect_facts(found: ModelFile) -> dict[str, Any]:
         "sampling": to_dict(model.sampling) if model.sampling else None,
         "distilled": model.distilled,
         "versions": model.versions,
-        "space": plain(own.space),
+        "space": plain(blueprint.space),
         **({"given": plain(conditions.given)} if conditions.given else {}),
         **({"columns": plain(conditions.table)["columns"]} if conditions.table else {}),
-        "network": {"name": own.network, **plain(own.config)},
-        "diffusion": to_dict(own.diffusion),
+        "network": {"name": blueprint.network, **plain(blueprint.config)},
+        "diffusion": to_dict(blueprint.diffusion),
     }
 
 
-def training_config(found: ModelFile) -> dict[str, Any]:
+def training_config(model_file: ModelFile) -> dict[str, Any]:
     """Return the training configuration of a model, as for `train --config`, without paths.
 
     Raises:
@@ -51,7 +51,7 @@ def training_config(found: ModelFile) -> dict[str, Any]:
     """
     from diffuse_cli.models.model_file import training_options
 
-    config = from_dict(TrainConfig, {"data": "", **training_options(found)})
+    config = from_dict(TrainConfig, {"data": "", **training_options(model_file)})
     return to_file(config, control=False, places=False)
 
 

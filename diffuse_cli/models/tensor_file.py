@@ -244,22 +244,22 @@ MALFORMED = (
 
 
 def describe_mismatch(
-    expected: Mapping[str, str], found: Mapping[str, str], called: Callable[[str], str] = shorten
+    expected: Mapping[str, str], actual: Mapping[str, str], called: Callable[[str], str] = shorten
 ) -> str:
-    """Return the differences between expected and found tensors, empty if there are none.
+    """Return the differences between expected and actual tensors, empty if there are none.
 
     Args:
-        expected, found: a text for each tensor by name.
+        expected, actual: a text for each tensor by name.
         called: returns the name for a message.
     """
     problems = set()
-    for name in expected.keys() | found.keys():
-        if name not in found:
+    for name in expected.keys() | actual.keys():
+        if name not in actual:
             problems.add(f"{called(name)} is missing")
         elif name not in expected:
             problems.add(f"{called(name)} is not of this network")
-        elif found[name] != expected[name]:
-            problems.add(f"{called(name)} is {found[name]}, not {expected[name]}")
+        elif actual[name] != expected[name]:
+            problems.add(f"{called(name)} is {actual[name]}, not {expected[name]}")
     return format_first(problems, "; ")
 
 
