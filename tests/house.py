@@ -1,15 +1,24 @@
-"""The plan of the house, and a count of what stands in it: `python tests/house.py`."""
+"""The plan of the house, and a count of what stands in it: `python tests/house.py`.
+
+`test_layering.py` holds the figures of `house.json` at or below it, so that they only fall.
+`python tests/house.py --record` writes the figures of today there.
+"""
 
 from __future__ import annotations
 
 import ast
 import io
+import json
+import sys
 import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "diffuse_cli"
+BASELINE = Path(__file__).with_suffix(".json")
+VAGUE_NAMES = frozenset(Path(__file__).with_name("vague_names.txt").read_text().split())
+"""Names of variables that do not say what they hold."""
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("core",),
@@ -28,11 +37,11 @@ not import each other."""
 
 def modules() -> dict[str, Path]:
     """Return the files by dotted name: `core.process`, `core`, and "" for the root."""
-    found = {}
+    paths = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 def tree_of(path: Path, *, run_time: bool = False) -> ast.Module:
@@ -68,24 +77,24 @@ def imported(tree: ast.AST, module: str) -> Iterator[str]:
 
 def packages_of(names: Iterable[str]) -> set[str]:
     """Return the packages among imported names: `diffuse_cli.core.process` is core."""
-    known = {name for floor in FLOORS for name in floor}
+    packages = {name for floor in FLOORS for name in floor}
     parts = (name.split(".") for name in names)
-    return {part[1] for part in parts if part[0] == "diffuse_cli" and len(part) > 1} & known
+    return {part[1] for part in parts if part[0] == "diffuse_cli" and len(part) > 1} & packages
 
 
 def arrows(*, run_time: bool = False) -> dict[str, set[str]]:
     """Return the files that each file imports, by dotted name."""
     files = modules()
-    found = {}
+    graph = {}
     for name, path in files.items():
         # Importing `a.b` names `a` too, whose file runs first; only the file that is meant counts.
-        names = set(imported(tree_of(path, run_time=run_time), f"diffuse_cli.{name}"))
-        ours = {full.removeprefix("diffuse_cli.") for full in names if full.startswith("diffuse_")}
-        longest = {full for full in ours if full in files}
+        imports = set(imported(tree_of(path, run_time=run_time), f"diffuse_cli.{name}"))
+        names = {i.removeprefix("diffuse_cli.") for i in imports if i.startswith("diffuse_")}
+        longest = {full for full in names if full in files}
         inner = {full.rpartition(".")[0] for full in longest}
-        named = {full.rpartition(".")[0] for full in ours if full not in files}
-        found[name] = {full for full in longest if full not in inner - named} - {name}
-    return found
+        named = {full.rpartition(".")[0] for full in names if full not in files}
+        graph[name] = {full for full in longest if full not in inner - named} - {name}
+    return graph
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
@@ -93,27 +102,27 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
     order: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
 
     def visit(name: str) -> None:
         order[name] = low[name] = len(order)
         stack.append(name)
-        for other in sorted(graph[name]):
-            if other not in order:
-                visit(other)
-                low[name] = min(low[name], low[other])
-            elif other in stack:
-                low[name] = min(low[name], order[other])
+        for neighbor in sorted(graph[name]):
+            if neighbor not in order:
+                visit(neighbor)
+                low[name] = min(low[name], low[neighbor])
+            elif neighbor in stack:
+                low[name] = min(low[name], order[neighbor])
         if low[name] == order[name]:
             k = stack.index(name)
             group, stack[k:] = stack[k:], []
             if len(group) > 1:
-                found.append(sorted(group))
+                groups.append(sorted(group))
 
     for name in graph:
         if name not in order:
             visit(name)
-    return found
+    return groups
 
 
 def lines_of_code(path: Path) -> int:
@@ -121,58 +130,97 @@ def lines_of_code(path: Path) -> int:
     text = path.read_text(encoding="utf-8")
     docs: set[int] = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            docs |= set(range(node.lineno, (node.end_lineno or 0) + 1))
+        match node:
+            case ast.Expr(ast.Constant(str())):
+                docs |= set(range(node.lineno, (node.end_lineno or 0) + 1))
     skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
                tokenize.ENCODING, tokenize.ENDMARKER)  # fmt: skip
-    held: set[int] = set()
+    rows: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in skipped:
-            held |= set(range(token.start[0], token.end[0] + 1))
-    return len(held - docs)
+            rows |= set(range(token.start[0], token.end[0] + 1))
+    return len(rows - docs)
+
+
+def own_imports(tree: ast.Module) -> list[ast.ImportFrom]:
+    """Return the statements that import from the package, also under TYPE_CHECKING."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return [node for node in nodes if node.level or (node.module or "").startswith("diffuse_cli")]
+
+
+def variables(tree: ast.Module) -> list[str]:
+    """Return the names of variables, at each assignment, and of arguments."""
+    nodes = [*ast.walk(tree)]
+    names = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    return names + [node.arg for node in nodes if isinstance(node, ast.arg)]
+
+
+def figures() -> tuple[dict[str, float], dict[str, str]]:
+    """Return the figures that must not rise, and the files with the largest."""
+    paths = modules()
+    trees = {name: tree_of(path) for name, path in paths.items()}
+    code = sum(map(lines_of_code, paths.values()))
+    lengths = {name: len(path.read_text().splitlines()) for name, path in paths.items()}
+    imports = {name: own_imports(tree) for name, tree in trees.items()}
+    counts = {name: len({(n.level, n.module) for n in imports[name]}) for name in imports}
+    names = [name for tree in trees.values() for name in variables(tree)]
+    num_vague = sum(name in VAGUE_NAMES for name in names)
+    num_imported = sum(len(node.names) for nodes in imports.values() for node in nodes)
+    return {
+        "lines of code": code,
+        "files": len(paths),
+        "longest file": max(lengths.values()),
+        "own names imported per 1,000 lines of code": round(1000 * num_imported / code),
+        "own modules imported per file": round(sum(counts.values()) / len(counts), 1),
+        "own modules imported by one file": max(counts.values()),
+        "vague variables, %": round(100 * num_vague / len(names), 1),
+    }, {
+        "longest file": max(lengths, key=lengths.__getitem__),
+        "own modules imported by one file": max(counts, key=counts.__getitem__),
+    }
 
 
 def classes() -> dict[str, list[str]]:
     """Return the modules that define a class of each name."""
-    found: dict[str, list[str]] = defaultdict(list)
+    places: dict[str, list[str]] = defaultdict(list)
     for name, path in modules().items():
         for node in tree_of(path).body:
             if isinstance(node, ast.ClassDef):
-                found[node.name].append(name)
-    return found
+                places[node.name].append(name)
+    return places
 
 
 def stems() -> dict[str, list[str]]:
     """Return the modules of each stem."""
-    found: dict[str, list[str]] = defaultdict(list)
+    places: dict[str, list[str]] = defaultdict(list)
     for name in modules():
-        found[name.rpartition(".")[2]].append(name)
-    return found
+        places[name.rpartition(".")[2]].append(name)
+    return places
 
 
 def private_names() -> set[str]:
     """Return names with one underscore that the package defines, also of attributes and files."""
-    found = {path.stem for path in modules().values()}
+    names = {path.stem for path in modules().values()}
     for path in modules().values():
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                found.add(node.name)
+                names.add(node.name)
             elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
-                found.add(node.id if isinstance(node, ast.Name) else node.attr)
-    return {name for name in found if name.startswith("_") and not name.endswith("_")}
+                names.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in names if name.startswith("_") and not name.endswith("_")}
 
 
 def reaches_inside() -> dict[str, list[str]]:
     """Return what tests take from inside the package, by file: names of things as dotted strings,
     to replace them, and private names."""
-    private, names, found = private_names(), modules(), defaultdict(list)
+    private, files, reaches = private_names(), modules(), defaultdict(list)
 
     def reach(node: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             place = node.value.removeprefix("diffuse_cli.")
             owner = place.rpartition(".")[0]
-            owners = {owner, owner.rpartition(".")[0]} & names.keys() - {""}
-            if owners and place != node.value and place not in names:
+            owners = {owner, owner.rpartition(".")[0]} & files.keys() - {""}
+            if owners and place != node.value and place not in files:
                 yield node.value
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffuse_cli"):
             yield from (alias.name for alias in node.names if alias.name in private)
@@ -190,35 +238,36 @@ def reaches_inside() -> dict[str, list[str]]:
     tests = Path(__file__).parent
     for path in sorted(tests.rglob("*.py")):
         for node in ast.walk(tree_of(path)):
-            found[str(path.relative_to(tests))].extend(reach(node))
-    return {name: reached for name, reached in found.items() if reached}
+            reaches[str(path.relative_to(tests))].extend(reach(node))
+    return {name: names for name, names in reaches.items() if names}
 
 
 def main() -> None:
-    """Print the counts."""
-    files, graph = modules(), arrows()
+    """Print the counts, or write the figures that must not rise."""
+    limited, places = figures()
+    if "--record" in sys.argv:
+        BASELINE.write_text(json.dumps(limited, indent=2) + "\n")
+        return
+    paths, graph = modules(), arrows()
     between = {
-        (own, other.split(".")[0])
-        for name, others in graph.items()
-        for other in others
-        if (own := name.split(".")[0]) != other.split(".")[0] and own and other
+        (package, other_package)
+        for name, imports in graph.items()
+        for package, other_package in ((name.split(".")[0], i.split(".")[0]) for i in imports)
+        if package and other_package and package != other_package
     }
-    lengths = {name: len(path.read_text().splitlines()) for name, path in files.items()}
-    longest = max(lengths, key=lengths.__getitem__)
+    lengths = {name: len(path.read_text().splitlines()) for name, path in paths.items()}
     rows: list[tuple[str, object]] = [
         ("packages", sum((path / "__init__.py").exists() for path in PACKAGE.iterdir())),
         ("modules beside them", sorted(p.stem for p in PACKAGE.glob("*.py"))),
         ("arrows between packages", len(between)),
         ("circles of files, at run time", circles(arrows(run_time=True))),
         ("circles of files, with types", circles(graph)),
-        ("files", len(files)),
-        ("longest file", f"{longest}: {lengths[longest]}"),
+        *((label, f"{n:,} {places.get(label, '')}".strip()) for label, n in limited.items()),
         ("files above 400 lines", [n for n, c in lengths.items() if c > 400]),
         ("lines", sum(lengths.values())),
-        ("lines of code", sum(map(lines_of_code, files.values()))),
         ("class names used again", {n: w for n, w in classes().items() if len(w) > 1}),
         ("file stems used again", {n: w for n, w in stems().items() if len(w) > 1}),
-        ("arrows by package", dict(Counter(own for own, _ in between))),
+        ("arrows by package", dict(Counter(package for package, _ in between))),
         ("what tests take from inside", sum(map(len, reaches_inside().values()))),
     ]
     for label, value in rows:

@@ -13,15 +13,18 @@ from pathlib import Path
 
 import pytest
 from house import (
+    BASELINE,
     FLOORS,
     PACKAGE,
     arrows,
     at_run_time,
     circles,
+    figures,
     imported,
     modules,
     packages_of,
     tree_of,
+    variables,
 )  # fmt: skip
 
 import diffuse_cli
@@ -65,6 +68,19 @@ def test_a_package_imports_from_lower_floors(name: str, path: Path):
 def test_no_files_import_each_other():
     assert circles(arrows(run_time=True)) == []
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+
+
+def test_figures_only_fall():
+    """After a fall, or a rise with a reason: `python tests/house.py --record`."""
+    limits, (now, places) = json.loads(BASELINE.read_text()), figures()
+    assert now.keys() == limits.keys()
+    higher = {name: (n, places.get(name)) for name, n in now.items() if n > limits[name]}
+    assert higher == {}, "python tests/house.py"
+
+
+def test_assigned_names_and_arguments_are_variables():
+    tree = ast.parse("def f(found, *own):\n    a = b.made = [left for left in found]")
+    assert sorted(variables(tree)) == ["a", "found", "left", "own"]
 
 
 @pytest.mark.parametrize(("name", "path"), core(), ids=lambda v: str(v)[-40:])
