@@ -120,9 +120,9 @@ class ConvertConfig(RuntimeConfig):
             object.__setattr__(self, "out", self.where)
             object.__setattr__(self, "where", None)
         pairs = (("schedule", "betas"), ("heads", "head_width"), ("heads_upsample", "head_width"))
-        for one, other in pairs:
-            if None not in (getattr(self, one), getattr(self, other)):
-                text = f"{flag(one)} and {flag(other)} exclude each other"
+        for first, second in pairs:
+            if None not in (getattr(self, first), getattr(self, second)):
+                text = f"{flag(first)} and {flag(second)} exclude each other"
                 raise UsageError(text, "Leave one of them out")
 
 

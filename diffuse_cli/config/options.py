@@ -117,8 +117,8 @@ def find_changed_flag(config: object, *kinds: type) -> str:
 
 def convert_options(config: object, kind: type[C], **changes: Any) -> C:
     """Return a configuration of another kind: the options they share, and these changes."""
-    theirs = {f.name for f, _ in option_fields(kind)}
-    shared = {f.name: getattr(config, f.name) for f, _ in option_fields(config) if f.name in theirs}
+    names = {f.name for f, _ in option_fields(kind)}
+    shared = {f.name: getattr(config, f.name) for f, _ in option_fields(config) if f.name in names}
     return kind(**{**shared, **changes})
 
 
@@ -157,10 +157,10 @@ def parse_options(kind: type[Options], values: Mapping[str, Any]) -> dict[str, A
     Raises:
         UsageError: a value that cannot be parsed.
     """
-    known = fields_by_name(kind)
+    fields = fields_by_name(kind)
     with translate_errors(partial(flag_by_name, kind)):
         return {
-            k: settings.parse_field(known[k], v) if k in known else v for k, v in values.items()
+            k: settings.parse_field(fields[k], v) if k in fields else v for k, v in values.items()
         }
 
 
@@ -253,8 +253,8 @@ def to_arguments(
         else:
             flag = spec.flag or field_flag(f)
             repeated = isinstance(value, tuple) and str(f.type).startswith("tuple[str")
-            for each in value if repeated else [value]:
-                joined = ",".join(map(str, each)) if isinstance(each, tuple) else str(each)
+            for entry in value if repeated else [value]:
+                joined = ",".join(map(str, entry)) if isinstance(entry, tuple) else str(entry)
                 flags += [flag, joined]
     return positional + flags
 
@@ -279,11 +279,11 @@ def flatten_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def read_toml(path: str | Path, of: str = "--config") -> dict[str, Any]:
+def read_toml(path: str | Path, owner: str = "--config") -> dict[str, Any]:
     """Return the table in a TOML file, with any line ends, with or without a byte order mark.
 
     Args:
-        of: the option or the owner of the file, for errors.
+        owner: the option or the owner of the file, for errors.
 
     Raises:
         UsageError: the file cannot be read, is not a regular one, or is not TOML.
@@ -293,9 +293,9 @@ def read_toml(path: str | Path, of: str = "--config") -> dict[str, Any]:
     try:
         data = read_bounded(path, MOST_TOML)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{of} {show(path)}: {getattr(error, 'strerror', error)}") from error
+        raise UsageError(f"{owner} {show(path)}: {getattr(error, 'strerror', error)}") from error
     try:
         text = data.decode("utf-8-sig", "surrogateescape")
         return tomllib.loads(text.replace("\r\n", "\n"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{of} {show(path)} is not TOML: {error}") from error
+        raise UsageError(f"{owner} {show(path)} is not TOML: {error}") from error

@@ -72,11 +72,11 @@ _UNITS |= {p + end: 1024**k for k, p in enumerate("kmgt", 1) for end in ("", "ib
 def parse_bytes(value: Any) -> int:
     """`8GiB`, `8G` (the same), `500MB` or a number of bytes."""
     text = str(value).strip().lower() if not isinstance(value, bool) else ""
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", text)
-    unit = _UNITS.get(found[2]) if found else None
-    if found is None or unit is None:
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", text)
+    unit = _UNITS.get(match[2]) if match else None
+    if match is None or unit is None:
         raise ValueError("a size is a number of bytes, such as 8GiB, 500MB or 0")
-    return int(float(found[1]) * unit)
+    return int(float(match[1]) * unit)
 
 
 def parse_color(value: Any) -> str:
@@ -254,7 +254,7 @@ def _read_betas(path: str) -> list[tuple[str, Any]]:
 def to_plain(value: Any) -> Any:
     """Values of NumPy and PyTorch, alone and in sequences and mappings, as Python's own."""
     if isinstance(value, Mapping):
-        return {name: to_plain(each) for name, each in value.items()}
+        return {name: to_plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(to_plain, value)) if type(value) in (list, tuple) else value
     return value.tolist() if hasattr(value, "tolist") else value

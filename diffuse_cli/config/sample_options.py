@@ -88,11 +88,11 @@ class SamplerChoice(Options):
     @property
     def description(self) -> str:
         """The initial noise, learned timesteps and guidance scales, in words."""
-        begun = " from a Gaussian start" if self.start == GAUSSIAN else ""
+        start = " from a Gaussian start" if self.start == GAUSSIAN else ""
         learned = " at learned times" if self.times else ""
         guided = "" if self.guidance is None else f", guidance {self.guidance:g}"
         weakly = "" if self.weak_guidance is None else f", weak guidance {self.weak_guidance:g}"
-        return begun + learned + guided + weakly + describe_interval(self.guidance_interval)
+        return start + learned + guided + weakly + describe_interval(self.guidance_interval)
 
 
 @dataclass(frozen=True, kw_only=True)
