@@ -48,13 +48,13 @@ class ModelChange:
 
     Attributes:
         parameters: the number of new parameters, or of those left out. None for a part without.
-        gone: whether the parameters are left out.
+        removed: whether the parameters are left out.
     """
 
     name: str
     text: str
     parameters: int | None = None
-    gone: bool = False
+    removed: bool = False
 
 
 def load_initial_weights(plan: Plan) -> Work[Mapping[str, Tensor] | None]:
@@ -78,53 +78,53 @@ def load_initial_weights(plan: Plan) -> Work[Mapping[str, Tensor] | None]:
     return transfer_weights(model, blueprint, config.seed)
 
 
-def _check_network(source: str, own: Blueprint, wanted: Blueprint) -> None:
+def _check_network(source: str, base: Blueprint, tuned: Blueprint) -> None:
     """Refuse a blueprint that cannot use the weights.
 
     Raises:
         UsageError: the samples or the network are of another kind.
     """
-    kinds = [(b.space.medium, b.space.levels, b.space.mean, b.space.std) for b in (own, wanted)]
-    if kinds[0] != kinds[1] or own.space.dims != wanted.space.dims:
+    kinds = [(b.space.medium, b.space.levels, b.space.mean, b.space.std) for b in (base, tuned)]
+    if kinds[0] != kinds[1] or base.space.dims != tuned.space.dims:
         text = f"--init {source} was trained on another kind of data"
         raise UsageError(text, "Remove it, or use data like the model's")
-    if own.wiener != wanted.wiener:
-        trained = "with" if own.wiener else "without"
+    if base.wiener != tuned.wiener:
+        trained = "with" if base.wiener else "without"
         text = f"--init {source} was trained {trained} --wiener"
         raise UsageError(text, "Leave out --wiener and --no-wiener, which come from the model")
-    resized = getattr(NETWORKS.get(own.network), "resized", lambda config, before, after: config)
+    resized = getattr(NETWORKS.get(base.network), "resized", lambda config, before, after: config)
     networks = [
-        (own.network, resized(own.config, own.space.size, wanted.space.size), _shapes(own)),
-        (wanted.network, wanted.config, _shapes(wanted)),
+        (base.network, resized(base.config, base.space.size, tuned.space.size), _shapes(base)),
+        (tuned.network, tuned.config, _shapes(tuned)),
     ]
     if networks[0] != networks[1]:
         text = f"--init {source} has another network than this configuration"
         raise UsageError(text, "Remove the network's options: they come from the model")
 
 
-def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None:
+def _check_student(source: str, teacher: StoredModel, tuned: Blueprint) -> None:
     """Refuse to distil into a model with another process, conditions, levels or shapes.
 
     Raises:
         UsageError: one of them differs from the teacher's.
     """
-    own = teacher.blueprint
+    base = teacher.blueprint
     process = (*NOISE, "num_timesteps")
-    if any(getattr(own.diffusion, n) != getattr(wanted.diffusion, n) for n in process):
+    if any(getattr(base.diffusion, n) != getattr(tuned.diffusion, n) for n in process):
         text = f"{source} has another process, which a distilled model must keep"
         raise UsageError(text, "Remove --schedule, --betas and other options of the process")
-    if own.space.level_range != wanted.space.level_range:
-        text = f"{source} was trained on {_levels(own)}, not {_levels(wanted)}"
+    if base.space.level_range != tuned.space.level_range:
+        text = f"{source} was trained on {_levels(base)}, not {_levels(tuned)}"
         raise UsageError(text, "Use the data that it was trained on")
     for name, words in CONDITIONS.items():
-        theirs, ours = (getattr(b.conditions, name) for b in (own, wanted))
-        same = _describe_encoding(theirs) == _describe_encoding(ours)
+        old, new = getattr(base.conditions, name), getattr(tuned.conditions, name)
+        same = _describe_encoding(old) == _describe_encoding(new)
         if not same and not (
-            name == "classes" and has_numbered_classes(teacher, wanted.conditions.classes)
+            name == "classes" and has_numbered_classes(teacher, tuned.conditions.classes)
         ):
             text = f"{source} was trained with other {words}, which a distilled model must keep"
             raise UsageError(text, "Use the data that it was trained on")
-    if dict(own.shapes) != dict(wanted.shapes):
+    if dict(base.shapes) != dict(tuned.shapes):
         text = f"{source} has another network, which a distilled model must keep"
         raise UsageError(text, "Remove --channels, --size and --variance: they come from the model")
 
@@ -157,15 +157,15 @@ def _shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _warnings(source: str, model: StoredModel, wanted: Blueprint) -> Iterator[str]:
-    own, names = model.blueprint, wanted.conditions.classes
-    if own.diffusion.target != wanted.diffusion.target:
+def _warnings(source: str, model: StoredModel, tuned: Blueprint) -> Iterator[str]:
+    base, names = model.blueprint, tuned.conditions.classes
+    if base.diffusion.target != tuned.diffusion.target:
         yield (
-            f"--target {wanted.diffusion.target} differs from {source}, which predicts "
-            f"{own.diffusion.target}: its output layer is learned again"
+            f"--target {tuned.diffusion.target} differs from {source}, which predicts "
+            f"{base.diffusion.target}: its output layer is learned again"
         )
-    given = own.conditions.given
-    if given and given.what == PAIRS and not wanted.conditions.given:
+    given = base.conditions.given
+    if given and given.what == PAIRS and not tuned.conditions.given:
         yield f"{source} was trained with --given on pairs, and this run has no --given"
     if has_numbered_classes(model, names):
         yield (
@@ -174,17 +174,17 @@ def _warnings(source: str, model: StoredModel, wanted: Blueprint) -> Iterator[st
         )
 
 
-def _report_changes(source: str, found: list[ModelChange], wanted: Blueprint) -> Work[None]:
+def _report_changes(source: str, changes: list[ModelChange], tuned: Blueprint) -> Work[None]:
     """Report that all parameters are reused, or a table of the parts that change."""
-    total = count_parameters(wanted.build_on_meta())
-    if not found:
+    total = count_parameters(tuned.build_on_meta())
+    if not changes:
         yield Notice(f"starting from {source}: all {total:,} parameters are reused")
         return
-    new = sum(part.parameters or 0 for part in found if not part.gone)
-    rest = ModelChange("the rest", "unchanged", total - new)
+    new = sum(part.parameters or 0 for part in changes if not part.removed)
+    unchanged = ModelChange("the rest", "unchanged", total - new)
     rows = [
         (part.name, "" if part.parameters is None else f"{part.parameters:,}", part.text)
-        for part in (*found, rest)
+        for part in (*changes, unchanged)
     ]
     yield Notice(f"starting from {source}:")
     yield Table((("part", "parameters", "change"), *rows))
@@ -193,31 +193,31 @@ def _report_changes(source: str, found: list[ModelChange], wanted: Blueprint) ->
 # -- parts that change ----------------------------------------------------------------------------
 
 
-def find_changes(model: StoredModel, wanted: Blueprint) -> Iterator[ModelChange]:
+def find_changes(model: StoredModel, tuned: Blueprint) -> Iterator[ModelChange]:
     """Yield the parts of a model that change for a blueprint."""
-    own, ends = model.blueprint, ends_of(model.blueprint)
-    if own.space.size != wanted.space.size:
-        sizes = " becomes ".join(dimensions(b.space.size) for b in (own, wanted))
+    base, ends = model.blueprint, ends_of(model.blueprint)
+    if base.space.size != tuned.space.size:
+        sizes = " becomes ".join(dimensions(b.space.size) for b in (base, tuned))
         yield ModelChange("size", f"{sizes}: the network and its schedule stay")
-    if own.space.level_range != wanted.space.level_range:
-        text = f"{_levels(own)} become {_levels(wanted)}: the contrast of samples changes"
+    if base.space.level_range != tuned.space.level_range:
+        text = f"{_levels(base)} become {_levels(tuned)}: the contrast of samples changes"
         yield ModelChange("scale", text)
-    changed = [n for n in NOISE if getattr(own.diffusion, n) != getattr(wanted.diffusion, n)]
+    changed = [n for n in NOISE if getattr(base.diffusion, n) != getattr(tuned.diffusion, n)]
     if changed:
         text = ", ".join(name.replace("_", "-") for name in changed)
         yield ModelChange(
             "noise", f"another {text}: the noise at a timestep differs from the model's"
         )
     if ends is not None:
-        yield from _find_channel_changes(own, wanted, ends)
-        yield from _find_variance_changes(own, wanted, ends)
-        yield from _find_given_changes(own, wanted, ends)
-        yield from _find_class_changes(model, wanted, ends)
-        yield from _find_column_changes(own, wanted, ends)
+        yield from _find_channel_changes(base, tuned, ends)
+        yield from _find_variance_changes(base, tuned, ends)
+        yield from _find_given_changes(base, tuned, ends)
+        yield from _find_class_changes(model, tuned, ends)
+        yield from _find_column_changes(base, tuned, ends)
 
 
-def _find_channel_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
-    before, after = own.space.channels, wanted.space.channels
+def _find_channel_changes(base: Blueprint, tuned: Blueprint, ends: Ends) -> Iterator[ModelChange]:
+    before, after = base.space.channels, tuned.space.channels
     if before == after:
         return
     text = f"{min(before, after)} reused, " + (
@@ -227,89 +227,93 @@ def _find_channel_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iter
         text = "grey becomes color: grey stays as it was, and color differences are new"
     elif (before, after) == (COLOR, GREY):
         text = "color becomes grey: input as before, output as the mean of the colors"
-    drawn = after * (1 + (learns_variance(own) and learns_variance(wanted)))
-    read = after * (1 + wanted.wiener)
-    count = _count_input(wanted, ends, read) + _count_output(wanted, ends, drawn)
+    predicted = after * (1 + (learns_variance(base) and learns_variance(tuned)))
+    read = after * (1 + tuned.wiener)
+    count = _count_input(tuned, ends, read) + _count_output(tuned, ends, predicted)
     yield ModelChange("channels", text, count)
 
 
-def _find_variance_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
-    if learns_variance(own) == learns_variance(wanted):
+def _find_variance_changes(base: Blueprint, tuned: Blueprint, ends: Ends) -> Iterator[ModelChange]:
+    if learns_variance(base) == learns_variance(tuned):
         return
-    gone = learns_variance(own)
-    of = own if gone else wanted
-    count = _count_output(of, ends, of.space.channels)
-    if gone:
-        text = f"left out: the variance is {wanted.diffusion.variance}, not learned"
+    removed = learns_variance(base)
+    owner = base if removed else tuned
+    count = _count_output(owner, ends, owner.space.channels)
+    if removed:
+        text = f"left out: the variance is {tuned.diffusion.variance}, not learned"
     else:
-        text = f"new: at first {own.diffusion.variance}, as before"
-    yield ModelChange("variance", text, count, gone)
+        text = f"new: at first {base.diffusion.variance}, as before"
+    yield ModelChange("variance", text, count, removed)
 
 
-def _find_given_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
-    old, new = own.conditions.given, wanted.conditions.given
+def _find_given_changes(base: Blueprint, tuned: Blueprint, ends: Ends) -> Iterator[ModelChange]:
+    old, new = base.conditions.given, tuned.conditions.given
     if old and not new:
         never = ", for which it was not trained" if old.dropout == 0 else ""
-        count = _count_input(own, ends, own.conditions.given_channels)
+        count = _count_input(base, ends, base.conditions.given_channels)
         text = f"left out: {old.what}, at first like a model run without it{never}"
-        yield ModelChange("given", text, count, gone=True)
+        yield ModelChange("given", text, count, removed=True)
     elif new and (not old or (old.what, old.channels) != (new.what, new.channels)):
-        count = _count_input(wanted, ends, wanted.conditions.given_channels)
+        count = _count_input(tuned, ends, tuned.conditions.given_channels)
         text = f"new, at 0: {new.what}, without effect at first"
         if old:
             text = f"{old.what} becomes {new.what}: reused"
         yield ModelChange("given", text, count)
 
 
-def _find_class_changes(model: StoredModel, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
-    old, names = model.blueprint.conditions.classes, wanted.conditions.classes
+def _find_class_changes(model: StoredModel, tuned: Blueprint, ends: Ends) -> Iterator[ModelChange]:
+    old, names = model.blueprint.conditions.classes, tuned.conditions.classes
     if old == names or has_numbered_classes(model, names):
         return
-    of = wanted if names else model.blueprint
-    count = math.prod(of.shapes[ends.classes])
+    owner = tuned if names else model.blueprint
+    count = math.prod(owner.shapes[ends.classes])
     if not old:
         text = f"new, at 0: {list_names(names)}, without effect at first"
     elif not names:
         text = "left out, at first like a model run without a class"
     else:
-        kept = [name for name in names if name in old]
+        reused = [name for name in names if name in old]
         new = [name for name in names if name not in old]
-        text = f"{len(kept):,} of {len(names):,} reused by name"
-        text += f": {list_names(kept)}" if kept else ""
+        text = f"{len(reused):,} of {len(names):,} reused by name"
+        text += f": {list_names(reused)}" if reused else ""
         if new:
             text += f", {len(new):,} new, at first as without a class: {list_names(new)}"
-    yield ModelChange("classes", text, count, gone=not names)
+    yield ModelChange("classes", text, count, removed=not names)
 
 
-def _find_column_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
-    old, new = (b.conditions.table.names if b.conditions.table else {} for b in (own, wanted))
-    if own.conditions.table == wanted.conditions.table:
+def _find_column_changes(base: Blueprint, tuned: Blueprint, ends: Ends) -> Iterator[ModelChange]:
+    old_table, new_table = base.conditions.table, tuned.conditions.table
+    if old_table == new_table:
         return
-    for gone, of, names in ((False, wanted, [*new]), (True, own, [n for n in old if n not in new])):
+    old = old_table.names if old_table else {}
+    new = new_table.names if new_table else {}
+    lost = [name for name in old if name not in new]
+    for removed, owner, names in ((False, tuned, [*new]), (True, base, lost)):
         if not names:
             continue
-        table = of.conditions.table
+        table = owner.conditions.table
         assert table is not None
         places = [[*table.names].index(name) for name in names]
         starts = tuple(f"{ends.columns}.{k}." for k in places)
-        count = sum(math.prod(s) for name, s in of.shapes.items() if name.startswith(starts))
-        kept = [name for name in names if name in old and type(old[name]) is type(new.get(name))]
-        rest = [name for name in names if name not in kept]
-        text = f"left out: {list_names(rest)}, at first like a model run without them"
-        if not gone:
-            found = [f"reused by name: {list_names(kept)}"] if kept else []
-            found += [f"new, at 0: {list_names(rest)}"] if rest else []
-            text = ", ".join(found)
-        yield ModelChange("columns", text, count, gone)
+        count = sum(math.prod(s) for name, s in owner.shapes.items() if name.startswith(starts))
+        reused = [name for name in names if name in old and type(old[name]) is type(new.get(name))]
+        unmatched = [name for name in names if name not in reused]
+        text = f"left out: {list_names(unmatched)}, at first like a model run without them"
+        if not removed:
+            parts = [f"reused by name: {list_names(reused)}"] if reused else []
+            parts += [f"new, at 0: {list_names(unmatched)}"] if unmatched else []
+            text = ", ".join(parts)
+        yield ModelChange("columns", text, count, removed)
 
 
-def _count_input(of: Blueprint, ends: Ends, channels: int) -> int:
+def _count_input(blueprint: Blueprint, ends: Ends, channels: int) -> int:
     """Count the parameters by which a network reads a number of channels."""
-    every = of.input_space.channels + of.conditions.given_channels
-    return math.prod(of.shapes[ends.input]) * channels // every
+    every = blueprint.input_space.channels + blueprint.conditions.given_channels
+    return math.prod(blueprint.shapes[ends.input]) * channels // every
 
 
-def _count_output(of: Blueprint, ends: Ends, channels: int) -> int:
+def _count_output(blueprint: Blueprint, ends: Ends, channels: int) -> int:
     """Count the parameters by which a network predicts a number of channels."""
-    every = of.space.channels * (1 + learns_variance(of))
-    return sum(math.prod(of.shapes[n]) for n in (ends.output, ends.output_bias)) * channels // every
+    every = blueprint.space.channels * (1 + learns_variance(blueprint))
+    names = ends.output, ends.output_bias
+    return sum(math.prod(blueprint.shapes[n]) for n in names) * channels // every

@@ -63,8 +63,8 @@ def read_metadata(
     if table is None:
         table = make_table(config.condition_on, cells, train)
         if config.init:
-            known = model_file.load(config.init, weights=False)
-            table = _keep_scale(table, known.blueprint.conditions.table)
+            model = model_file.load(config.init, weights=False)
+            table = _keep_scale(table, model.blueprint.conditions.table)
     if not fits_header(to_dict(table)):
         text = "--condition-on: the labels do not fit into a model file"
         raise DataError(text, "Choose other columns")
@@ -75,11 +75,11 @@ def read_metadata(
     return replace(images, rows=encode_rows(table, cells)), table
 
 
-def _keep_scale(table: MetadataTable, known: MetadataTable | None) -> MetadataTable:
+def _keep_scale(table: MetadataTable, model_table: MetadataTable | None) -> MetadataTable:
     """Return the table with its numbers on the scale of a model that has the same columns."""
     columns = []
     for column in table.columns:
-        old = known.names.get(column.name) if known else None
+        old = model_table.names.get(column.name) if model_table else None
         if isinstance(column, NumberColumn) and isinstance(old, NumberColumn):
             column = replace(column, mean=old.mean, deviation=old.deviation)
         columns.append(column)
@@ -186,15 +186,16 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
         DataError: no image has a pair, or, with --strict, an image has none.
         UsageError: the conditioning images are of another type or size.
     """
-    own, theirs = images.estimated_space, given.estimated_space
+    space, given_space = images.estimated_space, given.estimated_space
     longest = max(max(size) for data in (images, given) for size in data.summary.sizes)
-    if own.rate is not None and longest > own.size[0]:
+    if space.rate is not None and longest > space.size[0]:
         raise UsageError(
             f"--given {files.show(str(config.given))}: of sounds longer than --size, the parts of "
             "a pair may differ",
             f"Pass --size {longest} or cut the files",
         )
-    if (own.medium, own.levels, own.size) != (theirs.medium, theirs.levels, theirs.size):
+    kinds = [(s.medium, s.levels, s.size) for s in (space, given_space)]
+    if kinds[0] != kinds[1]:
         raise UsageError(
             f"--given {files.show(str(config.given))}: the samples differ from DATA in medium, "
             "depth or size",
@@ -205,9 +206,9 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
         if config.strict:
             raise DataError(line, "Remove --strict to train on the pairs only")
         yield Notice(line, warning=True)
-    few = pairs[select_evenly(np.flatnonzero(pairs.matched), FEW)]
-    if ends := limit_levels(theirs, few).level_range:
-        low, high = int(few.min()), int(few.max())
+    samples = pairs[select_evenly(np.flatnonzero(pairs.matched), FEW)]
+    if ends := limit_levels(given_space, samples).level_range:
+        low, high = int(samples.min()), int(samples.max())
         if high - low < NARROW * (ends[1] - ends[0]):
             path = str(config.given)
             folder = shlex.quote(path) if Path(path).is_dir() else "FOLDER"
@@ -238,9 +239,9 @@ def describe_conditioning(
         return None
     scale: dict[str, tuple[Any, ...] | None] = {}
     if pairs and space.levels is None:
-        theirs = pairs.given
-        own = replace(theirs.estimated_space, transform=space.transform)
-        mean, std = moments(own, theirs.stored, pairs.rows[trained], theirs.names)
+        dataset = pairs.given
+        given_space = replace(dataset.estimated_space, transform=space.transform)
+        mean, std = moments(given_space, dataset.stored, pairs.rows[trained], dataset.names)
         # A constant channel has no information, and does no harm.
         varies = std > NOISE * np.abs(mean)
         scale = {"mean": tuple(mean.tolist()), "std": tuple(np.where(varies, std, 1.0).tolist())}

@@ -73,15 +73,15 @@ class TrainingData:
         Args:
             classes: whether the model is conditioned on classes.
         """
-        found: dict[str, Any] = {
+        state: dict[str, Any] = {
             "fingerprint": self.images.fingerprint,
             "classes": self.images.class_fingerprints if classes else {},
             "given": {},
             **self.fingerprints,
         }
         if self.table:
-            found["table"] = {"told": to_dict(self.table), **found["table"]}
-        return found
+            state["table"] = {"told": to_dict(self.table), **state["table"]}
+        return state
 
     def describe(self, config: TrainConfig) -> dict[str, Any]:
         """Return the values that a model file keeps, without names of files and folders."""
@@ -144,41 +144,41 @@ def find_earlier(config: TrainConfig) -> tuple[Blueprint | None, bool]:
     Raises:
         ModelFileError: the file of --init is not a model file.
     """
-    known = RunDirectory(config.out).blueprint() if config.resumes else None
-    if known or not config.init:
-        return known, known is not None
+    base = RunDirectory(config.out).blueprint() if config.resumes else None
+    if base or not config.init:
+        return base, base is not None
     return model_file.load(config.init, weights=False).blueprint, False
 
 
-def keep_scale(space: Space, known: Blueprint | None, continued: bool) -> Work[Space]:
+def keep_scale(space: Space, base: Blueprint | None, continued: bool) -> Work[Space]:
     """Return the space of samples with the scale of an earlier model of the same kind.
 
     Levels keep their limits in a run that is continued. With --init, they have those of the data.
     """
-    if known is None or _kind_of(space) != _kind_of(known.space):
+    if base is None or _kind_of(space) != _kind_of(base.space):
         return space
-    old = known.space
-    ratios = [new / own for new, own in zip(space.std, old.std, strict=True)]
-    far = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
-    if not 1 / FAR < far < FAR:
+    old = base.space
+    ratios = [after / before for after, before in zip(space.std, old.std, strict=True)]
+    factor = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
+    if not 1 / FAR < factor < FAR:
         yield Notice(
-            f"the values have {far:.3g} times the standard deviation of the model's data, whose "
+            f"the values have {factor:.3g} times the standard deviation of the model's data, whose "
             "scale is kept",
             warning=True,
         )
-    span, kept = space.level_range, old.level_range
-    if continued and span and kept and (span[0] < kept[0] or span[1] > kept[1]):
+    span, bounds = space.level_range, old.level_range
+    if continued and span and bounds and (span[0] < bounds[0] or span[1] > bounds[1]):
         text = "samples have levels outside of the run's {:,} to {:,}, whose scale is kept"
-        yield Notice(text.format(*kept), warning=True)
+        yield Notice(text.format(*bounds), warning=True)
     limits = old.limits if continued else space.limits
     return replace(space, mean=old.mean, std=old.std, limits=limits)
 
 
 def keep_given_scale(
-    given: ConditioningArray | None, space: Space, known: Blueprint | None, continued: bool
+    given: ConditioningArray | None, space: Space, base: Blueprint | None, continued: bool
 ) -> ConditioningArray | None:
     """Return conditioning images with the scale of an earlier model, like `keep_scale`."""
-    old = known.conditions.given if known and _kind_of(space) == _kind_of(known.space) else None
+    old = base.conditions.given if base and _kind_of(space) == _kind_of(base.space) else None
     if given is None or old is None or (given.what, given.channels) != (old.what, old.channels):
         return given
     limits = old.limits if continued else given.limits
@@ -201,7 +201,7 @@ def _read_pairs(
         return None
     kind, space = MEDIA[images.medium], images.estimated_space
     bits = 8 * images.stored.dtype.itemsize if kind.bits else None
-    own = replace(
+    given_config = replace(
         config,
         data=source,
         size=space.size,
@@ -211,7 +211,7 @@ def _read_pairs(
         rate=space.rate,
         layout=PAIR_LAYOUTS.get(images.layout, images.layout),
     )
-    given = yield from _read_samples(own, several, run, "given")
+    given = yield from _read_samples(given_config, several, run, "given")
     return (yield from training_conditions.match_training_pairs(config, images, given))
 
 
@@ -231,7 +231,7 @@ def _read_samples(
             images = open_index(cache)
         several.wait_for_everyone()
         return images
-    known = RunDirectory(config.out).blueprint() if config.resumes and not part else None
+    base = RunDirectory(config.out).blueprint() if config.resumes and not part else None
     # Several processes map a file, so that they share its memory.
     held = 0 if several else max(0, free_memory("cpu")) // MAPPED_SHARE
     with translate_errors():
@@ -245,7 +245,7 @@ def _read_samples(
             fit=config.fit,
             medium=config.medium,
             layout=layout,
-            numbers=stored_dtype(known.space) if known else None,
+            numbers=stored_dtype(base.space) if base else None,
             bits=config.bits,
             rate=config.rate,
             transform=config.transform,
@@ -311,8 +311,8 @@ def check_fingerprint(
         return
     source = files.show(config.data)
     # Early versions kept no fingerprint of a class.
-    before = state.get("classes", {}).items()
-    moved = [name for name, found in before if now["classes"].get(name, found) != found]
+    before, classes = state.get("classes", {}), now["classes"]
+    moved = [name for name in before if classes.get(name, before[name]) != before[name]]
     if moved:
         raise UsageError(
             f"images in {source} have moved to other class folders since this run started: "

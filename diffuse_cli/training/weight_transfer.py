@@ -37,28 +37,28 @@ def ends_of(blueprint: Blueprint) -> Ends | None:
     return ends
 
 
-def transfer_weights(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
+def transfer_weights(model: StoredModel, tuned: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
     """Convert a model's EMA weights for a blueprint of the same network.
 
     Args:
         seed: the seed of new input weights for colors, for a model of grey samples.
     """
-    own, ends, weights = model.blueprint, ends_of(model.blueprint), dict(model.ema)
+    base, ends, weights = model.blueprint, ends_of(model.blueprint), dict(model.ema)
     if ends is None:
         return weights
-    weights[ends.input] = combine_channels(weights[ends.input], input_matrix(own, wanted), 1)
-    if (own.space.channels, wanted.space.channels) == (GREY, COLOR):
-        weights[ends.input] += color_differences(weights[ends.input], wanted, seed)
+    weights[ends.input] = combine_channels(weights[ends.input], input_matrix(base, tuned), 1)
+    if (base.space.channels, tuned.space.channels) == (GREY, COLOR):
+        weights[ends.input] += color_differences(weights[ends.input], tuned, seed)
     for name in (ends.output, ends.output_bias):
-        weights[name] = combine_channels(weights[name], output_matrix(own, wanted), 0)
-    if learns_variance(wanted) and not learns_variance(own):
+        weights[name] = combine_channels(weights[name], output_matrix(base, tuned), 0)
+    if learns_variance(tuned) and not learns_variance(base):
         _, variance = weights[ends.output_bias].chunk(2)
-        variance.fill_(FRACTION.get(own.diffusion.variance, 0.0))
-    _fit_classes(weights, ends, model, wanted.conditions)
-    tables = own.conditions.table, wanted.conditions.table
+        variance.fill_(FRACTION.get(base.diffusion.variance, 0.0))
+    _fit_classes(weights, ends, model, tuned.conditions)
+    tables = base.conditions.table, tuned.conditions.table
     for added in removed_columns(model, ends, *tables):
         weights[ends.class_bias] = weights[ends.class_bias] + added
-    return convert_columns(weights, ends.columns, *tables, wanted.shapes)
+    return convert_columns(weights, ends.columns, *tables, tuned.shapes)
 
 
 def learns_variance(blueprint: Blueprint) -> bool:
@@ -69,24 +69,24 @@ def learns_variance(blueprint: Blueprint) -> bool:
 # -- channels: matrices (after, before) -----------------------------------------------------------
 
 
-def input_matrix(own: Blueprint, wanted: Blueprint) -> Tensor:
+def input_matrix(base: Blueprint, tuned: Blueprint) -> Tensor:
     """Return the matrix from the input channels of one network to another's."""
-    old, new = own.conditions, wanted.conditions
+    old, new = base.conditions, tuned.conditions
     given = [zero_matrix(new.given_channels, old.given_channels)]
     if old.given and new.given:  # the last channel is the mask
         given = [sample_matrix(old.given.channels, new.given.channels), sample_matrix(1, 1)]
-    sample = sample_matrix(own.space.channels, wanted.space.channels)
-    return block_diagonal(*[sample] * (1 + own.wiener), *given)
+    sample = sample_matrix(base.space.channels, tuned.space.channels)
+    return block_diagonal(*[sample] * (1 + base.wiener), *given)
 
 
-def output_matrix(own: Blueprint, wanted: Blueprint) -> Tensor:
+def output_matrix(base: Blueprint, tuned: Blueprint) -> Tensor:
     """Return the matrix from the output channels of one network to another's."""
-    before, after = own.space.channels, wanted.space.channels
+    before, after = base.space.channels, tuned.space.channels
     sample = sample_matrix(after, before).T  # grey as each color, colors as their mean
-    if learns_variance(own) and learns_variance(wanted):
+    if learns_variance(base) and learns_variance(tuned):
         return block_diagonal(sample, sample)
-    rest = zero_matrix(after * learns_variance(wanted), before * learns_variance(own))
-    return block_diagonal(sample, rest)
+    variance = zero_matrix(after * learns_variance(tuned), before * learns_variance(base))
+    return block_diagonal(sample, variance)
 
 
 def block_diagonal(*parts: Tensor) -> Tensor:
@@ -115,26 +115,26 @@ def combine_channels(weight: Tensor, matrix: Tensor, dim: int) -> Tensor:
     if after == before and bool((matrix == sample_matrix(before, after)).all()):
         return weight
     parts = weight.double().unflatten(dim, (before, -1))
-    done = torch.tensordot(matrix, parts, dims=([1], [dim])).movedim(0, dim)
-    fit: Tensor = done.flatten(dim, dim + 1).to(weight.dtype).contiguous()
+    combined = torch.tensordot(matrix, parts, dims=([1], [dim])).movedim(0, dim)
+    fit: Tensor = combined.flatten(dim, dim + 1).to(weight.dtype).contiguous()
     return fit
 
 
-def color_differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
+def color_differences(weight: Tensor, tuned: Blueprint, seed: int) -> Tensor:
     """Return new input weights, like `weight`, for color differences: 0 in sum at each place.
 
     If the input ignored color differences and the output predicted none, neither would get a
     gradient to learn them. The new weights are as large as a new convolution's.
     """
-    channels = wanted.space.channels
-    every = wanted.input_space.channels + wanted.conditions.given_channels
+    channels = tuned.space.channels
+    every = tuned.input_space.channels + tuned.conditions.given_channels
     shape = (len(weight), channels, weight.shape[1] // every, *weight.shape[2:])
     bound = weight[0].numel() ** -0.5
-    drawn = torch.from_numpy(philox(seed, "colours").uniform(-bound, bound, shape))
-    found = torch.zeros_like(weight)
-    centered = drawn - drawn.mean(1, keepdim=True)
-    found[:, : channels * shape[2]] = centered.flatten(1, 2).to(weight.dtype)
-    return found
+    noise = torch.from_numpy(philox(seed, "colours").uniform(-bound, bound, shape))
+    differences = torch.zeros_like(weight)
+    centered = noise - noise.mean(1, keepdim=True)
+    differences[:, : channels * shape[2]] = centered.flatten(1, 2).to(weight.dtype)
+    return differences
 
 
 # -- classes and columns --------------------------------------------------------------------------
@@ -152,14 +152,14 @@ def dropped_label(rows: Tensor, never: bool) -> Tensor:
 
 
 def removed_columns(
-    model: StoredModel, ends: Ends, own: MetadataTable | None, wanted: MetadataTable | None
+    model: StoredModel, ends: Ends, old_table: MetadataTable | None, new_table: MetadataTable | None
 ) -> Iterator[Tensor]:
     """Yield the embedding, (D,), of each removed column when it is dropped.
 
     For labels it is their mean if the model was trained without dropping them.
     """
-    for k, column in enumerate(own.columns if own else ()):
-        if wanted and column.name in wanted.names:
+    for k, column in enumerate(old_table.columns if old_table else ()):
+        if new_table and column.name in new_table.names:
             continue
         if isinstance(column, LabelColumn):
             never = model.always_told and not column.missing
@@ -169,10 +169,10 @@ def removed_columns(
 
 
 def _fit_classes(
-    weights: dict[str, Tensor], ends: Ends, model: StoredModel, wanted: Conditions
+    weights: dict[str, Tensor], ends: Ends, model: StoredModel, conditions: Conditions
 ) -> None:
     """Match class embeddings by name. A new class starts as no class."""
-    old, names = model.blueprint.conditions.classes, wanted.classes
+    old, names = model.blueprint.conditions.classes, conditions.classes
     bias = weights[ends.class_bias]
     if old == names or has_numbered_classes(model, names):
         return
@@ -185,15 +185,15 @@ def _fit_classes(
         weights[ends.class_bias] = bias + no_class
         return
     places = {name: k for k, name in enumerate(old)}
-    found = [rows[places[name]] if name in places else no_class for name in names]
-    weights[ends.classes] = torch.stack([*found, rows[-1]])
+    embeddings = [rows[places[name]] if name in places else no_class for name in names]
+    weights[ends.classes] = torch.stack([*embeddings, rows[-1]])
 
 
 def convert_columns(
     weights: Mapping[str, Tensor],
     embedding: str,
-    own: MetadataTable | None,
-    wanted: MetadataTable | None,
+    old_table: MetadataTable | None,
+    new_table: MetadataTable | None,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Mapping[str, Tensor]:
     """Convert weights between metadata tables, matching columns and labels by name.
@@ -204,29 +204,29 @@ def convert_columns(
         embedding: `Ends.columns` of the network.
         shapes: the shapes of the new tensors by name.
     """
-    if own == wanted:
+    if old_table == new_table:
         return weights
-    done = {name: of for name, of in weights.items() if not name.startswith(f"{embedding}.")}
-    places = {name: k for k, name in enumerate(own.names)} if own else {}
-    for k, column in enumerate(wanted.columns if wanted else ()):
-        old = own.names.get(column.name) if own else None
+    converted = {name: w for name, w in weights.items() if not name.startswith(f"{embedding}.")}
+    places = {name: k for k, name in enumerate(old_table.names)} if old_table else {}
+    for k, column in enumerate(new_table.columns if new_table else ()):
+        old = old_table.names.get(column.name) if old_table else None
         for name in (n for n in shapes if n.startswith(f"{embedding}.{k}.")):
-            rest = name.removeprefix(f"{embedding}.{k}.")
-            found = torch.zeros(shapes[name])
+            suffix = name.removeprefix(f"{embedding}.{k}.")
+            after = torch.zeros(shapes[name])
             if old and type(old) is type(column):
-                before = weights[f"{embedding}.{places[column.name]}.{rest}"]
-                found = _match_labels(before, found, old, column)
-            elif rest.startswith("linear_1."):  # the first layer; the last layer stays 0
-                torch.nn.init.uniform_(found, -1, 1, torch.Generator().manual_seed(k))
-            done[name] = found
-    return done
+                before = weights[f"{embedding}.{places[column.name]}.{suffix}"]
+                after = _match_labels(before, after, old, column)
+            elif suffix.startswith("linear_1."):  # the first layer; the last layer stays 0
+                torch.nn.init.uniform_(after, -1, 1, torch.Generator().manual_seed(k))
+            converted[name] = after
+    return converted
 
 
-def _match_labels(before: Tensor, found: Tensor, old: object, column: object) -> Tensor:
+def _match_labels(before: Tensor, after: Tensor, old: object, column: object) -> Tensor:
     if not (isinstance(old, LabelColumn) and isinstance(column, LabelColumn)):
         return before
-    found[-1] = before[-1]
+    after[-1] = before[-1]
     for row, value in enumerate(column.values):
         if (place := old.code(value)) == place:
-            found[row] = before[int(place)]
-    return found
+            after[row] = before[int(place)]
+    return after
