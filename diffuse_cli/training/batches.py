@@ -78,8 +78,8 @@ class Batches:
         epochs, offsets = places // n, places % n
         chosen = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            chosen[here] = self._order(int(epoch))[offsets[here]]
+            in_epoch = epochs == epoch
+            chosen[in_epoch] = self._order(int(epoch))[offsets[in_epoch]]
         return self.plan.data.train[chosen]
 
     def samples(self, indices: Indices) -> Tensor:

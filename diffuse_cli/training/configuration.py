@@ -80,22 +80,22 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     flags, file = Layer(typed), Layer(from_file(filed or {}))
     given = merge_layers(flags, file)
     Layer({"data": "", **given}).config()
-    for one, other in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
-        if one in flags and other in flags:
-            raise UsageError(f"--{one} and --{other} exclude each other", "Remove one of them")
+    for first, second in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
+        if first in flags and second in flags:
+            raise UsageError(f"--{first} and --{second} exclude each other", "Remove one of them")
     run = RunDirectory(given.get("out", "model.safetensors"))
     if given.get("resume") or given.get("auto_resume"):
         if run.exists():
             return _check_options(_resume_config(given, run))
         _check_new_run(run, bool(given.get("auto_resume")))
     config = merge_layers(given, _read_base(given)).config()
-    for name, others in (
+    for name, conditions in (
         ("label_dropout", ("classes", "condition_on")),
         ("given_dropout", ("given",)),
         ("given_noise", ("given",)),
     ):
-        if name in flags and not any(getattr(config, other) for other in others):
-            either = " or ".join(map(flag, others))
+        if name in flags and not any(getattr(config, condition) for condition in conditions):
+            either = " or ".join(map(flag, conditions))
             raise UsageError(f"{flag(name)} needs {either}", "Set both, or neither")
     if "weak_after" in flags and not config.keep_weak:
         raise UsageError("--weak-after needs --keep-weak", "Leave out --no-keep-weak")
@@ -162,8 +162,8 @@ def _check_new_run(run: RunDirectory, auto: bool) -> None:
         raise OutputError(f"{files.show(run.model)} has no run directory to resume from", hint)
     if auto:
         return
-    found = sorted(p.parent for p in run.path.parent.glob("*.run/config.toml"))
-    models = [files.show(path.with_suffix(run.model.suffix)) for path in found]
+    runs = sorted(p.parent for p in run.path.parent.glob("*.run/config.toml"))
+    models = [files.show(path.with_suffix(run.model.suffix)) for path in runs]
     similar = suggest(files.show(run.model), models) if models else ""
     similar += " " if similar.endswith("?") else ". " * bool(similar)
     text = f"there is no run {files.show(run.path)} to resume"
@@ -175,12 +175,12 @@ def _read_base(given: Layer) -> Layer:
     if given.get("init"):
         from diffuse_cli.models.model_file import find, training_options
 
-        own = training_options(finish(find(given["init"], weights=False)))
+        base = training_options(finish(find(given["init"], weights=False)))
         # They depend on the device, the memory, the length of the run or the data.
-        others = ["accumulation", "augment", "compile", "precision", "steps", "teacher_guidance"]
-        if own.get("loss") in TAUGHT:  # its distillation, which another training does not repeat
-            others += ["loss", "weighting", "timestep_draw", "keep_weak", "lr", "batch_size"]
-        model = Layer(own).without(*others)
+        excluded = ["accumulation", "augment", "compile", "precision", "steps", "teacher_guidance"]
+        if base.get("loss") in TAUGHT:  # its distillation, which another training does not repeat
+            excluded += ["loss", "weighting", "timestep_draw", "keep_weak", "lr", "batch_size"]
+        model = Layer(base).without(*excluded)
         batch = given.get("batch_size")
         if batch and given.get("lr") is None and {"lr", "batch_size"} <= model.keys():
             model["lr"] = scale_to_batch(model["lr"], model["batch_size"], batch)
@@ -194,12 +194,12 @@ def _read_base(given: Layer) -> Layer:
 
 def _resize_network(model: Layer, size: Size | None) -> Layer:
     """Return the options of a model, with its network resized."""
-    name, own = model["network"], model.get("size")
+    name, model_size = model["network"], model.get("size")
     resized = getattr(NETWORKS[name], "resized", None)
-    if size is None or own is None or resized is None:
+    if size is None or model_size is None or resized is None:
         return model
     config = presets.network_config(name, model.network)
-    return Layer({**model, "architecture": plain(resized(config, own, size))})
+    return Layer({**model, "architecture": plain(resized(config, model_size, size))})
 
 
 def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
@@ -211,38 +211,38 @@ def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
         stored = dataclasses.replace(stored, wiener=False)
     if stored.augment is None:  # of a version without
         stored = dataclasses.replace(stored, augment=())
-    asked = merge_layers(given, Layer(to_dict(stored))).config()
-    wanted: dict[str, Any] = {}
+    config = merge_layers(given, Layer(to_dict(stored))).config()
+    changes: dict[str, Any] = {}
     for f, spec in option_fields(TrainConfig):
         if f.name not in given:
             continue
-        value, own = getattr(asked, f.name), getattr(stored, f.name)
-        more_parts = f.name == "accumulation" and value > own
+        value, stored_value = getattr(config, f.name), getattr(stored, f.name)
+        more_parts = f.name == "accumulation" and value > stored_value
         checked_later = _is_checked_later(f.name, value, stored)
         if spec.control or f.name in FREE or more_parts or checked_later:
-            wanted[f.name] = given.get(f.name)
-        elif value != own and not _means_own(f.name, value, own):
-            raise _difference_error(field_flag(f), value, own)
+            changes[f.name] = given.get(f.name)
+        elif value != stored_value and not _means_stored(f.name, value, stored_value):
+            raise _difference_error(field_flag(f), value, stored_value)
     if "steps" in given and "minutes" not in given:  # of a run that began by --minutes
-        wanted["minutes"] = None
+        changes["minutes"] = None
     for name, value in given.network.items():
-        own = stored.architecture.get(name)
-        if (list(value) if isinstance(value, tuple) else value) != own:
-            raise _difference_error(f"[{stored.network or NETWORK}] {name}", value, own)
-    return dataclasses.replace(stored, **wanted)
+        stored_value = stored.architecture.get(name)
+        if (list(value) if isinstance(value, tuple) else value) != stored_value:
+            raise _difference_error(f"[{stored.network or NETWORK}] {name}", value, stored_value)
+    return dataclasses.replace(stored, **changes)
 
 
-def _means_own(name: str, value: Any, own: Any) -> bool:
+def _means_stored(name: str, value: Any, stored_value: Any) -> bool:
     """Whether a typed value stands for the run's own on --resume.
 
     A run computes its batch in more parts than asked for if its memory is too small. Equal sides
     fit any number of dimensions.
     """
     if name == "size":
-        return len({*value, *own}) == 1
+        return len({*value, *stored_value}) == 1
     if name == "transform":
-        return (value, own) == ("none", None)
-    return (name, value) in AUTOMATIC or (name == "accumulation" and value < own)
+        return (value, stored_value) == ("none", None)
+    return (name, value) in AUTOMATIC or (name == "accumulation" and value < stored_value)
 
 
 def _is_checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
@@ -260,7 +260,7 @@ def _difference_error(name: str, typed: Any, stored: Any) -> UsageError:
 def _format_value(value: Any) -> str:
     if not isinstance(value, tuple):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
-    if all(isinstance(each, str) for each in value):
+    if all(isinstance(part, str) for part in value):
         return ",".join(value) or "none"
     return "x".join(map(str, value)) if len(value) <= 3 else f"({len(value)} numbers)"
 
@@ -275,10 +275,10 @@ def scale_learning_rate(
     outputs equally at any width. This is muP's rule for hidden layers (Yang et al. 2022, table 3),
     used here for all layers. It has not been measured.
     """
-    own = presets.find_preset(preset)
-    rate: float = own.train.get("lr", presets.DEFAULT_RATE)
-    rate = scale_to_batch(rate, own.train.get("batch_size", BATCH), batch_size)
-    return rate if width is None else rate * own.resolve_settings(dims).get("width", width) / width
+    base = presets.find_preset(preset)
+    rate: float = base.train.get("lr", presets.DEFAULT_RATE)
+    rate = scale_to_batch(rate, base.train.get("batch_size", BATCH), batch_size)
+    return rate if width is None else rate * base.resolve_settings(dims).get("width", width) / width
 
 
 def scale_to_batch(rate: float, before: int, after: int) -> float:
@@ -351,7 +351,7 @@ def complete_config(
         config = dataclasses.replace(config, preset=preset)
         config = with_batch_size(config, config.batch_size or BATCH, space, settings)
     width = getattr(settings, "width", None)
-    done = dataclasses.replace(
+    config = dataclasses.replace(
         config,
         preset=preset,
         network=network,
@@ -377,14 +377,13 @@ def complete_config(
         network=network,
         config=settings,
         conditions=conditions,
-        diffusion=convert_options(done, DiffusionConfig),
-        wiener=bool(done.wiener),
+        diffusion=convert_options(config, DiffusionConfig),
+        wiener=bool(config.wiener),
     )
     blueprint.shapes  # noqa: B018  a network that cannot be built is refused here
-    return done, blueprint
+    return config, blueprint
 
 
 def to_model_options(config: TrainConfig) -> dict[str, Any]:
     """Return the options that a model file keeps, without paths and control options."""
-    kept = dataclasses.replace(config, architecture={})
-    return to_file(kept, control=False, places=False)
+    return to_file(dataclasses.replace(config, architecture={}), control=False, places=False)

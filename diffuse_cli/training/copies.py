@@ -52,8 +52,8 @@ def can_look(plan: Plan) -> bool:
 
     A model that is conditioned on images or metadata may be asked for its training images.
     """
-    few = FEW <= len(plan.data.train) < MANY
-    return few and plan.teacher is None and not previews.uses_images(plan)
+    count = len(plan.data.train)
+    return FEW <= count < MANY and plan.teacher is None and not previews.uses_images(plan)
 
 
 def plan_looks(plan: Plan, steps: int, preview_every: int) -> Looks | None:
@@ -92,11 +92,13 @@ class CopyMeasure:
         order, nearest = np.arange(len(train)), {}
         if self._network.pictures:
             if self._features is None:
-                known = yield from self._extract(train)
-                self._features = known, (yield from self._extract(held_out))
+                train_features = yield from self._extract(train)
+                self._features = train_features, (yield from self._extract(held_out))
             features = yield from self._extract(samples)
-            known, theirs = self._features
-            nearest["features"] = yield from find_nearest(features, theirs, known, order, alone)
+            train_features, held_out_features = self._features
+            nearest["features"] = yield from find_nearest(
+                features, held_out_features, train_features, order, alone
+            )
         nearest["pixels"] = yield from find_nearest(
             samples, held_out, train, order, alone, partial(to_comparable, space)
         )

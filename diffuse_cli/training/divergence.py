@@ -18,15 +18,15 @@ PATIENCE = 10
 
 
 def divergence_error(
-    trainer: Trainer, step: int, kept: int | None, *, debug: bool
+    trainer: Trainer, step: int, newest: int | None, *, debug: bool
 ) -> DivergedError:
     """Return the error of a run that diverged with the step after `step` steps.
 
     Args:
-        kept: the step of the newest checkpoint.
+        newest: the step of the newest checkpoint.
         debug: whether to name the module where the divergence starts.
     """
-    where = f"the last good checkpoint is step {kept:,}" if kept else "there is no checkpoint"
+    where = f"the last good checkpoint is step {newest:,}" if newest else "there is no checkpoint"
     text = (
         f"training diverged: {PATIENCE} steps in a row up to {step + 1:,} had a gradient that "
         f"is not finite; {where}"
@@ -34,10 +34,10 @@ def divergence_error(
     if not debug:
         return DivergedError(text, "Lower --lr, or use --debug to find the module where it starts")
     module = find_nonfinite_module(trainer, step)
-    found = "every module's output was finite, the gradient was not"
+    cause = "every module's output was finite, the gradient was not"
     if module:
-        found = f"{module} was the first module whose output was not finite"
-    return DivergedError(f"{text}; {found}", "Lower --lr")
+        cause = f"{module} was the first module whose output was not finite"
+    return DivergedError(f"{text}; {cause}", "Lower --lr")
 
 
 def find_nonfinite_module(trainer: Trainer, step: int) -> str:
@@ -45,12 +45,12 @@ def find_nonfinite_module(trainer: Trainer, step: int) -> str:
 
     It repeats the step. A bad step changes no weights, so the repetition fails in the same way.
     """
-    found: list[str] = []
+    nonfinite: list[str] = []
     names = {module: name for name, module in trainer.net.named_modules() if name}
 
     def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
-            found.append(names[module])
+        if not nonfinite and isinstance(output, Tensor) and not bool(output.isfinite().all()):
+            nonfinite.append(names[module])
 
     hooks = [module.register_forward_hook(look) for module in names]
     try:
@@ -62,4 +62,4 @@ def find_nonfinite_module(trainer: Trainer, step: int) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else ""
+    return nonfinite[0] if nonfinite else ""

@@ -41,11 +41,11 @@ class LoadedImages(NamedTuple):
 
 def find_streams(data: TrainingData) -> list[tuple[Stream, Indices | None]]:
     """Return the streams of samples, each with the row of every image. None for the images' own."""
-    own, pairs = find_stream(data.images.stored), data.pairs
-    found: list[tuple[Stream, Indices | None]] = [(own, None)] if own else []
+    stream, pairs = find_stream(data.images.stored), data.pairs
+    streams: list[tuple[Stream, Indices | None]] = [(stream, None)] if stream else []
     if pairs and (beside := find_stream(pairs.given.stored)):
-        found.append((beside, pairs.rows))
-    return found
+        streams.append((beside, pairs.rows))
+    return streams
 
 
 @contextlib.contextmanager
@@ -60,11 +60,11 @@ def hold_streams(data: TrainingData) -> Iterator[None]:
 
 def find_readable(data: TrainingData, indices: Indices) -> Indices:
     """Return indices of images that can be read now: each image, or its successor."""
-    found = find_streams(data)
-    if not found:
+    streams = find_streams(data)
+    if not streams:
         return indices
     loaded = load_images(data, indices)
-    for (stream, _), samples in zip(found, loaded.samples, strict=True):
+    for (stream, _), samples in zip(streams, loaded.samples, strict=True):
         stream.remember(samples)
     return loaded.indices
 
@@ -77,30 +77,30 @@ def load_images(data: TrainingData, indices: Indices) -> LoadedImages:
     Raises:
         DataError: no image can be read.
     """
-    found = find_streams(data)
-    loaded = LoadedImages(indices.copy(), [{} for _ in found])
-    left, faulty = np.arange(len(indices)), found[0][0]
+    streams = find_streams(data)
+    loaded = LoadedImages(indices.copy(), [{} for _ in streams])
+    missing, faulty = np.arange(len(indices)), streams[0][0]
     for _ in range(min(TRIES, len(data.images))):
-        wanted = loaded.indices[left]
-        good = np.ones(len(left), np.bool_)
-        for (stream, rows), samples in zip(found, loaded.samples, strict=True):
-            places = wanted if rows is None else rows[wanted]
+        candidates = loaded.indices[missing]
+        good = np.ones(len(missing), np.bool_)
+        for (stream, rows), samples in zip(streams, loaded.samples, strict=True):
+            places = candidates if rows is None else rows[candidates]
             samples |= stream.fetch(row for row in places.tolist() if row not in samples)
-            here = np.array([row in samples for row in places.tolist()], np.bool_)
-            faulty = faulty if here.all() else stream
-            good &= here
-        left = left[~good]
-        if len(left) == 0:
+            readable = np.array([row in samples for row in places.tolist()], np.bool_)
+            faulty = faulty if readable.all() else stream
+            good &= readable
+        missing = missing[~good]
+        if len(missing) == 0:
             return loaded
-        loaded.indices[left] = [_successor(data, k) for k in loaded.indices[left]]
+        loaded.indices[missing] = [_successor(data, k) for k in loaded.indices[missing]]
     raise faulty.unreadable_error()
 
 
 def _successor(data: TrainingData, index: int) -> int:
-    for own in (data.train, data.held_out):
-        place = int(np.searchsorted(own, index))
-        if place < len(own) and own[place] == index:
-            return int(own[(place + 1) % len(own)])
+    for part in (data.train, data.held_out):
+        place = int(np.searchsorted(part, index))
+        if place < len(part) and part[place] == index:
+            return int(part[(place + 1) % len(part)])
     raise LookupError(index)
 
 
@@ -120,8 +120,8 @@ class Feed:
         self._step, self._now = -1, np.zeros(0, np.int64)
         for stream, _ in self._streams:
             stream.workers = stream.workers or max(1, cores() // count_local_processes())
-        each = sum(stream.bytes_each for stream, _ in self._streams)
-        self._ahead = max(1, min(STEPS_AHEAD, AHEAD // (each * max(1, len(mine)))))
+        image_bytes = sum(stream.bytes_each for stream, _ in self._streams)
+        self._ahead = max(1, min(STEPS_AHEAD, AHEAD // (image_bytes * max(1, len(mine)))))
         self.waited, self._read = 0.0, (time.perf_counter(), 0.0)
 
     def find_indices(self, step: int, positions: range) -> Indices:
@@ -156,8 +156,8 @@ class Feed:
             stream.replace_ahead({row: x for part in loaded for row, x in part.samples[k].items()})
 
     def _submit(self, step: int) -> list[Future[LoadedImages]]:
-        wanted, stream = self._order(step, self._mine), self._streams[0][0]
-        parts = [wanted[k : k + A_JOB] for k in range(0, len(wanted), A_JOB)]
+        indices, stream = self._order(step, self._mine), self._streams[0][0]
+        parts = [indices[k : k + A_JOB] for k in range(0, len(indices), A_JOB)]
         return [stream.submit(load_images, self._data, part) for part in parts]
 
 
@@ -170,10 +170,10 @@ class UnreadableImages:
 
     def warn(self) -> Work[None]:
         """Warn of newly unreadable images. All processes must call it at the same time."""
-        found = [fault for stream, _ in self._streams for fault in stream.faults()]
+        faults = [fault for stream, _ in self._streams for fault in stream.faults()]
         if self._streams and self._accelerator.num_processes > 1:
-            found = gather_object(found)
-        for name, reason in dict.fromkeys(found):
+            faults = gather_object(faults)
+        for name, reason in dict.fromkeys(faults):
             if (name, reason) in self._named or len(self._named) > NAMED:
                 continue
             self._named.add((name, reason))

@@ -35,13 +35,13 @@ def estimate_memory(
     """Estimate the memory of a complete configuration on a device."""
     parameters = sum(map(math.prod, blueprint.shapes.values()))
     half, again = config.precision != "fp32", config.gradient_checkpointing
-    kept = count_kept_bytes(blueprint, half, again, device)
+    activations = count_kept_bytes(blueprint, half, again, device)
     copies = COPIES + (len(KEPT_LENGTHS) if config.ema_lengths else 0)
     copies += processes > 1  # the gradients on their way to the others
     if config.loss in TAUGHT:
         copies += CRITICS
     points = POINTS if config.loss in TAUGHT else 1
-    return MemoryCost(copies * 4 * parameters + kept.fixed, points * kept.image)
+    return MemoryCost(copies * 4 * parameters + activations.fixed, points * activations.image)
 
 
 def find_room(
@@ -95,14 +95,14 @@ def split_batch(config: TrainConfig, images: int, processes: int) -> TrainConfig
 
 def fit_into_memory(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
     """Return `config` in parts of at most `room` images, with a warning if that changes it."""
-    done = split_batch(config, room, processes)
-    if done.accumulation != config.accumulation:
+    fitted = split_batch(config, room, processes)
+    if fitted.accumulation != config.accumulation:
         yield Notice(
-            f"a batch of {done.batch_size} images does not fit into memory at once: it is computed "
-            f"in {done.accumulation} parts (--accumulation {done.accumulation})",
+            f"a batch of {fitted.batch_size} images does not fit into memory at once: it is "
+            f"computed in {fitted.accumulation} parts (--accumulation {fitted.accumulation})",
             warning=True,
         )
-    return done
+    return fitted
 
 
 def _suggest_smaller(needs: MemoryCost, blueprint: Blueprint, free: int) -> str:
@@ -121,7 +121,7 @@ def smaller_side(size: Sequence[int], ratio: float) -> int:
 
     Every preset suits the side, because it can be halved until 8 or less are left.
     """
-    most = int(min(size) * ratio ** (1 / len(size)))
-    unit = 2 ** max(4, math.ceil(math.log2(max(1, most) / 8)))
-    side = most // unit * unit
+    max_side = int(min(size) * ratio ** (1 / len(size)))
+    unit = 2 ** max(4, math.ceil(math.log2(max(1, max_side) / 8)))
+    side = max_side // unit * unit
     return side if 16 <= side < min(size) else 0

@@ -117,8 +117,8 @@ class RunDirectory:
             outputs.check_free(self.config, over, hint=hint, folder=self.path)
         if config.eval_every:
             if RunDirectory(self.best).exists():
-                shown = files.show(self.best)
-                raise OutputError(f"{shown} belongs to another run", "Choose another -o")
+                text = f"{files.show(self.best)} belongs to another run"
+                raise OutputError(text, "Choose another -o")
             hint = "Choose another -o, or replace it with --overwrite"
             outputs.check_free(self.best, over or self._has_best(), hint=hint)
 
@@ -205,8 +205,8 @@ class RunDirectory:
         files.write_folder(path, fill)
         # Newer checkpoints are damaged or belong to an earlier run: they must not count.
         complete = run_reader.list_checkpoints(self.checkpoints)
-        here = complete.index(path)
-        for old in [*complete[:here], *complete[here + KEPT :]]:
+        position = complete.index(path)
+        for old in [*complete[:position], *complete[position + KEPT :]]:
             files.remove(old)
         return path
 
@@ -221,9 +221,9 @@ class RunDirectory:
                 continue
             state = json.loads((path / "state.json").read_text())
             # A verified checkpoint has all of its files; early versions had no history.
-            there = {name: path / f"{name}.safetensors" for name in TENSORS}
+            paths = {name: path / f"{name}.safetensors" for name in TENSORS}
             tensors: dict[str, Any] = {
-                n: tensor_file.read(p) if p.exists() else {} for n, p in there.items()
+                n: tensor_file.read(p) if p.exists() else {} for n, p in paths.items()
             }
             return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
@@ -263,9 +263,9 @@ class RunDirectory:
                 files.remove(path)
         if not self.metrics.exists():
             return
-        kept = []
+        lines = []
         for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        files.write_text(self.metrics, "".join(kept))
+                    lines.append(line + "\n")
+        files.write_text(self.metrics, "".join(lines))

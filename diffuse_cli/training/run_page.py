@@ -149,8 +149,8 @@ def follow_run(work: Work[T], run: RunDirectory, *, browse: bool = False) -> Wor
         while True:
             try:
                 event = next(work)
-            except StopIteration as ended:
-                result: T = ended.value
+            except StopIteration as end:
+                result: T = end.value
                 state = "finished"
                 yield from page.write(state)
                 return result
@@ -166,7 +166,7 @@ def follow_run(work: Work[T], run: RunDirectory, *, browse: bool = False) -> Wor
     finally:
         work.close()
         if state != "finished":
-            for _ in page.write(state or "stopped"):  # nobody can be told any more
+            for _ in page.write(state or "stopped"):  # nobody reads its notices any more
                 pass
 
 
@@ -175,10 +175,10 @@ def follow_run(work: Work[T], run: RunDirectory, *, browse: bool = False) -> Wor
 
 def read_previews(folder: Path) -> list[dict[str, Any]]:
     """Return evenly spaced previews and the last one, each with its step, as small as they fit."""
-    found = sorted(folder.glob("step-*.png"))
-    every = -(-len(found) // PREVIEWS) or 1
-    shown: list[dict[str, Any]] = []
-    for path in found[::-1][::every][::-1]:
+    paths = sorted(folder.glob("step-*.png"))
+    every = -(-len(paths) // PREVIEWS) or 1
+    previews: list[dict[str, Any]] = []
+    for path in paths[::-1][::every][::-1]:
         with Image.open(path) as image:
             small = figures.shrink_image(image.convert("RGB"), SIDE)
         content, kind = figures.encode_png(small), "image/png"
@@ -187,8 +187,8 @@ def read_previews(folder: Path) -> list[dict[str, Any]]:
             small.save(buffer, "JPEG", quality=80)
             content, kind = buffer.getvalue(), "image/jpeg"
         step = int(path.stem.removeprefix("step-"))
-        shown.append({"step": step, "src": to_data_url(kind, content), "size": small.size})
-    return shown
+        previews.append({"step": step, "src": to_data_url(kind, content), "size": small.size})
+    return previews
 
 
 def _show(page: Path) -> Iterator[Notice]:

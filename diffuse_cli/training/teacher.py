@@ -243,8 +243,8 @@ def load_teacher(config: TrainConfig) -> Work[Teacher | None]:
     if config.loss not in TAUGHT:
         return None
     assert config.init is not None
-    found = yield from model_file.find(config.init)
-    model, scale = found.model, config.teacher_guidance
+    file = yield from model_file.find(config.init)
+    model, scale = file.model, config.teacher_guidance
     if model.distilled is not None:
         text = f"{files.show(config.init)} is distilled already"
         raise UsageError(text, "Pass the model that it was distilled from")
@@ -263,4 +263,4 @@ def load_teacher(config: TrainConfig) -> Work[Teacher | None]:
             "distilled: samples will be like the model's with --weak-guidance 1",
             warning=True,
         )
-    return Teacher(found.sha256, model, scale)
+    return Teacher(file.sha256, model, scale)
