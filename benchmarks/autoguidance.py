@@ -33,7 +33,7 @@ from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings
 from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 from diffuse_cli.training.recommendation import FAR
-from diffuse_cli.training.validation import measure_look
+from diffuse_cli.training.validation import measure_contrast_and_detail
 
 Array = np.ndarray[Any, Any]
 
@@ -273,7 +273,7 @@ def main() -> None:
 
         statistics = Statistics(drawn, train, train_features, random if options.rank else None)
     looks = {
-        name: np.exp([measure_look(sample[None]) for sample in pixels])
+        name: np.exp([measure_contrast_and_detail(sample[None]) for sample in pixels])
         for name, pixels in {"": train, **{n: d.pixels for n, d in drawn.items()}}.items()
     }
     kids = {row["setting"]: row["kid"] for row in results}

@@ -69,12 +69,12 @@ class CheckpointSchedule:
         self.every = every
         self._ended, self._took = time.monotonic(), 0.0
 
-    def is_due(self, done: int, previewed: bool = False) -> bool:
-        """Whether to save after `done` steps."""
+    def is_due(self, step: int, previewed: bool = False) -> bool:
+        """Whether to save after `step` steps."""
         if self.every is not None:
-            return done % self.every == 0
-        wanted = previewed or done % EVERY == 0
-        return wanted and time.monotonic() - self._ended >= SHARE * self._took
+            return step % self.every == 0
+        due = previewed or step % EVERY == 0
+        return due and time.monotonic() - self._ended >= SHARE * self._took
 
     @contextlib.contextmanager
     def measure_save(self) -> Iterator[None]:
@@ -96,17 +96,17 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     weak = weights if plan.config.keep_weak else 0
     model = weights * (2 if plan.config.keep_raw else 1) + weak
     best = model if plan.config.eval_every else 0
-    kept = model if best or (plan.config.keep != "last" and copies.can_look(plan)) else 0
+    kept_weights = model if best or (plan.config.keep != "last" and copies.can_look(plan)) else 0
     powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
     snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
     critic = weights + moments if plan.config.loss in TAUGHT else 0
-    checkpoints = (KEPT + 1) * (2 * weights + weak + moments + kept + powers + critic)
-    taken = (run.checkpoints, run.model, run.snapshots)
-    there = sum(map(files.measure_size, taken))
+    checkpoints = (KEPT + 1) * (2 * weights + weak + moments + kept_weights + powers + critic)
+    replaced_paths = (run.checkpoints, run.model, run.snapshots)
+    replaced_bytes = sum(map(files.measure_size, replaced_paths))
     if best:
-        there += files.measure_size(run.best)
+        replaced_bytes += files.measure_size(run.best)
     total = checkpoints + snapshots + 2 * (model + best) + SPARE
-    files.check_room(run.path, total - there, max(moments, model, powers))
+    files.check_room(run.path, total - replaced_bytes, max(moments, model, powers))
 
 
 # -- state ----------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def make_checkpoint(
         model=trainer.net.state_dict(),
         ema=model_file.merge_weights(average, weak=weak.weights if weak else None),
         about=model_file.metadata(
-            plan.model(step, trainer.course.steps, average, None, weak, errors)
+            plan.model(step, trainer.progress.steps, average, None, weak, errors)
         ),
         optimizer=trainer.updater.optimizer_state(),
         history=trainer.history.tensors(),
@@ -149,7 +149,7 @@ def make_checkpoint(
             **({"distilled": plan.teacher.description} if plan.teacher else {}),
             "versions": list(versions),
             "watch": monitor.state(),
-            **({"budget": asdict(budget), "course": asdict(trainer.course)} if budget else {}),
+            **({"budget": asdict(budget), "course": asdict(trainer.progress)} if budget else {}),
         },
     )
 
@@ -162,7 +162,8 @@ def record_versions(checkpoint: Checkpoint | None) -> Work[Versions]:
     past = tuple(checkpoint.state.get("versions", ())) if checkpoint else ()
     now, last = model_file.versions(), past[-1] if past else {}
     if changed := [name for name in now if last.get(name, now[name]) != now[name]]:
-        before, after = (", ".join(f"{name} {of[name]}" for name in changed) for of in (last, now))
+        before = ", ".join(f"{name} {last[name]}" for name in changed)
+        after = ", ".join(f"{name} {now[name]}" for name in changed)
         yield Notice(
             f"the checkpoint was written by {before}, and this is {after}: rounding may make "
             "results differ from an uninterrupted run's",
@@ -243,14 +244,14 @@ def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | Non
     return checkpoint
 
 
-def check_steps(config: TrainConfig, taken: int) -> None:
+def check_steps(config: TrainConfig, step: int) -> None:
     """Refuse --steps below the number of steps that a run has taken.
 
     Raises:
         UsageError: it is less.
     """
-    if config.minutes is None and config.num_steps < taken:
-        message = f"--steps {config.num_steps} is less than the {taken} steps already taken"
+    if config.minutes is None and config.num_steps < step:
+        message = f"--steps {config.num_steps} is less than the {step} steps already taken"
         raise UsageError(message, "Set a larger --steps")
 
 
@@ -262,13 +263,13 @@ def check_common_checkpoint(checkpoint: Checkpoint | None, run: RunDirectory) ->
     Raises:
         UsageError: the processes found different checkpoints.
     """
-    found = {*gather_object([checkpoint.step if checkpoint else None])}
-    if len(found) > 1:
-        steps = sorted(step for step in found if step is not None)
-        own = ["no checkpoint"] * (None in found) + [f"step {step:,}" for step in steps]
+    starts = {*gather_object([checkpoint.step if checkpoint else None])}
+    if len(starts) > 1:
+        steps = sorted(step for step in starts if step is not None)
+        texts = ["no checkpoint"] * (None in starts) + [f"step {step:,}" for step in steps]
         raise UsageError(
             f"the processes found different checkpoints in {files.show(run.path)}: "
-            f"{' and '.join(own)}",
+            f"{' and '.join(texts)}",
             "Set -o to a folder on a disk that all machines share",
         )
 
@@ -289,35 +290,36 @@ def decide_steps(
     Returns:
         The configuration with its steps, its schedule, and the time budget of --minutes or None.
     """
-    config, done = plan.config, checkpoint.step if checkpoint else 0
+    config, step = plan.config, checkpoint.step if checkpoint else 0
     budget: Budget | None = None
-    wanted = config.minutes
-    if checkpoint and wanted is not None and "budget" in checkpoint.state:
+    minutes = config.minutes
+    if checkpoint and minutes is not None and "budget" in checkpoint.state:
         budget = Budget(**checkpoint.state["budget"])
         if budget.threads and not THREAD_VARIABLES & os.environ.keys():
             torch.set_num_threads(budget.threads)  # for the same results
         budget.count(spent)
-        if wanted == budget.minutes:
-            course = ProgressSchedule(**checkpoint.state["course"])
-            config = replace(config, steps=course.steps, minutes=None)
+        if minutes == budget.minutes:
+            progress = ProgressSchedule(**checkpoint.state["course"])
+            config = replace(config, steps=progress.steps, minutes=None)
             config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
             yield _describe_budget(budget)
-            return config, course, budget
-        budget.minutes, used = wanted, budget.used / 60
-        if budget.left <= 0:
+            return config, progress, budget
+        budget.minutes, used = minutes, budget.used / 60
+        if budget.seconds_left <= 0:
             raise UsageError(
-                f"--minutes {wanted:g} is the total of the run, and {used:.3g} minutes have passed",
-                f"To train for {wanted:g} more, set --minutes {used + wanted:.3g}",
+                f"--minutes {minutes:g} is the total of the run, and {used:.3g} minutes have "
+                "passed",
+                f"To train for {minutes:g} more, set --minutes {used + minutes:.3g}",
             )
         yield _describe_budget(budget)
-        config = replace(config, steps=budget.plan(done, plan_chores(plan)), minutes=None)
+        config = replace(config, steps=budget.plan(step, plan_chores(plan)), minutes=None)
         config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
     else:
-        if done and wanted is not None:
-            text = f"--minutes {wanted:g} count from now, because the run used --steps before"
+        if step and minutes is not None:
+            text = f"--minutes {minutes:g} count from now, because the run used --steps before"
             yield Notice(text)
-        config, budget = yield from run_until(stop, choose_steps(plan, accelerator, done, spent))
-    if done and run.exists():
+        config, budget = yield from run_until(stop, choose_steps(plan, accelerator, step, spent))
+    if step and run.exists():
         before = read_toml(run.config).get("steps")
         if before != config.num_steps:
             yield Notice(
@@ -329,22 +331,22 @@ def decide_steps(
 
 
 def explain_no_steps(
-    config: TrainConfig, taken: int, steps: int, budget: Budget | None
+    config: TrainConfig, step: int, steps: int, budget: Budget | None
 ) -> Iterator[Notice]:
     """Say why a resumed run takes no step, and what to do."""
     if config.stop_at is not None and config.stop_at < steps:
-        text = f"--stop-at {config.stop_at:,} is not after step {taken:,}, which the run has taken"
+        text = f"--stop-at {config.stop_at:,} is not after step {step:,}, which the run has taken"
         yield Notice(f"{text}: nothing to do. Remove it, or set a larger one")
         return
     more = f"--steps {2 * steps}"
     if budget:
         more = f"--minutes {budget.used / 60 + budget.minutes:.3g}"
-    yield Notice(f"the run is finished, at step {taken:,}. To train more, resume with {more}")
+    yield Notice(f"the run is finished, at step {step:,}. To train more, resume with {more}")
 
 
 def _describe_budget(budget: Budget) -> Notice:
     """Return a notice of the minutes that are left of a resumed run."""
-    used, remaining = budget.used / 60, max(0.0, budget.left / 60)
+    used, remaining = budget.used / 60, max(0.0, budget.seconds_left / 60)
     total = f"--minutes {budget.minutes:g} is the total of the run"
     return Notice(f"{total}: {used:.3g} are used, {remaining:.3g} are left")
 

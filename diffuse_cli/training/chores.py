@@ -74,5 +74,5 @@ def plan_chores(plan: Plan, a_pass: float | None = None) -> Chores:
         a_pass: the cost of an image's pass, in steps, if it was measured. If not, it is that of a
             pass of a step: without gradients it took 0.7 (64x64) to 1.1 (128x128) of it on a CPU.
     """
-    each = a_pass or 1 / previews.passes_of_step(plan)
-    return lambda steps: list_chores(plan, steps, each)
+    cost = a_pass or 1 / previews.passes_of_step(plan)
+    return lambda steps: list_chores(plan, steps, cost)

@@ -47,7 +47,7 @@ class TrainingEstimate:
         seconds: the time of the steps that are left.
         samples: the training samples.
         half: half of the size, and the samples that its network sees in the same time, or None.
-        taken: the steps that a continued run has taken.
+        step: the step that a continued run starts from.
     """
 
     config: TrainConfig
@@ -56,12 +56,12 @@ class TrainingEstimate:
     seconds: float
     samples: int
     half: tuple[Size, int] | None
-    taken: int = 0
+    step: int = 0
 
     @property
-    def seen(self) -> int:
+    def images_seen(self) -> int:
         """Samples that the run still sees, each time they are seen."""
-        return (self.config.num_steps - self.taken) * (self.config.batch_size or 0)
+        return (self.config.num_steps - self.step) * (self.config.batch_size or 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -70,8 +70,8 @@ class TrainingEstimate:
             "parameters": self.parameters,
             "memory_bytes": self.memory,
             "seconds": round(self.seconds, 1),
-            "images_seen": self.seen,
-            "epochs": round(self.seen / self.samples, 3),
+            "images_seen": self.images_seen,
+            "epochs": round(self.images_seen / self.samples, 3),
             "half_size": self.half and {"size": self.half[0], "images_seen": self.half[1]},
         }
 
@@ -81,16 +81,16 @@ class TrainingEstimate:
             f"# {self.parameters:,} parameters, about {self.memory / 2**30:.2f} GiB of tensors, "
             f"about {format_duration(self.seconds)} on this machine"
         )
-        medium, times = MEDIA[str(self.config.medium)], _round(self.seen / self.samples)
-        seen = (
-            f"# {dimensions(self.config.size or ())}: {_round(self.seen)} {medium.many} in "
+        medium, times = MEDIA[str(self.config.medium)], _round(self.images_seen / self.samples)
+        comment = (
+            f"# {dimensions(self.config.size or ())}: {_round(self.images_seen)} {medium.many} in "
             f"{format_duration(self.seconds)}, each of "
             f"{plural(self.samples, medium.one, medium.many)} {times} "
             f"{'time' if times == '1' else 'times'}"
         )
         if self.half:
-            seen += f". At {dimensions(self.half[0])}: {_round(self.half[1])}"
-        return f"{costs}\n{seen}\n\n{to_toml(to_file(self.config, control=False))}"
+            comment += f". At {dimensions(self.half[0])}: {_round(self.half[1])}"
+        return f"{costs}\n{comment}\n\n{to_toml(to_file(self.config, control=False))}"
 
 
 def _round(count: float) -> str:
@@ -107,7 +107,7 @@ def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | No
     Args:
         config: the configuration as it was set, without the plan's network.
     """
-    space, done = plan.blueprint.space, plan.config
+    space = plan.blueprint.space
     half = tuple(side // 2 for side in space.size)
     if space.dims == 1 or max(space.size) <= SMALL or min(half) == 0:
         return None
@@ -118,7 +118,7 @@ def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | No
     except UsageError:
         return None
     ratio = count_operations(plan.blueprint) / count_operations(blueprint)
-    return half, int(done.num_steps * (done.batch_size or 0) * ratio)
+    return half, int(plan.config.num_steps * (plan.config.batch_size or 0) * ratio)
 
 
 def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
@@ -139,21 +139,21 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
         if newest is None:
             yield from load_initial_weights(plan)
         # --minutes are those of the whole run.
-        taken = 0 if newest is None or config.minutes is not None else newest
-        check_steps(plan.config, taken)
-        done, budget = yield from choose_steps(plan, accelerator, taken)
-        plan = yield from choose_augmentations(dataclasses.replace(plan, config=done))
-        done = plan.config
+        step = 0 if newest is None or config.minutes is not None else newest
+        check_steps(plan.config, step)
+        run_config, budget = yield from choose_steps(plan, accelerator, step)
+        plan = yield from choose_augmentations(dataclasses.replace(plan, config=run_config))
+        run_config = plan.config
         if budget is None:
             budget = Budget(math.inf, (yield from measure_step_seconds(plan, accelerator)))
-        total = budget.used + budget.estimate_seconds(taken, done.num_steps, plan_chores(plan))
+        total = budget.used + budget.estimate_seconds(step, run_config.num_steps, plan_chores(plan))
         device, processes = accelerator.device.type, accelerator.num_processes
-    yield from warn_of_limited_options(done)
-    yield from warn_of_long_run(done, budget.step, done.num_steps - taken)
-    assert done.batch_size is not None
-    part = -(-done.batch_size // (done.accumulation * processes))
-    needs = estimate_memory(done, plan.blueprint, device, processes)
+    yield from warn_of_limited_options(run_config)
+    yield from warn_of_long_run(run_config, budget.step, run_config.num_steps - step)
+    assert run_config.batch_size is not None
+    part = -(-run_config.batch_size // (run_config.accumulation * processes))
+    needs = estimate_memory(run_config, plan.blueprint, device, processes)
     memory = needs.total_bytes(part, SLACK.get(device, 1.0))
     parameters = count_parameters(plan.blueprint.build_on_meta())
-    half = None if taken else count_at_half_size(config, plan)
-    return TrainingEstimate(done, parameters, memory, total, len(plan.data.train), half, taken)
+    half = None if step else count_at_half_size(config, plan)
+    return TrainingEstimate(run_config, parameters, memory, total, len(plan.data.train), half, step)

@@ -54,34 +54,34 @@ class Profile:
     gamma: float
     updates: float
 
-    def dot(self, other: Profile) -> float:
+    def dot(self, profile: Profile) -> float:
         """Return the integral of the product of two profiles."""
-        a, b = (self, other) if self.updates <= other.updates else (other, self)
+        a, b = (self, profile) if self.updates <= profile.updates else (profile, self)
         above: float = (a.gamma + 1) * (b.gamma + 1) * (a.updates / b.updates) ** b.gamma
         return above / ((a.gamma + b.gamma + 1) * b.updates)
 
 
 @dataclass(frozen=True)
 class Combination:
-    """Coefficients of profiles, and the fraction of the wanted profile's norm that they miss."""
+    """Coefficients of profiles, and the fraction of the fitted profile's norm that they miss."""
 
     coefficients: npt.NDArray[np.float64]
     error: float
 
 
-def fit_profile(given: Sequence[Profile], wanted: Profile) -> Combination:
-    """Return the least-squares combination for a wanted profile, scaled to integrate to 1.
+def fit_profile(given: Sequence[Profile], profile: Profile) -> Combination:
+    """Return the least-squares combination for a profile, scaled to integrate to 1.
 
     Least squares alone leave a sum below or above 1 (0.95 for two snapshots at length 0.12), which
     would scale all weights.
     """
     products = np.array([[a.dot(b) for b in given] for a in given])
-    aims = np.array([a.dot(wanted) for a in given])
-    found, *_ = np.linalg.lstsq(products, aims, rcond=1e-14)
-    found /= found.sum()
-    norm = wanted.dot(wanted)
-    left = norm - 2 * float(found @ aims) + float(found @ products @ found)
-    return Combination(found, math.sqrt(max(left, 0.0) / norm))
+    aims = np.array([a.dot(profile) for a in given])
+    coefficients, *_ = np.linalg.lstsq(products, aims, rcond=1e-14)
+    coefficients /= coefficients.sum()
+    norm = profile.dot(profile)
+    residual = norm - 2 * float(coefficients @ aims) + float(coefficients @ products @ coefficients)
+    return Combination(coefficients, math.sqrt(max(residual, 0.0) / norm))
 
 
 class PowerAverages:
@@ -104,11 +104,11 @@ class PowerAverages:
         """
         if updates == 0:
             return
-        left = self.updates / (self.updates + updates)
+        ratio = self.updates / (self.updates + updates)
         now = select_parameters(net, self._names)
         with torch.no_grad():
             for gamma, average in zip(self.gammas, self._averages, strict=True):
-                torch._foreach_lerp_(average, now, 1 - left ** (gamma + 1))
+                torch._foreach_lerp_(average, now, 1 - ratio ** (gamma + 1))
         self.updates += updates
 
     def tensors(self) -> dict[str, Tensor]:
@@ -130,13 +130,13 @@ class PowerAverages:
 # -- snapshots ------------------------------------------------------------------------------------
 
 
-def snapshot_due(done: int, course: ProgressSchedule, count: int) -> bool:
-    """Whether to save the averages after `done` steps: at most `count` times, evenly spaced."""
-    return course.crosses(-(-course.steps // count), done) or done == course.steps
+def snapshot_due(step: int, progress: ProgressSchedule, count: int) -> bool:
+    """Whether to save the averages after `step` steps: at most `count` times, evenly spaced."""
+    return progress.crosses(-(-progress.steps // count), step) or step == progress.steps
 
 
 def save_snapshot(
-    folder: Path, powers: PowerAverages, step: int, course: ProgressSchedule, count: int
+    folder: Path, powers: PowerAverages, step: int, progress: ProgressSchedule, count: int
 ) -> None:
     """Save the averages, and remove snapshots that were due for another number of steps.
 
@@ -145,15 +145,15 @@ def save_snapshot(
     about = {"lengths": list(KEPT_LENGTHS), "updates": powers.updates, "step": step}
     metadata = {"diffuse.ema": json.dumps(about, sort_keys=True)}
     tensor_file.write(folder / f"step-{step:08d}.safetensors", powers.tensors(), metadata)
-    for other, path in list_snapshots(folder):
-        if not course.since and not snapshot_due(other, course, count):
+    for snapshot_step, path in list_snapshots(folder):
+        if not progress.since and not snapshot_due(snapshot_step, progress, count):
             files.remove(path)
 
 
 def list_snapshots(folder: Path) -> list[tuple[int, Path]]:
     """List the snapshots in a folder, sorted by step."""
-    found = [(p.stem.removeprefix("step-"), p) for p in folder.glob("step-*.safetensors")]
-    return sorted((int(step), path) for step, path in found if step.isdecimal())
+    snapshots = [(p.stem.removeprefix("step-"), p) for p in folder.glob("step-*.safetensors")]
+    return sorted((int(step), path) for step, path in snapshots if step.isdecimal())
 
 
 @dataclass(frozen=True)
@@ -194,19 +194,19 @@ def combine_weights(
     Raises:
         OSError, ValueError: a snapshot cannot be read, or the networks differ.
     """
-    for found in combinations:
+    for combination in combinations:
         sums: dict[str, Tensor] = {}
-        coefficients = iter(found.coefficients.tolist())
+        coefficients = iter(combination.coefficients.tolist())
         for snapshot in given:
             tensors = tensor_file.read(snapshot.path)
             for prefix in snapshot.profiles:
                 share = next(coefficients)
-                own = {
+                average = {
                     n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)
                 }
-                if sums and shapes_of(own) != shapes_of(sums):
+                if sums and shapes_of(average) != shapes_of(sums):
                     raise ValueError(f"{files.show(snapshot.path)} is of another network")
-                for name, tensor in own.items():
+                for name, tensor in average.items():
                     before = sums.get(name, torch.zeros(tensor.shape, dtype=torch.float64))
                     sums[name] = before + share * tensor.double()
         yield {name: tensor.float() for name, tensor in sums.items()}
@@ -236,9 +236,9 @@ def decay_at(update: int, largest: float) -> float:
     return min(largest, decay)
 
 
-def is_update_due(done: int, steps: int) -> bool:
-    """Whether to update the average after `done` of `steps` steps."""
-    return done <= EAGER or done % EVERY == 0 or done == steps
+def is_update_due(step: int, steps: int) -> bool:
+    """Whether to update the average after `step` of `steps` steps."""
+    return step <= EAGER or step % EVERY == 0 or step == steps
 
 
 @dataclass(frozen=True)
@@ -251,8 +251,8 @@ class EarlyWeights:
     @classmethod
     def of(cls, average: EmaAverage, step: int) -> EarlyWeights:
         """Copy an average."""
-        own = average.net.state_dict()
-        return cls(step, {name: tensor.detach().cpu().clone() for name, tensor in own.items()})
+        weights = average.net.state_dict()
+        return cls(step, {name: tensor.detach().cpu().clone() for name, tensor in weights.items()})
 
 
 def select_parameters(net: nn.Module, names: Iterable[str]) -> list[Tensor]:
@@ -282,10 +282,10 @@ class EmaAverage:
         """
         if updates == 0:
             return
-        known = self.updates - self.forgotten
-        decays = [decay_at(known + n, self.largest) for n in range(updates)]
+        first = self.updates - self.forgotten
+        decays = [decay_at(first + n, self.largest) for n in range(updates)]
         with torch.no_grad():
             weight = 1 - math.prod(decays)
-            own = dict(self.net.named_parameters())
-            torch._foreach_lerp_([*own.values()], select_parameters(net, own), weight)
+            average = dict(self.net.named_parameters())
+            torch._foreach_lerp_([*average.values()], select_parameters(net, average), weight)
         self.updates += updates

@@ -45,7 +45,7 @@ class TrainingRun:
         monitor: the measurements of the trainer.
         budget: the time budget of --minutes, or None.
         loss: the mean training loss in the last line of the log.
-        kept: the model that was written instead of that of the last step.
+        kept_model: the model that was written instead of that of the last step.
     """
 
     plan: Plan
@@ -64,7 +64,7 @@ class TrainingRun:
         self.laps, self.main = laps, accelerator.is_main_process
         self.budget: Budget | None = None
         self.loss: float | None = None
-        self.kept: model_file.StoredModel | None = None
+        self.kept_model: model_file.StoredModel | None = None
 
     def execute(self, plan: Plan, spent: float) -> Work[Trained | None]:
         """Start or resume, step to the end, and write the model file.
@@ -84,7 +84,7 @@ class TrainingRun:
             checkpoints.check_room(plan, run)
         # Plans that differ by a step would leave the processes waiting for each other.
         spent = float(max(gather_object([spent + self.laps()])))
-        config, course, self.budget = yield from checkpoints.decide_steps(
+        config, progress, self.budget = yield from checkpoints.decide_steps(
             plan, accelerator, run, checkpoint, self.stop, spent
         )
         self.laps()  # the budget has counted that time
@@ -92,7 +92,7 @@ class TrainingRun:
         self.plan = yield from choose_augmentations(dataclasses.replace(plan, config=config))
         config = self.plan.config
         self.trainer = trainer = Trainer(self.plan, accelerator, init)
-        trainer.course = course
+        trainer.progress = progress
         self.monitor = monitor = Monitor(trainer, run, self.stop)
         if checkpoint:
             checkpoints.restore_trainer(trainer, checkpoint)
@@ -112,16 +112,16 @@ class TrainingRun:
             yield Notice(describe_run(self.plan, trainer))
             last = yield from self._steps(start, due)
         else:
-            yield from checkpoints.explain_no_steps(config, start, course.steps, self.budget)
+            yield from checkpoints.explain_no_steps(config, start, progress.steps, self.budget)
         if self.main:
             monitor.write_best()
-            steps = trainer.course.steps
-            self.kept = monitor.choose_earlier(last)
-            run.write(run.model, self.kept or self._make_model(last))
+            steps = trainer.progress.steps
+            self.kept_model = monitor.choose_earlier(last)
+            run.write(run.model, self.kept_model or self._make_model(last))
             if self.budget and last == steps:
                 checkpoints.write_config(run, config, steps)
-            if steps != course.steps:
-                yield Notice(f"{steps:,} steps instead of {course.steps:,}, to end in time")
+            if steps != progress.steps:
+                yield Notice(f"{steps:,} steps instead of {progress.steps:,}, to end in time")
         accelerator.wait_for_everyone()
         return self._result(last, self.laps.clock() - began) if self.main else None
 
@@ -131,7 +131,7 @@ class TrainingRun:
         errors, sampling = monitor.errors_at(last), monitor.recommendation_at(last)
         average, raw = trainer.ema.net.state_dict(), trainer.raw_weights()
         return self.plan.model(
-            last, trainer.course.steps, average, raw, trainer.weak, errors, sampling
+            last, trainer.progress.steps, average, raw, trainer.weak, errors, sampling
         )
 
     # -- before ------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class TrainingRun:
             if config.overwrite:
                 run.clear()
             run.rewind(start)
-            checkpoints.write_config(run, config, self.trainer.course.steps, self.budget)
+            checkpoints.write_config(run, config, self.trainer.progress.steps, self.budget)
         self.accelerator.wait_for_everyone()
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -151,82 +151,82 @@ class TrainingRun:
     @property
     def end(self) -> int:
         """The step after which the run stops."""
-        steps = self.trainer.course.steps
+        steps = self.trainer.progress.steps
         return min(steps, self.plan.config.stop_at or steps)
 
-    def _steps(self, done: int, due: bool) -> Work[int]:
-        """Train from step `done` to the end, and return the last step.
+    def _steps(self, step: int, due: bool) -> Work[int]:
+        """Train from `step` to the end, and return the last step.
 
         Args:
-            due: whether a measurement of step `done` is due.
+            due: whether a measurement after `step` steps is due.
         """
-        config, trainer, monitor, start = self.plan.config, self.trainer, self.monitor, done
+        config, trainer, monitor, start = self.plan.config, self.trainer, self.monitor, step
         if due:
-            yield from self._measure(done)
-            if self.main and done >= self.end:
-                self._save(done)
+            yield from self._measure(step)
+            if self.main and step >= self.end:
+                self._save(step)
             if error := self._agree()[0]:
-                raise self._stop_error(error, done, "its checkpoint is complete")
+                raise self._stop_error(error, step, "its checkpoint is complete")
         meter, pace = Meter(trainer.batch_size), checkpoints.CheckpointSchedule(config.save_every)
-        forecast = Forecast(config, done, self.end)
+        forecast = Forecast(config, step, self.end)
         unreadable = UnreadableImages(self.plan.data, self.accelerator)
         self._count()
-        while done < self.end:
+        while step < self.end:
             try:
-                outcome = yield from self._step(done, start)
-            except DataError as gone:
-                raise self._fail_unreadable(gone, done) from gone
+                outcome = yield from self._step(step, start)
+            except DataError as failure:
+                raise self._fail_unreadable(failure, step) from failure
             if trainer.bad >= PATIENCE:
-                raise divergence_error(trainer, done, self.run.newest_step(), debug=self.debug)
-            done += 1
-            seconds, before = self.laps(), trainer.course.steps
+                raise divergence_error(trainer, step, self.run.newest_step(), debug=self.debug)
+            step += 1
+            seconds, before = self.laps(), trainer.progress.steps
             if self.budget:
                 self.budget.count_step(seconds, settled=not trainer.unread)
             meter.add(outcome.loss)
-            if done % config.log_every == 0 or done == self.end:
-                yield self._log(done, meter, float(outcome.grad_norm))
+            if step % config.log_every == 0 or step == self.end:
+                yield self._log(step, meter, float(outcome.grad_norm))
                 monitor.add_loss(self.loss)
                 yield from unreadable.warn()
             else:
-                yield Step(done, before)
-            yield from forecast.report(done)
-            count = config.ema_lengths
-            if self.main and trainer.powers and count and snapshot_due(done, trainer.course, count):
-                save_snapshot(self.run.snapshots, trainer.powers, done, trainer.course, count)
+                yield Step(step, before)
+            yield from forecast.report(step)
+            powers, count = trainer.powers, config.ema_lengths
+            if self.main and powers and count and snapshot_due(step, trainer.progress, count):
+                save_snapshot(self.run.snapshots, powers, step, trainer.progress, count)
             steps, error = before, None
             # Agreeing waits for the device, so processes do it when they have just read from it.
             if self.accelerator.num_processes == 1 or not trainer.unread:
-                if self.main and self.budget and self.budget.due and done < steps:
-                    steps = self.budget.replan(done, steps, plan_chores(self.plan))
+                if self.main and self.budget and self.budget.due and step < steps:
+                    steps = self.budget.replan(step, steps, plan_chores(self.plan))
                 error, steps = self._agree(steps)
             if steps != before:
-                trainer.course = trainer.course.revise(done, steps)
+                trainer.progress = trainer.progress.revise(step, steps)
                 if self.main:
                     checkpoints.write_config(self.run, config, steps, self.budget)
-            if error is None and monitor.is_due(done, self.end):
-                yield from self._measure(done)
+            if error is None and monitor.is_due(step, self.end):
+                yield from self._measure(step)
                 meter.pause()
                 error = self._agree()[0]
-            looked = monitor.has_finished(PREVIEW, done)
-            if self.main and (error or pace.is_due(done, looked) or done == self.end):
+            looked = monitor.has_finished(PREVIEW, step)
+            if self.main and (error or pace.is_due(step, looked) or step == self.end):
                 with pace.measure_save():
-                    self._save(done)
+                    self._save(step)
                 self._count(SAVE)
                 meter.pause()
             if error:
-                raise self._stop_error(error, done, "checkpoint saved")
-        return done
+                raise self._stop_error(error, step, "checkpoint saved")
+        return step
 
-    def _measure(self, done: int) -> Work[None]:
+    def _measure(self, step: int) -> Work[None]:
         """Make the previews and evaluations that are due."""
         if self.main:
-            for chore, work in self.monitor.work(done, self.end):
+            for chore, work in self.monitor.work(step, self.end):
                 self._count()
                 try:
                     with contextlib.suppress(Interrupted, Terminated):
                         yield from work
-                except DataError as gone:
-                    raise self._fail_unreadable(gone, done) from gone
+                except DataError as failure:
+                    raise self._fail_unreadable(failure, step) from failure
                 cut_off = self.stop() is not None
                 self._count(None if cut_off else chore)
 
@@ -238,8 +238,8 @@ class TrainingRun:
             with self.stop.raise_at_once() if compiles else contextlib.nullcontext():
                 outcome = trainer.step(step)
         except (Interrupted, Terminated) as error:
-            kept = "no step was taken yet" if start == 0 else "its checkpoint is complete"
-            raise self._stop_error(error, start, kept) from error
+            note = "no step was taken yet" if start == 0 else "its checkpoint is complete"
+            raise self._stop_error(error, start, note) from error
         if trainer.accumulation != parts:
             yield Notice(
                 f"out of memory: from step {step + 1:,}, a batch of {trainer.batch_size} images is "
@@ -262,8 +262,8 @@ class TrainingRun:
         error = self.stop()
         if self.accelerator.num_processes == 1:
             return error, steps
-        asked = torch.tensor([error is not None, steps * self.main], device=self.accelerator.device)
-        stopping, steps = self.accelerator.reduce(asked, "sum").tolist()
+        votes = torch.tensor([error is not None, steps * self.main], device=self.accelerator.device)
+        stopping, steps = self.accelerator.reduce(votes, "sum").tolist()
         errors: list[DiffuseError | None] = gather_object([error]) if stopping else []
         return next((e for e in errors if e is not None), None), steps
 
@@ -277,23 +277,23 @@ class TrainingRun:
             self._save(step)
         return self._stop_error(error, step, "checkpoint saved").mark_local()
 
-    def _stop_error(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
-        message = f"{error.message} at step {step:,}: {kept}"
+    def _stop_error(self, error: DiffuseError, step: int, note: str) -> DiffuseError:
+        message = f"{error.message} at step {step:,}: {note}"
         return type(error)(message, f"Resume with: {resume_line(self.plan.config)}")
 
-    def _log(self, done: int, meter: Meter, norm: float) -> Step:
-        trainer, steps = self.trainer, self.trainer.course.steps
-        lr = trainer.lr_at(done - 1)
+    def _log(self, step: int, meter: Meter, norm: float) -> Step:
+        trainer, steps = self.trainer, self.trainer.progress.steps
+        lr = trainer.lr_at(step - 1)
         self.loss, speed = meter.read()
         values = {"loss": self.loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
         if self.main:
             feed = trainer.batches.feed
-            self.monitor.log(done, values, **({"waiting": feed.waiting_fraction()} if feed else {}))
-        left = (self.end - done) * meter.batch_size / speed
+            self.monitor.log(step, values, **({"waiting": feed.waiting_fraction()} if feed else {}))
+        seconds_left = (self.end - step) * meter.batch_size / speed
         if self.budget and self.end == steps:
-            left = self.budget.left
+            seconds_left = self.budget.seconds_left
         many = MEDIA[self.plan.data.images.medium].many
-        return Step(done, steps, self.loss, lr, norm, speed, max(0.0, left), many)
+        return Step(step, steps, self.loss, lr, norm, speed, max(0.0, seconds_left), many)
 
     # -- after -------------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class TrainingRun:
             model=self.run.model,
             run=self.run.path,
             step=step,
-            steps=self.trainer.course.steps,
+            steps=self.trainer.progress.steps,
             loss=self.loss,
             held_out_loss=self.monitor.held_out_loss,
             parameters=count_parameters(self.trainer.ema.net),
@@ -313,7 +313,7 @@ class TrainingRun:
             best=self.monitor.describe_best(),
             medium=images.medium,
             advice=advise(self.plan, self.run.model, self.monitor.flaw),
-            kept=self.kept.step if self.kept else None,
+            kept=self.kept_model.step if self.kept_model else None,
             copies_from=self.monitor.first_copies(),
         )
 

@@ -103,8 +103,8 @@ class Monitor:
         self.finished = state.get("finished") or {
             name: state[key] for name, key in EARLY.items() if state.get(key) is not None
         }
-        found = state.get("copying", {})
-        self.copying = {int(step): memorization.Signs(**signs) for step, signs in found.items()}
+        copying = state.get("copying", {})
+        self.copying = {int(step): memorization.Signs(**signs) for step, signs in copying.items()}
         errors, recommended = state.get("errors"), state.get("recommended")
         self.errors = denoising_errors.read(errors) if errors else None
         self.recommended = from_dict(SamplerChoice, recommended) if recommended else None
@@ -113,7 +113,7 @@ class Monitor:
             best = None  # the last weights without signs of copies have no KID
         self.best = validation.BestWeights(best, saved.best) if best else None
         before = self.best.values.get("images", self.images) if self.best else self.images
-        goes_on = saved.step < self.trainer.course.steps
+        goes_on = saved.step < self.trainer.progress.steps
         if self.config.eval_every and before != self.images and goes_on:
             yield Notice(
                 f"the best model so far was found with {before} {self._many} per evaluation, not "
@@ -133,9 +133,9 @@ class Monitor:
             self._kid = validation.make_kid_measure(plan, device, chosen)
         if self._looks:
             data = plan.data
-            some = data.images.stored[find_readable(data, data.train[: validation.REAL_IMAGES])]
+            samples = data.images.stored[find_readable(data, data.train[: validation.REAL_IMAGES])]
             try:
-                network = validation.choose_network(plan.blueprint.space, some, device)
+                network = validation.choose_network(plan.blueprint.space, samples, device)
             except ModelFileError as error:  # which must not end a run without --eval-every
                 yield Notice(f"copies are not looked for: {error.message}", warning=True)
                 return
@@ -151,11 +151,11 @@ class Monitor:
             files.remove(self.run.best)
 
     def _make_model(self, best: validation.BestWeights) -> model_file.StoredModel:
-        own, raw, _ = model_file.split_weights(best.tensors)
+        average, raw, _ = model_file.split_weights(best.tensors)
         weak = self.trainer.weak
-        step, steps = best.values["step"], self.trainer.course.steps
+        step, steps = best.values["step"], self.trainer.progress.steps
         weak = weak if weak and weak.step <= step else None
-        return self.trainer.plan.model(step, steps, own, raw or None, weak)
+        return self.trainer.plan.model(step, steps, average, raw or None, weak)
 
     def choose_earlier(self, last: int) -> model_file.StoredModel | None:
         """Return the model to keep instead of the one after the last step, if any.
@@ -165,8 +165,8 @@ class Monitor:
         """
         if self.config.keep == "last" or self.best is None or self.best.values["step"] == last:
             return None
-        wanted = self.config.keep == "best" and self.config.eval_every is not None
-        return self._make_model(self.best) if wanted or self._copies_at(last) else None
+        keeps_best = self.config.keep == "best" and self.config.eval_every is not None
+        return self._make_model(self.best) if keeps_best or self._copies_at(last) else None
 
     def _copies_at(self, step: int) -> bool:
         """Whether samples of the weights after `step` steps are copies."""
@@ -192,22 +192,22 @@ class Monitor:
         if loss is not None and math.isfinite(loss):
             self._loss, self._readings = self._loss + loss, self._readings + 1
 
-    def is_due(self, done: int, end: int) -> bool:
-        """Whether a measurement is due after `done` steps, including one that was cut off."""
-        return done > 0 and any(self._find_due(done, end))
+    def is_due(self, step: int, end: int) -> bool:
+        """Whether a measurement is due after `step` steps, including one that was cut off."""
+        return step > 0 and any(self._find_due(step, end))
 
-    def _find_due(self, done: int, end: int) -> Iterator[str]:
+    def _find_due(self, step: int, end: int) -> Iterator[str]:
         """Yield the names of the measurements that are due."""
-        steps = self.trainer.course.steps
+        steps = self.trainer.progress.steps
         for chore in chores.list_chores(self.trainer.plan, steps):
-            name, due = chore.name, chore.is_due(done, steps, end)
+            name, due = chore.name, chore.is_due(step, steps, end)
             possible = name in WORK and (name != COPIES or self._copies is not None)
-            if due and possible and not self.has_finished(name, done):
+            if due and possible and not self.has_finished(name, step):
                 yield name
 
     @property
     def _looks(self) -> Looks | None:
-        return chores.plan_looks(self.trainer.plan, self.trainer.course.steps)
+        return chores.plan_looks(self.trainer.plan, self.trainer.progress.steps)
 
     def has_finished(self, chore: str, step: int) -> bool:
         """Whether a chore was last finished after `step` steps."""
@@ -215,12 +215,12 @@ class Monitor:
 
     # -- work --------------------------------------------------------------------------------------
 
-    def work(self, done: int, end: int) -> Iterator[tuple[str, Work[None]]]:
+    def work(self, step: int, end: int) -> Iterator[tuple[str, Work[None]]]:
         """Yield the name and the work of each chore that is due. A signal ends the work at once."""
         self.flaw = ""
-        for name in self._find_due(done, end):
+        for name in self._find_due(step, end):
             if name == PREVIEW or self.stop() is None:
-                yield name, WORK[name](self, done)
+                yield name, WORK[name](self, step)
 
     def _attempt(self, work: Work[T], doing: str) -> Work[T | None]:
         """Pass on the events and result of `work`.
@@ -238,25 +238,25 @@ class Monitor:
         yield Notice(f"{reason} while {doing}: skipped", warning=True)
         return None
 
-    def log(self, done: int, values: Mapping[str, float], **own: float) -> None:
-        """Add a line to metrics.jsonl, and all values except `own` to the trackers of --log."""
-        self.run.log(step=done, **values, **own)
+    def log(self, step: int, values: Mapping[str, float], **extra: float) -> None:
+        """Add a line to metrics.jsonl, and all values except `extra` to the trackers of --log."""
+        self.run.log(step=step, **values, **extra)
         if self.config.log:
-            self.trainer.accelerator.log(dict(values), step=done)
+            self.trainer.accelerator.log(dict(values), step=step)
 
-    def _preview(self, done: int) -> Work[None]:
+    def _preview(self, step: int) -> Work[None]:
         """Measure the held-out loss, generate a preview, and warn of overfitting."""
-        previewed, losses = yield from run_until(self.stop, self._make_preview(done))
-        self.finished[PREVIEW], self.held_out_loss = done, previewed.held_out_loss
+        previewed, losses = yield from run_until(self.stop, self._make_preview(step))
+        self.finished[PREVIEW], self.held_out_loss = step, previewed.held_out_loss
         training = self._loss / self._readings if self._readings else None
         self._loss, self._readings = 0.0, 0
-        measured = validation.HeldOutLosses(done, losses, training) if losses else None
+        measured = validation.HeldOutLosses(step, losses, training) if losses else None
         if measured and (text := self.overfitting.add_measurement(measured)):
             if (best := self.best) and self.config.eval_every:
                 text += f". {files.show(self.run.best)} is the best by {label(best.key)}"
             yield Notice(text, warning=True)
 
-    def _make_preview(self, done: int) -> Work[tuple[Previewed, tuple[float, ...]]]:
+    def _make_preview(self, step: int) -> Work[tuple[Previewed, tuple[float, ...]]]:
         """Generate the preview, and measure the loss of each held-out image.
 
         A distilled model returns no losses, because it learns from noise and cannot memorize
@@ -266,14 +266,14 @@ class Monitor:
         losses = yield from self._attempt(self._measure_losses(), "measuring the held-out loss")
         if losses is not None:
             mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
-            self.log(done, {"held_out_loss": mean})
+            self.log(step, {"held_out_loss": mean})
         drawing, path = previews.draw_preview(self.trainer), None
         picture = yield from self._attempt(drawing, "generating the preview")
         if picture is not None:
-            path = self.run.previews / f"step-{done:08d}.png"
+            path = self.run.previews / f"step-{step:08d}.png"
             files.write_bytes(path, figures.encode_png(picture))
-            log_image(self.trainer.accelerator, "preview", picture, done)
-        previewed = Previewed(done, mean, path)
+            log_image(self.trainer.accelerator, "preview", picture, step)
+        previewed = Previewed(step, mean, path)
         yield previewed
         if losses is None or self.trainer.matching:
             return previewed, ()
@@ -283,19 +283,19 @@ class Monitor:
         yield from ()
         return self.trainer.held_out_losses()
 
-    def _compare(self, done: int) -> Work[None]:
+    def _compare(self, step: int) -> Work[None]:
         """Look for signs of copies, and keep the EMA weights if there are none."""
         work = self._attempt(self._find_copies(), "looking for copies")
         compared = yield from run_until(self.stop, work)
-        self.finished[COPIES] = done
+        self.finished[COPIES] = step
         if compared is None:
             return
         values, signs = compared
-        self.copying[done] = signs
-        self.log(done, values)
-        if not self._copies_at(done) and not self.config.eval_every and self.config.keep != "last":
-            self.best = validation.BestWeights({"step": done}, self._copy_weights())
-        yield Compared(done, signs, values.get("memorized_noticed"))
+        self.copying[step] = signs
+        self.log(step, values)
+        if not self._copies_at(step) and not self.config.eval_every and self.config.keep != "last":
+            self.best = validation.BestWeights({"step": step}, self._copy_weights())
+        yield Compared(step, signs, values.get("memorized_noticed"))
 
     def _find_copies(self) -> Work[tuple[dict[str, float], memorization.Signs]]:
         """Compare samples of the EMA weights with training images."""
@@ -308,7 +308,7 @@ class Monitor:
         values = yield from self._copies.compare(samples)
         return values, memorization.find_signs(values, count)
 
-    def _validate(self, done: int) -> Work[None]:
+    def _validate(self, step: int) -> Work[None]:
         """Measure the KID of the EMA weights, and keep them if they are the best so far.
 
         Weights count as best only without signs of copies at the last look for them.
@@ -316,23 +316,23 @@ class Monitor:
         Raises:
             Interrupted, Terminated: a signal arrived. The state stays unchanged.
         """
-        found = yield from run_until(self.stop, self._attempt(self._measure(), "evaluating"))
-        self.finished[EVALUATION] = done
-        if found is None:
+        metrics = yield from run_until(self.stop, self._attempt(self._measure(), "evaluating"))
+        self.finished[EVALUATION] = step
+        if metrics is None:
             return
-        [key] = [key for key in KIDS if key in found]
-        kid, error = found[key], found.get(f"{key}_standard_error")
-        self.log(done, found)
-        if self._kid and done == self.trainer.course.steps:
+        [key] = [key for key in KIDS if key in metrics]
+        kid, error = metrics[key], metrics.get(f"{key}_standard_error")
+        self.log(step, metrics)
+        if self._kid and step == self.trainer.progress.steps:
             noise = yield from self._kid.is_noise(Measurement(kid, error or 0.0))
             self.flaw = NOISE if noise else ""
         better = kid < (self.best.values[self.best.key] if self.best else math.inf)
         better &= not self._copies_at(self.finished.get(COPIES, 0))
         if better:
-            values = {"step": done, key: kid, f"{key}_standard_error": error, "images": self.images}
+            values = {"step": step, key: kid, f"{key}_standard_error": error, "images": self.images}
             self.best = validation.BestWeights(values, self._copy_weights())
             self.write_best()
-        yield Validated(done, key, kid, error, self.run.best if better else None)
+        yield Validated(step, key, kid, error, self.run.best if better else None)
 
     def _measure(self) -> Work[dict[str, float]]:
         """Return the KID of the EMA weights."""
@@ -342,11 +342,11 @@ class Monitor:
         samples = yield from validation.collect_samples(drawings, plan.blueprint.space, self.images)
         return (yield from self._kid.compare(samples))
 
-    def _measure_errors(self, done: int) -> Work[None]:
+    def _measure_errors(self, step: int) -> Work[None]:
         """Measure the errors of x_0, for the variance `optimal`."""
         work = self._attempt(self._average_errors(), "measuring errors")
         self.errors = yield from run_until(self.stop, work)
-        self.finished[ERRORS] = done
+        self.finished[ERRORS] = step
 
     def _average_errors(self) -> Work[DenoisingErrors | None]:
         """Measure the errors of x_0 of the EMA weights on evenly spaced held-out images.
@@ -354,28 +354,28 @@ class Monitor:
         If no images are held out, they are training images. Returns None if an error is infinite.
         """
         trainer, data = self.trainer, self.trainer.plan.data
-        count = chores.count_measured_images(trainer.plan, trainer.course.steps)
+        count = chores.count_measured_images(trainer.plan, trainer.progress.steps)
         images = data.held_out if len(data.held_out) else data.train
         measure = trainer.losses_on(select_evenly(images, count))
         timesteps = denoising_errors.choose_timesteps(trainer.denoiser.process)
-        found: dict[int, Tensor] = {}
+        errors: dict[int, Tensor] = {}
         for t in timesteps:
-            yield Progress("measuring errors", len(found), len(timesteps))
-            found[t] = torch.cat(list(measure(denoising_errors.squared_error, at=t))).cpu()
-        return denoising_errors.average(timesteps, found)
+            yield Progress("measuring errors", len(errors), len(timesteps))
+            errors[t] = torch.cat(list(measure(denoising_errors.squared_error, at=t))).cpu()
+        return denoising_errors.average(timesteps, errors)
 
     def errors_at(self, step: int) -> DenoisingErrors | None:
         """Return the errors of x_0 with the weights after `step` steps, if they were measured."""
         return self.errors if self.has_finished(ERRORS, step) else None
 
-    def _choose_settings(self, done: int) -> Work[None]:
+    def _choose_settings(self, step: int) -> Work[None]:
         """Choose the sampling setting to recommend."""
         trials = recommendation.choose_settings(self.trainer)
         work = self._attempt(trials, "choosing sampling settings")
         self.recommended, noise = (yield from run_until(self.stop, work)) or (None, None)
         if noise is not None:
             self.flaw = NOISE if noise else ""
-        self.finished[SETTINGS] = done
+        self.finished[SETTINGS] = step
         if self.recommended:
             yield Notice(f"recommended for sampling, by the lowest KID: {self.recommended}")
 

@@ -62,29 +62,29 @@ class ProgressSchedule:
         """Make the schedule of a run of a fixed length."""
         return cls(steps, steps)
 
-    def revise(self, done: int, steps: int) -> ProgressSchedule:
-        """Return the schedule after `done` steps with another number of steps in total."""
-        return ProgressSchedule(steps, min(self.fewest, steps), done, self.progress_at(done))
+    def revise(self, step: int, steps: int) -> ProgressSchedule:
+        """Return the schedule after `step` steps with another number of steps in total."""
+        return ProgressSchedule(steps, min(self.fewest, steps), step, self.progress_at(step))
 
-    def progress_at(self, done: int) -> float:
-        """Return the progress after `done` steps, from 0 to 1 at the end."""
-        return self.passed + (1 - self.passed) * ((done - self.since) / (self.steps - self.since))
+    def progress_at(self, step: int) -> float:
+        """Return the progress after `step` steps, from 0 to 1 at the end."""
+        return self.passed + (1 - self.passed) * ((step - self.since) / (self.steps - self.since))
 
-    def nominal_step(self, done: int) -> float:
+    def nominal_step(self, step: int) -> float:
         """Return the step of a run of fixed length at the same progress.
 
-        It is exactly `done` if the length never changed.
+        It is exactly `step` if the length never changed.
         """
-        left = self.steps / (self.steps - self.since)
-        return self.passed * self.steps + (1 - self.passed) * (done - self.since) * left
+        ratio = self.steps / (self.steps - self.since)
+        return self.passed * self.steps + (1 - self.passed) * (step - self.since) * ratio
 
-    def passes(self, share: float, done: int) -> bool:
-        """Whether step number `done` reaches or passes a fraction of the run."""
-        return self.progress_at(done - 1) < share <= self.progress_at(done)
+    def passes(self, share: float, step: int) -> bool:
+        """Whether step number `step` reaches or passes a fraction of the run."""
+        return self.progress_at(step - 1) < share <= self.progress_at(step)
 
-    def crosses(self, every: int, done: int) -> bool:
-        """Whether step number `done` reaches or passes a multiple of `every`."""
-        return self.nominal_step(done) // every > self.nominal_step(done - 1) // every
+    def crosses(self, every: int, step: int) -> bool:
+        """Whether step number `step` reaches or passes a multiple of `every`."""
+        return self.nominal_step(step) // every > self.nominal_step(step - 1) // every
 
 
 def warmup_of(config: TrainConfig, fewest: int | None = None) -> int:
@@ -97,7 +97,7 @@ def warmup_of(config: TrainConfig, fewest: int | None = None) -> int:
 
 def lr_at(
     config: TrainConfig,
-    course: ProgressSchedule,
+    progress: ProgressSchedule,
     step: int,
     parts: Sequence[tuple[float, float]] = WHOLE,
 ) -> float:
@@ -108,11 +108,11 @@ def lr_at(
             part has its own cosine to 0.
     """
     assert config.lr is not None
-    warmup = warmup_of(config, course.fewest)
+    warmup = warmup_of(config, progress.fewest)
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    place, begins = course.nominal_step(step), 0.0
+    place, begins = progress.nominal_step(step), 0.0
     for share_of_way, share in parts:
-        ends = share_of_way * course.steps
+        ends = share_of_way * progress.steps
         if place < ends:
             angle = math.pi * (place - begins) / (ends - begins)
             return config.lr * share * rise * 0.5 * (1 + math.cos(angle))
@@ -191,11 +191,12 @@ class Updater:
         weights = dict(self.net.named_parameters())
         for name, value in saved.items():
             owner, k = name.rpartition(".")[::2]
-            weight, own = weights[owner], value
+            weight, moment = weights[owner], value
             if value.shape == weight.shape:
                 # The fused AdamW walks through memory: moments must lie as their weight does.
-                own = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
-            self.optimizer.optimizer.state[weight][k] = own.to(weight.device)
+                moment = torch.empty_like(weight, dtype=value.dtype, requires_grad=False)
+                moment.copy_(value)
+            self.optimizer.optimizer.state[weight][k] = moment.to(weight.device)
 
 
 def _compile_network(net: nn.Module) -> Any:
@@ -297,16 +298,16 @@ def measure_losses(
         at: the timestep of all images, by default uniform.
     """
     for start in range(0, len(samples), batch_size):
-        here = range(start, min(start + batch_size, len(samples)))
+        positions = range(start, min(start + batch_size, len(samples)))
         shape = samples.shape[1:]
-        draws = training_draws(seed, 0, here, shape=shape, device=device, purpose="held-out")
+        draws = training_draws(seed, 0, positions, shape=shape, device=device, purpose="held-out")
         t = (draws.u * denoiser.process.num_timesteps).long()
         t = t if at is None else torch.full_like(t, at)
-        part = slice(here.start, here.stop)
-        own, classes = (torch.tensor(of[part], device=device) for of in (samples, labels))
+        part = slice(positions.start, positions.stop)
+        classes = torch.tensor(labels[part], device=device)
         row = None if rows is None else torch.tensor(rows[part], device=device)
-        x0 = blueprint.space.to_model(own)
-        conditioning = given.encode(here, device) if given else None
+        x0 = blueprint.space.to_model(torch.tensor(samples[part], device=device))
+        conditioning = given.encode(positions, device) if given else None
         cond = blueprint.conditions.make_keywords(classes, conditioning, row)
         with torch.no_grad():
             yield objective(denoiser, x0, t, draws.noise, cond)

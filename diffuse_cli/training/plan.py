@@ -163,24 +163,25 @@ def prepare_plan(
     if laps:
         laps()
     images = data.images
-    known, continued = find_earlier(config)
-    space = yield from keep_scale(images.space, known, continued)
+    base, continued = find_earlier(config)
+    space = yield from keep_scale(images.space, base, continued)
     given = describe_conditioning(config, space, data.pairs, data.train)
     conditions = Conditions(
         classes=class_names(images, continued, config.loss) if config.classes else (),
-        given=keep_given_scale(given, space, known, continued),
+        given=keep_given_scale(given, space, base, continued),
         table=data.table,
     )
     yield from (Notice(line) for line in images.summary.lines())
     yield from _describe_samples(config, images)
     config = yield from choose_length(config, data)
-    done, blueprint = complete_config(config, space, conditions)
+    run_config, blueprint = complete_config(config, space, conditions)
     if config.init and images.summary.greyed:
-        kinds, most = MEDIA[images.medium].kinds, MEDIA[images.medium].most_channels
+        kinds, max_channels = MEDIA[images.medium].kinds, MEDIA[images.medium].most_channels
         yield Notice(
-            f"{kinds[1]} like the model of --init. Use --channels {most} to train in {kinds[most]}"
+            f"{kinds[1]} like the model of --init. Use --channels {max_channels} to "
+            f"train in {kinds[max_channels]}"
         )
-    if done.flip and (how := MEDIA[images.medium].flipped):
+    if run_config.flip and (how := MEDIA[images.medium].flipped):
         yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].many} {how}")
     if not RunDirectory(config.out).continues(config):  # a resumed run cannot change them
         for line in slow_precision(config.precision, config.device):
@@ -193,18 +194,18 @@ def prepare_plan(
             warning=True,
         )
     yield from _warn_of_mixed_sizes(config, images)
-    if done.variance in LEARNED and done.loss == "simple":
+    if run_config.variance in LEARNED and run_config.loss == "simple":
         yield Notice(
             "--loss simple does not train the learned variance. Use "
-            f"--loss {default_loss(done.variance)}",
+            f"--loss {default_loss(run_config.variance)}",
             warning=True,
         )
-    done = replace(done, precision=apply_precision(accelerator, done.precision))
-    done, room = yield from find_room(done, blueprint, accelerator)
-    teacher = yield from load_teacher(done)
-    gaussian = teacher.wiener if teacher else measure_gaussian(done, blueprint, data)
+    run_config = replace(run_config, precision=apply_precision(accelerator, run_config.precision))
+    run_config, room = yield from find_room(run_config, blueprint, accelerator)
+    teacher = yield from load_teacher(run_config)
+    gaussian = teacher.wiener if teacher else measure_gaussian(run_config, blueprint, data)
     plan = Plan(
-        config=done,
+        config=run_config,
         blueprint=replace(blueprint, gaussian=gaussian),
         data=data,
         room=room,
@@ -260,8 +261,8 @@ def check_augmentations(plan: Plan) -> None:
     """
     suited, config = list_augmentations(plan), plan.config
     if config.augment and not suited:
-        of = f"--loss {config.loss}" if plan.teacher else f"network '{plan.blueprint.network}'"
-        raise UsageError(f"--augment does not work with {of}", "Remove it")
+        cause = f"--loss {config.loss}" if plan.teacher else f"network '{plan.blueprint.network}'"
+        raise UsageError(f"--augment does not work with {cause}", "Remove it")
     for name in config.augment or ():
         if name in AUGMENTATIONS.entries and name not in suited:
             text = f"--augment {name} is not for {MEDIA[plan.data.images.medium].many}"
@@ -275,8 +276,7 @@ def choose_augmentations(plan: Plan) -> Work[Plan]:
         return plan
     assert config.batch_size is not None
     passes = config.num_steps * config.batch_size / max(count, 1)
-    few = count <= AUGMENTED and passes >= PASSES
-    names = list_augmentations(plan) if few else ()
+    names = list_augmentations(plan) if count <= AUGMENTED and passes >= PASSES else ()
     if names:
         yield Notice(
             f"each of {plan.data.images.summary.format_samples(count)} is seen {passes:,.0f} "
@@ -291,11 +291,12 @@ def warn_of_narrow_network(config: TrainConfig, blueprint: Blueprint) -> Iterato
     full_rank = getattr(NETWORKS[name], "full_rank", None)
     if full_rank is None or not has_noise(blueprint.diffusion.target):
         return
-    own, able = to_dict(blueprint.config), to_dict(full_rank(blueprint.config, blueprint.space))
-    changed = {key: value for key, value in able.items() if value != own.get(key)}
+    settings = to_dict(blueprint.config)
+    able = to_dict(full_rank(blueprint.config, blueprint.space))
+    changed = {key: value for key, value in able.items() if value != settings.get(key)}
     ways = " and ".join(
         f"--width {value}"
-        if (key, config.width) == ("width", own.get("width"))
+        if (key, config.width) == ("width", settings.get("width"))
         else f"[{name}] {key} = {value}{'' if config.init else ' in --config'}"
         for key, value in changed.items()
     )
@@ -330,8 +331,8 @@ def measure_gaussian(
     """
     if blueprint.conditions and not blueprint.wiener:
         return None
-    some = select_evenly(data.train, STREAMED if find_streams(data) else MOST)
-    chosen = blueprint.space, data, some, config.flip
+    indices = select_evenly(data.train, STREAMED if find_streams(data) else MOST)
+    chosen = blueprint.space, data, indices, config.flip
     return measure(lambda: _read_batches(*chosen), bands=blueprint.wiener)
 
 
@@ -341,9 +342,9 @@ def _read_batches(
     """Yield samples in the model's space, and with --flip their mirror images."""
     import torch
 
-    each = max(1, AT_ONCE // math.prod(space.shape))
-    for start in range(0, len(indices), each):
-        chosen = find_readable(data, indices[start : start + each])
+    batch_size = max(1, AT_ONCE // math.prod(space.shape))
+    for start in range(0, len(indices), batch_size):
+        chosen = find_readable(data, indices[start : start + batch_size])
         samples = space.to_model(torch.from_numpy(np.ascontiguousarray(data.images.stored[chosen])))
         yield samples
         if flip:

@@ -91,11 +91,11 @@ def preview_images(plan: Plan, count: int | None = None) -> Indices:
     if count is None or plan.encoder or plan.data.images.rows is None:
         return chosen[:count]
     codes = plan.data.images.rows[chosen, 0]
-    told = chosen[np.argsort(codes, kind="stable")][: int((~np.isnan(codes)).sum())]
-    if len(told) == 0:
+    ordered = chosen[np.argsort(codes, kind="stable")][: int((~np.isnan(codes)).sum())]
+    if len(ordered) == 0:
         return chosen[:count]
-    places = np.linspace(0.1, 0.9, count) * (len(told) - 1)
-    return told[np.unique(places.round().astype(np.int64))]
+    places = np.linspace(0.1, 0.9, count) * (len(ordered) - 1)
+    return ordered[np.unique(places.round().astype(np.int64))]
 
 
 def _make_condition(
@@ -111,10 +111,10 @@ def _make_condition(
     labels: Sequence[int] = ()
     rows = plan.data.images.rows
     if conditions.num_classes:
-        own = plan.data.images.labels[chosen]
-        labels = np.where(own >= 0, own, conditions.num_classes).tolist()
-    told = () if rows is None else tuple(map(tuple, rows[chosen].tolist()))
-    return Condition(tuple(labels), scale, plan.inputs(chosen), rows=told)
+        image_labels = plan.data.images.labels[chosen]
+        labels = np.where(image_labels >= 0, image_labels, conditions.num_classes).tolist()
+    codes = () if rows is None else tuple(map(tuple, rows[chosen].tolist()))
+    return Condition(tuple(labels), scale, plan.inputs(chosen), rows=codes)
 
 
 def guidance_of(plan: Plan) -> float | None:
@@ -158,12 +158,12 @@ def draw_preview(trainer: Trainer) -> Work[Image]:
     """Make a grid of samples, or rows of conditioning images, samples and real images."""
     plan, net, device = trainer.plan, trainer.ema_net, trainer.device
     space, inputs = plan.blueprint.space, GIVEN_SHOWN if uses_images(plan) else None
-    ended = []
+    batches = []
     for drawing in generate_by_default(plan, net, PREVIEW_IMAGES, device, inputs):
         if drawing.done:
-            ended.append(to_stored(space, drawing.state.x))
+            batches.append(to_stored(space, drawing.state.x))
         yield Progress("preview", drawing.step, drawing.steps)
-    samples = render_samples(space, np.concatenate(ended))
+    samples = render_samples(space, np.concatenate(batches))
     return _comparison(plan, samples) if uses_images(plan) else figures.arrange_grid(samples)
 
 

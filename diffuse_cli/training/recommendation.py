@@ -114,7 +114,7 @@ def choose_settings(trainer: Trainer) -> Work[tuple[SamplerChoice | None, bool |
     except ModelFileError as error:  # at the end of a run, which must not fail by this
         yield Notice(f"no sampling settings were tried: {error.message}", warning=True)
         return None, None
-    trials, count = plan_trials(plan, trainer.course.steps)
+    trials, count = plan_trials(plan, trainer.progress.steps)
     default = previews.default_setting(plan)
     tried = [(yield from try_setting(trainer, kid, count, default))]
     for choice in islice(_guide_settings(trainer, default) if kid.pictures else (), trials - 1):
@@ -169,17 +169,17 @@ def try_setting(
     )
     samples = yield from validation.collect_samples(drawings, plan.blueprint.space, count)
     values = yield from kid.compare(samples)
-    look = np.subtract(validation.measure_look(samples), kid.look).tolist()
+    look = np.subtract(validation.measure_contrast_and_detail(samples), kid.look).tolist()
     return SettingTrial(choice, values[kid.key], values[f"{kid.key}_standard_error"], tuple(look))
 
 
 def choose_best(trials: Sequence[SettingTrial]) -> SettingTrial:
     """Return the trial with the lowest KID among the first and those that look like the data."""
-    first, *others = trials
-    far = [max(least, abs(apart)) for least, apart in zip(FAR, first.look, strict=True)]
+    first, *candidates = trials
+    limits = [max(limit, abs(gap)) for limit, gap in zip(FAR, first.look, strict=True)]
     alike = [
         trial
-        for trial in others
-        if all(abs(apart) <= most for apart, most in zip(trial.look, far, strict=True))
+        for trial in candidates
+        if all(abs(gap) <= limit for gap, limit in zip(trial.look, limits, strict=True))
     ]
     return min([first, *alike], key=lambda trial: trial.kid)

@@ -55,20 +55,20 @@ def warn_of_few_steps(
         seconds: the seconds per step, with chores, if they decided the number of steps.
         on_cpu: whether the run computes on the CPU, which other programs may keep busy.
     """
-    least = fewest_steps(config)
-    if config.num_steps >= least or config.init:
+    min_steps = fewest_steps(config)
+    if config.num_steps >= min_steps or config.init:
         return
-    few = config.num_steps < least / 2
+    noisy = config.num_steps < min_steps / 2
     verb = "is" if config.num_steps == 1 else "are"
-    says = f"{verb} too few: samples will be noise" if few else f"{verb} few: samples will be rough"
+    says = "too few: samples will be noise" if noisy else "few: samples will be rough"
     fix = (
-        _suggest_options(config, seconds, config.num_steps / least)
+        _suggest_options(config, seconds, config.num_steps / min_steps)
         if seconds
-        else f"--steps {least}"
+        else f"--steps {min_steps}"
     )
     busy = seconds and on_cpu and _cpu_is_busy()
     hint = " Other programs keep the CPU busy: OMP_NUM_THREADS=1 may make steps faster."
-    text = f"{plural(config.num_steps, 'step')} {says}. Try {fix}.{hint if busy else ''}"
+    text = f"{plural(config.num_steps, 'step')} {verb} {says}. Try {fix}.{hint if busy else ''}"
     yield Notice(text, warning=True)
 
 
@@ -82,12 +82,13 @@ def _cpu_is_busy() -> bool:
         return False
 
 
-def warn_of_long_run(config: TrainConfig, seconds: float, left: int) -> Iterator[Notice]:
-    """Warn of a run whose `left` steps take more than a day, and suggest options."""
-    if left * seconds > DAY:
+def warn_of_long_run(config: TrainConfig, seconds: float, steps_left: int) -> Iterator[Notice]:
+    """Warn of a run whose `steps_left` steps take more than a day, and suggest options."""
+    total = steps_left * seconds
+    if total > DAY:
         yield Notice(
-            f"{plural(left, 'step')} of {seconds:.3g} s take {format_duration(left * seconds)}. "
-            f"Try {_suggest_options(config, seconds, DAY / (left * seconds))}.",
+            f"{plural(steps_left, 'step')} of {seconds:.3g} s take {format_duration(total)}. "
+            f"Try {_suggest_options(config, seconds, DAY / total)}.",
             warning=True,
         )
 
@@ -104,10 +105,10 @@ def _suggest_options(config: TrainConfig, seconds: float, ratio: float) -> str:
         ways.append("--preset tiny")
     elif free and config.size and (side := _find_smaller(config, ratio)):
         ways.append(f"--size {side}")
-    least = fewest_steps(config) * seconds
-    if least < DAY or not ways:
-        unit = 10.0 ** (math.floor(math.log10(least / 60)) - 1)
-        ways.append(f"--minutes {math.ceil(round(least / 60 / unit, 6)) * unit:g}")
+    min_seconds = fewest_steps(config) * seconds
+    if min_seconds < DAY or not ways:
+        unit = 10.0 ** (math.floor(math.log10(min_seconds / 60)) - 1)
+        ways.append(f"--minutes {math.ceil(round(min_seconds / 60 / unit, 6)) * unit:g}")
     return ", or ".join(ways)
 
 
@@ -119,7 +120,7 @@ def _find_smaller(config: TrainConfig, ratio: float) -> int:
     """
     assert config.size is not None
     patch = config.architecture.get("patch", 1)
-    side = smaller_side([own // patch for own in config.size], ratio)
+    side = smaller_side([length // patch for length in config.size], ratio)
     finest = find_preset(config.preset).resolve_settings(len(config.size)).get("finest") or 0
     return side * patch if side >= finest else side
 
@@ -129,21 +130,22 @@ class Forecast:
 
     def __init__(self, config: TrainConfig, start: int, end: int) -> None:
         self.config, self.end, self._first, self._from = config, end, start + 1, start
-        self._began, self._done = time.monotonic(), False
+        self._began, self._reported = time.monotonic(), False
 
-    def report(self, done: int) -> Iterator[Notice]:
+    def report(self, step: int) -> Iterator[Notice]:
         """Yield the forecast when it is due. To be called after every step.
 
         The first step counts only if it is slow, because it chooses kernels or compiles.
         """
-        now, left = time.monotonic(), self.end - done
-        slow = now - self._began > SLOW and not (self.config.compile and done == self._first)
-        if slow and not self._done:
-            self._done = True
-            seconds = (now - self._began) / (done - self._from)
+        now, steps_left = time.monotonic(), self.end - step
+        slow = now - self._began > SLOW and not (self.config.compile and step == self._first)
+        if slow and not self._reported:
+            self._reported = True
+            seconds = (now - self._began) / (step - self._from)
+            seconds_left = steps_left * seconds
             first, every = self._first - 1, self.config.log_every
-            if done // every == first // every and left * seconds > MINUTE:
-                yield Notice(f"{seconds:.3g} s per step: {format_duration(left * seconds)} left")
-            yield from warn_of_long_run(self.config, seconds, left)
-        elif done == self._first:
-            self._from, self._began = done, now
+            if step // every == first // every and seconds_left > MINUTE:
+                yield Notice(f"{seconds:.3g} s per step: {format_duration(seconds_left)} left")
+            yield from warn_of_long_run(self.config, seconds, steps_left)
+        elif step == self._first:
+            self._from, self._began = step, now

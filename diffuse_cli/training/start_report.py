@@ -46,12 +46,12 @@ def describe_start(plan: Plan, run: RunDirectory, trainer: Trainer, step: int) -
     samples = render_samples(plan.blueprint.space, data.images.stored[chosen])
     sheet = figures.shrink_image(figures.arrange_grid(samples, SHEET // 2), SHEET_SIDE)
     pairs = find_pairs(config)
-    told = [config.data, *(["--given", pairs] if pairs else [])]
-    in_memory = any(name.startswith(MEMORY) for name in told)
-    evaluate = shlex.join(["diffuse", "eval", str(run.model), *told])
+    arguments = [config.data, *(["--given", pairs] if pairs else [])]
+    in_memory = any(name.startswith(MEMORY) for name in arguments)
+    evaluate = shlex.join(["diffuse", "eval", str(run.model), *arguments])
     return Started(
         step=step,
-        steps=trainer.course.steps,
+        steps=trainer.progress.steps,
         data=tuple(data.images.summary.lines()),
         network=describe_run(plan, trainer),
         sheet=figures.encode_png(sheet),
@@ -162,4 +162,4 @@ def _list_output_options() -> Iterator[str]:
     name = SampleConfig.out
     if Path(name).exists():
         free = (f"{name}-{k}" for k in itertools.count(2))
-        yield from ("-o", next(other for other in free if not Path(other).exists()))
+        yield from ("-o", next(folder for folder in free if not Path(folder).exists()))

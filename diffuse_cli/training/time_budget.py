@@ -56,13 +56,13 @@ class Chore:
     cost: float
     at_stop: bool = False
 
-    def times(self, done: int, steps: int) -> int:
-        """Count how often the chore is still to be done, just after `done` of `steps` steps."""
-        return -(-steps // self.every) - max(done - 1, 0) // self.every
+    def times(self, step: int, steps: int) -> int:
+        """Count how often the chore is still to be done, just after `step` of `steps` steps."""
+        return -(-steps // self.every) - max(step - 1, 0) // self.every
 
-    def is_due(self, done: int, steps: int, end: int) -> bool:
-        """Whether to do the chore after `done` of `steps` steps, in a run that stops at `end`."""
-        return done % self.every == 0 or done == (end if self.at_stop else steps)
+    def is_due(self, step: int, steps: int, end: int) -> bool:
+        """Whether to do the chore after `step` of `steps` steps, in a run that stops at `end`."""
+        return step % self.every == 0 or step == (end if self.at_stop else steps)
 
 
 Chores = Callable[[int], Iterable[Chore]]
@@ -107,7 +107,7 @@ class Budget:
         return 60 * self.minutes
 
     @property
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Remaining seconds, negative after the end."""
         return self.total - self.used
 
@@ -118,8 +118,8 @@ class Budget:
 
     def _is_over(self, seconds: float, steps: int) -> bool:
         """Whether the interval between two reviews of the plan is over."""
-        left = self.total - self.looked
-        interval = max(min(self.total / LOOKS, left / 2), self.total / BETWEEN)
+        seconds_left = self.total - self.looked
+        interval = max(min(self.total / LOOKS, seconds_left / 2), self.total / BETWEEN)
         return seconds >= interval or steps >= min(self.length / LOOKS, self.ahead / 2)
 
     # -- counting ----------------------------------------------------------------------------------
@@ -154,38 +154,38 @@ class Budget:
         """Whether to review the plan now."""
         return self._is_over(self.used - self.looked, self.gone)
 
-    def estimate_seconds(self, done: int, steps: int, chores: Chores) -> float:
-        """Estimate the seconds from `done` steps to the end of a run of `steps`."""
-        own = list(chores(steps))
-        costs = [median(self.costs.get(c.name, (c.cost,))) for c in own]
-        between = sum((c.times(done, steps) - 1) * x for c, x in zip(own, costs, strict=True))
+    def estimate_seconds(self, step: int, steps: int, chores: Chores) -> float:
+        """Estimate the seconds from `step` steps to the end of a run of `steps`."""
+        work = list(chores(steps))
+        costs = [median(self.costs.get(c.name, (c.cost,))) for c in work]
+        between = sum((c.times(step, steps) - 1) * x for c, x in zip(work, costs, strict=True))
         last = min(sum(costs) * self.pace, MOST * self.total)
-        return (steps - done + between) * self.pace + last
+        return (steps - step + between) * self.pace + last
 
-    def plan(self, done: int, chores: Chores, least: int = 1) -> int:
-        """Return the number of steps that fills the remaining time, at least `least` more."""
-        steps = done + least
-        more = range(steps + 1, steps + 1 + max(0, int(self.left / self.pace)))
+    def plan(self, step: int, chores: Chores, min_steps: int = 1) -> int:
+        """Return the number of steps that fills the remaining time, at least `min_steps` more."""
+        steps = step + min_steps
+        more = range(steps + 1, steps + 1 + max(0, int(self.seconds_left / self.pace)))
         # The nearest number of steps: half a step more is near enough.
-        most = self.left + self.pace / 2
+        limit = self.seconds_left + self.pace / 2
         return self._record_review(
-            done, steps + bisect(more, most, key=lambda n: self.estimate_seconds(done, n, chores))
+            step, steps + bisect(more, limit, key=lambda n: self.estimate_seconds(step, n, chores))
         )
 
-    def replan(self, done: int, steps: int, chores: Chores) -> int:
+    def replan(self, step: int, steps: int, chores: Chores) -> int:
         """Review the plan of `steps` steps, and return the same or a better number of steps."""
-        missed = self.estimate_seconds(done, steps, chores) - self.left
+        missed = self.estimate_seconds(step, steps, chores) - self.seconds_left
         if abs(missed) > TOLERANCE * self.total:
-            return self.plan(done, chores)
-        return self._record_review(done, steps)
+            return self.plan(step, chores)
+        return self._record_review(step, steps)
 
-    def _record_review(self, done: int, steps: int) -> int:
-        self.looked, self.ahead, self.gone, self.length = self.used, steps - done, 0, steps
+    def _record_review(self, step: int, steps: int) -> int:
+        self.looked, self.ahead, self.gone, self.length = self.used, steps - step, 0, steps
         return steps
 
 
 def choose_batch_size(
-    seconds: float, step_seconds: Callable[[int], float], least: int = SMALLEST
+    seconds: float, step_seconds: Callable[[int], float], min_batch_size: int = SMALLEST
 ) -> int:
     """Return the largest batch size whose `ENOUGH` steps fit into the seconds of a run.
 
@@ -195,10 +195,10 @@ def choose_batch_size(
 
     Args:
         step_seconds: function from a batch size to the seconds of its step.
-        least: the smallest batch size that the processes can share.
+        min_batch_size: the smallest batch size that the processes can share.
     """
     fitting = (batch for batch, steps in ENOUGH.items() if steps * step_seconds(batch) <= seconds)
-    return max((least, *fitting))
+    return max((min_batch_size, *fitting))
 
 
 class Laps:

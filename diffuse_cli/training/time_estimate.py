@@ -70,9 +70,9 @@ class Stopwatch:
         self.quick = plan.config.dry_run and not plan.config.measure
         self.plan, self.accelerator = plan, accelerator
         self.budget = min(seconds, QUICK) if self.quick else seconds
-        self.spent, self.taken, self.total = 0.0, 0, max(1, round(self.budget))
+        self.spent, self.step, self.total = 0.0, 0, max(1, round(self.budget))
         self._began = time.monotonic()
-        self._known: list[tuple[int, float]] = []
+        self._times: list[tuple[int, float]] = []
         self._trainer: Trainer | None = None
 
     def seconds(self, config: TrainConfig) -> Work[float]:
@@ -122,16 +122,16 @@ class Stopwatch:
         """Return the seconds since the start, on the slowest process, so that all plan alike."""
         return float(max(gather_object([time.monotonic() - self._began])))
 
-    def _measure_growing_steps(self, plan: Plan, most: int) -> Work[None]:
-        """Time a few steps with one image per process, then with more images, up to `most`."""
+    def _measure_growing_steps(self, plan: Plan, max_images: int) -> Work[None]:
+        """Time a few steps with one image per process, then with up to `max_images` images."""
         size = self.accelerator.num_processes
-        if not self._known:
+        if not self._times:
             guess = yield from self._estimate_from_part(plan)
             if self.spent + 2 * guess > self.budget:
-                self._known.append((size, guess))
-        while size <= most:
-            if self._suffices(size) and (not self._known or size > self._known[-1][0]):
-                self._known.append((size, (yield from self._time(plan, size, 1, TRIES))))
+                self._times.append((size, guess))
+        while size <= max_images:
+            if self._suffices(size) and (not self._times or size > self._times[-1][0]):
+                self._times.append((size, (yield from self._time(plan, size, 1, TRIES))))
             size *= RATIO
 
     def free_memory(self) -> Work[None]:
@@ -175,32 +175,32 @@ class Stopwatch:
 
     def _suffices(self, images: int, parts: int = 1) -> bool:
         """Whether the time suffices for two such steps. The first measurement is always made."""
-        return not self._known or self.spent + 2 * self._predict_step(images, parts) <= self.budget
+        return not self._times or self.spent + 2 * self._predict_step(images, parts) <= self.budget
 
     def _predict_step(self, images: int, parts: int = 1) -> float:
         """Extrapolate the time of a step. Another image takes at least half of the mean."""
-        (before, early), (most, late) = [(0, 0.0), *self._known][-2:]
-        each = late / most
-        slope = min(max((late - early) / (most - before), each / 2), each)
-        return parts * (late + slope * (images / parts - most))
+        (size, seconds), (last_size, last_seconds) = [(0, 0.0), *self._times][-2:]
+        mean = last_seconds / last_size
+        slope = min(max((last_seconds - seconds) / (last_size - size), mean / 2), mean)
+        return parts * (last_seconds + slope * (images / parts - last_size))
 
     def _time(
-        self, plan: Plan, images: int, parts: int, least: int, settled: float = 0.0
+        self, plan: Plan, images: int, parts: int, min_steps: int, settled: float = 0.0
     ) -> Work[float]:
         """Return the median time of a step."""
         if self._trainer is None:
             self._trainer = Trainer(plan, self.accelerator)
         self._trainer.resize(images, parts)
         times: list[float] = []
-        while len(times) < least or sum(times[WARM_UP:]) < settled:
-            done = min(int(self.spent), self.total - 1)
-            yield Progress(TASK, done, self.total, f"seconds, {plural(images, 'image')} per step")
+        while len(times) < min_steps or sum(times[WARM_UP:]) < settled:
+            spent = min(int(self.spent), self.total - 1)
+            yield Progress(TASK, spent, self.total, f"seconds, {plural(images, 'image')} per step")
             began = time.monotonic()
-            self._trainer.step(self.taken)
+            self._trainer.step(self.step)
             self._trainer.wait()
             # Several processes must agree on the number of steps.
             times.append(float(max(gather_object([time.monotonic() - began]))))
-            self.taken, self.spent = self.taken + 1, self.spent + times[-1]
+            self.step, self.spent = self.step + 1, self.spent + times[-1]
             over = self.spent + times[-1] > self.budget and not plan.config.compile
             if over and (len(times) > 1 or times[0] > self.budget):
                 break
@@ -272,9 +272,9 @@ def fill_minutes(
     plan = dataclasses.replace(plan, config=config)
     a_pass = yield from watch.measure_pass(plan, seconds)
     yield from watch.free_memory()
-    own = plan_chores(plan, a_pass / seconds)(1) if a_pass else ()
+    chores = plan_chores(plan, a_pass / seconds)(1) if a_pass else ()
     # The errors take longer in a longer run, so their cost stays a guess.
-    costs = {chore.name: [chore.cost] for chore in own if chore.cost and chore.name != ERRORS}
+    costs = {chore.name: [chore.cost] for chore in chores if chore.cost and chore.name != ERRORS}
     budget = Budget(minutes, seconds, spent + watch.measure_elapsed(), costs=costs)
     steps = budget.plan(0, plan_chores(plan), FIRST)
     return dataclasses.replace(config, steps=steps, minutes=None), budget
@@ -282,16 +282,16 @@ def fill_minutes(
 
 def estimate_step_seconds(plan: Plan, budget: Budget) -> float:
     """Return the seconds per step of the shortest run that learns anything, with chores."""
-    least = fewest_steps(plan.config)
+    min_steps = fewest_steps(plan.config)
     whole = dataclasses.replace(budget, minutes=math.inf)  # which leaves time for all chores
-    own = whole.estimate_seconds(0, least, plan_chores(plan))
-    return min(own / (1 - SHARE), own + SECONDS) / least
+    seconds = whole.estimate_seconds(0, min_steps, plan_chores(plan))
+    return min(seconds / (1 - SHARE), seconds + SECONDS) / min_steps
 
 
 def choose_steps(
-    plan: Plan, accelerator: Accelerator, done: int = 0, spent: float = 0.0
+    plan: Plan, accelerator: Accelerator, step: int = 0, spent: float = 0.0
 ) -> Work[tuple[TrainConfig, Budget | None]]:
-    """Choose the steps from `done` on, from --steps or to fill --minutes, and warn of too few.
+    """Choose the steps from `step` on, from --steps or to fill --minutes, and warn of too few.
 
     Args:
         spent: the seconds of --minutes that have passed.
@@ -301,13 +301,13 @@ def choose_steps(
     if config.minutes is not None:
         config, budget = yield from fill_minutes(plan, accelerator, spent)
         seconds = estimate_step_seconds(dataclasses.replace(plan, config=config), budget)
-        config = dataclasses.replace(config, steps=done + config.num_steps)
+        config = dataclasses.replace(config, steps=step + config.num_steps)
         yield Notice(
             f"{budget.step:.3g} s per step of {plural(config.batch_size or 0, 'image')}: "
             f"{plural(config.num_steps, 'step')}"
         )
     config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
-    if not done:
+    if not step:
         yield from warn_of_few_steps(config, seconds, on_cpu=accelerator.device.type == "cpu")
     return config, budget
 

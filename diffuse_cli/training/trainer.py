@@ -49,7 +49,7 @@ from diffuse_cli.training.optimization import (
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.teacher import PARTS, PATHS, DistributionMatching
 
-Seen = list[tuple[Tensor, Tensor]]
+TimestepLosses = list[tuple[Tensor, Tensor]]
 """Timesteps and losses of each forward pass."""
 
 HELD_OUT_IMAGES = 512
@@ -87,7 +87,7 @@ class Trainer:
     """Network, optimizer and EMA weights of a run, and its training images.
 
     Attributes:
-        course: the progress schedule of the run.
+        progress: the progress schedule of the run.
         batches: the training images.
         net, ema, powers, optimizer, history: the state, with `matching`, `weak`, `unread`, `bad`
             and `accumulation`.
@@ -109,7 +109,7 @@ class Trainer:
         """
         self.plan, self.config, self.accelerator = plan, plan.config, accelerator
         self.device = accelerator.device
-        self.course = ProgressSchedule.of(self.config.num_steps)
+        self.progress = ProgressSchedule.of(self.config.num_steps)
         assert self.config.batch_size is not None
         self._set_batches(self.config.batch_size, self.config.accumulation)
         torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
@@ -184,22 +184,22 @@ class Trainer:
             self.ema.forgotten = self.ema.updates  # a reset: the next update forgets all
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
-        total, norm, seen = self._gradient(step, self.timestep_chances())
+        total, norm, timestep_losses = self._gradient(step, self.timestep_chances())
         loss = self.accelerator.reduce(total, "sum") / self.batch_size
         norm = norm + 0 * loss
         self.updater.take_step(norm)
         if self.matching:
             self.matching.follow(step, self.batch_size)
         if self._timestep_draw.keep and bool(norm.isfinite()):
-            self._record_losses(seen)
+            self._record_losses(timestep_losses)
         self.unread.append(norm)
-        if is_update_due(step + 1, self.course.steps):
+        if is_update_due(step + 1, self.progress.steps):
             self._update_averages()
-        if self.config.keep_weak and self.course.passes(self.config.weak_after, step + 1):
+        if self.config.keep_weak and self.progress.passes(self.config.weak_after, step + 1):
             self.weak = EarlyWeights.of(self.ema, step + 1)
         return StepResult(loss, norm)
 
-    def _gradient(self, step: int, chances: Chances) -> tuple[Tensor, Tensor, Seen]:
+    def _gradient(self, step: int, chances: Chances) -> tuple[Tensor, Tensor, TimestepLosses]:
         """Return the sum of this process's losses, the gradient's norm, and losses by timestep.
 
         If memory runs out, the parts of the batch are halved. Random numbers belong to positions of
@@ -220,28 +220,28 @@ class Trainer:
 
     def _halve_parts(self) -> None:
         """Double the number of parts of the batch, and reset the step."""
-        most = self.most_parts
-        if self.accumulation >= most:
+        max_parts = self.most_parts
+        if self.accumulation >= max_parts:
             raise UsageError(
                 "out of memory: a single image does not fit",
                 "Try --gradient-checkpointing, a smaller --width or a smaller --size",
             ).mark_local()
         if self.accelerator.num_processes > 1:  # the others are in the middle of their step
             raise UsageError(
-                f"out of memory: {-(-most // self.accumulation)} images at a time do not fit",
+                f"out of memory: {-(-max_parts // self.accumulation)} images at a time do not fit",
                 f"Try --accumulation {2 * self.accumulation}",
             ).mark_local()
-        self.accumulation = min(2 * self.accumulation, most)
+        self.accumulation = min(2 * self.accumulation, max_parts)
         self.optimizer.optimizer.zero_grad()
         if self.device.type != "cpu":
             torch.accelerator.empty_cache()
 
-    def _accumulate(self, step: int, chances: Chances) -> tuple[Tensor, Tensor, Seen]:
+    def _accumulate(self, step: int, chances: Chances) -> tuple[Tensor, Tensor, TimestepLosses]:
         accelerator = self.accelerator
         accelerator.gradient_accumulation_steps, accelerator.step = self.accumulation, 0
         total = torch.zeros((), device=self.device)
         norm = torch.zeros((), device=self.device)
-        seen: Seen = []
+        timestep_losses: TimestepLosses = []
         if self.matching:
             self.matching.begin()
         for positions in self.parts(step):
@@ -249,14 +249,14 @@ class Trainer:
                 t, plain = self.losses(self.denoiser, step, positions, chances)
                 # Each timestep counts the same, however often it is drawn.
                 losses = plain / chances.relative[t]
-                seen.append((t, plain.detach()))
+                timestep_losses.append((t, plain.detach()))
                 total += losses.detach().sum()
                 # Accelerate divides by the accumulation, and processes are averaged.
                 scale = self.accumulation * accelerator.num_processes / self.batch_size
                 accelerator.backward(losses.sum() * scale)
                 if accelerator.sync_gradients:
                     norm = self.updater.clip_gradient()
-        return total, norm, seen
+        return total, norm, timestep_losses
 
     def parts(self, step: int) -> Iterator[range]:
         """Yield this process's positions of the global batch, a forward pass at a time.
@@ -273,8 +273,8 @@ class Trainer:
     @property
     def most_parts(self) -> int:
         """Most forward passes per step, of at least one image in every process."""
-        most: int = self.batch_size // self.accelerator.num_processes
-        return most
+        parts: int = self.batch_size // self.accelerator.num_processes
+        return parts
 
     @property
     def local_positions(self) -> range:
@@ -285,29 +285,29 @@ class Trainer:
     def timestep_chances(self) -> Chances:
         """Return the probabilities in the next step. Copying them to the device waits for it."""
         if self._chances is None or self._timestep_draw.keep:
-            own = self._timestep_draw.probabilities(self.history, self._objective.weight)
-            both = own.cumsum(0), len(own) * own
-            self._chances = Chances(*(values.float().to(self.device) for values in both))
+            probabilities = self._timestep_draw.probabilities(self.history, self._objective.weight)
+            chances = probabilities.cumsum(0), len(probabilities) * probabilities
+            self._chances = Chances(*(values.float().to(self.device) for values in chances))
         return self._chances
 
     def is_matching_phase(self, step: int) -> bool:
         """Whether the step after `step` steps is in the last phase of a distillation."""
-        first = PATHS * self.course.steps
-        return self.matching is not None and self.course.nominal_step(step) >= first
+        first = PATHS * self.progress.steps
+        return self.matching is not None and self.progress.nominal_step(step) >= first
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of the step after `step` steps."""
-        return lr_at(self.config, self.course, step, PARTS if self.matching else WHOLE)
+        return lr_at(self.config, self.progress, step, PARTS if self.matching else WHOLE)
 
     def wait(self) -> None:
         """Wait for the device."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
-    def _record_losses(self, seen: Seen) -> None:
+    def _record_losses(self, timestep_losses: TimestepLosses) -> None:
         """Add the losses of the whole batch to the history, in the order of its positions."""
-        own = [(t.tolist(), losses.tolist()) for t, losses in seen]
-        for times, losses in gather_object(own):
+        local_losses = [(t.tolist(), losses.tolist()) for t, losses in timestep_losses]
+        for times, losses in gather_object(local_losses):
             self.history.add(times, losses)
 
     def _update_averages(self) -> None:
@@ -329,12 +329,12 @@ class Trainer:
         draws = training_draws(self.config.seed, step, positions, shape=shape, device=self.device)
         indices = self.batches.find_indices(step, positions)
         changes = self._draw_changes(draws, step, positions)
-        x0, told = changes.apply(self.batches.samples(indices))
+        x0, parameters = changes.apply(self.batches.samples(indices))
         cond = self.batches.condition(indices, x0, changes, step, positions)
         conditions = self.plan.blueprint.conditions
         cond = conditions.drop_conditions(cond, draws.drop, self.config.label_dropout)
-        if told is not None:
-            cond["augment"] = told
+        if parameters is not None:
+            cond["augment"] = parameters
         t = choose(chances.edges, draws.u)
         if self.matching and self.is_matching_phase(step):
             return t, self.matching.losses(denoiser, step, positions, cond)
@@ -357,8 +357,8 @@ class Trainer:
         """Return the weights that a model file with --keep-raw has, or None without it."""
         if not self.config.keep_raw:
             return None
-        own = self.net.state_dict()
-        return {name: own[name] for name in self.ema.net.state_dict()}
+        weights = self.net.state_dict()
+        return {name: weights[name] for name in self.ema.net.state_dict()}
 
     def weak_net(self) -> Callable[..., Tensor]:
         """Return the network with the early EMA weights, to call as `ema_net`."""

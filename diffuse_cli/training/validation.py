@@ -68,14 +68,14 @@ class KidMeasure:
     Attributes:
         key: the key of the KID, which names the network's features.
         pictures: whether the features are of pictures.
-        look: the `measure_look` of the real samples.
+        look: the contrast and the detail of the real samples, as logarithms.
     """
 
     def __init__(self, real: Array, space: Space, network: FeatureNetwork) -> None:
         self._real, self._space, self._network = real, space, network
         self.key, self.pictures = network.kid, network.pictures
         self._real_features: Array | None = None
-        self.look = measure_look(real)
+        self.look = measure_contrast_and_detail(real)
 
     def compare(self, samples: Array) -> Work[dict[str, float]]:
         """Return the KID of samples and its standard error, by key."""
@@ -98,17 +98,17 @@ class KidMeasure:
 
     def _extract_features(self, samples: Array) -> Work[Array]:
         images = self._network.prepare_input(self._space, samples)
-        found = yield from extract_features(self._network, images)
-        return np.asarray(found, np.float64)
+        features = yield from extract_features(self._network, images)
+        return np.asarray(features, np.float64)
 
 
 def collect_samples(drawings: Iterator[BatchState], space: Space, count: int) -> Work[Array]:
     """Return `count` generated samples, stored (N, C, *size)."""
-    found = yield from collect(drawings, space, count)
-    return np.stack([found[i] for i in range(count)])
+    samples = yield from collect(drawings, space, count)
+    return np.stack([samples[i] for i in range(count)])
 
 
-def measure_look(samples: Array) -> tuple[float, float]:
+def measure_contrast_and_detail(samples: Array) -> tuple[float, float]:
     """Return the contrast and the fine detail of samples (N, C, *size), as logarithms.
 
     Contrast is the mean standard deviation within a sample. Detail is the mean absolute second
@@ -136,23 +136,23 @@ def choose_real(plan: Plan) -> Work[Indices]:
         text = f"--eval-every needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}"
         raise UsageError(text, f"Remove --eval-every, or add more {many}")
     if not held_out:
-        few = f"only {len(data.held_out)}" if len(data.held_out) else "no"
+        number = f"only {len(data.held_out)}" if len(data.held_out) else "no"
         yield Notice(
-            f"{few} {MEDIA[data.images.medium].one if len(data.held_out) else many} held out: "
+            f"{number} {MEDIA[data.images.medium].one if len(data.held_out) else many} held out: "
             f"--eval-every compares with training {many}"
         )
     return chosen
 
 
 def make_kid_measure(
-    plan: Plan, device: torch.device, chosen: Indices, most: int = REAL_IMAGES
+    plan: Plan, device: torch.device, chosen: Indices, max_images: int = REAL_IMAGES
 ) -> KidMeasure:
-    """Make the KID against at most `most` of the chosen images.
+    """Make the KID against at most `max_images` of the chosen images.
 
     Raises:
         ModelFileError: the feature network's weights are missing.
     """
-    real = chosen[permutation(plan.config.seed, 0, len(chosen))[:most]]
+    real = chosen[permutation(plan.config.seed, 0, len(chosen))[:max_images]]
     samples = np.ascontiguousarray(plan.data.images.stored[find_readable(plan.data, real)])
     space = plan.blueprint.space
     return KidMeasure(samples, space, choose_network(space, samples, device))
@@ -226,10 +226,10 @@ class HeldOutLosses:
         """Mean held-out loss."""
         return math.fsum(self.losses) / len(self.losses)
 
-    def paired_error(self, other: HeldOutLosses) -> float:
+    def paired_error(self, earlier: HeldOutLosses) -> float:
         """Return the standard error of the difference of two means."""
-        apart = np.subtract(self.losses, other.losses)
-        return float(apart.std(ddof=1)) / math.sqrt(len(apart))
+        differences = np.subtract(self.losses, earlier.losses)
+        return float(differences.std(ddof=1)) / math.sqrt(len(differences))
 
 
 def has_risen(means: Sequence[float], error: float) -> bool:

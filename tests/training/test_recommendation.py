@@ -59,12 +59,12 @@ def test_contrast_is_within_samples_and_detail_is_curvature():
     flat = np.stack([np.full((1, 4, 4), level, np.uint8) for level in (0, 255)])
     rows = np.arange(4) ** 2
     bowl = np.tile((10 * (rows[:, None] + rows)).reshape(1, 4, 4).astype(np.uint8), (3, 1, 1, 1))
-    assert max(validation.measure_look(flat)) < -20
-    contrast, detail = validation.measure_look(bowl)
+    assert max(validation.measure_contrast_and_detail(flat)) < -20
+    contrast, detail = validation.measure_contrast_and_detail(bowl)
     assert contrast == pytest.approx(np.log(bowl[0].std()))
     assert detail == pytest.approx(np.log(20))
     sound = np.sin(np.arange(64)).reshape(1, 1, 64)
-    assert validation.measure_look(sound)[0] == pytest.approx(np.log(sound.std()))
+    assert validation.measure_contrast_and_detail(sound)[0] == pytest.approx(np.log(sound.std()))
 
 
 # -- runs -----------------------------------------------------------------------------------------
