@@ -17,7 +17,7 @@ import math
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.training.configuration import complete_config
+from diffuse_cli.training.decisions import complete_config
 from diffuse_cli.training.memory_estimate import estimate_memory
 from diffuse_cli.training.time_estimate import count_operations
 

@@ -50,7 +50,8 @@ from diffuse_cli.data.decoding_workers import MANY_FILES, SMALL_FILE
 from diffuse_cli.media.image.planes import fit_image as fit
 from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
-from diffuse_cli.training.configuration import complete_config, configure
+from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.decisions import complete_config
 from diffuse_cli.training.plan import Plan, measure_gaussian
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData

@@ -29,7 +29,8 @@ from diffuse_cli.core.muon import Muon
 from diffuse_cli.core.optimizers import BETAS
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import device_type
-from diffuse_cli.training.configuration import complete_config, configure
+from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.decisions import complete_config
 
 EVALUATIONS = SAMPLING_STEPS
 """Evaluations of the network per sample: as many as ours takes by default."""

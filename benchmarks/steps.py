@@ -33,7 +33,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffuse_cli.core import Conditions
 from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import Summary
-from diffuse_cli.training.configuration import complete_config, configure
+from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.decisions import complete_config
 from diffuse_cli.training.plan import Plan, measure_gaussian
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData

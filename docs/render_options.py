@@ -44,7 +44,7 @@ OWN = {
     "TrainOptions": (
         "train",
         TrainConfig,
-        {"data", "out", "resume", "overwrite", "dry_run", "measure"},
+        {"data", "out", "resume", "overwrite", "dry_run"},
     ),
     "SampleOptions": (
         "Model.sample",

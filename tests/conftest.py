@@ -263,21 +263,26 @@ def diffuse(
 
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure the time of a step by the fewest steps."""
-    from diffuse_cli.training import time_estimate
+    """Measure the time of a step by a single step."""
+    from diffuse_cli.training import cost_estimate
 
-    monkeypatch.setattr(time_estimate, "SECONDS", 0.0)
-    monkeypatch.setattr(time_estimate, "BRIEFLY", 0.0)
+    monkeypatch.setattr(cost_estimate, "WARM_UP", 0)
+    monkeypatch.setattr(cost_estimate, "ENOUGH", 1)
 
 
 @pytest.fixture
 def step_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Measure so many seconds as the time of a step, without a step."""
+    """Predict and measure so many seconds as the time of a step, without a step."""
     from file_operations import giving
 
-    from diffuse_cli.training.time_estimate import Stopwatch
+    from diffuse_cli.training import checkpoints, cost_estimate, decisions
 
-    return lambda seconds: monkeypatch.setattr(Stopwatch, "seconds", giving(seconds))
+    def take(seconds: float) -> None:
+        monkeypatch.setattr(cost_estimate, "measure_step_seconds", giving(seconds))
+        for module in (checkpoints, decisions):
+            monkeypatch.setattr(module, "predict_step_seconds", lambda *_: seconds)
+
+    return take
 
 
 @pytest.fixture

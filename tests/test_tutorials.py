@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, in_process
 from test_docs import beside_examples, few  # noqa: F401
 
-from diffuse_cli.training import plan
+from diffuse_cli.training import decisions
 
 DOCS = ROOT / "docs"
 PAGES = [
@@ -94,7 +94,7 @@ def test_the_code_of_a_page_runs_and_prints_what_it_shows(
     printed: set[str] = set()
     if page.stem == "few-photos":  # whose run takes the default number of steps
         for name, few in (("LEAST_STEPS", 3), ("MOST_PASSES", 1), ("PASSES", 0.1)):
-            monkeypatch.setattr(plan, name, few)
+            monkeypatch.setattr(decisions, name, few)
     if page.stem == "troubleshooting":  # which resumes a run of the first tutorial
         run("diffuse train examples/fashion-mnist.zip --minutes 10 -o garments.safetensors")
     for language, code in (block.groups() for block in blocks):

@@ -32,10 +32,10 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         UsageError, ModelFileError: as `train` with these options, or the model does not support
             --given or --guidance.
     """
+    from diffuse_cli.config.presets import BATCH
     from diffuse_cli.models.image_conditioning import check_pairs_option
     from diffuse_cli.models.model_file import find, training_options
     from diffuse_cli.sampling.conditioning import guidance_scale
-    from diffuse_cli.training.configuration import BATCH
     from diffuse_cli.training.configuration import configure as complete
 
     given = {**(filed or {}), **typed}

@@ -198,6 +198,9 @@ PRESETS: Registry[Preset] = Registry(
     },
 )
 
+BATCH = 64
+"""The default batch size."""
+
 DEFAULT_RATE = 1e-3
 """The learning rate of a network without presets."""
 
@@ -292,3 +295,29 @@ def network_config(name: str, values: Mapping[str, Any]) -> Settings:
 def translate_network_errors(network: str) -> contextlib.AbstractContextManager[None]:
     """Turn `InvalidArgument` into a `UsageError` that names the network's TOML table."""
     return translate_errors(lambda a: "--size" if a == "size" else f"[{network}] {a}")
+
+
+def scale_learning_rate(
+    preset: str | None, width: int | None, batch_size: int, dims: int = 2
+) -> float:
+    """Return the learning rate of a preset at a width and a batch size, for `dims` dimensions.
+
+    The rate is divided by the width: an output is a sum over `width` inputs, and Adam moves each
+    weight by about the learning rate regardless of its gradient, so a rate of 1 / width moves
+    outputs equally at any width. This is muP's rule for hidden layers (Yang et al. 2022, table 3),
+    used here for all layers. It has not been measured.
+    """
+    base = find_preset(preset)
+    rate: float = base.train.get("lr", DEFAULT_RATE)
+    rate = scale_to_batch(rate, base.train.get("batch_size", BATCH), batch_size)
+    return rate if width is None else rate * base.resolve_settings(dims).get("width", width) / width
+
+
+def scale_to_batch(rate: float, before: int, after: int) -> float:
+    """Return the learning rate of a batch size at another one.
+
+    The rate is multiplied by the root of the batch size: the noise of a gradient falls with that
+    root, while Adam's step size stays the same (Malladi et al. 2022).
+    """
+    scaled: float = rate * (after / before) ** 0.5
+    return scaled

@@ -81,9 +81,6 @@ class TrainConfig(DiffusionConfig, FormConfig):
     dry_run: bool = option(
         False, "Print the configuration and its cost without training.", control=True
     )
-    measure: bool = option.run(
-        False, "With --dry-run, time steps for 20 seconds instead of 3.", control=True
-    )
 
     medium: str | None = option.data.optional(
         "Kind of data.", table="media.MEDIA", shown="the most frequent kind in DATA"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -26,17 +25,20 @@ from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import redirect_trackers
 from diffuse_cli.system.errors import OutputError, UsageError
-from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training import copies
 from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS, EarlyWeights
-from diffuse_cli.training.memory_estimate import fit_into_memory
 from diffuse_cli.training.optimization import ProgressSchedule
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import KEPT, Checkpoint, RunDirectory
-from diffuse_cli.training.run_length import THREAD_VARIABLES, warn_of_limited_options
-from diffuse_cli.training.time_budget import Budget
-from diffuse_cli.training.time_estimate import choose_steps
+from diffuse_cli.training.run_length import (
+    warn_of_few_minutes,
+    warn_of_few_steps,
+    warn_of_limited_options,
+)
+from diffuse_cli.training.time_budget import FIRST, Budget
+from diffuse_cli.training.time_estimate import predict_step_seconds
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import check_fingerprint
 
@@ -274,60 +276,65 @@ def check_common_checkpoint(checkpoint: Checkpoint | None, run: RunDirectory) ->
         )
 
 
-def decide_steps(
+def start_progress(
     plan: Plan,
     accelerator: Accelerator,
     run: RunDirectory,
     checkpoint: Checkpoint | None,
-    stop: StopRequest,
     spent: float,
-) -> Work[tuple[TrainConfig, ProgressSchedule, Budget | None]]:
-    """Decide the number of steps of a run, from --steps or to fill --minutes.
+) -> Work[tuple[ProgressSchedule, Budget | None]]:
+    """Start or resume the progress of a run, and the time budget of --minutes.
 
     Args:
         spent: seconds of --minutes that have passed.
 
-    Returns:
-        The configuration with its steps, its schedule, and the time budget of --minutes or None.
+    Raises:
+        UsageError: a resumed run has used the minutes.
     """
     config, step = plan.config, checkpoint.step if checkpoint else 0
-    budget: Budget | None = None
-    minutes = config.minutes
-    if checkpoint and minutes is not None and "budget" in checkpoint.state:
+    progress, budget = ProgressSchedule.of(config.num_steps), None
+    if config.minutes is not None and checkpoint and "budget" in checkpoint.state:
         budget = Budget(**checkpoint.state["budget"])
-        if budget.threads and not THREAD_VARIABLES & os.environ.keys():
-            torch.set_num_threads(budget.threads)  # for the same results
         budget.count(spent)
-        if minutes == budget.minutes:
-            progress = ProgressSchedule(**checkpoint.state["course"])
-            config = replace(config, steps=progress.steps, minutes=None)
-            config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
+        if config.minutes == budget.minutes:
             yield _describe_budget(budget)
-            return config, progress, budget
-        budget.minutes, used = minutes, budget.used / 60
+            return ProgressSchedule(**checkpoint.state["course"]), budget
+        budget.minutes, used = config.minutes, budget.used / 60
         if budget.seconds_left <= 0:
             raise UsageError(
-                f"--minutes {minutes:g} is the total of the run, and {used:.3g} minutes have "
-                "passed",
-                f"To train for {minutes:g} more, set --minutes {used + minutes:.3g}",
+                f"--minutes {config.minutes:g} is the total of the run, and {used:.3g} minutes "
+                "have passed",
+                f"To train for {config.minutes:g} more, set --minutes {used + config.minutes:.3g}",
             )
         yield _describe_budget(budget)
-        config = replace(config, steps=budget.plan(step, plan_chores(plan)), minutes=None)
-        config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
-    else:
-        if step and minutes is not None:
-            text = f"--minutes {minutes:g} count from now, because the run used --steps before"
+        progress = ProgressSchedule.of(budget.fill(step, plan_chores(plan)))
+    elif config.minutes is not None:
+        if step:
+            text = (
+                f"--minutes {config.minutes:g} count from now, because the run used --steps before"
+            )
             yield Notice(text)
-        config, budget = yield from run_until(stop, choose_steps(plan, accelerator, step, spent))
+        assert config.batch_size is not None
+        sizes = config.batch_size, accelerator.num_processes
+        pace = predict_step_seconds(config, plan.blueprint, *sizes)
+        budget = Budget(config.minutes, pace, used=spent)
+        if step:
+            progress = ProgressSchedule.of(budget.fill(step, plan_chores(plan), FIRST))
     if step and run.exists():
         before = read_toml(run.config).get("steps")
-        if before != config.num_steps:
+        if before != progress.steps:
             yield Notice(
-                f"{config.num_steps:,} steps instead of {before:,}: the learning rate follows the "
+                f"{progress.steps:,} steps instead of {before:,}: the learning rate follows the "
                 "new schedule"
             )
-    yield from warn_of_limited_options(config)
-    return config, ProgressSchedule.of(config.num_steps), budget
+    on_cpu = accelerator.device.type == "cpu"
+    if budget is None and not step:
+        yield from warn_of_few_steps(config, on_cpu=on_cpu)
+    elif budget and not step and progress.steps <= FIRST:  # whose first step may take hours
+        steps = budget.fill(0, plan_chores(plan))
+        yield from warn_of_few_minutes(plan, budget, steps, on_cpu=on_cpu)
+    yield from warn_of_limited_options(replace(config, steps=progress.steps))
+    return progress, budget
 
 
 def explain_no_steps(
@@ -351,13 +358,11 @@ def _describe_budget(budget: Budget) -> Notice:
     return Notice(f"{total}: {used:.3g} are used, {remaining:.3g} are left")
 
 
-def write_config(
-    run: RunDirectory, config: TrainConfig, steps: int, budget: Budget | None = None
-) -> None:
-    """Write config.toml, with the minutes if they may still change the number of steps."""
+def write_config(run: RunDirectory, config: TrainConfig, steps: int) -> None:
+    """Write config.toml of a run that takes this number of steps, as far as it is known."""
     values = to_file(replace(config, steps=steps), control=False)
-    if budget:
-        values["minutes"] = budget.minutes
+    if config.minutes is not None:
+        values["minutes"] = config.minutes
     files.write_text(run.config, to_toml(values))
 
 

@@ -1,4 +1,4 @@
-"""Training configuration, merged from its layers and then completed from the data."""
+"""Training configuration, merged from its layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from diffuse_cli.config import presets
 from diffuse_cli.config.options import (
-    convert_options,
     field_flag,
     from_dict,
     option_fields,
@@ -16,30 +15,21 @@ from diffuse_cli.config.options import (
     to_dict,
 )
 from diffuse_cli.config.parsers import Size
-from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.task_options import check_degradation, is_degradation
 from diffuse_cli.config.train_options import (
     NETWORK,
     WEIGHTED,
-    WEIGHTING,
     TrainConfig,
     from_file,
     to_file,
 )
 from diffuse_cli.core.augmentations import AUGMENTATIONS
-from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.data_gaussian import LONGEST
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
-from diffuse_cli.core.networks import NETWORKS, largest_width
-from diffuse_cli.core.settings import Settings
+from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict as plain
-from diffuse_cli.core.space import MOST_CHANNELS, Space
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data.metadata_columns import parse_column_names
-from diffuse_cli.media import layout_name
-from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import can_compile, device_type, resolve_precision
 from diffuse_cli.system.errors import (
     OutputError,
     UsageError,
@@ -49,17 +39,8 @@ from diffuse_cli.system.errors import (
 )
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.processes import rank
-from diffuse_cli.training.config_layers import Layer, default_loss, merge_layers
+from diffuse_cli.training.config_layers import Layer, merge_layers
 from diffuse_cli.training.run_directory import RunDirectory
-
-BATCH = 64
-"""The default batch size."""
-
-OPTIMIZER = "muon"
-"""The default optimizer, chosen by benchmarks/recipe.py."""
-
-COMPILED_STEPS, COMPILED_MINUTES = 5000, 20
-"""Length of a run from which compiling its network pays off on a GPU. It takes minutes."""
 
 AUTOMATIC = (("precision", "auto"), ("augment", None))
 """Options with the value that means the run's own on --resume."""
@@ -139,8 +120,6 @@ def _check_options(config: TrainConfig) -> TrainConfig:
             raise UsageError("--keep best needs --eval-every", "Set both, or neither")
     for name in config.augment or ():
         lookup(AUGMENTATIONS, name, "--augment")
-    if config.measure and not config.dry_run:
-        raise UsageError("--measure needs --dry-run", "Set both, or neither")
     if config.minutes is None and config.stop_at is not None and config.stop_at > config.num_steps:
         text = f"--stop-at {config.stop_at} is beyond the {config.num_steps} steps of the run"
         raise UsageError(text, "Remove it, or set more --steps")
@@ -183,7 +162,7 @@ def _read_base(given: Layer) -> Layer:
         model = Layer(base).without(*excluded)
         batch = given.get("batch_size")
         if batch and given.get("lr") is None and {"lr", "batch_size"} <= model.keys():
-            model["lr"] = scale_to_batch(model["lr"], model["batch_size"], batch)
+            model["lr"] = presets.scale_to_batch(model["lr"], model["batch_size"], batch)
         return _resize_network(model, given.get("size"))
     if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
@@ -263,125 +242,6 @@ def _format_value(value: Any) -> str:
     if all(isinstance(part, str) for part in value):
         return ",".join(value) or "none"
     return "x".join(map(str, value)) if len(value) <= 3 else f"({len(value)} numbers)"
-
-
-def scale_learning_rate(
-    preset: str | None, width: int | None, batch_size: int, dims: int = 2
-) -> float:
-    """Return the learning rate of a preset at a width and a batch size, for `dims` dimensions.
-
-    The rate is divided by the width: an output is a sum over `width` inputs, and Adam moves each
-    weight by about the learning rate regardless of its gradient, so a rate of 1 / width moves
-    outputs equally at any width. This is muP's rule for hidden layers (Yang et al. 2022, table 3),
-    used here for all layers. It has not been measured.
-    """
-    base = presets.find_preset(preset)
-    rate: float = base.train.get("lr", presets.DEFAULT_RATE)
-    rate = scale_to_batch(rate, base.train.get("batch_size", BATCH), batch_size)
-    return rate if width is None else rate * base.resolve_settings(dims).get("width", width) / width
-
-
-def scale_to_batch(rate: float, before: int, after: int) -> float:
-    """Return the learning rate of a batch size at another one.
-
-    The rate is multiplied by the root of the batch size: the noise of a gradient falls with that
-    root, while Adam's step size stays the same (Malladi et al. 2022).
-    """
-    scaled: float = rate * (after / before) ** 0.5
-    return scaled
-
-
-def with_batch_size(
-    config: TrainConfig, batch_size: int, space: Space, settings: Settings
-) -> TrainConfig:
-    """Return `config` with a batch size, and with the preset's learning rate if it has none.
-
-    Args:
-        settings: the settings of the network for this space.
-    """
-    lr = config.lr
-    if lr is None:
-        width = getattr(settings, "width", None)
-        lr = scale_learning_rate(config.preset, width, batch_size, space.dims)
-    return dataclasses.replace(config, batch_size=batch_size, lr=lr)
-
-
-def resolve_compile(config: TrainConfig, device: str) -> bool:
-    """Whether to compile the network: if asked to, else in long runs on a GPU.
-
-    Like the precision, the choice does not depend on timings. `distill` does not compile.
-    """
-    if config.compile is not None:
-        return config.compile
-    if config.minutes is None:
-        long = config.num_steps >= COMPILED_STEPS
-    else:
-        long = config.minutes >= COMPILED_MINUTES
-    return long and config.loss not in TAUGHT and can_compile(device)
-
-
-def resolve_wiener(config: TrainConfig, settings: Settings, space: Space) -> bool:
-    """Whether the network corrects a Wiener filter: if asked to, else if it reads patches.
-
-    Without patches the filter made samples worse at 32x32 (benchmarks/README.md).
-
-    Raises:
-        UsageError: the filter is asked for, and the samples are too large for it.
-    """
-    # The network reads the estimate of each channel, too.
-    fits = max(space.size) <= LONGEST and 2 * space.channels <= MOST_CHANNELS
-    if config.wiener and not fits:
-        text = f"--wiener takes at most {LONGEST:,} values a side and {MOST_CHANNELS // 2} channels"
-        raise UsageError(text, "Remove it")
-    return fits and getattr(settings, "patch", 1) > 1 if config.wiener is None else config.wiener
-
-
-def complete_config(
-    config: TrainConfig, space: Space, conditions: Conditions
-) -> tuple[TrainConfig, Blueprint]:
-    """Decide the options that depend on the data and the machine, and describe the model.
-
-    --minutes leaves batch size and learning rate open. A complete configuration stays the same.
-    """
-    device = device_type(config.device)
-    preset = presets.choose(config, space, device)
-    loss = config.loss or default_loss(config.variance)
-    network, settings = presets.resolve_architecture(config, preset, space)
-    if config.batch_size or config.minutes is None:
-        config = dataclasses.replace(config, preset=preset)
-        config = with_batch_size(config, config.batch_size or BATCH, space, settings)
-    width = getattr(settings, "width", None)
-    config = dataclasses.replace(
-        config,
-        preset=preset,
-        network=network,
-        medium=space.medium,
-        channels=space.channels,
-        size=space.size,
-        layout=layout_name(space.layout),  # the background is its own option
-        rate=space.rate,
-        transform=space.transform,
-        width=width,
-        architecture=plain(settings),
-        loss=loss,
-        wiener=resolve_wiener(config, settings, space),
-        given_dropout=conditions.given.dropout if conditions.given else None,
-        given_noise=conditions.given.noise if conditions.given else None,
-        optimizer=config.optimizer or OPTIMIZER,
-        weighting=config.weighting or ("none" if loss in WEIGHTED else WEIGHTING),
-        precision=resolve_precision(config.precision, config.device, largest_width(settings)),
-        compile=resolve_compile(config, device),
-    )
-    blueprint = Blueprint(
-        space=space,
-        network=network,
-        config=settings,
-        conditions=conditions,
-        diffusion=convert_options(config, DiffusionConfig),
-        wiener=bool(config.wiener),
-    )
-    blueprint.shapes  # noqa: B018  a network that cannot be built is refused here
-    return config, blueprint
 
 
 def to_model_options(config: TrainConfig) -> dict[str, Any]:

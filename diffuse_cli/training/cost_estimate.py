@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from diffuse_cli.config.options import to_toml
 from diffuse_cli.config.parsers import Size
@@ -17,21 +22,29 @@ from diffuse_cli.media import MEDIA
 from diffuse_cli.models.activation_memory import SLACK
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Work, format_duration
+from diffuse_cli.system.events import Progress, Work, format_duration
 from diffuse_cli.training.checkpoints import check_steps
 from diffuse_cli.training.chores import plan_chores
-from diffuse_cli.training.configuration import complete_config
+from diffuse_cli.training.decisions import check_batch, complete_config
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.memory_estimate import estimate_memory
-from diffuse_cli.training.plan import Plan, check_batch, choose_augmentations, prepare_plan
+from diffuse_cli.training.plan import Plan, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.run_length import warn_of_limited_options, warn_of_long_run
-from diffuse_cli.training.time_budget import Budget
-from diffuse_cli.training.time_estimate import (
-    choose_steps,
-    count_operations,
-    measure_step_seconds,
+from diffuse_cli.training.run_length import (
+    warn_of_few_minutes,
+    warn_of_few_steps,
+    warn_of_limited_options,
+    warn_of_long_run,
 )
+from diffuse_cli.training.time_budget import Budget
+from diffuse_cli.training.time_estimate import count_operations, predict_step_seconds
+from diffuse_cli.training.trainer import Trainer
+
+TASK = "measuring the time of a step"
+
+QUICK, WARM_UP, ENOUGH = 3.0, 3, 8
+"""Seconds that a measurement may take, first steps that do not count, and steps after which no more
+are needed."""
 
 SMALL = 64
 """Longest side of samples that `--dry-run` does not compare with half of the size."""
@@ -121,6 +134,31 @@ def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | No
     return half, int(plan.config.num_steps * (plan.config.batch_size or 0) * ratio)
 
 
+def measure_step_seconds(plan: Plan, accelerator: Accelerator) -> Work[float]:
+    """Measure the time of a step on a temporary network, on the slowest process.
+
+    A step that would take longer than QUICK seconds is predicted without building the network.
+    """
+    config, processes = plan.config, accelerator.num_processes
+    assert config.batch_size is not None
+    predicted = predict_step_seconds(config, plan.blueprint, config.batch_size, processes)
+    if predicted > QUICK:
+        return predicted
+    trainer, times = Trainer(plan, accelerator), list[float]()
+    # The first step chooses kernels or compiles.
+    while len(times) < WARM_UP + ENOUGH and sum(times[1:]) < QUICK:
+        yield Progress(TASK, len(times), WARM_UP + ENOUGH, plural(config.batch_size, "image"))
+        start = time.monotonic()
+        trainer.step(len(times))
+        trainer.wait()
+        # Several processes must agree on the number of steps.
+        times.append(float(max(gather_object([time.monotonic() - start]))))
+    trainer.batches.close()
+    accelerator.free_memory()
+    yield Progress(TASK, WARM_UP + ENOUGH, WARM_UP + ENOUGH)
+    return median(times[min(WARM_UP, len(times) - 1) :])
+
+
 def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
     """Read the data, complete the configuration, and time a few steps of a temporary network.
 
@@ -141,15 +179,20 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
         # --minutes are those of the whole run.
         step = 0 if newest is None or config.minutes is not None else newest
         check_steps(plan.config, step)
-        run_config, budget = yield from choose_steps(plan, accelerator, step)
-        plan = yield from choose_augmentations(dataclasses.replace(plan, config=run_config))
-        run_config = plan.config
-        if budget is None:
-            budget = Budget(math.inf, (yield from measure_step_seconds(plan, accelerator)))
-        total = budget.used + budget.estimate_seconds(step, run_config.num_steps, plan_chores(plan))
+        seconds = yield from measure_step_seconds(plan, accelerator)
+        chores, run_config = plan_chores(plan), plan.config
+        if config.minutes is None:
+            budget = Budget(math.inf, seconds)
+            if not step:
+                yield from warn_of_few_steps(run_config)
+        else:
+            budget = Budget(config.minutes, seconds)
+            run_config = dataclasses.replace(run_config, steps=budget.fill(0, chores))
+            yield from warn_of_few_minutes(plan, budget, run_config.num_steps)
+        total = budget.estimate_seconds(step, run_config.num_steps, chores)
         device, processes = accelerator.device.type, accelerator.num_processes
     yield from warn_of_limited_options(run_config)
-    yield from warn_of_long_run(run_config, budget.step, run_config.num_steps - step)
+    yield from warn_of_long_run(run_config, seconds, run_config.num_steps - step)
     assert run_config.batch_size is not None
     part = -(-run_config.batch_size // (run_config.accumulation * processes))
     needs = estimate_memory(run_config, plan.blueprint, device, processes)

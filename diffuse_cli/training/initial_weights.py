@@ -11,6 +11,7 @@ from diffuse_cli.core.conditions import PAIRS, MetadataTable
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
 from diffuse_cli.core.settings import Settings, dimensions, to_dict
+from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
@@ -73,6 +74,11 @@ def load_initial_weights(plan: Plan) -> Work[Mapping[str, Tensor] | None]:
     _check_network(source, model.blueprint, blueprint)
     if config.loss in TAUGHT:
         _check_student(source, model, blueprint)
+    if plan.data.images.summary.greyed:
+        medium = MEDIA[blueprint.space.medium]
+        kinds, channels = medium.kinds, medium.most_channels
+        hint = f"Use --channels {channels} to train in {kinds[channels]}"
+        yield Notice(f"{kinds[1]} like the model of --init. {hint}")
     yield from (Notice(text, warning=True) for text in _warnings(source, model, blueprint))
     yield from _report_changes(source, list(find_changes(model, blueprint)), blueprint)
     return transfer_weights(model, blueprint, config.seed)

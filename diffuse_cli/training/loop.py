@@ -21,15 +21,16 @@ from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
 from diffuse_cli.system.processes import rank, run_on_first
 from diffuse_cli.training import checkpoints
 from diffuse_cli.training.chores import PREVIEW, SAVE, plan_chores
+from diffuse_cli.training.decisions import check_batch
 from diffuse_cli.training.divergence import PATIENCE, divergence_error
 from diffuse_cli.training.ema_weights import save_snapshot, snapshot_due
 from diffuse_cli.training.feed import UnreadableImages, hold_streams
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.monitor import Monitor
-from diffuse_cli.training.plan import Plan, check_batch, choose_augmentations, prepare_plan
+from diffuse_cli.training.plan import Plan, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Meter, Step, Trained
-from diffuse_cli.training.run_length import Forecast
+from diffuse_cli.training.run_length import Forecast, report_decision
 from diffuse_cli.training.run_page import follow_run
 from diffuse_cli.training.start_report import advise, describe_run, describe_start, resume_line
 from diffuse_cli.training.time_budget import Budget, Laps
@@ -84,13 +85,12 @@ class TrainingRun:
             checkpoints.check_room(plan, run)
         # Plans that differ by a step would leave the processes waiting for each other.
         spent = float(max(gather_object([spent + self.laps()])))
-        config, progress, self.budget = yield from checkpoints.decide_steps(
-            plan, accelerator, run, checkpoint, self.stop, spent
+        progress, self.budget = yield from checkpoints.start_progress(
+            plan, accelerator, run, checkpoint, spent
         )
-        self.laps()  # the budget has counted that time
         self.versions = yield from checkpoints.record_versions(checkpoint)
-        self.plan = yield from choose_augmentations(dataclasses.replace(plan, config=config))
-        config = self.plan.config
+        config = dataclasses.replace(plan.config, steps=progress.steps)
+        self.plan = dataclasses.replace(plan, config=config)
         self.trainer = trainer = Trainer(self.plan, accelerator, init)
         trainer.progress = progress
         self.monitor = monitor = Monitor(trainer, run, self.stop)
@@ -119,9 +119,7 @@ class TrainingRun:
             self.kept_model = monitor.choose_earlier(last)
             run.write(run.model, self.kept_model or self._make_model(last))
             if self.budget and last == steps:
-                checkpoints.write_config(run, config, steps)
-            if steps != progress.steps:
-                yield Notice(f"{steps:,} steps instead of {progress.steps:,}, to end in time")
+                checkpoints.write_config(run, dataclasses.replace(config, minutes=None), steps)
         accelerator.wait_for_everyone()
         return self._result(last, self.laps.clock() - began) if self.main else None
 
@@ -143,7 +141,7 @@ class TrainingRun:
             if config.overwrite:
                 run.clear()
             run.rewind(start)
-            checkpoints.write_config(run, config, self.trainer.progress.steps, self.budget)
+            checkpoints.write_config(run, config, self.trainer.progress.steps)
         self.accelerator.wait_for_everyone()
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -181,7 +179,7 @@ class TrainingRun:
             step += 1
             seconds, before = self.laps(), trainer.progress.steps
             if self.budget:
-                self.budget.count_step(seconds, settled=not trainer.unread)
+                self.budget.count_step(seconds, before)
             meter.add(outcome.loss)
             if step % config.log_every == 0 or step == self.end:
                 yield self._log(step, meter, float(outcome.grad_norm))
@@ -196,13 +194,17 @@ class TrainingRun:
             steps, error = before, None
             # Agreeing waits for the device, so processes do it when they have just read from it.
             if self.accelerator.num_processes == 1 or not trainer.unread:
-                if self.main and self.budget and self.budget.due and step < steps:
-                    steps = self.budget.replan(step, steps, plan_chores(self.plan))
+                decisions = self.budget.decisions if self.budget else 0
+                if self.main and self.budget and not trainer.unread and step < steps:
+                    steps = self.budget.review(step, steps, plan_chores(self.plan))
                 error, steps = self._agree(steps)
-            if steps != before:
-                trainer.progress = trainer.progress.revise(step, steps)
-                if self.main:
-                    checkpoints.write_config(self.run, config, steps, self.budget)
+                if steps != before:
+                    trainer.progress = trainer.progress.revise(step, steps)
+                    if self.main:
+                        checkpoints.write_config(self.run, config, steps)
+                if self.budget:
+                    first = self.budget.decisions > decisions == 0
+                    yield from report_decision(self.plan, trainer, self.budget, before, first=first)
             if error is None and monitor.is_due(step, self.end):
                 yield from self._measure(step)
                 meter.pause()

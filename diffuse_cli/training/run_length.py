@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -13,9 +14,12 @@ from diffuse_cli.config.presets import find_preset
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.data.summary import plural
 from diffuse_cli.system.events import DAY, Notice, format_duration
+from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.memory_estimate import smaller_side
 from diffuse_cli.training.optimization import warmup_of
-from diffuse_cli.training.time_budget import SMALLEST
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.time_budget import FIRST, SMALLEST, Budget
+from diffuse_cli.training.trainer import Trainer
 
 FEWEST = 300
 """Steps of `SMALLEST` images after which samples are as good as blurred images by KID. After half
@@ -70,6 +74,35 @@ def warn_of_few_steps(
     hint = " Other programs keep the CPU busy: OMP_NUM_THREADS=1 may make steps faster."
     text = f"{plural(config.num_steps, 'step')} {verb} {says}. Try {fix}.{hint if busy else ''}"
     yield Notice(text, warning=True)
+
+
+def warn_of_few_minutes(
+    plan: Plan, budget: Budget, steps: int, *, on_cpu: bool = False
+) -> Iterator[Notice]:
+    """Warn of --minutes whose steps are too few, and suggest more."""
+    min_steps = fewest_steps(plan.config)
+    whole = replace(budget, minutes=math.inf)  # which leaves time for all chores
+    seconds = whole.estimate_seconds(0, min_steps, plan_chores(plan)) / min_steps
+    yield from warn_of_few_steps(replace(plan.config, steps=steps), seconds, on_cpu=on_cpu)
+
+
+def report_decision(
+    plan: Plan, trainer: Trainer, budget: Budget, before: int, *, first: bool
+) -> Iterator[Notice]:
+    """Report a number of steps that --minutes decided, and warn of too few the first time.
+
+    Args:
+        before: the number of steps that was planned before.
+    """
+    steps = trainer.progress.steps
+    if first:
+        size = plural(trainer.batch_size, "image")
+        yield Notice(f"{budget.pace:.3g} s per step of {size}: {plural(steps, 'step')}")
+        if before > FIRST:  # if not, the start has warned
+            on_cpu = trainer.device.type == "cpu"
+            yield from warn_of_few_minutes(plan, budget, steps, on_cpu=on_cpu)
+    elif steps != before:
+        yield Notice(f"{steps:,} steps instead of {before:,}, to end in time")
 
 
 def _cpu_is_busy() -> bool:

@@ -1,31 +1,37 @@
 """Time budget of --minutes: the time left, and the number of steps that fills it.
 
-The module only does arithmetic on seconds measured elsewhere. Checkpoints contain the whole state,
-so a resumed run makes the same decisions as an uninterrupted run.
+The number of steps is decided after the first steps and once more near the end. The module only
+does arithmetic on seconds measured elsewhere. Checkpoints contain the whole state, so a resumed run
+makes the same decisions as an uninterrupted run.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from statistics import median
 
-LOOKS, BETWEEN = 10, 100
-"""The plan is reviewed after each 1/LOOKS of the time, and near the end when half of the remaining
-time has passed, but at most every 1/BETWEEN of the time. The same holds for the steps: if they are
-faster than expected, much of the run would be over before a review by time."""
+MEASURED_STEPS, MEASURED_SECONDS, MEASURED_SHARE, LATEST = 5, 10.0, 0.02, 0.1
+"""The first decision follows MEASURED_STEPS steps that take MEASURED_SECONDS or MEASURED_SHARE of
+the time, but no more than LATEST of the run. The first step of all does not count: it chooses
+kernels or compiles."""
+
+LAST = 0.8
+"""The part of the time, or of the steps, after which the number of steps is decided again. The
+learning rate still has a fifth of the run to fall to 0."""
+
+END = 0.9
+"""The part of the time from which on a run ends early if only its last chores still fit."""
+
+RECENT = 0.07
+"""The part of the time, or of the steps, after which a step weighs 1/e in the current pace."""
 
 TOLERANCE = 0.02
 """A plan stays if it is expected to miss the time by less than this fraction."""
 
-BLOCKS = 5
-"""The time of a step is the median over BLOCKS blocks of steps, which together last as long as the
-interval between two reviews. A single pause affects one block, and regular work affects all."""
-
-FIRST = 10
-"""The fewest steps of a first plan, so that it is reviewed before its last step: on a busy machine,
-later steps may be many times faster than the measured steps."""
+FIRST = 40
+"""The fewest steps of a predicted plan, so that the first decision comes in its first tenth."""
 
 ENOUGH = {16: 1536, 32: 1536, 64: 3072}
 """The fewest steps of a run for each batch size. A batch of 32 images takes little more than half
@@ -34,10 +40,7 @@ the time of 64, so halving it gains steps. A batch of 16 gains none (benchmarks/
 SMALLEST = 8
 """The smallest batch."""
 
-COSTS = 3
-"""The cost of a chore is the median of its last COSTS times."""
-
-MOST = 0.5
+RESERVE = 0.5
 """The largest fraction of the time to reserve for the chores after the last step. If they take
 longer, the run does too, because a model with one step would be worse."""
 
@@ -56,13 +59,13 @@ class Chore:
     cost: float
     at_stop: bool = False
 
-    def times(self, step: int, steps: int) -> int:
-        """Count how often the chore is still to be done, just after `step` of `steps` steps."""
-        return -(-steps // self.every) - max(step - 1, 0) // self.every
+    def times(self, done: int, steps: int) -> int:
+        """Count how often the chore is still to be done, just after `done` of `steps` steps."""
+        return -(-steps // self.every) - max(done - 1, 0) // self.every
 
-    def is_due(self, step: int, steps: int, end: int) -> bool:
-        """Whether to do the chore after `step` of `steps` steps, in a run that stops at `end`."""
-        return step % self.every == 0 or step == (end if self.at_stop else steps)
+    def is_due(self, done: int, steps: int, end: int) -> bool:
+        """Whether to do the chore after `done` of `steps` steps, in a run that stops at `end`."""
+        return done % self.every == 0 or done == (end if self.at_stop else steps)
 
 
 Chores = Callable[[int], Iterable[Chore]]
@@ -75,31 +78,23 @@ class Budget:
 
     Attributes:
         minutes: the total time of the run in minutes.
-        step: the seconds of a step, measured before the first step.
+        pace: the seconds of a step, predicted before the first step.
         used: the seconds so far.
-        looked, ahead: `used` and the remaining steps at the last review of the plan.
-        gone: the steps since the last review.
-        length: the planned number of steps.
-        blocks: the mean seconds of a step in each of the last blocks.
-        steps, seconds: the steps and seconds of the current block.
-        costs: the last costs of each chore, in steps.
-        fresh: the seconds of chores in the current block.
-        threads: the number of threads that an earlier version chose.
+        decisions: how often the number of steps was decided from measured steps.
+        taken_steps: the steps so far.
+        seconds, steps: the seconds of the recent steps, without chores, and their number, each step
+            with its weight.
+        costs: the last cost of each chore, in steps.
     """
 
     minutes: float
-    step: float
+    pace: float
     used: float = 0.0
-    looked: float = 0.0
-    ahead: int = 0
-    gone: int = 0
-    length: int = 0
-    blocks: list[float] = field(default_factory=list)
-    steps: int = 0
+    decisions: int = 0
+    taken_steps: int = 0
     seconds: float = 0.0
-    costs: dict[str, list[float]] = field(default_factory=dict)
-    fresh: dict[str, float] = field(default_factory=dict)
-    threads: int | None = None
+    steps: float = 0.0
+    costs: dict[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
@@ -111,81 +106,68 @@ class Budget:
         """Remaining seconds, negative after the end."""
         return self.total - self.used
 
-    @property
-    def pace(self) -> float:
-        """Current seconds per step."""
-        return median(self.blocks) if self.blocks else self.step
-
-    def _is_over(self, seconds: float, steps: int) -> bool:
-        """Whether the interval between two reviews of the plan is over."""
-        seconds_left = self.total - self.looked
-        interval = max(min(self.total / LOOKS, seconds_left / 2), self.total / BETWEEN)
-        return seconds >= interval or steps >= min(self.length / LOOKS, self.ahead / 2)
-
-    # -- counting ----------------------------------------------------------------------------------
-
-    def count_step(self, seconds: float, settled: bool) -> None:
-        """Count another step. `settled` means that the device has finished its work."""
-        self.used, self.gone = self.used + seconds, self.gone + 1
-        self.steps, self.seconds = self.steps + 1, self.seconds + seconds
-        if settled and self._is_over(BLOCKS * self.seconds, BLOCKS * self.steps):
-            now = self.seconds / self.steps
-            for name, took in self.fresh.items():
-                self.costs[name][-1] = min(self.costs[name][-1], took / now)
-            self.blocks = [*self.blocks, now][-BLOCKS:]
-            self.steps, self.seconds, self.fresh = 0, 0.0, {}
+    def count_step(self, seconds: float, steps: int) -> None:
+        """Count another step of a run that is planned to have `steps` steps."""
+        self.used, self.taken_steps = self.used + seconds, self.taken_steps + 1
+        if self.taken_steps == 1:
+            self.pace = seconds
+            return
+        weight = math.exp(-max(seconds / self.total, 1 / steps) / RECENT)
+        self.seconds = weight * self.seconds + seconds
+        self.steps = weight * self.steps + 1
+        self.pace = self.seconds / self.steps
 
     def count(self, seconds: float, chore: str | None = None) -> None:
         """Count time without steps, for a chore or other work.
 
-        The cost of a chore is kept in steps, because other load slows down both: in steps just
-        before the chore, or, if that is less, just after it, in case the load started with it.
+        The cost of a chore is kept in steps, because other load slows down both.
         """
         self.used += seconds
         if chore is not None:
-            now = self.seconds / self.steps if self.steps else [self.step, *self.blocks][-1]
-            self.costs[chore] = [*self.costs.get(chore, ()), seconds / now][-COSTS:]
-            self.fresh[chore] = seconds
+            self.costs[chore] = seconds / self.pace
 
-    # -- planning ----------------------------------------------------------------------------------
+    def estimate_seconds(self, done: int, steps: int, chores: Chores) -> float:
+        """Estimate the seconds from `done` steps to the end of a run of `steps`."""
+        costs = {chore: self.costs.get(chore.name, chore.cost) for chore in chores(steps)}
+        between = sum((chore.times(done, steps) - 1) * cost for chore, cost in costs.items())
+        final = min(sum(costs.values()) * self.pace, RESERVE * self.total)
+        return (steps - done + between) * self.pace + final
 
-    @property
-    def due(self) -> bool:
-        """Whether to review the plan now."""
-        return self._is_over(self.used - self.looked, self.gone)
-
-    def estimate_seconds(self, step: int, steps: int, chores: Chores) -> float:
-        """Estimate the seconds from `step` steps to the end of a run of `steps`."""
-        work = list(chores(steps))
-        costs = [median(self.costs.get(c.name, (c.cost,))) for c in work]
-        between = sum((c.times(step, steps) - 1) * x for c, x in zip(work, costs, strict=True))
-        last = min(sum(costs) * self.pace, MOST * self.total)
-        return (steps - step + between) * self.pace + last
-
-    def plan(self, step: int, chores: Chores, min_steps: int = 1) -> int:
-        """Return the number of steps that fills the remaining time, at least `min_steps` more."""
-        steps = step + min_steps
-        more = range(steps + 1, steps + 1 + max(0, int(self.seconds_left / self.pace)))
+    def fill(self, done: int, chores: Chores, min_steps: int = 1) -> int:
+        """Return the number of steps that fills the time left, at least `min_steps` more."""
+        steps = done + min_steps
+        longer = range(steps + 1, steps + 1 + max(0, int(self.seconds_left / self.pace)))
         # The nearest number of steps: half a step more is near enough.
-        limit = self.seconds_left + self.pace / 2
-        return self._record_review(
-            step, steps + bisect(more, limit, key=lambda n: self.estimate_seconds(step, n, chores))
+        seconds = self.seconds_left + self.pace / 2
+        return steps + bisect(
+            longer, seconds, key=lambda length: self.estimate_seconds(done, length, chores)
         )
 
-    def replan(self, step: int, steps: int, chores: Chores) -> int:
-        """Review the plan of `steps` steps, and return the same or a better number of steps."""
-        missed = self.estimate_seconds(step, steps, chores) - self.seconds_left
-        if abs(missed) > TOLERANCE * self.total:
-            return self.plan(step, chores)
-        return self._record_review(step, steps)
+    def review(self, done: int, steps: int, chores: Chores) -> int:
+        """Return the number of steps of a run, after `done` of `steps` steps.
 
-    def _record_review(self, step: int, steps: int) -> int:
-        self.looked, self.ahead, self.gone, self.length = self.used, steps - step, 0, steps
-        return steps
+        It changes after the first steps, once more near the end, and if the time is over.
+        """
+        part = max(self.used / self.total, done / steps)
+        if self.decisions == 0:
+            min_seconds = min(MEASURED_SECONDS, MEASURED_SHARE * self.total)
+            measured = self.taken_steps > MEASURED_STEPS and self.seconds >= min_seconds
+            late = part >= LATEST and (self.taken_steps > 1 or self.pace > self.seconds_left)
+            return self._decide(done, steps, chores) if measured or late else steps
+        if self.decisions == 1 and part >= LAST:
+            return self._decide(done, steps, chores)
+        seconds = self.pace + self.estimate_seconds(done + 1, done + 1, chores)
+        over = self.used > END * self.total and seconds > self.seconds_left
+        return done + 1 if over else steps
+
+    def _decide(self, done: int, steps: int, chores: Chores) -> int:
+        self.decisions += 1
+        missed = self.estimate_seconds(done, steps, chores) - self.seconds_left
+        return self.fill(done, chores) if abs(missed) > TOLERANCE * self.total else steps
 
 
 def choose_batch_size(
-    seconds: float, step_seconds: Callable[[int], float], min_batch_size: int = SMALLEST
+    seconds: float, step_seconds: Callable[[int], float], smallest: int = SMALLEST
 ) -> int:
     """Return the largest batch size whose `ENOUGH` steps fit into the seconds of a run.
 
@@ -195,10 +177,10 @@ def choose_batch_size(
 
     Args:
         step_seconds: function from a batch size to the seconds of its step.
-        min_batch_size: the smallest batch size that the processes can share.
+        smallest: the smallest batch size that the processes can share.
     """
     fitting = (batch for batch, steps in ENOUGH.items() if steps * step_seconds(batch) <= seconds)
-    return max((min_batch_size, *fitting))
+    return max((smallest, *fitting))
 
 
 class Laps:

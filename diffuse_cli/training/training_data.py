@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import ConditioningArray, MetadataTable
+from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
@@ -23,12 +25,19 @@ from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, OutputError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.memory import free_memory
+from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training import training_conditions
 from diffuse_cli.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+
+FEW = 2
+"""The fewest images from which a model can do more than memorize."""
+
+HANDFUL = 100
+"""The number of images that a person can look through."""
 
 PAIR_LAYOUTS: Mapping[str | None, str | None] = {"L": None, "HW": None, "DHW": "CDHW"}
 """Layouts of pairs of samples whose layout has no channels, which the pairs may have. Other pairs
@@ -125,7 +134,43 @@ def read_data(
     images, table = yield from training_conditions.read_metadata(config, images, train)
     with translate_errors(lambda _: "--transform"):
         images.space  # noqa: B018  refuses values that a transform is undefined for
+    yield from _describe_samples(config, images, train)
     return TrainingData(images, train, indices[held_out], pairs, table)
+
+
+def _describe_samples(config: TrainConfig, images: Dataset, train: Indices) -> Iterator[Notice]:
+    """Report the samples, classes that a new run does not use, exact copies, and few samples."""
+    summary, source = images.summary, shlex.quote(config.data)
+    yield from (Notice(line) for line in summary.lines())
+    count = len(summary.classes)
+    if count > 1 and not (config.classes or config.resumes or config.loss in TAUGHT):
+        yield Notice(f"{count:,} classes: use --classes to choose one when you sample")
+    if copies := np.count_nonzero(images.first_copies != np.arange(len(images))):
+        look = "" if config.data.startswith(MEMORY) else f". List them with: diffuse info {source}"
+        verb = "is a copy of another" if copies == 1 else "are copies of others"
+        yield Notice(f"{copies:,} of {summary.format_samples(len(images))} {verb}{look}")
+    if len(train) < FEW:
+        medium = MEDIA[images.medium]
+        yield Notice(
+            f"only 1 {medium.one} to train on: all samples will be copies of it. Add more "
+            f"{medium.many}",
+            warning=True,
+        )
+    yield from _warn_of_mixed_sizes(config, images)
+
+
+def _warn_of_mixed_sizes(config: TrainConfig, images: Dataset) -> Iterator[Notice]:
+    """Warn of a few images of many sizes, which may not belong together."""
+    count, sizes = len(images), len(images.summary.sizes)
+    if FEW < count < HANDFUL and sizes > 2 and sizes * 2 >= count:
+        line = shlex.join(["diffuse", "info", config.data, "-o", "sheet.png"])
+        look = "" if config.data.startswith(MEMORY) else f". Look at them with: {line}"
+        yield Notice(
+            f"only {images.summary.format_samples(count)} of {sizes:,} sizes in "
+            f"{files.show(config.data)}: if they show different things, samples will be copies and "
+            f"mixtures of them{look}",
+            warning=True,
+        )
 
 
 # -- the scale of an earlier model -----------------------------------------------------------------

@@ -286,7 +286,6 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
         ({"steps": 3, "minutes": 1}, "exclude each other"),
         ({"dry_run": True}, "dry_run: only the command"),
         ({"config": {"dry_run": True}}, "dry_run: only the command"),
-        ({"measure": True}, "measure: only the command"),
         ({"augment": "x"}, "augment: there is no 'x'"),
         ({"augment": ""}, "augment ''"),
         ({"config": 7}, "config: 7 is not a path, and not a mapping"),

@@ -53,7 +53,8 @@ from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.file_types import WEIGHTS
-from diffuse_cli.training.configuration import complete_config, configure
+from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.decisions import complete_config
 
 theirs = pytest.importorskip("diffusers")
 

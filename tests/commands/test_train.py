@@ -136,12 +136,6 @@ def test_dry_run_is_toml_with_the_costs_and_writes_nothing(train, untimed):
     assert not list(Path().iterdir())
 
 
-def test_measuring_needs_a_dry_run(quick, untimed):
-    ran = quick("--measure")
-    assert (ran.code, ran.line) == (2, "diffuse: --measure needs --dry-run. Set both, or neither\n")
-    assert quick("--measure", "--dry-run").code == 0
-
-
 def test_dry_run_fed_back_gives_the_same_model(quick, diffuse, images, untimed):
     options = ("--steps", 2, "--seed", 3, "--flip", "--accumulation", 2)
     options += ("--target", "eps", "--schedule", "linear")

@@ -22,7 +22,7 @@ from diffuse_cli.system import devices, processes
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.kernel_settings import hold_cuda_settings
-from diffuse_cli.training.configuration import complete_config
+from diffuse_cli.training.decisions import complete_config
 
 
 def test_precisions_are_those_of_the_command_line():

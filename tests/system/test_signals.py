@@ -20,7 +20,6 @@ from diffuse_cli.commands import info
 from diffuse_cli.media import image
 from diffuse_cli.models import model_file
 from diffuse_cli.training import previews as training_previews
-from diffuse_cli.training import time_estimate
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -132,22 +131,6 @@ def raising(number, real):
     return called
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(quick, monkeypatch, number, code):
-    measured = []
-
-    def slow(*arguments):
-        signal.raise_signal(number)
-        measured.append(True)
-        yield
-
-    monkeypatch.setattr(time_estimate, "fill_minutes", slow)
-    ran = quick("--minutes", 1, "-q")
-    assert (ran.code, measured) == (code, [])
-    assert ran.err.count("\n") == 1
-    assert not list(Path().iterdir())
-
-
 @pytest.mark.parametrize("where", ["held_out_losses", "draw"])
 def test_a_look_at_the_model_is_abandoned_and_the_step_saved(quick, monkeypatch, where):
     """Nothing of it is finished first: an evaluation may take minutes, and holds no state."""
@@ -244,7 +227,7 @@ def test_a_network_that_cannot_be_compiled_says_what_to_do(quick, monkeypatch):
 
     monkeypatch.setattr("torch.compile", fail)
     for length in (("--minutes", 0.1), ("--steps", 2)):
-        ran = quick(*length, "--compile", "-q")
+        ran = quick(*length, "--compile", "--overwrite", "-q")
         assert ran.code == 2
         assert "the network cannot be compiled: no compiler. Try --no-compile" in ran.line
     assert quick("--resume", "-q").code == 2

@@ -16,7 +16,7 @@ from diffuse_cli.core.losses import LOSSES, simple
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.system.rng import augmentation_draws
-from diffuse_cli.training import plan
+from diffuse_cli.training import decisions
 
 NEXT = ("--steps", 2, "-o", "next.safetensors")
 ALL = MEDIA["image"].augmentations
@@ -127,7 +127,7 @@ def test_draws_belong_to_positions():
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a short run see its images often enough."""
-    monkeypatch.setattr(plan, "PASSES", 0.1)
+    monkeypatch.setattr(decisions, "PASSES", 0.1)
 
 
 def test_few_images_that_are_seen_often_are_augmented_and_it_is_said(quick, few):
@@ -148,7 +148,7 @@ def test_it_is_the_number_of_passes_that_decides(quick, steps, augmented):
 
 
 def test_many_images_are_not_augmented(quick, few, monkeypatch):
-    monkeypatch.setattr(plan, "AUGMENTED", 53)
+    monkeypatch.setattr(decisions, "AUGMENTED", 53)
     assert quick("--steps", 2, "--augment", "auto").code == 0
     assert config()["augment"] == []
 
@@ -218,7 +218,7 @@ def test_a_resumed_run_keeps_its_augmentations(quick):
     ],
 )  # fmt: skip
 def test_a_run_sees_each_image_1000_times_in_1000_to_5000_steps(count, batch, steps):
-    assert plan.plan_steps(count, batch) == steps
+    assert decisions.plan_steps(count, batch) == steps
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_run_sees_each_image_1000_times_in_1000_to_5000_steps(count, batch, st
     [((), 7), (("--steps", 9), 9), (("--init", MODEL, "-o", "b.safetensors"), 7)],
 )
 def test_few_images_take_fewer_steps_by_default_and_it_is_said(quick, monkeypatch, options, steps):
-    monkeypatch.setattr(plan, "plan_steps", lambda count, batch_size: count // batch_size + 1)
+    monkeypatch.setattr(decisions, "plan_steps", lambda count, batch_size: count // batch_size + 1)
     assert quick("--steps", 2).code == 0
     ran = quick("--overwrite", *options)
     assert ran.code == 0, ran.err

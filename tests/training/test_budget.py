@@ -14,18 +14,16 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import MODEL, QUICK, do_less
-from file_operations import giving
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import chores, loop, previews
+from diffuse_cli.training import checkpoints, chores, decisions, loop, previews
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.loop import fit
 from diffuse_cli.training.optimization import ProgressSchedule, lr_at
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.time_budget import Budget, Chore
-from diffuse_cli.training.time_estimate import Stopwatch
+from diffuse_cli.training.time_budget import FIRST, Budget, Chore
 from diffuse_cli.training.trainer import Trainer
 
 FILED = tomllib.loads(QUICK.read_text())
@@ -118,17 +116,17 @@ class Driven:
     budget: Budget
 
 
-def drive(seconds, *, minutes=1.0, step=0.05, chores=alone, costs=None, measured=2.0):
+def drive(seconds, *, minutes=1.0, step=0.05, chores=alone, costs=None, spent=2.0):
     """Step as a run does; `seconds(now)` is the time of a step, `costs(now)` that of a chore."""
-    budget = Budget(minutes, step, used=measured)
-    course = ProgressSchedule.of(budget.plan(0, chores))
-    plans, places, done, now = [course.steps], [0.0], 0, measured
+    budget = Budget(minutes, step, used=spent)
+    course = ProgressSchedule.of(budget.fill(0, chores, FIRST))
+    plans, places, done, now = [course.steps], [0.0], 0, spent
     while done < course.steps:
         took = seconds(now)
         done, now = done + 1, now + took
-        budget.count_step(took, settled=done <= 64 or done % 4 == 0)
-        if budget.due and done < course.steps:
-            steps = budget.replan(done, course.steps, chores)
+        budget.count_step(took, course.steps)
+        if (done <= 64 or done % 4 == 0) and done < course.steps:
+            steps = budget.review(done, course.steps, chores)
             if steps != course.steps:
                 course = course.revise(done, steps)
                 plans.append(steps)
@@ -164,6 +162,10 @@ LOADS = {
 }
 
 
+EARLIEST = {"goes altogether": 45, "pauses": 56, "swings": 56}
+"""Seconds after which a run of a minute may end under loads that end after the last decision."""
+
+
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("load", LOADS)
 def test_whatever_the_load_a_run_ends_in_time_with_its_rate_at_0(load, beside):
@@ -173,12 +175,12 @@ def test_whatever_the_load_a_run_ends_in_time_with_its_rate_at_0(load, beside):
         chores=sixteenths if beside else alone,
         costs=lambda now: 0.7 * min(slow(now), 3.0),
     )
-    assert ran.total == pytest.approx(60, rel=0.05)
+    assert EARLIEST.get(load, 57) <= ran.total <= 63
     assert ran.places == sorted(ran.places)
-    assert ran.places[-1] == pytest.approx(1)
     config = TrainConfig(data="x", steps=ran.course.steps, lr=1.0)
-    assert lr_at(config, ran.course, ran.course.steps - 1) < 0.01
-    assert len(ran.plans) < 20
+    assert lr_at(config, ran.course, ran.course.steps - 1) < 0.03
+    assert ran.budget.decisions <= 2
+    assert len(ran.plans) <= 1 + 2 + 1, "a prediction, two decisions, and the end of the time"
 
 
 def test_a_run_that_nothing_disturbs_keeps_its_first_plan():
@@ -192,10 +194,11 @@ def test_a_run_that_nothing_disturbs_keeps_its_first_plan():
     assert ran.total == pytest.approx(60, rel=0.001)
 
 
-def test_steps_that_are_far_quicker_than_measured_are_noticed_at_once():
-    ran = drive(lambda now: 0.01, step=0.1)
-    assert ran.total == pytest.approx(60, rel=0.02)
-    assert ran.places[int(0.02 * ran.course.steps)] < 0.15
+def test_steps_that_are_far_quicker_than_predicted_are_noticed_at_once():
+    for step in (0.1, 10.0):
+        ran = drive(lambda now: 0.01, step=step)
+        assert ran.total == pytest.approx(60, rel=0.02)
+        assert ran.places[int(0.02 * ran.course.steps)] < 0.15
 
 
 def test_steps_that_take_seconds_end_as_near_as_a_step_comes():
@@ -204,20 +207,31 @@ def test_steps_that_take_seconds_end_as_near_as_a_step_comes():
         assert abs(ran.total - 300) <= 2 * slow
 
 
-def test_hours_are_looked_at_as_often_as_minutes():
-    ran = drive(lambda now: 0.4 if now < 1800 else 1.2, minutes=60, step=0.4, measured=20)
+def test_a_step_that_takes_longer_than_the_time_is_not_repeated_often():
+    assert drive(lambda now: 100.0).course.steps == 2
+
+
+def test_an_hour_is_decided_twice():
+    ran = drive(lambda now: 0.4 if now < 1800 else 1.2, minutes=60, step=0.4, spent=20)
     assert ran.total == pytest.approx(3600, rel=0.02)
-    assert len(ran.plans) < 6
+    assert ran.budget.decisions == 2
+    assert len(ran.plans) <= 3
+
+
+def test_the_first_step_does_not_count_in_the_pace():
+    """It chooses kernels, or compiles."""
+    ran = drive(lambda now: 20.0 if now < 5 else 0.05)
+    assert ran.total == pytest.approx(60, rel=0.02)
+    assert ran.places[len(ran.places) // 2] == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_chore_that_takes_longer_than_the_run_leaves_half_to_its_steps():
     chores = lambda steps: (Chore("look", steps, 1000.0),)  # noqa: E731
-    assert Budget(1, 0.5).plan(0, chores) == 60
+    assert Budget(1, 0.5).fill(0, chores) == 60
 
 
-def test_what_a_run_knows_survives_json():
+def test_a_budget_survives_json():
     budget = drive(lambda now: 0.07, chores=sixteenths, costs=lambda now: 0.3).budget
-    assert budget.blocks
     assert budget.costs
     assert Budget(**json.loads(json.dumps(dataclasses.asdict(budget)))) == budget
 
@@ -244,8 +258,9 @@ def ticking():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", step)
-        patch.setattr(Stopwatch, "seconds", giving(STEP))
-        patch.setattr(Stopwatch, "measure_elapsed", lambda self: 0.0)
+        for module in (checkpoints, decisions):
+            patch.setattr(module, "predict_step_seconds", lambda *_: STEP)
+            patch.setattr(module, "FIRST", 10)
         patch.setattr(previews, "passes_of_preview", lambda plan: 0)
         patch.setattr(chores, "denoising_errors", SimpleNamespace(POINTS=1e-9))  # take no time
         patch.setattr(chores, "MOST_MEASURED", 4)
@@ -453,9 +468,9 @@ def test_processes_plan_from_the_time_that_the_slowest_has_spent(by_clock, monke
 def test_two_processes_end_at_the_step_that_the_first_planned(by_clock, clock, pair, images):
     """Steps took 0.3 s, and now take far less, or there is no time left for any."""
     clock.seconds = lambda step: 0.3
-    by_clock(minutes=0.2, stop_at=35)
+    by_clock(minutes=0.2, stop_at=20)
     state = RunDirectory(MODEL).load()[0].state
-    assert state["budget"]["used"] == pytest.approx(10.5)
+    assert state["budget"]["used"] == pytest.approx(6)
     ran = pair("train", images, "--resume", "--json")
     assert ran.code == 0, ran.err
     assert "steps instead of" in ran.err

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from diffuse_cli.config.options import from_dict, to_dict
-from diffuse_cli.config.presets import DEFAULT_RATE, PRESETS, Preset
+from diffuse_cli.config.presets import BATCH, DEFAULT_RATE, PRESETS, Preset, scale_learning_rate
 from diffuse_cli.config.train_options import WEIGHTED, to_file
 from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS, Conditions, Space
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
@@ -22,13 +22,9 @@ from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED, MEASURED
 from diffuse_cli.models.activation_memory import count_kept_bytes
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.training import configuration
-from diffuse_cli.training.configuration import (
-    BATCH,
-    complete_config,
-    configure,
-    scale_learning_rate,
-)
+from diffuse_cli.training import decisions
+from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.decisions import complete_config
 
 GREY = Space(channels=1, size=(8, 8))
 NAMES = tuple(f"class {k}" for k in range(1000))
@@ -236,8 +232,8 @@ def on_a_gpu(monkeypatch):
     def set_triton(is_there: bool) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if is_there else None)
 
-    monkeypatch.setattr(configuration, "device_type", lambda wanted: "cuda")
-    monkeypatch.setattr(configuration, "resolve_precision", lambda *_: "bf16")
+    monkeypatch.setattr(decisions, "device_type", lambda wanted: "cuda")
+    monkeypatch.setattr(decisions, "resolve_precision", lambda *_: "bf16")
     set_triton(True)
     return set_triton
 

@@ -6,33 +6,23 @@ import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import MODEL
 
 from diffuse_cli.config.options import from_dict, to_toml
-from diffuse_cli.config.presets import PRESETS, network_config
+from diffuse_cli.config.presets import PRESETS, network_config, scale_learning_rate
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.models import model_file
 from diffuse_cli.models.activation_memory import count_kept_bytes
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import finish
-from diffuse_cli.training.chores import preview_spacing
-from diffuse_cli.training.configuration import (
-    complete_config,
-    configure,
-    scale_learning_rate,
-    with_batch_size,
-)
-from diffuse_cli.training.plan import Plan, warn_of_narrow_network
+from diffuse_cli.training import decisions
+from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.decisions import complete_config, warn_of_narrow_network, with_batch_size
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.time_budget import choose_batch_size
-from diffuse_cli.training.time_estimate import Stopwatch, fill_minutes
-from diffuse_cli.training.training_data import TrainingData
 
 IMAGES = Space(channels=1, size=(32, 32))
 
@@ -391,28 +381,14 @@ def test_dry_run_prints_less_memory_with_checkpointing(train, step_takes):
 
 @pytest.mark.parametrize(("typed", "batch"), [(None, 32), (4, 4)])
 def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, batch):
-    """However fast its steps are measured, seven minutes have batches of 32."""
-
-    measured = []
-
-    def seconds(watch, config, **options):
-        yield from ()
-        measured.append(config.batch_size)
-        return config.batch_size / 128
-
-    monkeypatch.setattr(Stopwatch, "seconds", seconds)
-    monkeypatch.setattr(Stopwatch, "measure_elapsed", lambda watch: 0.0)
-    device = SimpleNamespace(type="cpu")
-    accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
-    given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
-    made = complete_config(configure({"data": "images", **given}), IMAGES, Conditions())
-    plan = Plan(*made, TrainingData(None, np.arange(0), np.arange(0)))
-    config, budget = finish(fill_minutes(plan, accelerator))
+    """A step of 32 images takes a quarter of a second, which suits batches of 32."""
+    monkeypatch.setattr(decisions, "predict_step_seconds", lambda *sizes: sizes[2] / 128)
+    options = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
+    config, blueprint = complete_config(
+        configure({"data": "images", **options}), IMAGES, Conditions()
+    )
+    config = decisions._fill_minutes(config, blueprint, 1)
     assert config.batch_size == batch
-    plan = replace(plan, config=config)
-    beside = -(-config.steps // preview_spacing(plan, config.steps)) * 320 / (3 * batch)
-    assert config.steps == pytest.approx(7 * 60 * 128 / batch - beside, abs=1)
+    assert config.steps == round(7 * 60 * 128 / batch)
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)
-    assert config.minutes is None
-    assert budget.step == batch / 128
-    assert measured == [batch]
+    assert config.minutes == 7

@@ -445,9 +445,9 @@ def test_a_resume_that_takes_no_step_says_why_and_what_to_do(train, stopped):
 
 def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quick, step_takes):
     step_takes(100.0)
-    ran = quick("--minutes", 10, "--stop-at", 11)
+    ran = quick("--minutes", 10, "--stop-at", 41)
     assert ran.code == 0
-    assert "--stop-at 11 is beyond the end of the run, 10 steps" in ran.err
+    assert "--stop-at 41 is beyond the end of the run, 40 steps" in ran.err
 
 
 def test_other_images_are_a_warning_and_with_strict_an_error(diffuse, stopped, tmp_path):

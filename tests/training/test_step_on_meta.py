@@ -19,7 +19,8 @@ from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training import trainer as module
-from diffuse_cli.training.configuration import complete_config, configure
+from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.decisions import complete_config
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from file_operations import giving
 
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.core.denoising_errors import POINTS
-from diffuse_cli.system.events import Notice, Progress, finish
-from diffuse_cli.training import run_length, time_estimate
-from diffuse_cli.training.chores import preview_spacing
-from diffuse_cli.training.configuration import complete_config, configure
-from diffuse_cli.training.cost_estimate import TrainingEstimate, count_at_half_size
-from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.run_length import Forecast, warn_of_few_steps, warn_of_long_run
-from diffuse_cli.training.time_budget import ENOUGH
-from diffuse_cli.training.time_estimate import (
+from diffuse_cli.system.events import Progress, finish
+from diffuse_cli.training import cost_estimate, decisions, run_length, time_estimate
+from diffuse_cli.training.chores import plan_chores
+from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.cost_estimate import ENOUGH as ENOUGH_STEPS
+from diffuse_cli.training.cost_estimate import (
     QUICK,
-    Stopwatch,
-    estimate_step_seconds,
-    fill_minutes,
+    WARM_UP,
+    TrainingEstimate,
+    count_at_half_size,
+    measure_step_seconds,
 )
+from diffuse_cli.training.decisions import complete_config
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.run_length import (
+    Forecast,
+    warn_of_few_minutes,
+    warn_of_few_steps,
+    warn_of_long_run,
+)
+from diffuse_cli.training.time_budget import ENOUGH, FIRST, Budget
+from diffuse_cli.training.time_estimate import predict_step_seconds
 from diffuse_cli.training.training_data import TrainingData
 
 
@@ -44,31 +49,26 @@ def plan_of(side=32, channels=1, **given):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Steps take `fixed` seconds and `each` for every image of 32x32; the first one is `cold`."""
+    """Steps take `each` seconds for every image; the first one is `cold`."""
     now, steps = [0.0], []
 
-    def make(fixed=0.0, each=0.01, cold=0.0):
+    def make(each=0.01, cold=0.0):
         class Trainer:
             batches = SimpleNamespace(close=lambda: None)
 
             def __init__(self, plan, accelerator):
-                self.pixels = math.prod(plan.blueprint.space.size) / 32**2
-
-            def resize(self, images, parts):
-                self.images, self.parts = images, parts
+                self.images = plan.config.batch_size
 
             def step(self, number):
-                first = cold if not steps else 0
-                now[0] += fixed * self.parts + each * self.images * self.pixels + first
-                steps.append((self.images, self.parts, self.pixels))
+                now[0] += each * self.images + (0 if steps else cold)
+                steps.append(number)
 
             def wait(self):
                 pass
 
-        monkeypatch.setattr(time_estimate, "Trainer", Trainer)
-        monkeypatch.setattr(Stopwatch, "measure_pass", giving(None))
-        monkeypatch.setattr(time_estimate.time, "monotonic", lambda: now[0])
-        monkeypatch.setattr(time_estimate, "gather_object", lambda values: values)
+        monkeypatch.setattr(cost_estimate, "Trainer", Trainer)
+        monkeypatch.setattr(cost_estimate.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(cost_estimate, "gather_object", lambda values: values)
         device = SimpleNamespace(type="cpu")
         accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
         return SimpleNamespace(accelerator=accelerator, now=now, steps=steps)
@@ -76,218 +76,76 @@ def machine(monkeypatch):
     return make
 
 
-def filled(here, **given):
-    """The plan with the steps that fill its minutes, and its budget."""
-    plan = plan_of(**given)
-    config, budget = run(fill_minutes(plan, here.accelerator))[0]
-    return dataclasses.replace(plan, config=config), budget
-
-
-def run(work):
-    """The result of some work, and its events."""
+def measure(machine, **given):
+    """Measure the time of a step, and return the events."""
     events = []
-    return finish(work, events.append), events
+    plan = plan_of(**given)
+    return finish(measure_step_seconds(plan, machine.accelerator), events.append), events
 
 
 # -- measuring ------------------------------------------------------------------------------------
 
 
-def test_quick_steps_are_measured_as_they_will_be(machine):
-    here = machine(fixed=0.02, each=0.001, cold=3)
-    plan = plan_of(batch_size=64)
-    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
-    assert found == pytest.approx(0.084)
-    assert [images for images, *_ in here.steps[:9]] == [1] * 3 + [4] * 3 + [16] * 3
-    assert {step[:2] for step in here.steps[9:]} == {(64, 1)}
-    assert here.now[0] < 10
+def test_quick_steps_are_measured_without_the_first(machine):
+    fake = machine(each=0.001, cold=30)
+    seconds, events = measure(fake, batch_size=64)
+    assert seconds == pytest.approx(0.064)
+    assert len(fake.steps) == WARM_UP + ENOUGH_STEPS
+    assert events[-1] == Progress(
+        cost_estimate.TASK, WARM_UP + ENOUGH_STEPS, WARM_UP + ENOUGH_STEPS
+    )
 
 
-@pytest.mark.parametrize("each", [0.05, 0.5, 5.0, 15.0])
-@pytest.mark.parametrize("parts", [1, 4])
-def test_slow_steps_are_extrapolated_within_the_time_given(machine, each, parts):
-    here = machine(fixed=0.1, each=each)
-    plan = plan_of(batch_size=64, accumulation=parts)
-    found, events = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
-    assert found == pytest.approx(0.1 * parts + each * 64, rel=0.05)
-    assert here.now[0] <= 20 + each
-    assert all(isinstance(e, Progress) and e.done < e.total == 20 for e in events)
-    assert len(events) == len(here.steps)
-
-
-def test_what_a_step_takes_however_many_its_images_is_counted_once(machine):
-    here = machine(fixed=1.0, each=0.05)
-    plan = plan_of(batch_size=64)
-    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
-    assert {images for images, *_ in here.steps} == {1, 4, 16}
-    assert found == pytest.approx(1.0 + 0.05 * 64, rel=0.1)
-
-
-def test_an_image_that_takes_longer_than_all_the_time_is_one_step(machine):
-    here = machine(each=100.0)
-    plan = plan_of(batch_size=64)
-    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
-    assert (found, here.now[0]) == (6400, 100)
-
-
-def test_a_large_image_is_first_tried_by_a_part_of_it(machine):
-    """A whole one would take 5 minutes."""
-    here = machine(each=300 / 64)
-    plan = plan_of(side=256, channels=3, preset="ddpm-celebahq-256", batch_size=64)
-    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
-    assert found == pytest.approx(300 * 64)
-    assert set(here.steps) == {(1, 1, 4)}
-    assert here.now[0] < 20 + 300 / 16
-
-
-def test_a_large_image_on_a_quick_machine_is_measured_whole(machine):
-    here = machine(each=0.0001)
-    plan = plan_of(side=256, channels=3, preset="ddpm-celebahq-256", batch_size=64)
-    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
-    assert found == pytest.approx(64 * 64 * 0.0001)
-    assert here.steps[0] == (1, 1, 4)
-    assert here.steps[-1] == (64, 1, 64)
-
-
-def test_a_part_that_the_network_does_not_suit_is_left_out(machine, monkeypatch):
-    """A quarter of the side is 72, which is halved three times; the network halves five times."""
-    here = machine(each=0.0001)
-    plan = plan_of(side=288, channels=3, preset="ddpm-celebahq-256", batch_size=1)
-    fake = time_estimate.Trainer
-    made = lambda plan, accelerator: (plan.blueprint.shapes, fake(plan, accelerator))[1]  # noqa: E731
-    monkeypatch.setattr(time_estimate, "Trainer", made)
-    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
-    assert found == pytest.approx(0.0001 * 288**2 / 32**2)
-
-
-def test_a_network_that_compiles_is_measured_as_it_will_be(machine):
-    here = machine(each=0.1, cold=60)
-    plan = plan_of(batch_size=64, compile=True)
-    found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
-    assert found == pytest.approx(6.4)
-    assert {step[:2] for step in here.steps} == {(64, 1)}
-
-
-def test_a_dry_run_measures_briefly_unless_it_is_asked_to_measure(machine):
-    here = machine(fixed=0.1, each=0.05)
-    for measure in (False, True):
-        plan = plan_of(batch_size=64, dry_run=True, measure=measure)
-        watch = Stopwatch(plan, here.accelerator, 20)
-        assert run(watch.seconds(plan.config))[0] == pytest.approx(3.3, rel=0.1)
-        assert (QUICK < watch.spent <= 20) == measure
-
-
-@pytest.mark.parametrize(("minutes", "seconds"), [(0.01, 1), (3, 9), (10, 20), (600, 20)])
-def test_measuring_takes_at_most_a_share_of_the_minutes(machine, minutes, seconds):
-    here = machine(each=seconds / 4)
-    plan, budget = filled(here, minutes=minutes)
-    assert here.now[0] <= seconds * 5 / 4
-    assert budget.step == pytest.approx(seconds / 4 * plan.config.batch_size)
-
-
-@pytest.mark.parametrize(("minutes", "times"), [(2, 2), (10, 5), (100, 8)])
-def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, minutes, times):
-    """Previews of 320 passes, and the errors of four images at the end.
-
-    24 passes are taken to last as long as a step of 8 images.
-    """
-    here = machine(fixed=0.02, each=0.005)
-    plan, budget = filled(here, minutes=minutes, batch_size=8)
-    assert 1 < budget.used == here.now[0] < 2
-    assert budget.step == pytest.approx(0.06)
-    steps = plan.config.steps
-    previews = -(-steps // preview_spacing(plan, steps))
-    assert previews == times
-    expected = (minutes * 60 - here.now[0]) / 0.06 - (times * 320 + POINTS * 4) / 24
-    assert steps == pytest.approx(expected, abs=1)
-
-
-@pytest.mark.parametrize("each", [0.0001, 0.005, 0.3])
-def test_the_batch_does_not_depend_on_the_speed_of_a_busy_machine(machine, monkeypatch, each):
-    """1,536 steps of 16 images at 128x128 take about 21 minutes of a thread in float32."""
-    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-    here, large = machine(each=each), {"side": 128, "channels": 3, "precision": "fp32"}
-    batches = {m: filled(here, minutes=m, **large)[0].config.batch_size for m in (12, 25, 40, 60)}
-    assert batches == {12: 8, 25: 16, 40: 16, 60: 32}
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    assert filled(here, minutes=12, **large)[0].config.batch_size == 16
+def test_measuring_ends_in_seconds(machine):
+    fake = machine(each=0.5)
+    seconds, _ = measure(fake, batch_size=4)
+    assert seconds == pytest.approx(2.0)
+    assert fake.now[0] <= QUICK + 2 * 2.0
 
 
 def test_a_dry_run_predicts_steps_that_are_too_slow_to_time(machine):
     """Two images of 256x256 take a core hours by `adm-256`; nothing is built to say so."""
-    here = machine(each=0.1)
-    slow = {"side": 256, "channels": 3, "preset": "adm-256", "batch_size": 2, "dry_run": True}
-    for measure in (True, False):
-        plan = plan_of(**slow, measure=measure)
-        here.steps.clear()
-        seconds, events = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
-        assert bool(here.steps) == measure
-        assert any(isinstance(e, Notice) and "--measure" in e.text for e in events) != measure
+    fake = machine(each=0.1)
+    seconds, events = measure(fake, side=256, channels=3, preset="adm-256", batch_size=2)
+    assert (fake.steps, events) == ([], [])
     assert 10 < seconds < 1000
 
 
-def test_a_preview_is_counted_by_the_time_of_its_passes(machine, monkeypatch):
-    here = machine(fixed=0.02, each=0.005)
-    monkeypatch.setattr(Stopwatch, "measure_pass", giving(0.001))
-    plan, budget = filled(here, minutes=2, batch_size=8)
-    left = 120 - here.now[0] - 2 * 0.32
-    assert plan.config.steps == pytest.approx(left / 0.06 - POINTS * 4 / 24, abs=1)
-    assert budget.costs["preview"] == pytest.approx([0.32 / 0.06])
+# -- batch size and first steps of --minutes ------------------------------------------------------
 
 
-def test_a_pass_is_timed_as_a_preview_takes_it(quick):
-    """On a real network: 16 images in a step of sampling, and none where no time is left."""
-    found = []
-    real = Stopwatch.measure_pass
-
-    def a_pass(self, plan, step):
-        self.budget = 1e3
-        found.append((yield from real(self, plan, step)))
-        self.budget = 0
-        found.append((yield from real(self, plan, step)))
-        return found[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stopwatch, "measure_pass", a_pass)
-        patch.setattr(time_estimate, "BRIEFLY", 0.0)
-        assert quick("--minutes", 0.01, "--stop-at", 1, "-q").code == 0
-    assert 1e-6 < found[0] < 0.1
-    assert found[1] is None
+def filled(minutes, processes=1, **given):
+    """The configuration that --minutes decide."""
+    plan = plan_of(minutes=minutes, **given)
+    return decisions._fill_minutes(plan.config, plan.blueprint, processes)
 
 
-def test_a_pass_of_few_images_at_a_time_is_not_that_of_a_whole_preview(monkeypatch):
-    """Where memory has room for 2 images, a step of sampling is timed with 2."""
-    asked = []
-    watch = Stopwatch(plan_of(batch_size=8), SimpleNamespace(device="cpu"), 100)
-    watch._trainer = SimpleNamespace(ema_net=None, device="cpu", wait=lambda: None)
-    drawings = lambda plan, net, images, device: asked.append(images) or iter(range(9))  # noqa: E731
-    monkeypatch.setattr(time_estimate.previews, "generate_by_default", drawings)
-    monkeypatch.setattr(time_estimate, "gather_object", lambda values: values)
-    run(watch.measure_pass(dataclasses.replace(watch.plan, room=2), 0.01))
-    assert asked == [2]
+def test_minutes_are_filled_with_steps_of_the_predicted_time():
+    config = filled(10, batch_size=8)
+    plan = plan_of(minutes=10, batch_size=8)
+    seconds = predict_step_seconds(plan.config, plan.blueprint, 8, 1)
+    assert config.steps == round(600 / seconds)
+    assert config.minutes == 10
+    assert filled(0.01, batch_size=8, side=64, preset="base").steps == FIRST
 
 
-def test_the_part_of_a_large_image_has_a_smaller_wiener_filter(diffuse, images, monkeypatch):
-    """On a real network, which was built for the whole image."""
-    found = []
-    real = Stopwatch._estimate_from_part
-
-    def part(self, plan):
-        found.append((yield from real(self, plan)))
-        return found[0]
-
-    monkeypatch.setattr(time_estimate, "LARGE", 0)
-    monkeypatch.setattr(Stopwatch, "_estimate_from_part", part)
-    large = ("--size", 64, "--preset", "tiny", "--width", 8, "--minutes", 0.01, "--stop-at", 1)
-    ran = diffuse("train", images, *large, "-q")
-    assert ran.code == 0, ran.err
-    assert found[0] > 0
+def test_the_batch_does_not_depend_on_the_speed_of_a_busy_machine(monkeypatch):
+    """1,536 steps of 16 images at 128x128 take about 21 minutes of a thread in float32."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    large = {"side": 128, "channels": 3, "precision": "fp32"}
+    batches = {m: filled(m, **large).batch_size for m in (12, 25, 40, 60)}
+    assert batches == {12: 8, 25: 16, 40: 16, 60: 32}
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert filled(12, **large).batch_size == 16
 
 
-def test_the_time_of_a_step_is_a_task_that_ends(machine):
-    here = machine(each=0.01)
-    _, events = run(fill_minutes(plan_of(minutes=3), here.accelerator))
-    assert events[-1] == Progress(time_estimate.TASK, 9, 9)
-    assert all(e.done < 9 for e in events[:-1])
+def test_processes_of_different_speeds_choose_the_same_batch_size(monkeypatch):
+    """The time is that of the slowest of them."""
+    plan = plan_of(minutes=10)
+    steps = ENOUGH[64] * predict_step_seconds(plan.config, plan.blueprint, 64, 1)
+    assert filled(1.001 * steps / 60).batch_size == 64
+    monkeypatch.setattr(time_estimate, "gather_object", lambda own: [*own, 1.5 * own[0]])
+    assert filled(1.001 * steps / 60).batch_size == 32
 
 
 # -- what is hopeless -----------------------------------------------------------------------------
@@ -347,27 +205,20 @@ def test_too_few_steps_to_draw_anything_are_called_so(given, seconds, says):
         assert found[0].text.endswith(says) or says.endswith("--min")
 
 
-@pytest.mark.parametrize("slowness", [0.5, 1, 2, 4])
-def test_the_minutes_that_are_named_draw_something(machine, slowness):
-    """Whatever is typed, as many steps follow as are needed, also on a slower machine."""
-    small = {"preset": "small", "precision": "fp32"}
-    predicted = time_estimate.predict_step_seconds(plan_of(minutes=1, **small), 64, 1) / 64
-    here = machine(each=slowness * predicted)
-    few, budget = filled(here, minutes=0.25, **small)
-    text = next(warn_of_few_steps(few.config, estimate_step_seconds(few, budget))).text
-    minutes = float(text.partition("--minutes ")[2].rstrip("."))
-    enough, budget = filled(here, minutes=minutes, **small)
-    assert not list(warn_of_few_steps(enough.config, estimate_step_seconds(enough, budget)))
-    assert run_length.FEWEST <= enough.config.steps < 1.1 * run_length.FEWEST
+def test_the_minutes_that_are_named_draw_something():
+    """Whatever is typed, as many steps follow as are needed."""
 
+    def fill(minutes):
+        plan = plan_of(minutes=minutes, batch_size=8)
+        budget = Budget(minutes, 0.1)
+        steps = budget.fill(0, plan_chores(plan))
+        return steps, [notice.text for notice in warn_of_few_minutes(plan, budget, steps)]
 
-def test_processes_of_different_speeds_choose_the_same_batch_size(machine, monkeypatch):
-    """The time is that of the slowest of them."""
-    here, plan = machine(each=1e-4), plan_of(minutes=10)
-    steps = ENOUGH[64] * time_estimate.predict_step_seconds(plan, 64, 1)
-    assert filled(here, minutes=1.001 * steps / 60)[0].config.batch_size == 64
-    monkeypatch.setattr(time_estimate, "gather_object", lambda own: [*own, 1.5 * own[0]])
-    assert filled(here, minutes=1.001 * steps / 60)[0].config.batch_size == 32
+    _, texts = fill(0.2)
+    minutes = float(texts[0].partition("--minutes ")[2].rstrip("."))
+    steps, texts = fill(minutes)
+    assert texts == []
+    assert run_length.FEWEST <= steps < 1.1 * run_length.FEWEST
 
 
 def test_days_are_called_so():
@@ -448,7 +299,7 @@ def test_minutes_that_are_too_few_are_called_so(train, step_takes):
         ran = train("--minutes", 10, "--stop-at", 1, *more)
         assert ran.code == 0
         assert (
-            "warning: 10 steps are too few: samples will be noise. Try --minutes 510.\n" in ran.err
+            "warning: 4 steps are too few: samples will be noise. Try --minutes 510.\n" in ran.err
         )
 
 

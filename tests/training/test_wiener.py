@@ -13,7 +13,8 @@ from diffuse_cli.core import Conditions, Space
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training import plan
-from diffuse_cli.training.configuration import complete_config, configure
+from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.decisions import complete_config
 
 MODEL, OTHER = Path("model.safetensors"), Path("other.safetensors")
 PATCHES = ("--steps", 4, "--batch-size", 4, "-q")
