@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any
 
 TRAINING = "diffuse_cli.training."
-STEPS, START, TIMING, REST = "steps", "imports", "time of a step", "rest"
+STEPS, START, REST = "steps", "imports", "rest"
 
 PARTS: tuple[tuple[str, str], ...] = (
     ("training_data.read_data", "reading"),
     ("plan.measure_gaussian", "Gaussian of the data"),
     ("plan.prepare_plan", "plan"),
-    ("time_estimate.fill_minutes", TIMING),
     ("trainer.Trainer.__init__", "network"),
     ("trainer.Trainer.step", STEPS),
     ("monitor.Monitor.load_judges", "feature network"),
@@ -63,9 +62,9 @@ class Spans:
         self._since = now
 
     def enter(self, part: str) -> None:
-        """Begin a part. Steps that are only measured are not steps of the run."""
+        """Begin a part."""
         self.switch()
-        self._parts.append(TIMING if self._parts[-1] == TIMING else part)
+        self._parts.append(part)
 
     def leave(self) -> None:
         """Return to the part around it."""

@@ -1,7 +1,7 @@
 """Time budget of --minutes: the time left, and the number of steps that fills it.
 
-The number of steps is decided after the first steps and once more near the end. The module only
-does arithmetic on seconds measured elsewhere. Checkpoints contain the whole state, so a resumed run
+The number of steps is decided after the first steps and twice near the end. The module only does
+arithmetic on seconds measured elsewhere. Checkpoints contain the whole state, so a resumed run
 makes the same decisions as an uninterrupted run.
 """
 
@@ -17,9 +17,10 @@ MEASURED_STEPS, MEASURED_SECONDS, MEASURED_SHARE, LATEST = 5, 10.0, 0.02, 0.1
 the time, but no more than LATEST of the run. The first step of all does not count: it chooses
 kernels or compiles."""
 
-LAST = 0.8
-"""The part of the time, or of the steps, after which the number of steps is decided again. The
-learning rate still has a fifth of the run to fall to 0."""
+REVIEWS = (0.8, 0.95)
+"""The parts of the time, or of the steps, after which the number of steps is decided again. After
+the first, the learning rate still has a fifth of the run to fall to 0. The second is for load that
+comes or goes in between."""
 
 END = 0.9
 """The part of the time from which on a run ends early if only its last chores still fit."""
@@ -146,7 +147,7 @@ class Budget:
     def review(self, done: int, steps: int, chores: Chores) -> int:
         """Return the number of steps of a run, after `done` of `steps` steps.
 
-        It changes after the first steps, once more near the end, and if the time is over.
+        It changes after the first steps, twice near the end, and if the time is over.
         """
         part = max(self.used / self.total, done / steps)
         if self.decisions == 0:
@@ -154,7 +155,7 @@ class Budget:
             measured = self.taken_steps > MEASURED_STEPS and self.seconds >= min_seconds
             late = part >= LATEST and (self.taken_steps > 1 or self.pace > self.seconds_left)
             return self._decide(done, steps, chores) if measured or late else steps
-        if self.decisions == 1 and part >= LAST:
+        if self.decisions <= len(REVIEWS) and part >= REVIEWS[self.decisions - 1]:
             return self._decide(done, steps, chores)
         seconds = self.pace + self.estimate_seconds(done + 1, done + 1, chores)
         over = self.used > END * self.total and seconds > self.seconds_left
