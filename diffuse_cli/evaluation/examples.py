@@ -90,8 +90,6 @@ def _resize_image(image: Array) -> Array:
     return to_pixels(figures.shrink_image(large, SIDE))
 
 
-# -- images of the report -------------------------------------------------------------------------
-
 SAMPLES, OF_CLASS, TWINS = 64, 10, 12
 """The most images per side, images per class and side, and pairs of nearest images."""
 

@@ -31,8 +31,6 @@ from diffuse_cli.system.errors import OutputError
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.rng import split_range
 
-# -- team -----------------------------------------------------------------------------------------
-
 # Several processes in one evaluation, with the same results as one process.
 
 T = TypeVar("T")
@@ -196,9 +194,6 @@ def _shrink(folder: Path) -> None:
         total += info.st_size
         if total > LARGEST:
             path.unlink(missing_ok=True)
-
-
-# -- measuring ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

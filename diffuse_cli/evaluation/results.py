@@ -86,8 +86,6 @@ class EvaluationResult:
         return {"subject": config.subject, "data": config.data, "n": counts, **numbers, **values}
 
 
-# -- verdict --------------------------------------------------------------------------------------
-
 CLOSE = 0.15
 """The largest KID that counts as close, as a fraction of the KID of blurred real images. After ten
 minutes of training, garments that look real are at 0.10, and CIFAR-10, where subjects cannot be

@@ -28,9 +28,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's palette, whose colors color-blind readers can tell apart."""
 
 
-# -- images ---------------------------------------------------------------------------------------
-
-
 def to_image(pixels: Pixels) -> Image.Image:
     """Return pixels (C, H, W) as a grey or RGB image of the first one or three channels."""
     channels = 3 if pixels.shape[0] >= 3 else 1
@@ -112,9 +109,6 @@ def encode_png(picture: Image.Image | Pixels) -> bytes:
     return buffer.getvalue()
 
 
-# -- animations -----------------------------------------------------------------------------------
-
-
 def encode_gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
     """Encode an endless animation of `seconds`, whose last frame stays `hold` seconds longer.
 
@@ -168,8 +162,6 @@ def _choose_grey_levels(greys: Pixels, colored: int) -> tuple[Pixels, Pixels]:
     distance = np.abs(np.arange(256)[:, None] - levels[None].astype(int))
     return levels, distance.argmin(1).astype(np.uint8)[greys]
 
-
-# -- sheets ---------------------------------------------------------------------------------------
 
 INK, FAINT, RULE = "#222222", "#6b6b6b", "#d9d9d9"
 

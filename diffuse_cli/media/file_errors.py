@@ -125,8 +125,6 @@ def read_required_file(path: Path, one: str, hint: str) -> Iterator[bytes]:
         yield path.read_bytes()
 
 
-# -- zip files ------------------------------------------------------------------------------------
-
 # Members of zip files, which declare their sizes.
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -151,8 +149,6 @@ def read_member(file: IO[bytes]) -> bytes:
     """Read an opened member. A single read would unpack more than its declared size."""
     return b"".join(iter(partial(file.read, _AT_ONCE), b""))
 
-
-# -- advice ---------------------------------------------------------------------------------------
 
 # Hints for files that are or contain images, and that no medium reads.
 

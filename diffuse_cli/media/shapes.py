@@ -61,8 +61,6 @@ def resolve_layout(layout: str | None, alpha: bool) -> str | None:
     return layout or (ALPHA if alpha else None)
 
 
-# -- fitting --------------------------------------------------------------------------------------
-
 # Bring a sample of another shape to a size.
 
 Size = tuple[int, ...]

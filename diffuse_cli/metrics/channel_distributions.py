@@ -283,8 +283,6 @@ def _describe_channel(side: Moments, c: int, counted: BinCounts) -> dict[str, An
     }
 
 
-# -- bins -----------------------------------------------------------------------------------------
-
 # Bins to count the values of a channel, and the density for the report.
 
 BINS, NEAR = 4096, 0.01

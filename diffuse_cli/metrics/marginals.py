@@ -116,9 +116,6 @@ def details(evaluation: MetricInputs) -> list[dict[str, Any]]:
     return evaluation.marginals.channels
 
 
-# -- remarks --------------------------------------------------------------------------------------
-
-
 def _errors_of_largest(channels: int) -> float:
     """Return the standard errors above which the largest of many shifts is significant.
 

@@ -114,8 +114,6 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     }
 
 
-# -- similarity -----------------------------------------------------------------------------------
-
 # Similarity of two samples that should be the same: PSNR and SSIM.
 
 WINDOW, SPREAD = 11, 1.5

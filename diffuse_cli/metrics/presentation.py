@@ -98,9 +98,6 @@ def make_entries(key: str, value: float, error: float) -> dict[str, float]:
     return {key: value, f"{key}_standard_error": error}
 
 
-# -- numbers --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Question:
     """Question that a group of metrics answers, with an explanation for new readers."""
@@ -235,9 +232,6 @@ def _resolve(number: float | str | None, values: Values) -> Measurement | None:
     return None if number is None else Measurement(number)
 
 
-# -- remarks --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Words:
     """Words for samples of a kind, for example images.
@@ -336,8 +330,6 @@ class Remark:
     def __str__(self) -> str:
         return f"{self.title}: {self.says}"
 
-
-# -- baselines ------------------------------------------------------------------------------------
 
 # Baseline images, which are bad by construction. Their KID shows how bad generated images are.
 

@@ -120,8 +120,6 @@ def measure_inner_variance(samples: Array) -> Array:
     return np.where(inner > ROUNDING * np.square(sample_moments.mean), inner, 0)
 
 
-# -- influence ------------------------------------------------------------------------------------
-
 # Estimates from two sets of samples, with standard errors from the influence of each sample.
 
 
@@ -195,8 +193,6 @@ def fraction_variance(rate: Any, n: int) -> Any:
     return adjusted * (1 - adjusted) / n
 
 
-# -- pairing --------------------------------------------------------------------------------------
-
 # The standard error of a difference between two sets of corresponding images.
 
 
@@ -213,8 +209,6 @@ def fraction_difference_error(a: Array, b: Array) -> float:
     mean = float(differences.sum()) / n
     return math.sqrt(((float(np.abs(differences).sum()) + 1) / n - mean**2) / n)
 
-
-# -- ranks ----------------------------------------------------------------------------------------
 
 # The chance that one number is below another, and its standard error.
 

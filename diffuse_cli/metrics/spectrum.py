@@ -170,8 +170,6 @@ def measure_fine_detail(evaluation: MetricInputs) -> SampledEstimate | None:
     return SampledEstimate(DECIBELS * math.log(levels[1] / levels[0]), -a, b)
 
 
-# -- waves ----------------------------------------------------------------------------------------
-
 # Periodograms, averaged over shells of equal wavelength. Frequencies are in waves per point, so 0.5
 # is the highest along an axis. Shells have the width of one wave over the longest side.
 

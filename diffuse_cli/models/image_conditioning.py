@@ -158,8 +158,6 @@ class Conditioner:
             layout = None  # a layout such as HW has no axis for channels
         return dataclasses.replace(self.space, channels=channels, layout=layout, **changes)
 
-    # -- encoding ----------------------------------------------------------------------------------
-
     def encode_samples(self, x0: Tensor, draws: GivenDraws) -> Tensor:
         """Return the conditioning input from samples (B, C, *size) that are degraded here."""
         assert self.degradation is not None
@@ -217,8 +215,6 @@ class Conditioner:
         """Return pictures of a conditioning input, uint8 (B, 1 or 3, H, W)."""
         return render_samples(self.rendered_space, self.render_input(conditioning))
 
-
-# -- inputs of many samples -----------------------------------------------------------------------
 
 Make = Callable[[Tensor, Sequence[int]], Tensor]
 """Function from stored values of some rows, and their indices, to conditioning inputs."""

@@ -48,9 +48,6 @@ RAW, WEAK = "raw.", "weak."
 Weights = Mapping[str, Tensor]
 
 
-# -- writing --------------------------------------------------------------------------------------
-
-
 def save(path: Path, model: StoredModel) -> None:
     """Write a model file, whole or not at all."""
     tensor_file.write(path, merge_weights(model.ema, model.raw, model.weak), metadata(model))
@@ -84,9 +81,6 @@ def metadata(model: StoredModel) -> dict[str, str]:
         "modelspec.resolution": "x".join(map(str, reversed(blueprint.space.size))),
         "modelspec.prediction_type": blueprint.diffusion.target,
     }
-
-
-# -- reading --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,6 @@ class Header:
     entries: Mapping[str, TensorEntry]
 
 
-# -- writing --------------------------------------------------------------------------------------
-
-
 def write(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -113,9 +110,6 @@ def write(
 def _bytes(tensor: Tensor) -> memoryview:
     """Return the memory of a contiguous tensor."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-# -- reading --------------------------------------------------------------------------------------
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -233,8 +227,6 @@ def _check_layout(entries: Mapping[str, TensorEntry], size: int) -> None:
     if end != size:
         raise ValueError(f"it is truncated or too long: {size:,} bytes of data, not {end:,}")
 
-
-# -- faults ---------------------------------------------------------------------------------------
 
 MALFORMED = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError,

@@ -241,9 +241,6 @@ def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
         figures.number_axis(axis, ",.10g")
 
 
-# -- into the page --------------------------------------------------------------------------------
-
-
 def _inline_svg(svg: str, name: str, label: str) -> Markup:
     """Turn an SVG file into an element with unique ids and the page's colors and font."""
     svg = svg[svg.index("<svg") :]

@@ -83,9 +83,6 @@ def make_pictures(
     return [picture(p, alt, side) for p, alt in zip(pixels, words, strict=True)]
 
 
-# -- scripts --------------------------------------------------------------------------------------
-
-
 def read_script(name: str) -> str:
     """Return a script of this folder."""
     return (resources.files("diffuse_cli.pages") / "templates" / f"{name}.js").read_text("utf-8")
@@ -96,8 +93,6 @@ def hash_script(script: str) -> str:
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
-
-# -- style ----------------------------------------------------------------------------------------
 
 # The style sheet: for paper and screens of any width, light and dark.
 

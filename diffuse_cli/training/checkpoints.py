@@ -111,9 +111,6 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     files.check_room(run.path, total - replaced_bytes, max(moments, model, powers))
 
 
-# -- state ----------------------------------------------------------------------------------------
-
-
 def make_checkpoint(
     trainer: Trainer,
     step: int,
@@ -208,8 +205,6 @@ def restore_trainer(trainer: Trainer, saved: Checkpoint) -> None:
     if trainer.accelerator.scaler is not None and saved.state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(saved.state["scaler"])
 
-
-# -- starting -------------------------------------------------------------------------------------
 
 # The checkpoint that a run resumes from, and the number of steps it will take.
 

@@ -64,8 +64,6 @@ def merge_layers(*layers: Layer) -> Layer:
     return below
 
 
-# -- rules ----------------------------------------------------------------------------------------
-
 Rule = Callable[[Layer, Layer], Layer]
 """Function of (above, below) that returns the layer below without replaced options."""
 

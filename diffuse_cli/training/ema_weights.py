@@ -127,9 +127,6 @@ class PowerAverages:
         self.updates = updates
 
 
-# -- snapshots ------------------------------------------------------------------------------------
-
-
 def snapshot_due(step: int, progress: ProgressSchedule, count: int) -> bool:
     """Whether to save the averages after `step` steps: at most `count` times, evenly spaced."""
     return progress.crosses(-(-progress.steps // count), step) or step == progress.steps
@@ -216,8 +213,6 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor by its name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
-
-# -- ema ------------------------------------------------------------------------------------------
 
 # The average of the weights that generates samples.
 

@@ -196,9 +196,6 @@ def _report_changes(source: str, changes: list[ModelChange], tuned: Blueprint) -
     yield Table((("part", "parameters", "change"), *rows))
 
 
-# -- parts that change ----------------------------------------------------------------------------
-
-
 def find_changes(model: StoredModel, tuned: Blueprint) -> Iterator[ModelChange]:
     """Yield the parts of a model that change for a blueprint."""
     base, ends = model.blueprint, ends_of(model.blueprint)

@@ -132,8 +132,6 @@ class TrainingRun:
             last, trainer.progress.steps, average, raw, trainer.weak, errors, sampling
         )
 
-    # -- before ------------------------------------------------------------------------------------
-
     def _prepare_directory(self, start: int) -> None:
         """Prepare the run directory for the steps from `start` on."""
         run, config = self.run, self.plan.config
@@ -143,8 +141,6 @@ class TrainingRun:
             run.rewind(start)
             checkpoints.write_config(run, config, self.trainer.progress.steps)
         self.accelerator.wait_for_everyone()
-
-    # -- the loop ----------------------------------------------------------------------------------
 
     @property
     def end(self) -> int:
@@ -297,8 +293,6 @@ class TrainingRun:
         many = MEDIA[self.plan.data.images.medium].many
         return Step(step, steps, self.loss, lr, norm, speed, max(0.0, seconds_left), many)
 
-    # -- after -------------------------------------------------------------------------------------
-
     def _result(self, step: int, seconds: float) -> Trained:
         images = self.plan.data.images
         return Trained(
@@ -319,8 +313,6 @@ class TrainingRun:
             copies_from=self.monitor.first_copies(),
         )
 
-
-# -- training loop --------------------------------------------------------------------------------
 
 # `fit` trains from a configuration to a model file, as a generator of events.
 

@@ -78,8 +78,6 @@ class Monitor:
         self._kid: validation.KidMeasure | None = None
         self._copies: copies.CopyMeasure | None = None
 
-    # -- state -------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as plain values, without the best weights."""
         return {
@@ -185,8 +183,6 @@ class Monitor:
             return None
         return {"model": str(self.run.best), **self.best.values}
 
-    # -- when --------------------------------------------------------------------------------------
-
     def add_loss(self, loss: float | None) -> None:
         """Add a mean training loss to the average between two previews."""
         if loss is not None and math.isfinite(loss):
@@ -212,8 +208,6 @@ class Monitor:
     def has_finished(self, chore: str, step: int) -> bool:
         """Whether a chore was last finished after `step` steps."""
         return self.finished.get(chore) == step
-
-    # -- work --------------------------------------------------------------------------------------
 
     def work(self, step: int, end: int) -> Iterator[tuple[str, Work[None]]]:
         """Yield the name and the work of each chore that is due. A signal ends the work at once."""

@@ -120,8 +120,6 @@ def lr_at(
     return 0.0
 
 
-# -- updating -------------------------------------------------------------------------------------
-
 # Weights move by a clipped gradient. A gradient that is not finite changes nothing.
 
 
@@ -234,8 +232,6 @@ def _compile_error(cause: BaseException) -> UsageError:
     hint = "Try --no-compile, and --auto-resume if the run has started"
     return UsageError(f"the network cannot be compiled: {reason}", hint).mark_local()
 
-
-# -- objective ------------------------------------------------------------------------------------
 
 # The training loss of a configuration, and its value on images with fixed timesteps and noise.
 

@@ -184,8 +184,6 @@ class RunDirectory:
             files.remove(path)
         files.remove(self.model)
 
-    # -- checkpoints -------------------------------------------------------------------------------
-
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint, and remove old checkpoints once it is on disk."""
         from diffuse_cli.models import tensor_file
@@ -248,8 +246,6 @@ class RunDirectory:
         """Return the step of the newest complete checkpoint without reading it."""
         paths = run_reader.list_checkpoints(self.checkpoints)
         return next(map(run_reader.checkpoint_step, paths), None)
-
-    # -- metrics -----------------------------------------------------------------------------------
 
     def log(self, **values: Any) -> None:
         """Append a line to metrics.jsonl. Values that are not finite become null."""

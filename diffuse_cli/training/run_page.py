@@ -170,9 +170,6 @@ def follow_run(work: Work[T], run: RunDirectory, *, browse: bool = False) -> Wor
                 pass
 
 
-# -- parts ----------------------------------------------------------------------------------------
-
-
 def read_previews(folder: Path) -> list[dict[str, Any]]:
     """Return evenly spaced previews and the last one, each with its step, as small as they fit."""
     paths = sorted(folder.glob("step-*.png"))

@@ -163,8 +163,6 @@ class DistributionMatching:
         return training_draws(seed, step, positions, shape=shape, device=device, purpose=purpose)
 
 
-# -- teaching -------------------------------------------------------------------------------------
-
 # The model that a run distils, which initializes the student and guides it.
 
 AMPLIFIED = 2.0

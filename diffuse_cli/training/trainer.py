@@ -170,8 +170,6 @@ class Trainer:
         self.accumulation = min(accumulation, self.most_parts)
         self.batches = Batches(self.plan, batch_size, self.device, self.local_positions)
 
-    # -- a step ------------------------------------------------------------------------------------
-
     def step(self, step: int) -> StepResult:
         """Take the step after `step` steps.
 
@@ -346,8 +344,6 @@ class Trainer:
         if names:
             u = augmentation_draws(seed, step, positions, count_draws(names))
         return Changes(draws.flip if self.config.flip else None, names, u)
-
-    # -- the average -------------------------------------------------------------------------------
 
     def ema_net(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Evaluate the averaged network in the precision of the run, without gradients."""

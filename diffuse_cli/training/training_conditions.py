@@ -86,8 +86,6 @@ def _keep_scale(table: MetadataTable, model_table: MetadataTable | None) -> Meta
     return MetadataTable(columns=tuple(columns))
 
 
-# -- classes --------------------------------------------------------------------------------------
-
 # The classes of the images, checked against the classes of a run or a model.
 
 NAMED = 5
@@ -154,8 +152,6 @@ def list_names(names: Iterable[str]) -> str:
     more = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
     return ", ".join(listed[:NAMED]) + more
 
-
-# -- conditioning images --------------------------------------------------------------------------
 
 # Paired images, or a degradation of the images themselves.
 

@@ -173,8 +173,6 @@ def _warn_of_mixed_sizes(config: TrainConfig, images: Dataset) -> Iterator[Notic
         )
 
 
-# -- the scale of an earlier model -----------------------------------------------------------------
-
 # Weights have learned a scale of their samples, so it stays if samples are added or exchanged.
 
 FAR = 4.0
@@ -232,9 +230,6 @@ def keep_given_scale(
 
 def _kind_of(space: Space) -> tuple[Any, ...]:
     return space.medium, space.levels, space.channels, space.transform
-
-
-# -- reading --------------------------------------------------------------------------------------
 
 
 def _read_pairs(

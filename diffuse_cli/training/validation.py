@@ -191,8 +191,6 @@ def generate_in_proportion(
     )
 
 
-# -- overfitting ----------------------------------------------------------------------------------
-
 # A warning when a model starts to memorize its images.
 #
 # The rule: the mean held-out loss of the last measurements is above the lowest mean of as many

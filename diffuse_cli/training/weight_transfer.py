@@ -66,9 +66,6 @@ def learns_variance(blueprint: Blueprint) -> bool:
     return blueprint.diffusion.variance in LEARNED
 
 
-# -- channels: matrices (after, before) -----------------------------------------------------------
-
-
 def input_matrix(base: Blueprint, tuned: Blueprint) -> Tensor:
     """Return the matrix from the input channels of one network to another's."""
     old, new = base.conditions, tuned.conditions
@@ -135,9 +132,6 @@ def color_differences(weight: Tensor, tuned: Blueprint, seed: int) -> Tensor:
     centered = noise - noise.mean(1, keepdim=True)
     differences[:, : channels * shape[2]] = centered.flatten(1, 2).to(weight.dtype)
     return differences
-
-
-# -- classes and columns --------------------------------------------------------------------------
 
 
 def has_numbered_classes(model: StoredModel, names: tuple[str, ...]) -> bool:

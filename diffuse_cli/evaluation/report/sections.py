@@ -29,9 +29,6 @@ DATA_BUDGET = 200_000
 """The most uncompressed bytes of pixels in one set of images."""
 
 
-# -- metrics --------------------------------------------------------------------------------------
-
-
 def numbers(result: EvaluationResult) -> dict[str, Any]:
     """Group metrics by the question that they answer, with a plot for each axis."""
     groups = []
@@ -55,9 +52,6 @@ def _plots(question: str, group: Sequence[MetricNumber], values: Values) -> Iter
         if len(rows) > 1 or any(row.reference for row in rows):
             text = "; ".join(f"{n.label} {n.text(values)}" for n in members)
             yield charts.dots(f"{question}-{place}", rows, f"Plot: {text}", axis)
-
-
-# -- images ---------------------------------------------------------------------------------------
 
 
 def samples(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
@@ -129,9 +123,6 @@ def nearest(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
         words = (f"generated {one} {twin.pair.sample}", f"its nearest training {one}")
         pairs.append((make_pictures((twin.generated, twin.training), words, LARGE), twin.pair))
     return {"pairs": pairs, "remarks": [r for r in result.remarks if r.kind == "memorization"]}
-
-
-# -- curves over timesteps, training steps and settings -------------------------------------------
 
 
 def bits(result: EvaluationResult) -> dict[str, Any]:
@@ -215,8 +206,6 @@ def _quality(swept: TuningResult, label: str) -> Markup:
     alt = f"{label} of each sampler and guidance scale over {axis}"
     return charts.lines("sweep", series, alt, axis, label, log_x=True)
 
-
-# -- distributions --------------------------------------------------------------------------------
 
 # Densities by channel, and spectra.
 

@@ -160,8 +160,6 @@ def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     return join_images(panels, 1)[:, None]
 
 
-# -- resampling -----------------------------------------------------------------------------------
-
 # Resample a sound, and find the part that is kept.
 
 TAPER = 0.1
@@ -204,8 +202,6 @@ def find_loudest(sound: Array, length: int) -> slice:
     start = int(np.argmax(energy[length:] - energy[:-length]))
     return slice(start, start + length)
 
-
-# -- spectrogram ----------------------------------------------------------------------------------
 
 # Images of sounds: the waveform over the spectrogram.
 

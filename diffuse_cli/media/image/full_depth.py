@@ -106,8 +106,6 @@ def _pixel_chunks(data: bytes) -> Iterator[bytes]:
         at += 12 + length
 
 
-# -- pages ----------------------------------------------------------------------------------------
-
 # Pages of a TIFF as channels of an image, or of an array if they are 32-bit floats.
 
 _CLASSIC_TIFFS = (b"II*\0", b"MM\0*")

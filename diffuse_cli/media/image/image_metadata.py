@@ -140,8 +140,6 @@ def reason_of(data: bytes) -> str:
     return OTHER_FORMAT if _FOREIGN.match(data) else NOT_AN_IMAGE
 
 
-# -- colors ---------------------------------------------------------------------------------------
-
 # Embedded ICC profiles: convert the colors of a file to sRGB.
 #
 # LittleCMS parses a profile, and converts a few colors before it is used on an image.

@@ -64,9 +64,6 @@ def convert_channels(values: Array, channels: int, alpha: bool) -> Array:
     return np.concatenate([colors, alpha_plane])
 
 
-# -- transparency ----------------------------------------------------------------------------------
-
-
 def scale_background(background: Size, values: Array) -> Array:
     """Return an RGB background in the levels of planes, float64 (3, 1, 1)."""
     top = TOP[values.dtype.name]
@@ -109,9 +106,6 @@ def remove_background(values: Array, background: Size) -> Array:
     straight = np.where(opacity > 0, straight, below).clip(0, TOP[values.dtype.name])
     levels = np.rint(straight).astype(values.dtype)
     return np.concatenate([levels, values[-1:]])
-
-
-# -- scaling and writing ---------------------------------------------------------------------------
 
 
 def _plan_resize(image_size: Size, size: Size, fit: str) -> tuple[dict[str, Any], tuple[int, int]]:
@@ -172,8 +166,6 @@ def chunk(name: bytes, data: bytes) -> bytes:
     """Return a chunk of a PNG."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-
-# -- pixels ---------------------------------------------------------------------------------------
 
 # Hash and resize decoded images.
 

@@ -90,8 +90,6 @@ def build_random_network(space: Space, real: Array, device: torch.device) -> Fea
     return FeatureNetwork(RANDOM, dim, digest, device, forward, pictures=False)
 
 
-# -- judging --------------------------------------------------------------------------------------
-
 # The choice of a network for samples of a space.
 #
 # Networks that were trained on photographs work for images, but not for arrays and sounds. For
@@ -135,8 +133,6 @@ def load_choice(
     needed = space is None or can_judge(space)
     return FeatureChoice((yield from trained) if needed else None, device)
 
-
-# -- words ----------------------------------------------------------------------------------------
 
 # Words for samples of a space and for networks.
 
