@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-NOISE = "noise"
-"""Name of the degradation that can be added to another."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Degradation(Settings):
     """Base class of degradations, whose methods are pure functions of tensors (B, C, *size).
@@ -134,8 +130,9 @@ class Degradation(Settings):
         value = getattr(self, self.VALUE) if self.VALUE else None
         value_text = digits(value) if isinstance(value, (int, float)) else value
         value_part = "" if value_text is None else f":{value_text}"
-        noisy = f"+{NOISE}:{digits(self.sigma)}" if self.sigma and self.VALUE != "sigma" else ""
-        return f"{self.NAME}{value_part}{noisy}"
+        has_noise = self.sigma and self.VALUE != "sigma"
+        noise_part = f"+{Noise.NAME}:{digits(self.sigma)}" if has_noise else ""
+        return f"{self.NAME}{value_part}{noise_part}"
 
     def refusal(self, needed: str, shape: str) -> InvalidArgument:
         """Return the exception for samples of a wrong shape."""
@@ -150,10 +147,6 @@ class Projection(Degradation):
 
     def transpose(self, y: Tensor) -> Tensor:
         return self.apply(y)
-
-
-CUTOFF = 0.01
-"""Least gain of a blur. Frequencies with a lower gain are removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +197,8 @@ class FewerChannels(Degradation):
 
     def apply(self, x0: Tensor) -> Tensor:
         self.fit_shape(x0.shape[1:])
-        y: Tensor = x0.unflatten(1, (-1, self.factor)).mean(2)
-        return y
+        groups = x0.shape[1] // self.factor
+        return x0.reshape(len(x0), groups, self.factor, *x0.shape[2:]).mean(2)
 
     def pinv(self, y: Tensor) -> Tensor:
         return y.repeat_interleave(self.factor, 1)
@@ -243,8 +236,9 @@ class Grey(Degradation):
         return self.pinv(y) / self.channels
 
 
-LONGEST = 16_384
-"""Longest side to blur, whose transform is a matrix of side x side numbers."""
+CUTOFF, LONGEST = 0.01, 16_384
+"""Least gain of a blur, below which frequencies are removed, and the longest side to blur, whose
+transform is a matrix of side x side numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,10 +308,11 @@ class Mask(Projection):
             raise InvalidArgument(problem, suggest(self.kind, MASKS), argument="kind")
 
     def fit_shape(self, shape: Sequence[int]) -> Degradation:
-        if self.mask is not None and tuple(self.mask.shape[-len(shape) + 1 :]) != tuple(shape[1:]):
-            actual, needed = dimensions(self.mask.shape[-len(shape) + 1 :]), dimensions(shape[1:])
-            raise InvalidArgument(f"must be {needed}, not {actual}", argument="mask")
-        return replace(self, size=tuple(shape[1:]))
+        size = tuple(shape[1:])
+        if self.mask is not None and (actual := tuple(self.mask.shape[-len(size) :])) != size:
+            text = f"must be {dimensions(size)}, not {dimensions(actual)}"
+            raise InvalidArgument(text, argument="mask")
+        return replace(self, size=size)
 
     @property
     def uniforms(self) -> int:
@@ -329,9 +324,8 @@ class Mask(Projection):
 
     @property
     def text(self) -> str:
-        if self.mask is None:
-            return super().text
-        return replace(self, mask=None).text.replace(f":{self.kind}", "")
+        text = super().text
+        return text if self.mask is None else text.replace(f":{self.kind}", "")
 
     def known_mask(self, like: Tensor) -> Tensor:
         """Return 1 where known, else 0, (B or 1, 1 or C, *size)."""
@@ -355,7 +349,7 @@ class Mask(Projection):
 class Noise(Projection):
     """Only noise: A is the identity."""
 
-    NAME, VALUE, EXAMPLE = NOISE, "sigma", "noise:0.2"
+    NAME, VALUE, EXAMPLE = "noise", "sigma", "noise:0.2"
     sigma: float = setting(0.2, 0, 100)
 
     def apply(self, x0: Tensor) -> Tensor:
@@ -373,11 +367,11 @@ def parse(text: str) -> Degradation:
     Raises:
         InvalidArgument: text that is not a degradation, for the argument `degradation`.
     """
-    name, *more = text.split("+")
+    name, plus, addition = text.partition("+")
     degradation = _parse_part(name)
-    if not more:
+    if not plus:
         return degradation
-    noise = _parse_part("+".join(more))
+    noise = _parse_part(addition)
     if not isinstance(noise, Noise) or degradation.sigma:
         raise _parse_error(text, "only noise can be added", "For example, write blur:2+noise:0.1")
     return replace(degradation, sigma=noise.sigma)
@@ -385,9 +379,9 @@ def parse(text: str) -> Degradation:
 
 def _parse_part(text: str) -> Degradation:
     name, colon, value = text.partition(":")
-    kind: Any = lookup(DEGRADATIONS, name, "degradation")
+    kind = lookup(DEGRADATIONS, name, "degradation")
     if not colon:
-        return kind()  # type: ignore[no-any-return]
+        return kind()
     if not kind.VALUE:
         raise _parse_error(text, "takes no value", f"Write {name}")
     annotation = field_annotation(fields_by_name(kind)[kind.VALUE])
@@ -395,7 +389,7 @@ def _parse_part(text: str) -> Degradation:
     with suppress(ValueError):  # the option refuses text
         converted = {"int": int, "float": float}.get(annotation, str)(value)
     try:
-        return kind(**{kind.VALUE: converted})  # type: ignore[no-any-return]
+        return kind(**{kind.VALUE: converted})
     except InvalidArgument as error:
         raise _parse_error(text, error.message(error.argument), error.hint) from error
 
