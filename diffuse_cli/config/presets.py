@@ -265,19 +265,15 @@ def resolve_architecture(
             text = f"[{name}] width = {given['width']} differs from width = {config.width}"
             raise UsageError(text, "Leave one of them out")
         given["width"] = config.width
-    module, fields = (
-        lookup(NETWORKS, name, "--network"),
-        {**preset.resolve_settings(space.dims), **given},
-    )
-    if config.width is not None and "width" not in fields_by_name(module.Config):
+    network = lookup(NETWORKS, name, "--network")
+    fields = {**preset.resolve_settings(space.dims), **given}
+    if config.width is not None and "width" not in fields_by_name(network.Config):
         raise UsageError(f"--width: the network '{name}' has none", "Leave it out")
-    adapt = getattr(module, "adapt", None)
-    if adapt is None:
+    if network.adapt is None:
         return name, network_config(name, fields)
     exact = config.size is not None and config.preset is not None
     with translate_network_errors(name):
-        settings: Settings = adapt(fields, given, space, published=preset.published, exact=exact)
-    return name, settings
+        return name, network.adapt(fields, given, space, published=preset.published, exact=exact)
 
 
 def network_config(name: str, values: Mapping[str, Any]) -> Settings:

@@ -82,6 +82,10 @@ class Blueprint:
         """
         return make_process(self.diffusion)
 
+    def check_network(self) -> None:
+        """Refuse a network that cannot be built. Raises as `build`."""
+        shapes(*self._parts)
+
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each tensor of the network by name. Allocates nothing."""

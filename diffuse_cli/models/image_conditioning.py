@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,6 +95,31 @@ def _observe_values(
     return tuple(y.flatten(2)[0, :, 0].tolist())
 
 
+def _read_degradation(
+    given: ConditioningArray, space: Space
+) -> tuple[Degradation | None, Space | None]:
+    """Return the degradation of a conditioning array, and the space of observations, if any."""
+    if given.what == PAIRS:
+        return None, None
+    if given.channels != space.channels:
+        text = f"has {given.channels} channels, but samples have {space.channels}"
+        raise UsageError(f"{given.what} {text}")
+    with translate_errors(lambda _: "--given"):
+        degradation = degradations.parse(given.what).fit_shape(space.shape)
+        return degradation, observed_space(space, degradation)
+
+
+def _rendered_space(given: ConditioningArray, space: Space) -> Space:
+    """Return the space of a conditioning array's values, in samples of `space`."""
+    changes: dict[str, Any] = {n: getattr(given, n) for n in ("mean", "std") if given.mean}
+    if given.what == PAIRS:
+        changes["limits"] = given.limits
+    layout = space.layout
+    if layout and layout.isupper() and "C" not in layout and given.channels > 1:
+        layout = None  # a layout such as HW has no axis for channels
+    return dataclasses.replace(space, channels=given.channels, layout=layout, **changes)
+
+
 @dataclass(frozen=True)
 class Conditioner:
     """Encoder of conditioning images (B, C', *size), as `ConditioningArray` describes them.
@@ -103,6 +127,10 @@ class Conditioner:
     Attributes:
         given: the description of the conditioning images.
         space: the space of the model's samples.
+        degradation: the degradation that computes a conditioning image from a sample; None for
+            pairs.
+        rendered_space: the space of the images from `render_input`.
+        input_space: the space of the input for sampling: a paired image, or an observation.
 
     Raises:
         UsageError: the degradation is unknown or does not suit the samples.
@@ -110,6 +138,9 @@ class Conditioner:
 
     given: ConditioningArray
     space: Space
+    degradation: Degradation | None = field(init=False, compare=False)
+    rendered_space: Space = field(init=False, compare=False)
+    input_space: Space = field(init=False, compare=False)
 
     @classmethod
     def from_blueprint(cls, blueprint: Blueprint) -> Conditioner | None:
@@ -118,45 +149,16 @@ class Conditioner:
         return cls(given, blueprint.space) if given else None
 
     def __post_init__(self) -> None:
-        self.degradation  # noqa: B018  this checks it
-        self.rendered_space  # noqa: B018  this checks the limits of pairs
-
-    @cached_property
-    def degradation(self) -> Degradation | None:
-        """The degradation that computes a conditioning image from a sample; None for pairs."""
-        if self.given.what == PAIRS:
-            return None
-        if self.given.channels != self.space.channels:
-            text = f"has {self.given.channels} channels, but samples have {self.space.channels}"
-            raise UsageError(f"{self.given.what} {text}")
-        with translate_errors(lambda _: "--given"):
-            degradation = degradations.parse(self.given.what).fit_shape(self.space.shape)
-            observed_space(self.space, degradation)
-        return degradation
+        degradation, input_space = _read_degradation(self.given, self.space)
+        rendered_space = _rendered_space(self.given, self.space)
+        object.__setattr__(self, "degradation", degradation)
+        object.__setattr__(self, "rendered_space", rendered_space)
+        object.__setattr__(self, "input_space", input_space or rendered_space)
 
     @property
     def masks(self) -> bool:
         """Whether the degradation hides a part of the sample."""
         return self.degradation is not None and self.degradation.HIDES
-
-    @cached_property
-    def input_space(self) -> Space:
-        """The space of the input for sampling: a paired image, or an observation."""
-        if self.degradation is None:
-            return self.rendered_space
-        with translate_errors(lambda _: "--given"):
-            return observed_space(self.space, self.degradation)
-
-    @cached_property
-    def rendered_space(self) -> Space:
-        """The space of the images from `render_input`."""
-        changes = {name: getattr(self.given, name) for name in ("mean", "std") if self.given.mean}
-        if self.given.what == PAIRS:
-            changes["limits"] = self.given.limits
-        layout, channels = self.space.layout, self.given.channels
-        if layout and layout.isupper() and "C" not in layout and channels > 1:
-            layout = None  # a layout such as HW has no axis for channels
-        return dataclasses.replace(self.space, channels=channels, layout=layout, **changes)
 
     def encode_samples(self, x0: Tensor, draws: GivenDraws) -> Tensor:
         """Return the conditioning input from samples (B, C, *size) that are degraded here."""

@@ -12,7 +12,7 @@ from typing import Any
 from diffuse_cli.config.options import from_dict, parse_options
 from diffuse_cli.config.presets import PRESETS, resolve_network
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core.networks import NETWORKS, Network
 from diffuse_cli.core.variances import LEARNED
 
 
@@ -36,10 +36,9 @@ class Layer(dict[str, Any]):
         settings = self.get("architecture")
         return settings if isinstance(settings, Mapping) else {}
 
-    def network_attribute(self, name: str, default: Any) -> Any:
-        """Return an attribute of the network's module."""
-        network = resolve_network(self.get("network"), self.get("preset"))
-        return getattr(NETWORKS.get(network), name, default)
+    def find_network(self) -> Network | None:
+        """Return the network, or None if there is no such network, which is refused later."""
+        return NETWORKS.get(resolve_network(self.get("network"), self.get("preset")))
 
     def with_network(self, settings: Mapping[str, Any]) -> Layer:
         """Return the layer with these network settings if it has network settings."""
@@ -99,26 +98,21 @@ def drop_default_loss(above: Layer, below: Layer) -> Layer:
 
 def drop_size_settings(above: Layer, below: Layer) -> Layer:
     """Drop levels or patches that depend on the size, unless the network has weights already."""
-    sizes = above.get("size"), below.get("size")
-    if "init" in above or None in sizes or sizes[0] == sizes[1]:
+    sizes, network = (above.get("size"), below.get("size")), below.find_network()
+    if "init" in above or None in sizes or sizes[0] == sizes[1] or network is None:
         return below
-    followed = below.network_attribute("OF_SIZE", frozenset())
-    return below.with_network({k: v for k, v in below.network.items() if k not in followed})
+    settings = {k: v for k, v in below.network.items() if k not in network.OF_SIZE}
+    return below.with_network(settings)
 
 
 def drop_width_settings(above: Layer, below: Layer) -> Layer:
     """Drop network settings that do not suit another width."""
-    if "width" not in above:
+    network = below.find_network()
+    if "width" not in above or network is None:
         return below
     preset = below.get("preset")
     published = isinstance(preset, str) and preset in PRESETS and PRESETS[preset].published
-    at_width = below.network_attribute("at_width", other_width)
-    return below.with_network(at_width(below.network, above.get("width"), published))
-
-
-def other_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[str, Any]:
-    """Return the settings at another width, for a network without its own rule."""
-    return {name: value for name, value in settings.items() if name != "width"}
+    return below.with_network(network.at_width(below.network, above.get("width"), published))
 
 
 RULES: tuple[Rule, ...] = (

@@ -174,11 +174,11 @@ def _read_base(given: Layer) -> Layer:
 def _resize_network(model: Layer, size: Size | None) -> Layer:
     """Return the options of a model, with its network resized."""
     name, model_size = model["network"], model.get("size")
-    resized = getattr(NETWORKS[name], "resized", None)
-    if size is None or model_size is None or resized is None:
+    if size is None or model_size is None:
         return model
     config = presets.network_config(name, model.network)
-    return Layer({**model, "architecture": plain(resized(config, model_size, size))})
+    resized = NETWORKS[name].resized(config, model_size, size)
+    return Layer({**model, "architecture": plain(resized)})
 
 
 def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:

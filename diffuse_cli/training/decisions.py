@@ -210,7 +210,7 @@ def complete_config(
         diffusion=convert_options(config, DiffusionConfig),
         wiener=bool(config.wiener),
     )
-    blueprint.shapes  # noqa: B018  a network that cannot be built is refused here
+    blueprint.check_network()
     return config, blueprint
 
 
@@ -281,11 +281,10 @@ def _choose_augmentations(
 def warn_of_narrow_network(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:
     """Warn of a network that is too narrow to predict noise, and suggest settings."""
     name = blueprint.network
-    full_rank = getattr(NETWORKS[name], "full_rank", None)
-    if full_rank is None or not has_noise(blueprint.diffusion.target):
+    if not has_noise(blueprint.diffusion.target):
         return
     settings = to_dict(blueprint.config)
-    able = to_dict(full_rank(blueprint.config, blueprint.space))
+    able = to_dict(NETWORKS[name].full_rank(blueprint.config, blueprint.space))
     changed = {key: value for key, value in able.items() if value != settings.get(key)}
     ways = " and ".join(
         f"--width {value}"

@@ -21,7 +21,6 @@ from diffuse_cli.training.training_conditions import list_names
 from diffuse_cli.training.weight_transfer import (
     COLOR,
     GREY,
-    ends_of,
     has_numbered_classes,
     learns_variance,
     transfer_weights,
@@ -98,9 +97,9 @@ def _check_network(source: str, base: Blueprint, tuned: Blueprint) -> None:
         trained = "with" if base.wiener else "without"
         text = f"--init {source} was trained {trained} --wiener"
         raise UsageError(text, "Leave out --wiener and --no-wiener, which come from the model")
-    resized = getattr(NETWORKS.get(base.network), "resized", lambda config, before, after: config)
+    resized = NETWORKS[base.network].resized(base.config, base.space.size, tuned.space.size)
     networks = [
-        (base.network, resized(base.config, base.space.size, tuned.space.size), _shapes(base)),
+        (base.network, resized, _shapes(base)),
         (tuned.network, tuned.config, _shapes(tuned)),
     ]
     if networks[0] != networks[1]:
@@ -152,7 +151,7 @@ def _levels(blueprint: Blueprint) -> str:
 
 def _shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors that do not depend on samples and conditions."""
-    ends, shapes = ends_of(blueprint), dict(blueprint.shapes)
+    ends, shapes = NETWORKS[blueprint.network].ENDS, dict(blueprint.shapes)
     if ends is None:
         return shapes
     changed = (ends.input, ends.output, ends.output_bias, ends.classes)
@@ -198,7 +197,8 @@ def _report_changes(source: str, changes: list[ModelChange], tuned: Blueprint) -
 
 def find_changes(model: StoredModel, tuned: Blueprint) -> Iterator[ModelChange]:
     """Yield the parts of a model that change for a blueprint."""
-    base, ends = model.blueprint, ends_of(model.blueprint)
+    base = model.blueprint
+    ends = NETWORKS[base.network].ENDS
     if base.space.size != tuned.space.size:
         sizes = " becomes ".join(dimensions(b.space.size) for b in (base, tuned))
         yield ModelChange("size", f"{sizes}: the network and its schedule stay")

@@ -21,6 +21,7 @@ from diffuse_cli.media import Indices
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs, choose_inputs
+from diffuse_cli.system.errors import translate_errors
 from diffuse_cli.system.events import Work
 from diffuse_cli.training.configuration import to_model_options
 from diffuse_cli.training.decisions import decide_config
@@ -125,18 +126,20 @@ def prepare_plan(
         laps: the clock of --minutes, which skips the time of reading the data.
 
     Raises:
-        DataError: there are no usable images.
+        DataError: there are no usable images, or values for which --transform is undefined.
         UsageError: the network does not suit the images, the target is undefined for the process or
             for distillation, the memory is too small, or a resumed run had other classes.
         ModelFileError: the model to distil is missing or damaged.
     """
     check_distillation(config, make_denoiser(None, config, make_process(config)))
     data = yield from read_data(config, accelerator, run)
+    images = data.images
+    with translate_errors(lambda _: "--transform"):
+        space = images.space
     if laps:
         laps()
-    images = data.images
     base, continued = find_earlier(config)
-    space = yield from keep_scale(images.space, base, continued)
+    space = yield from keep_scale(space, base, continued)
     given = describe_conditioning(config, space, data.pairs, data.train)
     conditions = Conditions(
         classes=class_names(images, continued, config.loss) if config.classes else (),

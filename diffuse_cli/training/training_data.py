@@ -132,8 +132,6 @@ def read_data(
         text = f"all {MEDIA[images.medium].many} with a conditioning image are held out"
         raise DataError(text, "Add more pairs")
     images, table = yield from training_conditions.read_metadata(config, images, train)
-    with translate_errors(lambda _: "--transform"):
-        images.space  # noqa: B018  refuses values that a transform is undefined for
     yield from _describe_samples(config, images, train)
     return TrainingData(images, train, indices[held_out], pairs, table)
 

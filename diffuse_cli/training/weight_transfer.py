@@ -31,19 +31,14 @@ FRACTION = {"small": -1.0, "large": 1.0}
 """
 
 
-def ends_of(blueprint: Blueprint) -> Ends | None:
-    """Return the tensors that depend on samples and conditions, if the network names them."""
-    ends: Ends | None = getattr(NETWORKS[blueprint.network], "ENDS", None)
-    return ends
-
-
 def transfer_weights(model: StoredModel, tuned: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
     """Convert a model's EMA weights for a blueprint of the same network.
 
     Args:
         seed: the seed of new input weights for colors, for a model of grey samples.
     """
-    base, ends, weights = model.blueprint, ends_of(model.blueprint), dict(model.ema)
+    base, weights = model.blueprint, dict(model.ema)
+    ends = NETWORKS[base.network].ENDS
     if ends is None:
         return weights
     weights[ends.input] = combine_channels(weights[ends.input], input_matrix(base, tuned), 1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import EntryPoint, EntryPoints
+from types import SimpleNamespace
 
 import pytest
 
 from diffuse_cli.app import _build_command, main
-from diffuse_cli.core import registry
+from diffuse_cli.core import NETWORKS, registry
 from diffuse_cli.core.registry import InvalidArgument, Modules, Registry, SkippedExtension
 
 GROUPS = (
@@ -104,3 +105,14 @@ def test_help_names_entries_without_an_import(command: str, loaded: list[str], c
     assert main([command, "--help"]) == 0
     assert "added" in capsys.readouterr().out
     assert loaded == []
+
+
+def test_a_network_of_another_package_can_leave_out_what_has_a_default(monkeypatch):
+    module = SimpleNamespace(Config=dict, build=min, describe=max, OF_SIZE={"depth"})
+    monkeypatch.setitem(NETWORKS, "added", module)
+    network = NETWORKS["added"]
+    assert network.OF_SIZE == module.OF_SIZE
+    assert network.at_width({"width": 8, "depth": 2}, 16, False) == {"depth": 2}
+    del module.describe
+    with pytest.raises(InvalidArgument, match="added cannot be loaded: it has no describe"):
+        NETWORKS["added"]

@@ -218,7 +218,7 @@ class Told(torch.nn.Linear):
 @pytest.fixture
 def wide(monkeypatch):
     """A network whose width has no default, and a preset of it that says little."""
-    module = SimpleNamespace(Config=Wide, build=lambda *_: Told())
+    module = SimpleNamespace(Config=Wide, build=lambda *_: Told(), describe=lambda *_: [])
     monkeypatch.setitem(sys.modules, "wide", module)
     monkeypatch.setitem(NETWORKS.entries, "wide", "wide")
     monkeypatch.setitem(PRESETS.entries, "plain", Preset("", {"width": 4}, {}, network="wide"))

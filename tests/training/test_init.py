@@ -9,12 +9,12 @@ import torch
 
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.conditions import ConditioningArray, Conditions
-from diffuse_cli.core.networks import vit
+from diffuse_cli.core.networks import NETWORKS, vit
 from diffuse_cli.core.networks.unet import ENDS, Config, resized
 from diffuse_cli.core.space import Space
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.model_file import StoredModel
-from diffuse_cli.training.weight_transfer import ends_of, transfer_weights
+from diffuse_cli.training.weight_transfer import transfer_weights
 
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 4}
 B, K = 3, 2
@@ -114,7 +114,7 @@ def test_a_grey_model_that_becomes_one_of_color_sees_how_they_differ(patch):
     _, new = both(grey, color)
     x = noise(3)
     assert not torch.allclose(new(x, T), new(x.mean(1, keepdim=True).expand(-1, 3, -1, -1), T))
-    name = ends_of(color).input
+    name = NETWORKS[color.network].ENDS.input
     read = [transfer_weights(grey, color, seed)[name] for seed in (0, 0, 1)]
     assert read[0].equal(read[1])
     assert not read[0].equal(read[2])

@@ -8,18 +8,20 @@ trained with gradient checkpointing. With a method `add_augmentation(parameters)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.registry import Modules
+from diffuse_cli.core.registry import InvalidArgument, Modules
+from diffuse_cli.core.settings import Settings, fields_by_name
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Run = Callable[..., "Tensor"]
+Size = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -50,44 +52,58 @@ class Ends:
     columns: str = "row_embedding"
 
 
-class Network(Protocol):
-    """Module of this folder that defines an architecture.
+@dataclass(frozen=True)
+class Network:
+    """Architecture, as a module of this folder or another object defines it.
 
-    It can have more functions and constants, see `unet`:
-
-    - `adapt` fits a preset to a space.
-    - `ENDS` is its `Ends`.
-    - `resized(config, before, after)` returns the configuration with the same weights at another
-      size. Without it, the configuration does not change.
-    - `OF_SIZE` is the set of settings that depend on the size.
-    - `at_width(settings, width, published)` returns the settings that are valid at another width.
-    - `full_rank(config, space)` returns the nearest configuration whose output can hold noise in
-      every dimension.
+    The object has attributes with the names of these fields. It can leave out those with a default.
 
     Attributes:
         Config: the `Settings` of the architecture, such as widths and heads, without the data's.
+        build: a function of (config, space, conditions, out_channels) that returns a network with
+            random weights. The network is called as `net(x, t, **cond)`, with x (B, C, *size) and
+            t (B,) in 0 ... 1000, and returns (B, out_channels, *size), by default C channels. It
+            raises `InvalidArgument` if the configuration does not work for the space.
+        describe: a function of (config, space) that describes the network in one or two lines, for
+            `diffuse info`.
+        adapt: a function that fits a preset to a space, as in `unet`, or None to use its settings
+            as they are.
+        resized: a function of (config, before, after) that returns the configuration with the same
+            weights at another size.
+        at_width: a function of (settings, width, published) that returns the settings that are
+            valid at another width.
+        full_rank: a function of (config, space) that returns the nearest configuration whose output
+            can hold noise in every dimension.
+        OF_SIZE: the settings that depend on the size.
+        ENDS: the tensors that depend on channels and conditions, or None if they are unknown.
     """
 
     Config: type[Any]
-
-    def build(
-        self, config: Any, space: Space, conditions: Conditions, out_channels: int | None = None
-    ) -> nn.Module:
-        """Build a network with random weights, which is called as `net(x, t, **cond)`.
-
-        x is (B, C, *size), t is (B,) in 0 ... 1000, and the result is (B, out_channels, *size).
-
-        Raises:
-            InvalidArgument: the configuration does not work for the space.
-        """
-        ...
-
-    def describe(self, config: Any, space: Space) -> list[str]:
-        """Describe the network in one or two lines, for `diffuse info`."""
-        ...
+    build: Callable[..., nn.Module]
+    describe: Callable[[Any, Space], list[str]]
+    adapt: Callable[..., Settings] | None = None
+    resized: Callable[[Any, Size, Size], Any] = lambda config, before, after: config
+    at_width: Callable[[Mapping[str, Any], Any, bool], dict[str, Any]] = (
+        lambda settings, width, published: {n: v for n, v in settings.items() if n != "width"}
+    )
+    full_rank: Callable[[Any, Space], Any] = lambda config, space: config
+    OF_SIZE: Collection[str] = frozenset()
+    ENDS: Ends | None = None
 
 
-NETWORKS: Mapping[str, Network] = Modules("networks", __name__, __path__, helpers=("layers",))
+class _Networks(Modules[Network]):
+    """Table of the modules of this folder as `Network`."""
+
+    def __getitem__(self, name: str) -> Network:
+        module, attributes = super().__getitem__(name), fields_by_name(Network)
+        for required in ("Config", "build", "describe"):
+            if not hasattr(module, required):
+                text = f"the extension {name} cannot be loaded: it has no {required}"
+                raise InvalidArgument(text, "Update it, or uninstall it")
+        return Network(**{a: getattr(module, a) for a in attributes if hasattr(module, a)})
+
+
+NETWORKS: Mapping[str, Network] = _Networks("networks", __name__, __path__, helpers=("layers",))
 
 
 def build_for(

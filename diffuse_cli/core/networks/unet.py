@@ -92,8 +92,8 @@ class Config(Settings):
             raise InvalidArgument("heads and head_width exclude each other", "Set only one")
         for width in (self.width, *self.widths):
             self._check_width(width)
-        self.heads_at(self.widths[-1])
-        self.up_config  # noqa: B018  making it checks its heads
+        for config in (self, self.up_config):
+            config.heads_at(self.widths[-1])
 
     @property
     def widths(self) -> list[int]:
