@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +77,23 @@ class Condition:
         return partial(guided, **cond)
 
 
+@dataclass(frozen=True)
+class Request:
+    """Conditions that a command requests for its images.
+
+    Attributes:
+        labels: class labels.
+        rows: codes of metadata columns, None if the command has no option for columns.
+        has_input: whether the model is conditioned on an input.
+        scale: the guidance scale.
+    """
+
+    labels: Sequence[int] = ()
+    rows: Sequence[tuple[float, ...]] | None = ()
+    has_input: bool = False
+    scale: float = 1.0
+
+
 def resolve_condition(
     config: DrawConfig,
     model: StoredModel,
@@ -88,6 +104,7 @@ def resolve_condition(
     has_input: bool | None = None,
     given: ConditioningInputs | None = None,
     turn: int = 1,
+    guided: bool = False,
 ) -> Condition | None:
     """Return the conditions of the images to generate, None for an unconditional model.
 
@@ -101,16 +118,14 @@ def resolve_condition(
         has_input: whether the model is conditioned on an input. None if the caller sets labels,
             rows and inputs later, which are then not checked here.
         given, turn: see `Condition`.
+        guided: whether a guidance model guides, too.
 
     Raises:
-        UsageError: an unknown class, column or label, or a condition or guidance scale that the
-            model does not support.
+        UsageError: an unknown class, column or label, a condition or guidance scale that the model
+            does not support, or guidance of a model that is unconditional here.
     """
     conditions = model.blueprint.conditions
-    classes = conditions.classes
-    if names and not classes:
-        text = "--class: the model was trained without classes"
-        raise UsageError(text, "Train a model with --classes")
+    labels = find_labels(conditions, names)
     if on and not conditions.table:
         text = "--on: the model was trained without columns"
         raise UsageError(text, "Train a model with --condition-on")
@@ -119,21 +134,44 @@ def resolve_condition(
             text = "--guidance: the model was trained without classes"
             raise UsageError(text, "Train a model with --classes or --condition-on")
         return None
-    indices = {name: i for i, name in enumerate(classes)}
-    labels = tuple(lookup(indices, name, "--class") for name in names)
     scale = guidance_scale(config, model)
     if every:
-        labels = labels or tuple(indices.values())
+        labels = labels or tuple(range(conditions.num_classes))
     rows = parse_rows(conditions.table, on) if conditions.table and on else ()
     if has_input is not None:
-        check_columns(model, rows, has_input=has_input and scale != 0)
+        check_request(Request(labels, rows, has_input, scale), model)
         if not (labels or rows or has_input):
             if not every:
+                _check_unguided(config, conditions, guided)
                 return None
             scale = scale if config.guidance is not None else 1.0  # every scale gives the same
     if labels and rows:  # every combination
         labels, rows = labels * len(rows), tuple(row for row in rows for _ in labels)
     return Condition(labels, scale, given, turn, rows)
+
+
+def find_labels(conditions: Conditions, names: Sequence[str]) -> tuple[int, ...]:
+    """Return the labels of classes.
+
+    Raises:
+        UsageError: an unknown class, or a model without classes.
+    """
+    if names and not conditions.classes:
+        text = "--class: the model was trained without classes"
+        raise UsageError(text, "Train a model with --classes")
+    labels = {name: k for k, name in enumerate(conditions.classes)}
+    return tuple(lookup(labels, name, "--class") for name in names)
+
+
+def _check_unguided(config: DrawConfig, conditions: Conditions, guided: bool) -> None:
+    """Refuse guidance of a conditional model that is used without its conditions."""
+    if config.guidance is None and (guided or not config.guidance_interval):
+        return
+    flag = "--guidance-interval" if config.guidance is None else "--guidance"
+    if conditions.classes or conditions.table:
+        text = f"{flag} needs --class or --on"
+        raise UsageError(text, "Pass the class or metadata of the picture")
+    raise UsageError(f"{flag}: the model is unconditional here", "Leave it out")
 
 
 def guidance_scale(config: DrawConfig, model: StoredModel, flag: str = "--guidance") -> float:
@@ -179,29 +217,46 @@ def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
     return GUIDANCE
 
 
-def check_columns(
-    model: StoredModel, rows: Sequence[tuple[float, ...]], *, has_input: bool
-) -> None:
-    """Refuse to leave out a column that training never dropped, or only without the input.
+def check_request(request: Request, model: StoredModel) -> None:
+    """Refuse a combination of class, columns and input that training never had.
 
-    Args:
-        has_input: whether the model is conditioned on an input.
+    Training drops all by one random number (`Conditions.drop_conditions`). Class and columns are
+    dropped together. Only they or the input, with the larger dropout, are ever missing alone.
 
     Raises:
-        UsageError: names the missing columns.
+        UsageError: a class or columns are missing, or cannot be used without an input.
     """
     conditions, dropout = model.blueprint.conditions, model.training.get("label_dropout")
-    table, given, why = conditions.table, conditions.given, ""
+    table, given = conditions.table, conditions.given
+    labels, rows, has_input = request.labels, request.rows, request.has_input
+    if not isinstance(dropout, int | float):
+        return
     # Columns are missing for random numbers below `end`, and the input for those below its dropout.
-    end = dropout + partial_dropout(dropout) if isinstance(dropout, float) else math.inf
-    if model.always_told:
+    why, end = "", dropout + partial_dropout(dropout)
+    missing = find_missing_columns(table, rows) if table and rows is not None else []
+    if dropout == 0:
         why = "was trained with --label-dropout 0 and needs every column"
-    elif has_input and given and given.dropout >= end:
+    elif given and has_input and request.scale and given.dropout >= end:
         why = "was not trained to use its input without every column"
-    if table and why and (names := find_missing_columns(table, rows)):
-        listed = ", ".join(map(shorten, names[:10]))
-        line = f"--on is missing for {listed}: the model {why}"
-        raise UsageError(line, f"Pass --on {shorten(names[0])}=VALUE")
+    if why and missing:
+        line = f"--on is missing for {', '.join(map(shorten, missing[:10]))}: the model {why}"
+        raise UsageError(line, f"Pass --on {shorten(missing[0])}=VALUE")
+    if (labels or rows) and given and not has_input and given.dropout <= dropout:
+        option, what = ("--class", "a class") if labels else ("--on", "columns")
+        line = f"{option}: the model was not trained to use {what} without its input"
+        raise UsageError(line, "Leave it out")
+    if labels or not conditions.classes:
+        return
+    why = ""
+    if dropout == 0:
+        why = "was trained with --label-dropout 0 and needs one"
+    elif given and has_input and dropout <= given.dropout:
+        why = "was not trained to use its input without a class"
+    elif rows:
+        why = "was not trained to use its columns without a class"
+    if why:
+        choices = ", ".join(map(shorten, conditions.classes[:10]))
+        raise UsageError(f"--class is missing: the model {why}", f"Choose from {choices}")
 
 
 def report_out_of_range(model: StoredModel, on: Sequence[str]) -> Work[None]:

@@ -20,10 +20,14 @@ from diffuse_cli.core.conditions import (
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.models.model_file import StoredModel
-from diffuse_cli.sampling.conditioning import Condition, check_columns, resolve_condition
+from diffuse_cli.sampling.conditioning import (
+    Condition,
+    Request,
+    check_request,
+    resolve_condition,
+)
 from diffuse_cli.sampling.generation import generate_batches
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, resolve_settings
-from diffuse_cli.sampling.tasks.task_inputs import check_class
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.rng import image_noise
 
@@ -233,9 +237,7 @@ def combinations_of_training(conditions: Conditions, label_dropout: float):
 def is_taken(model: StoredModel, labeled: bool, columns: int, told: bool) -> bool:
     """Whether a task takes this combination."""
     try:
-        check_columns(model, ROWS[columns], has_input=told)
-        loaded = SimpleNamespace(model=model)
-        check_class(loaded, labeled=labeled, has_input=told, rows=bool(ROWS[columns]))
+        check_request(Request((0,) * labeled, ROWS[columns], told), model)
     except UsageError:
         return False
     return True

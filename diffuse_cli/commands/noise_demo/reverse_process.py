@@ -33,10 +33,11 @@ from diffuse_cli.media.figures import FAINT, Pixels, Sheet
 from diffuse_cli.metrics.nearest_neighbors import find_nearest, to_comparable
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import Conditioner, degraded_inputs, stored_inputs
+from diffuse_cli.sampling.conditioning import Request, check_request, find_labels
 from diffuse_cli.sampling.generation import LoadedModel, to_stored
-from diffuse_cli.sampling.tasks.task_inputs import check_class, read_picture, rgb
+from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
 from diffuse_cli.system import files
-from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.rng import image_noise
 
@@ -280,20 +281,17 @@ def _bind_condition(
 ) -> Denoise:
     """Return the model, told a class, or none if it has classes, and its conditioning image."""
     conditions = loaded.model.blueprint.conditions
-    names = {name: i for i, name in enumerate(conditions.classes)}
-    if label is not None and not names:
-        text = "--class: the model was trained without classes"
-        raise UsageError(text, "Train one with --classes")
+    labels = find_labels(conditions, () if label is None else (label,))
     if conditions.table and loaded.model.always_told:
         text = "the model was trained with --label-dropout 0 and needs its columns"
         raise UsageError(text, "Use diffuse sample --on COLUMN=VALUE")
-    index = -1 if label is None else lookup(names, label, "--class")
-    check_class(loaded, labeled=label is not None, has_input=given is not None)
+    check_request(Request(labels, None, given is not None), loaded.model)
+    index = labels[0] if labels else -1
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
-        labels = torch.full((len(x_t),), index, device=device)
+        indices = torch.full((len(x_t),), index, device=device)
         inputs = given.given.expand(len(x_t), *given.given.shape[1:]) if given else None
-        return loaded.denoiser(x_t, t, **conditions.make_keywords(labels, inputs))
+        return loaded.denoiser(x_t, t, **conditions.make_keywords(indices, inputs))
 
     return denoise
 

@@ -26,14 +26,11 @@ from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.job import PartState, SampleFiles, SamplingJob, open_folder
 from diffuse_cli.sampling.journal import GRID_IMAGES
 from diffuse_cli.sampling.sampling_settings import (
-    Guide,
     SamplingSettings,
     report_settings,
     resolve_settings,
 )
-from diffuse_cli.sampling.tasks.task_inputs import check_class
 from diffuse_cli.system import files
-from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work, format_duration
 from diffuse_cli.system.memory import format_bytes
 from diffuse_cli.system.processes import rank, world_size
@@ -163,8 +160,11 @@ def run_task(
         loaded = yield from load_denoiser(*options, earlier=earlier)
         loaded = loaded.enlarge(config.size or size(loaded))
         guide = yield from load_guide(config, loaded, accelerator)
-        has_input = is_conditioned(loaded)
-        settings = _resolve(config, loaded, guide, has_input=has_input)
+        has_input, guided = is_conditioned(loaded), guide is not None
+        request = (config, loaded.model, config.classes, config.on)  # unconditional without them
+        settings = resolve_settings(
+            *request, guide=guide, every=False, has_input=has_input, guided=guided
+        )
         yield from report_settings(settings)
         yield from report_out_of_range(loaded.model, config.on)
         plan = yield from plan_task(loaded, settings, has_input)
@@ -244,22 +244,3 @@ def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:
         journal.check_output_apart(folder, *inputs)
         journal.check_folder(folder, config.overwrite)
     return open_folder(config, folder)
-
-
-def _resolve(
-    config: ImageTaskConfig, loaded: LoadedModel, guide: Guide | None, *, has_input: bool
-) -> SamplingSettings:
-    """Return sampling settings, unconditional without `--class`, `--on` and input (`has_input`)."""
-    options = (config, loaded.model, config.classes, config.on)
-    settings = resolve_settings(*options, guide=guide, every=False, has_input=has_input)
-    conditions = loaded.model.blueprint.conditions
-    if conditions:
-        flag = "--guidance-interval" if config.guidance_interval and guide is None else ""
-        flag = flag if config.guidance is None else "--guidance"
-        if flag and settings.condition is None:
-            if conditions.classes or conditions.table:
-                text = f"{flag} needs --class or --on"
-                raise UsageError(text, "Pass the class or metadata of the picture")
-            raise UsageError(f"{flag}: the model is unconditional here", "Leave it out")
-        check_class(loaded, labeled=bool(config.classes), has_input=has_input, rows=bool(config.on))
-    return settings

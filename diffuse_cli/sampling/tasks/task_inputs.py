@@ -305,39 +305,3 @@ def report_input(loaded: LoadedModel, has_input: bool) -> Work[None]:
     if encoder is not None:
         use = "is conditioned on the picture" if has_input else "runs without an input here"
         yield Notice(f"the model was trained {_purpose(encoder)}, and {use}")
-
-
-def check_class(loaded: LoadedModel, *, labeled: bool, has_input: bool, rows: bool = False) -> None:
-    """Refuse a combination of class, columns and input that training never had.
-
-    Training drops all by one random number (`Conditions.drop_conditions`). Class and columns are
-    dropped together. Only they or the input, with the larger dropout, are ever missing alone.
-
-    Args:
-        labeled: whether the model is conditioned on a class.
-        has_input: whether the model is conditioned on an input.
-        rows: whether the model is conditioned on columns.
-
-    Raises:
-        UsageError: a class is missing, or a class or columns cannot be used without an input.
-    """
-    conditions = loaded.model.blueprint.conditions
-    dropout, given = loaded.model.training.get("label_dropout"), conditions.given
-    if dropout is None:
-        return
-    if (labeled or rows) and given and not has_input and given.dropout <= dropout:
-        option, what = ("--class", "a class") if labeled else ("--on", "columns")
-        line = f"{option}: the model was not trained to use {what} without its input"
-        raise UsageError(line, "Leave it out")
-    if labeled or not conditions.classes:
-        return
-    why = ""
-    if dropout == 0:
-        why = "was trained with --label-dropout 0 and needs one"
-    elif given and has_input and dropout <= given.dropout:
-        why = "was not trained to use its input without a class"
-    elif rows:
-        why = "was not trained to use its columns without a class"
-    if why:
-        choices = ", ".join(map(files.shorten, conditions.classes[:10]))
-        raise UsageError(f"--class is missing: the model {why}", f"Choose from {choices}")

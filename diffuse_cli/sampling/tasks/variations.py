@@ -20,7 +20,6 @@ from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.sampling.tasks import TaskJob, TaskPlan, open_task, run_task
 from diffuse_cli.sampling.tasks.task_inputs import (
-    check_class,
     check_transform,
     is_conditioned,
     read_pictures,
@@ -74,8 +73,6 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
         )
         is_conditioned(loaded, None, "interpolate")
         process, denoise = loaded.denoiser.process, _condition_denoiser(config, loaded)
-        labeled, rows = config.label is not None, bool(config.on)
-        check_class(loaded, labeled=labeled, has_input=False, rows=rows)
         yield from report_out_of_range(loaded.model, config.on)
         names, ends = yield from _read_ends(config, loaded)
         yield from report_input(loaded, has_input=False)
