@@ -19,7 +19,6 @@ from diffuse_cli.media import MEDIA, Array, Indices, can_judge, settings_for
 from diffuse_cli.metrics import memorization
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import (
-    Conditioner,
     ConditioningInputs,
     check_pairs_option,
     choose_inputs,
@@ -217,12 +216,11 @@ def _read_pairs(config: ImageSetsConfig, data: Dataset, loaded: LoadedModel) -> 
     Raises:
         DataError: no image has a pair.
     """
-    given = loaded.model.blueprint.conditions.given
-    if given is None or given.what != PAIRS:
+    encoder = loaded.encoder
+    if encoder is None or encoder.given.what != PAIRS:
         return None
     assert config.given is not None  # as `check_pairs_option` says
-    space = Conditioner(given, loaded.space).input_space
-    pair_images = yield from _read_in_space(space, config.given, config, loaded)
+    pair_images = yield from _read_in_space(encoder.input_space, config.given, config, loaded)
     pairs = match_pairs(data, pair_images)
     for line in pairs.describe_unpaired():
         yield Notice(line, warning=True)
@@ -233,8 +231,9 @@ def prepare_inputs(
     loaded: LoadedModel, images: LabeledSamples, seed: int
 ) -> ConditioningInputs | None:
     """Return the conditioning inputs of images, or None for a model without them."""
-    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
-    return choose_inputs(encoder, images.samples, images.pairs, seed) if encoder else None
+    if loaded.encoder is None:
+        return None
+    return choose_inputs(loaded.encoder, images.samples, images.pairs, seed)
 
 
 def report_classes(sides: Sides) -> Notice:

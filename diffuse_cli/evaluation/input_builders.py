@@ -45,7 +45,7 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
     """
     yield from make_part(evaluation, "features")
     config, (loaded, settings) = evaluation.config, evaluation.model_and_settings
-    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    encoder = loaded.encoder
     assert encoder is not None
     real, fakes = evaluation.real, evaluation.generated.samples
     count = min(len(real), len(fakes), MOST_PAIRED)

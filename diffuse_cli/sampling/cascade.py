@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from diffuse_cli.config.sample_options import IMAGES, SampleConfig
 from diffuse_cli.data.metadata_columns import decode_row
 from diffuse_cli.media import Array
-from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
+from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.sampling.conditioning import report_out_of_range
 from diffuse_cli.sampling.conditioning_inputs import (
     SampleInputs,
@@ -59,7 +59,7 @@ class CascadeStage:
         """
         import torch
 
-        encoder = Conditioner.from_blueprint(self.loaded.model.blueprint)
+        encoder = self.loaded.encoder
         if encoder is None or given is None:
             return {}
         cpu = torch.device("cpu")

@@ -59,7 +59,7 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
         UsageError: `--given` is missing, or the model takes no input.
         DataError: an input cannot be used.
     """
-    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    encoder = loaded.encoder
     if encoder is None:
         if config.given:
             text = "--given: the model was trained without --given"
@@ -164,10 +164,7 @@ def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
     Raises:
         UsageError: the model takes no input, needs a mask, or takes other channels or levels.
     """
-    encoder, flag = (
-        Conditioner.from_blueprint(loaded.model.blueprint),
-        f"--then {files.show(path)}",
-    )
+    encoder, flag = loaded.encoder, f"--then {files.show(path)}"
     if encoder is None or encoder.masks:
         why = f"needs masks ({encoder.given.what})" if encoder else "was trained without --given"
         hint = "Name a model that is conditioned on MODEL's samples, for example --given low-res:4"
@@ -202,7 +199,7 @@ def from_samples(
     Args:
         first: the index of the first sample.
     """
-    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    encoder = loaded.encoder
     assert encoder is not None
     input_space = encoder.input_space
     settings = ReadSettings(**settings_for(input_space))

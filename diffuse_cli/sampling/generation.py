@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from diffuse_cli.media import MEDIA, Array, Size, figures, render_samples
 from diffuse_cli.models import model_file
 from diffuse_cli.models.activation_memory import SLACK, count_kept_bytes
 from diffuse_cli.models.blueprint import clamp_denoised
+from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.models.blueprint import Blueprint
-    from diffuse_cli.models.image_conditioning import ConditioningInputs
 
     Frames = dict[int, list[Array]]
 
@@ -178,6 +178,11 @@ class LoadedModel:
         with translate_errors(lambda _: "--size"):
             Tiling(size, self.model.blueprint.space.size)
         return replace(self, size=size)
+
+    @cached_property
+    def encoder(self) -> Conditioner | None:
+        """Encoder of conditioning images, None for a model without them."""
+        return Conditioner.from_blueprint(self.model.blueprint)
 
     @property
     def windows(self) -> int:

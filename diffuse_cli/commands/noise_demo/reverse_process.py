@@ -32,7 +32,7 @@ from diffuse_cli.media import (
 from diffuse_cli.media.figures import FAINT, Pixels, Sheet
 from diffuse_cli.metrics.nearest_neighbors import find_nearest, to_comparable
 from diffuse_cli.models.blueprint import clamp_denoised
-from diffuse_cli.models.image_conditioning import Conditioner, degraded_inputs, stored_inputs
+from diffuse_cli.models.image_conditioning import degraded_inputs, stored_inputs
 from diffuse_cli.sampling.conditioning import Request, check_request, find_labels
 from diffuse_cli.sampling.generation import LoadedModel, to_stored
 from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
@@ -92,7 +92,7 @@ def read_condition(
         UsageError: --given is missing, or has no use.
         DataError: it cannot be read.
     """
-    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    encoder = loaded.encoder
     if encoder is None:
         if config.given is not None:
             raise UsageError("--given: the model was trained without", "Leave it out")
@@ -109,17 +109,18 @@ def read_condition(
         if config.given is None:
             text = "the model was trained on pairs"
             raise UsageError(text, "Pass --given FILE, the conditioning image")
-        inputs = stored_inputs(encoder, (yield from _read_pair(config, encoder, loaded))[None])
+        pair = yield from _read_pair(config, encoder.input_space, loaded)
+        inputs = stored_inputs(encoder, pair[None])
     given = inputs.encode([0], device)
     return DemoCondition(encoder.given.what, given, encoder.look(given)[0])
 
 
-def _read_pair(config: DemoConfig, encoder: Conditioner, loaded: LoadedModel) -> Work[Array]:
+def _read_pair(config: DemoConfig, space: Space, loaded: LoadedModel) -> Work[Array]:
     """Return the other half of the pair, (C, H, W), fitted as the image is."""
     assert config.given is not None
-    fields, fit = settings_for(encoder.input_space), config.fit or loaded.fit
+    fields, fit = settings_for(space), config.fit or loaded.fit
     settings = ReadSettings(**fields, background=rgb(str(config.background)), fit=fit)
-    picture = read_picture(config.given, encoder.input_space.medium, settings)
+    picture = read_picture(config.given, space.medium, settings)
     image_name = files.show(config.given)
     yield from (Notice(f"{image_name}: {text}", warning=True) for text in picture.remarks)
     return np.array(picture.values)

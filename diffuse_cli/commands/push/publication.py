@@ -25,7 +25,6 @@ from diffuse_cli.media import MEDIA, can_judge, figures, suffix
 from diffuse_cli.media.image.planes import SIGNATURE
 from diffuse_cli.metrics import read_measurement, select_numbers
 from diffuse_cli.models import model_file
-from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.sampling import generation
@@ -166,7 +165,7 @@ def _picture(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
         if not picture.startswith(SIGNATURE):
             raise UsageError(f"--samples {files.show(config.samples)} is not a PNG image")
         return picture, ""
-    if Conditioner.from_blueprint(source.model.blueprint):
+    if source.model.blueprint.conditions.given:
         yield Notice(
             "the card has no samples, because the model needs a conditioning image. Pass --samples"
         )

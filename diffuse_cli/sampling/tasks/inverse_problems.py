@@ -24,7 +24,7 @@ from diffuse_cli.core.inpainting import count_steps, sample_with_jumps, split_pa
 from diffuse_cli.core.restoration import RESTORATIONS, enforce_consistency
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.models.blueprint import clamp_denoised
-from diffuse_cli.models.image_conditioning import Conditioner, check_observed_files, observed_space
+from diffuse_cli.models.image_conditioning import check_observed_files, observed_space
 from diffuse_cli.sampling.generation import LoadedModel, to_stored
 from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
@@ -183,7 +183,6 @@ def _restore(
         loaded: LoadedModel, settings: SamplingSettings, has_input: bool
     ) -> Work[TaskPlan]:
         method = _choose_method(config, flag, has_input, floats=loaded.space.levels is None)
-        encoder = Conditioner.from_blueprint(loaded.model.blueprint)
         observation = yield from observe(loaded)
         yield from report_input(loaded, has_input)
         times = settings.resolve_times(loaded.denoiser.process)
@@ -195,8 +194,8 @@ def _restore(
             start, process = noise(-1), loaded.denoiser.process
             degradation, y = observation.select(rows, start.device)
             guided = bind(settings.add_guidance(loaded.denoiser))
-            if has_input and encoder:
-                given = encoder.encode_observations(y, degradation)
+            if has_input and loaded.encoder:
+                given = loaded.encoder.encode_observations(y, degradation)
                 guided = partial(guided, given=given)
             if method == TOLD:
                 denoise = in_range(guided)

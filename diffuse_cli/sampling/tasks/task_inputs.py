@@ -262,7 +262,7 @@ def is_conditioned(loaded: LoadedModel, degradation: Degradation | None, flag: s
     Raises:
         UsageError: the model needs an input, and of another kind.
     """
-    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    encoder = loaded.encoder
     if encoder is None:
         return False
     if degradation is not None and _fits(encoder, degradation):
@@ -301,7 +301,7 @@ def _command(encoder: Conditioner) -> str:
 
 def report_input(loaded: LoadedModel, has_input: bool) -> Work[None]:
     """Report whether a model of --given is conditioned on the picture."""
-    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    encoder = loaded.encoder
     if encoder is not None:
         use = "is conditioned on the picture" if has_input else "runs without an input here"
         yield Notice(f"the model was trained {_purpose(encoder)}, and {use}")
