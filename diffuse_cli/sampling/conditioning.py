@@ -233,11 +233,13 @@ def check_request(request: Request, model: StoredModel) -> None:
         return
     # Columns are missing for random numbers below `end`, and the input for those below its dropout.
     why, end = "", dropout + partial_dropout(dropout)
-    missing = find_missing_columns(table, rows) if table and rows is not None else []
+    missing = find_missing_columns(table, rows or ()) if table else []
     if dropout == 0:
         why = "was trained with --label-dropout 0 and needs every column"
     elif given and has_input and request.scale and given.dropout >= end:
         why = "was not trained to use its input without every column"
+    if why and missing and rows is None:
+        raise UsageError(f"the model {why}", "Use diffuse sample --on COLUMN=VALUE")
     if why and missing:
         line = f"--on is missing for {', '.join(map(shorten, missing[:10]))}: the model {why}"
         raise UsageError(line, f"Pass --on {shorten(missing[0])}=VALUE")

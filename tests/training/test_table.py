@@ -430,7 +430,7 @@ def test_what_is_not_known_is_refused_at_sampling(diffuse, follower, options, sa
     assert said in ran.line
 
 
-def test_a_model_without_columns_or_always_told_says_so(diffuse, model, learn):
+def test_a_model_without_columns_or_always_told_says_so(diffuse, model, learn, shades):
     ran = diffuse("sample", model, "-n", 1, "--on", "age=4", "-q")
     assert ran.code == 2
     assert "Train a model with --condition-on" in ran.line
@@ -440,6 +440,8 @@ def test_a_model_without_columns_or_always_told_says_so(diffuse, model, learn):
     assert "--on is missing for side: the model was trained with --label-dropout 0" in ran.line
     ran = diffuse("sample", MODEL, "-n", 1, "--on", "side=left", "--steps", 2, "-q")
     assert ran.code == 0  # some images had no level
+    ran = diffuse("noise-demo", shades / "000.png", "--model", MODEL, "-q")
+    assert (ran.code, "needs every column. Use diffuse sample --on" in ran.line) == (2, True)
     assert learn("--steps", 1, "-o", "plain.safetensors").code == 0
     line = ("sample", MODEL, "--on", "side=left", "-o", "b", "-n", 1, "-q")
     ran = diffuse(*line, "--guide-with", "plain.safetensors")

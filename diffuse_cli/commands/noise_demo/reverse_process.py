@@ -283,9 +283,6 @@ def _bind_condition(
     """Return the model, told a class, or none if it has classes, and its conditioning image."""
     conditions = loaded.model.blueprint.conditions
     labels = find_labels(conditions, () if label is None else (label,))
-    if conditions.table and loaded.model.always_told:
-        text = "the model was trained with --label-dropout 0 and needs its columns"
-        raise UsageError(text, "Use diffuse sample --on COLUMN=VALUE")
     check_request(Request(labels, None, given is not None), loaded.model)
     index = labels[0] if labels else -1
 
