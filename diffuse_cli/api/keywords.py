@@ -103,7 +103,6 @@ class TrainOptions(TypedDict, total=False):
     keep: str | None
     keep_raw: bool | None
     keep_weak: bool | None
-    weak_after: Float | None
     log: str | None
     log_every: Int | None
     unet: Mapping[str, Any] | None

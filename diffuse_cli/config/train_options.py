@@ -264,12 +264,6 @@ class TrainConfig(DiffusionConfig, FormConfig):
     keep_weak: bool = option.output(
         True, "Save an early EMA checkpoint, for sample --guide-with self."
     )
-    weak_after: float = option.output(
-        0.125,
-        "Fraction of the steps after which to save the early EMA checkpoint.",
-        low=0.001,
-        below=1,
-    )
     log: str | None = option.output.optional(
         "Also log to an experiment tracker.", table="system.devices.TRACKERS", control=True
     )
@@ -303,6 +297,9 @@ class TrainConfig(DiffusionConfig, FormConfig):
 DATA_FACTS = ("size", "channels", "out_channels", "num_classes")
 """Facts of the data that a table [unet] also held in files of version 0.1."""
 
+REMOVED = ("weak_after",)
+"""Options of earlier versions, which are ignored in files."""
+
 
 def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options in a file as fields of `TrainConfig`.
@@ -312,7 +309,7 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: tables of several networks, or of one that the file does not name.
     """
-    fields = dict(values)
+    fields = {k: v for k, v in values.items() if k not in REMOVED}
     tables = [name for name in NETWORKS if name in fields and name != "network"]
     for name in tables:
         if fields.setdefault("network", name) != name:

@@ -78,8 +78,6 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         if name in flags and not any(getattr(config, condition) for condition in conditions):
             either = " or ".join(map(flag, conditions))
             raise UsageError(f"{flag(name)} needs {either}", "Set both, or neither")
-    if "weak_after" in flags and not config.keep_weak:
-        raise UsageError("--weak-after needs --keep-weak", "Leave out --no-keep-weak")
     parse_column_names(config.condition_on or ())
     if config.given and is_degradation(config.given):
         check_degradation(config.given, typed="given" in flags)

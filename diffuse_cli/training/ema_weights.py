@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -238,7 +238,12 @@ def is_update_due(step: int, steps: int) -> bool:
 
 @dataclass(frozen=True)
 class EarlyWeights:
-    """EMA weights after `step` steps, on the CPU, for autoguidance."""
+    """EMA weights after `step` steps, on the CPU, for autoguidance.
+
+    They are from the fraction `SHARE` of the run (benchmarks/README.md).
+    """
+
+    SHARE: ClassVar[float] = 0.125
 
     step: int
     weights: Mapping[str, Tensor]

@@ -193,7 +193,7 @@ class Trainer:
         self.unread.append(norm)
         if is_update_due(step + 1, self.progress.steps):
             self._update_averages()
-        if self.config.keep_weak and self.progress.passes(self.config.weak_after, step + 1):
+        if self.config.keep_weak and self.progress.passes(EarlyWeights.SHARE, step + 1):
             self.weak = EarlyWeights.of(self.ema, step + 1)
         return StepResult(loss, norm)
 

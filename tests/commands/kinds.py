@@ -160,7 +160,7 @@ KINDS: dict[str, Kind] = {
     "sound": Kind(("--augment", "gain,shift"), "sounds"),
     "stack": Kind(("--layout", "pages"), "pages"),
     "vit": Kind(("--target", "v"), network=VIT),
-    "keep-weak": Kind(("--keep-weak", "--weak-after", 0.5)),
+    "keep-weak": Kind(("--keep-weak",)),
 }
 
 

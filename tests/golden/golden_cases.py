@@ -240,7 +240,7 @@ CASES: dict[str, tuple[str, ...]] = {
         sample("--sampler ddim --steps 4 --spacing wide"),
     ),
     "weak": (
-        train("--keep-weak --weak-after 0.5 --optimizer muon --weighting flow --target flow"),
+        train("--keep-weak --optimizer muon --weighting flow --target flow"),
         sample("--guide-with self --weak-guidance 2 --steps 4"),
     ),
     "augment": (

@@ -50,21 +50,6 @@ def test_it_is_taken_after_a_share_of_the_steps(share, steps, taken):
     assert [done for done in range(1, steps + 1) if course.passes(share, done)] == [taken]
 
 
-def test_the_share_is_an_option(quick):
-    """The average after 5 of 17 steps, which a run that stops there has."""
-    quick(*RUN, "--weak-after", 0.25)
-    found = model_file.load(MODEL)
-    assert (found.weak_step, found.training["weak_after"]) == (5, 0.25)
-    quick(*RUN, "--overwrite", "--weak-after", 0.25, "--stop-at", 5)
-    assert same(found.weak, model_file.load(MODEL).ema)
-
-
-def test_a_share_without_an_average_is_refused(quick):
-    ran = quick(*RUN, "--weak-after", 0.25, "--no-keep-weak", "-q")
-    assert ran.code == 2
-    assert "--weak-after needs --keep-weak" in ran.line
-
-
 def test_it_is_the_average_of_a_run_that_stopped_there_and_changes_nothing_else(quick, weak):
     found = model_file.load(weak)
     assert found.weak_step == 3
@@ -142,11 +127,10 @@ def test_the_best_model_has_it_from_its_step_on(quick, monkeypatch):
     assert best.read_bytes() == bytes_of
 
 
-def test_a_model_with_a_share_of_its_own_is_distilled_and_begun_from(quick, diffuse, images):
-    """Neither keeps an average, and the share that they inherit asks for none."""
-    quick(*RUN, "--weak-after", 0.25)
-    ran = diffuse("distill", MODEL, images, "--steps", 1, "--batch-size", 2, "-o", OTHER)
-    assert ran.code == 0, ran.err
-    ran = quick("--steps", 2, "--init", MODEL, "--no-keep-weak", "-o", "next.safetensors")
-    assert ran.code == 0, ran.err
-    assert model_file.load("next.safetensors").weak is None
+def test_a_share_of_its_own_in_earlier_files_is_ignored(quick, weak):
+    quick(*RUN, "--stop-at", 2)
+    config = Path("model.run/config.toml")
+    config.write_text("weak_after = 0.25\n" + config.read_text())
+    assert quick("--resume").code == 0
+    assert MODEL.read_bytes() == weak.read_bytes()
+    assert quick("--config", config, "--steps", 1, "-o", OTHER).code == 0

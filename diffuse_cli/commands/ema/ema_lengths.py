@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.config.options import from_dict
-from diffuse_cli.config.train_options import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation.evaluation_run import choose_network, load_feature_choice, load_model
 from diffuse_cli.evaluation.feature_cache import ALONE, FeatureMeasure, generate_all
@@ -235,7 +235,7 @@ def _loss(
     """Training loss on the real images, with the same draws for every length."""
     yield from ()
     real = sides.real
-    training = from_dict(TrainConfig, {"data": "", **loaded.model.training})
+    training = from_dict(TrainConfig, {"data": "", **from_file(loaded.model.training)})
     objective = Objective(training, loaded.denoiser, accelerator.device)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
