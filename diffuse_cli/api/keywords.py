@@ -83,7 +83,6 @@ class TrainOptions(TypedDict, total=False):
     loss: str | None
     weighting: str | None
     timestep_draw: str | None
-    teacher_guidance: Float | None
     label_dropout: Float | None
     given_dropout: Float | None
     given_noise: Float | None

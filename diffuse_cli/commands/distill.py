@@ -14,6 +14,7 @@ from diffuse_cli.commands.train import run as run
 from diffuse_cli.config.distill_options import SHARE, STEPS, DistillConfig
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.sample_options import DrawConfig
+from diffuse_cli.config.train_options import CONSISTENCY
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.outputs import check_other_than
@@ -51,7 +52,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             text = f"--guidance {guidance:g} differs from the run's {run_guidance:g}"
             raise UsageError(text, "Leave it out to continue, or start again with --overwrite")
         return resumed
-    values |= {"init": model, "loss": "consistency", "keep_weak": False, "augment": ()}
+    values |= {"init": model, "loss": CONSISTENCY, "keep_weak": False, "augment": ()}
     values["timestep_draw"] = "uniform"  # a path has times of its own
     check_other_than(config.out, model)
     file = finish(find(model, weights=False))

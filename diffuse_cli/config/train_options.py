@@ -18,9 +18,13 @@ from diffuse_cli.config.parsers import (
 )
 from diffuse_cli.config.shared_options import BACKGROUND, FIT, DiffusionConfig, FormConfig
 from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core.settings import setting
 from diffuse_cli.system.errors import UsageError
 
-WEIGHTED = frozenset({"vlb", "consistency"})
+CONSISTENCY = "consistency"
+"""The loss of `distill`, which is not an option of `train`."""
+
+WEIGHTED = frozenset({"vlb", CONSISTENCY})
 """Losses that have their own weights."""
 
 WEIGHTING = "sigmoid"
@@ -38,7 +42,12 @@ GIVEN_DROPOUT = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DiffusionConfig, FormConfig):
-    """Everything that decides the weights of a model, and how its run is kept."""
+    """Everything that decides the weights of a model, and how its run is kept.
+
+    Attributes:
+        architecture: the settings of the network.
+        teacher_guidance: the guidance scale of the model that a run distills.
+    """
 
     data: str = argument("DATA", "Folder, zip, tar, parquet, npy or hf:// name.")
     steps: int | None = option.optional(
@@ -146,6 +155,7 @@ class TrainConfig(DiffusionConfig, FormConfig):
         "Network architecture.", table="core.networks.NETWORKS", shown="from the preset"
     )
     architecture: Mapping[str, Any] = field(default_factory=dict)
+    teacher_guidance: float | None = setting(None, low=0, high=100)
 
     lr: float | None = option.optimizer.optional(
         "Peak learning rate.", low=0, high=10, shown="from the preset"
@@ -177,12 +187,6 @@ class TrainConfig(DiffusionConfig, FormConfig):
         "uniform",
         "Draw timesteps uniformly, or more where the loss or its weight is large.",
         table="core.timesteps.TIMESTEP_DRAWS",
-    )
-    teacher_guidance: float | None = option.optimizer.optional(
-        "Guidance scale of the --init model, with --loss consistency.",
-        low=0,
-        high=100,
-        shown="unguided",
     )
     label_dropout: float = option.conditioning(
         0.1, "Fraction of images trained without class and metadata, for guidance.", low=0, high=1
@@ -287,6 +291,11 @@ class TrainConfig(DiffusionConfig, FormConfig):
     def num_steps(self) -> int:
         """The steps of the run. Until the data is read, the most that it may take by default."""
         return self.steps or MOST_STEPS
+
+    @property
+    def distills(self) -> bool:
+        """Whether the run distills the model at `init`."""
+        return self.loss == CONSISTENCY
 
     @property
     def resumes(self) -> bool:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core import distillation
 from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.registry import Registry, entries_by_name, lookup
 
@@ -103,13 +102,7 @@ def _decoder_nll(model: Gaussian, x0: Tensor, levels: int | None) -> Tensor:
     return model.nll(x0) if levels is None else model.discrete_nll(x0, levels=levels)
 
 
-LOSSES: Registry[Loss] = Registry(
-    "losses",
-    {"simple": simple, "vlb": vlb, "hybrid": hybrid, "consistency": distillation.consistency_loss},
-)
-
-TAUGHT = frozenset({"consistency"})
-"""Losses that need a `teacher`, and evaluate each sample at `distillation.POINTS` times."""
+LOSSES: Registry[Loss] = Registry("losses", {"simple": simple, "vlb": vlb, "hybrid": hybrid})
 
 OF_LEARNED = frozenset({"hybrid"})
 """Losses that need a learned variance. With a fixed variance they have the gradient of `simple`."""

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.config.options import from_dict, option_fields
-from diffuse_cli.config.presets import network_config
 from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import PAIRS
@@ -199,15 +198,10 @@ def training_options(model_file: ModelFile) -> dict[str, Any]:
     """
     blueprint = model_file.model.blueprint
     with _translate_errors(model_file.path):
-        option_names = {
-            f.name for f, spec in option_fields(TrainConfig) if not (spec.control or spec.place)
-        }
+        omitted = {f.name for f, spec in option_fields(TrainConfig) if spec.control or spec.place}
+        names = settings.fields_by_name(TrainConfig).keys() - omitted
         stored = from_file(model_file.model.training)
-        training = {key: value for key, value in stored.items() if key in option_names}
-        if training.get("architecture"):
-            config = network_config(training["network"], training["architecture"])
-            if (training["network"], config) != (blueprint.network, blueprint.config):
-                raise ModelFileError("its training configuration has another network")
+        training = {key: value for key, value in stored.items() if key in names}
         training["network"] = blueprint.network
         training["wiener"] = blueprint.wiener
         training["architecture"] = settings.to_dict(blueprint.config)

@@ -20,7 +20,6 @@ from accelerate.utils import gather_object
 from diffuse_cli.config.options import option_fields, place_name, read_toml, to_toml
 from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.data_gaussian import read
-from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import redirect_trackers
@@ -101,7 +100,7 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     kept_weights = model if best or (plan.config.keep != "last" and copies.can_look(plan)) else 0
     powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
     snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
-    critic = weights + moments if plan.config.loss in TAUGHT else 0
+    critic = weights + moments if plan.config.distills else 0
     checkpoints = (KEPT + 1) * (2 * weights + weak + moments + kept_weights + powers + critic)
     replaced_paths = (run.checkpoints, run.model, run.snapshots)
     replaced_bytes = sum(map(files.measure_size, replaced_paths))

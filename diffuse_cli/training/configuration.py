@@ -17,6 +17,7 @@ from diffuse_cli.config.options import (
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.task_options import check_degradation, is_degradation
 from diffuse_cli.config.train_options import (
+    CONSISTENCY,
     NETWORK,
     WEIGHTED,
     TrainConfig,
@@ -24,7 +25,7 @@ from diffuse_cli.config.train_options import (
     to_file,
 )
 from diffuse_cli.core.augmentations import AUGMENTATIONS
-from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
+from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.variances import LEARNED
@@ -87,20 +88,12 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             "fixed",
             "Use --variance learned, or --loss simple",
         )
-    if config.loss in TAUGHT and not config.init:
+    if config.distills and not config.init:
         text = f"--loss {config.loss} needs a trained model"
-        raise UsageError(text, "Pass it with --init, or run diffuse distill MODEL DATA")
-    if config.loss in TAUGHT and config.timestep_draw != "uniform":
-        raise UsageError(
-            f"--timestep-draw {config.timestep_draw} does not work with --loss {config.loss}, "
-            "which chooses its own timesteps",
-            "Use --timestep-draw uniform",
-        )
+        raise UsageError(text, "Run diffuse distill MODEL DATA")
     if config.timestep_draw == "weight" and (config.weighting == "none" or config.loss in WEIGHTED):
         text = "--timestep-draw weight needs the weights of --weighting, and there are none"
         raise UsageError(text, "Remove it, or set --weighting")
-    if config.teacher_guidance is not None and config.loss not in TAUGHT:
-        raise UsageError("--teacher-guidance needs --loss consistency", "Remove it")
     return _check_options(config)
 
 
@@ -154,9 +147,10 @@ def _read_base(given: Layer) -> Layer:
 
         base = training_options(finish(find(given["init"], weights=False)))
         # They depend on the device, the memory, the length of the run or the data.
-        excluded = ["accumulation", "augment", "compile", "precision", "steps", "teacher_guidance"]
-        if base.get("loss") in TAUGHT:  # its distillation, which another training does not repeat
+        excluded = ["accumulation", "augment", "compile", "precision", "steps"]
+        if base.get("loss") == CONSISTENCY:  # another training does not repeat the distillation
             excluded += ["loss", "weighting", "timestep_draw", "keep_weak", "lr", "batch_size"]
+            excluded += ["teacher_guidance"]
         model = Layer(base).without(*excluded)
         batch = given.get("batch_size")
         if batch and given.get("lr") is None and {"lr", "batch_size"} <= model.keys():
@@ -226,7 +220,7 @@ def _is_checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
     """Whether an option names files, which are compared by their content."""
     if name == "given":
         return not any(path is None or is_degradation(path) for path in (value, stored.given))
-    return name == "init" and stored.loss in TAUGHT
+    return name == "init" and stored.distills
 
 
 def _difference_error(name: str, typed: Any, stored: Any) -> UsageError:

@@ -13,7 +13,6 @@ from diffuse_cli.config.train_options import MOST_STEPS, WEIGHTED, WEIGHTING, Tr
 from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.data_gaussian import LONGEST
-from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS, largest_width
 from diffuse_cli.core.settings import Settings, to_dict
 from diffuse_cli.core.space import MOST_CHANNELS, Space
@@ -147,7 +146,7 @@ def resolve_compile(config: TrainConfig, device: str) -> bool:
         long = config.num_steps >= COMPILED_STEPS
     else:
         long = config.minutes >= COMPILED_MINUTES
-    return long and config.loss not in TAUGHT and can_compile(device)
+    return long and not config.distills and can_compile(device)
 
 
 def resolve_wiener(config: TrainConfig, settings: Settings, space: Space) -> bool:
@@ -233,26 +232,25 @@ def plan_steps(count: int, batch_size: int) -> int:
     return min(MOST_STEPS, max(LEAST_STEPS, count * MOST_PASSES // batch_size))
 
 
-def list_augmentations(config: TrainConfig, blueprint: Blueprint) -> tuple[str, ...]:
-    """Return the names of the augmentations that suit the samples, the network and the loss."""
-    if config.loss in TAUGHT or not hasattr(blueprint.build_on_meta(), "add_augmentation"):
+def list_augmentations(blueprint: Blueprint) -> tuple[str, ...]:
+    """Return the names of the augmentations that suit the samples and the network."""
+    if not hasattr(blueprint.build_on_meta(), "add_augmentation"):
         return ()
     return tuple(MEDIA[blueprint.space.medium].augmentations)
 
 
 def _check_augmentations(config: TrainConfig, blueprint: Blueprint) -> None:
-    """Refuse an augmentation of --augment that does not suit the samples, network or loss.
+    """Refuse an augmentation of --augment that does not suit the samples or the network.
 
     Raises:
         UsageError: one does not.
     """
     if not config.augment:
         return
-    suited = list_augmentations(config, blueprint)
+    suited = list_augmentations(blueprint)
     if not suited:
-        loss = config.loss in TAUGHT
-        cause = f"--loss {config.loss}" if loss else f"network '{blueprint.network}'"
-        raise UsageError(f"--augment does not work with {cause}", "Remove it")
+        text = f"--augment does not work with network '{blueprint.network}'"
+        raise UsageError(text, "Remove it")
     for name in config.augment:
         if name in AUGMENTATIONS.entries and name not in suited:
             text = f"--augment {name} is not for {MEDIA[blueprint.space.medium].many}"
@@ -269,7 +267,7 @@ def _choose_augmentations(
     count = len(data.train)
     passes = config.num_steps * config.batch_size / max(count, 1)
     many = count > AUGMENTED or passes < PASSES
-    names = () if many else list_augmentations(config, blueprint)
+    names = () if many else list_augmentations(blueprint)
     if names:
         yield Notice(
             f"each of {data.images.summary.format_samples(count)} is seen {passes:,.0f} times, so "

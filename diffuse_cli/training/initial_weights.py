@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffuse_cli.core.conditions import PAIRS, MetadataTable
-from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
 from diffuse_cli.core.settings import Settings, dimensions, to_dict
 from diffuse_cli.media import MEDIA
@@ -71,7 +70,7 @@ def load_initial_weights(plan: Plan) -> Work[Mapping[str, Tensor] | None]:
     model = plan.teacher.model if plan.teacher else (yield from model_file.find(config.init)).model
     source = files.show(config.init)
     _check_network(source, model.blueprint, blueprint)
-    if config.loss in TAUGHT:
+    if config.distills:
         _check_student(source, model, blueprint)
     if plan.data.images.summary.greyed:
         medium = MEDIA[blueprint.space.medium]
@@ -108,16 +107,12 @@ def _check_network(source: str, base: Blueprint, tuned: Blueprint) -> None:
 
 
 def _check_student(source: str, teacher: StoredModel, tuned: Blueprint) -> None:
-    """Refuse to distil into a model with another process, conditions, levels or shapes.
+    """Refuse to distil on data of other levels or conditions.
 
     Raises:
         UsageError: one of them differs from the teacher's.
     """
     base = teacher.blueprint
-    process = (*NOISE, "num_timesteps")
-    if any(getattr(base.diffusion, n) != getattr(tuned.diffusion, n) for n in process):
-        text = f"{source} has another process, which a distilled model must keep"
-        raise UsageError(text, "Remove --schedule, --betas and other options of the process")
     if base.space.level_range != tuned.space.level_range:
         text = f"{source} was trained on {_levels(base)}, not {_levels(tuned)}"
         raise UsageError(text, "Use the data that it was trained on")
@@ -129,9 +124,6 @@ def _check_student(source: str, teacher: StoredModel, tuned: Blueprint) -> None:
         ):
             text = f"{source} was trained with other {words}, which a distilled model must keep"
             raise UsageError(text, "Use the data that it was trained on")
-    if dict(base.shapes) != dict(tuned.shapes):
-        text = f"{source} has another network, which a distilled model must keep"
-        raise UsageError(text, "Remove --channels, --size and --variance: they come from the model")
 
 
 def _describe_encoding(value: object) -> object:

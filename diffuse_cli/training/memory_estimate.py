@@ -11,7 +11,6 @@ from accelerate.utils import gather_object
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.distillation import POINTS
-from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.models.activation_memory import SLACK, MemoryCost, count_kept_bytes
 from diffuse_cli.models.blueprint import Blueprint
@@ -38,9 +37,9 @@ def estimate_memory(
     activations = count_kept_bytes(blueprint, half, again, device)
     copies = COPIES + (len(KEPT_LENGTHS) if config.ema_lengths else 0)
     copies += processes > 1  # the gradients on their way to the others
-    if config.loss in TAUGHT:
+    if config.distills:
         copies += CRITICS
-    points = POINTS if config.loss in TAUGHT else 1
+    points = POINTS if config.distills else 1
     return MemoryCost(copies * 4 * parameters + activations.fixed, points * activations.image)
 
 

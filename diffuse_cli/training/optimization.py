@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.losses import LOSSES, weights
+from diffuse_cli.core.distillation import consistency_loss
+from diffuse_cli.core.losses import LOSSES, Loss, weights
 from diffuse_cli.core.optimizers import OPTIMIZERS
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.memory import is_out_of_memory
@@ -253,9 +255,10 @@ class Objective:
         device: torch.device,
         teacher: Denoise | None = None,
     ) -> None:
-        name = config.loss or default_loss(config.variance)
-        self._loss = lookup(LOSSES, name, "--loss")
-        self._more: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
+        if config.distills:
+            self._loss: Loss = partial(consistency_loss, teacher=teacher)
+        else:
+            self._loss = lookup(LOSSES, config.loss or default_loss(config.variance), "--loss")
         self.weight = weights(config.weighting or "none", denoiser)
         self._copy_weights = None if self.weight is None else self.weight.float().to(device)
 
@@ -264,7 +267,7 @@ class Objective:
     ) -> Tensor:
         """Return the loss of each image, (B,)."""
         weight = None if self._copy_weights is None else self._copy_weights[t]
-        return self._loss(denoiser, x0, t, noise, weight, **self._more, **cond)
+        return self._loss(denoiser, x0, t, noise, weight, **cond)
 
 
 def measure_losses(

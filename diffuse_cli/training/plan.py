@@ -142,7 +142,7 @@ def prepare_plan(
     space = yield from keep_scale(space, base, continued)
     given = describe_conditioning(config, space, data.pairs, data.train)
     conditions = Conditions(
-        classes=class_names(images, continued, config.loss) if config.classes else (),
+        classes=class_names(images, continued, distills=config.distills) if config.classes else (),
         given=keep_given_scale(given, space, base, continued),
         table=data.table,
     )

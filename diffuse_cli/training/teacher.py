@@ -15,15 +15,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffuse_cli.config.sample_options import DISTILLED_STEPS, DrawConfig, SamplerChoice
+from diffuse_cli.config.sample_options import DISTILLED_STEPS, SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import distillation
 from diffuse_cli.core.guidance import guide
 from diffuse_cli.core.kernels import arrange_weights
-from diffuse_cli.core.losses import TAUGHT, simple
+from diffuse_cli.core.losses import simple
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
@@ -218,7 +217,7 @@ def check_distillation(config: TrainConfig, denoiser: Denoiser) -> None:
     Raises:
         UsageError: the target amplifies errors too much.
     """
-    if config.loss not in TAUGHT:
+    if not config.distills:
         return
     a, b = denoiser.coefficients
     bars = denoiser.process.alpha_bars
@@ -236,29 +235,20 @@ def load_teacher(config: TrainConfig) -> Work[Teacher | None]:
 
     Raises:
         ModelFileError: it is missing or damaged.
-        UsageError: it is distilled already, or does not support the guidance scale.
+        UsageError: it is distilled already.
     """
-    if config.loss not in TAUGHT:
+    if not config.distills:
         return None
     assert config.init is not None
     file = yield from model_file.find(config.init)
-    model, scale = file.model, config.teacher_guidance
+    model = file.model
     if model.distilled is not None:
         text = f"{files.show(config.init)} is distilled already"
         raise UsageError(text, "Pass the model that it was distilled from")
-    if model.blueprint.conditions:
-        if scale is not None:
-            guidance_scale(DrawConfig(guidance=scale), model, "--teacher-guidance")
-    elif scale not in (None, 1):
-        raise UsageError(
-            f"--teacher-guidance {scale:g} needs a conditional model, and this one is "
-            "unconditional",
-            "Remove it",
-        )
     if model.sampling and model.sampling.weak_guidance not in (None, 1):
         yield Notice(
             "the guidance by the early EMA checkpoint, which the model file recommends, is not "
             "distilled: samples will be like the model's with --weak-guidance 1",
             warning=True,
         )
-    return Teacher(file.sha256, model, scale)
+    return Teacher(file.sha256, model, config.teacher_guidance)

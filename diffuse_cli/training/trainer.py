@@ -19,7 +19,6 @@ from diffuse_cli.core.augmentations import count_draws, count_parameters
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.distillation import EVALUATIONS
 from diffuse_cli.core.kernels import arrange_weights
-from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import run_checkpointed
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.media import Indices
@@ -75,7 +74,7 @@ class Chances(NamedTuple):
 
 def count_evaluations(config: TrainConfig) -> int:
     """Return the network evaluations that the loss of an image takes."""
-    return EVALUATIONS if config.loss in TAUGHT else 1
+    return EVALUATIONS if config.distills else 1
 
 
 def count_held_out_images(config: TrainConfig) -> int:

@@ -15,7 +15,6 @@ from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.config.train_options import GIVEN_DROPOUT, TrainConfig
 from diffuse_cli.core.conditions import PAIRS, ConditioningArray, MetadataTable, NumberColumn
 from diffuse_cli.core.degradations import DEGRADATIONS
-from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Pairs, is_images, match_pairs, read_cells
@@ -95,18 +94,18 @@ CLASSES_BYTES = 750_000
 """Bytes for the names of classes, as JSON, in the header of a model file."""
 
 
-def class_names(images: Dataset, continued: bool, loss: str | None = None) -> tuple[str, ...]:
+def class_names(images: Dataset, continued: bool, *, distills: bool = False) -> tuple[str, ...]:
     """Return the names of the classes.
 
     Args:
         continued: whether a run continues, which keeps its classes.
-        loss: the loss of the run. With that of distillation, the model decides on the classes.
+        distills: whether a run distills a model, which decides on the classes.
 
     Raises:
         DataError: the images are in fewer than two class folders, or in more than fit into a model
             file, or the classes are nearly as many as the images.
     """
-    if len(images.class_names) < 2 and loss in TAUGHT:
+    if len(images.class_names) < 2 and distills:
         text = "the model was trained with classes, and the images are not in class folders"
         raise DataError(text, "Put each class into a folder of its name")
     if len(images.class_names) < 2:

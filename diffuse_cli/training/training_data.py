@@ -14,7 +14,6 @@ import numpy as np
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import ConditioningArray, MetadataTable
-from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
@@ -141,7 +140,7 @@ def _describe_samples(config: TrainConfig, images: Dataset, train: Indices) -> I
     summary, source = images.summary, shlex.quote(config.data)
     yield from (Notice(line) for line in summary.lines())
     count = len(summary.classes)
-    if count > 1 and not (config.classes or config.resumes or config.loss in TAUGHT):
+    if count > 1 and not (config.classes or config.resumes or config.distills):
         yield Notice(f"{count:,} classes: use --classes to choose one when you sample")
     if copies := np.count_nonzero(images.first_copies != np.arange(len(images))):
         look = "" if config.data.startswith(MEMORY) else f". List them with: diffuse info {source}"

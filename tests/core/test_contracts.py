@@ -44,7 +44,7 @@ from diffuse_cli.core import (
     Denoiser,
     Process,
 )
-from diffuse_cli.core.losses import TAUGHT, bound_term, weights
+from diffuse_cli.core.losses import bound_term, weights
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.core.targets import STEPWISE
@@ -77,7 +77,7 @@ def covers(strength: int = 3, **tables: Iterable[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize((*tables, "respaced"), rows, ids=names)
 
 
-losses = pytest.mark.parametrize("loss", sorted(set(LOSSES) - TAUGHT))
+losses = pytest.mark.parametrize("loss", sorted(LOSSES))
 
 
 # -- losses ---------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def factor(schedule: str, target: str, respaced: bool) -> torch.Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-@covers(loss=sorted(set(LOSSES) - TAUGHT))
+@covers(loss=sorted(LOSSES))
 def test_a_loss_in_float32_is_that_in_float64(schedule, target, variance, respaced, loss):
     denoiser = denoiser_of(schedule, target, variance, respaced)
     size = denoiser.process.num_timesteps

@@ -14,7 +14,6 @@ from conftest import QUICK
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffuse_cli.core import LOSSES, TIMESTEP_DRAWS, WEIGHTINGS, Conditions
-from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.system.rng import training_draws
@@ -27,7 +26,7 @@ from diffuse_cli.training.training_data import TrainingData
 
 META = torch.device("meta")
 
-PLAIN = sorted(set(LOSSES) - TAUGHT)
+PLAIN = sorted(LOSSES)
 """Losses of a training from the start."""
 
 VIT = tomllib.loads(QUICK.read_text())["vit"]
