@@ -39,17 +39,11 @@ DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 LAUNCH = "Start them with torchrun, or with accelerate launch --multi_gpu"
 
-TRACKERS = (
-    "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio",
-)  # fmt: skip
-"""Accelerate's trackers, with the names of their packages."""
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""Accelerate's trackers to choose from, with the names of their packages."""
 
-BATCHED: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
-"""Trackers whose `log_images` takes a batch (N, H, W, 3), with its arguments. Other trackers take a
-single picture (H, W, 3)."""
-
-AS_VALUES = {"trackio": "Image"}
-"""Trackers that log pictures as values, and the class of these values in their package."""
+IMAGE_LAYOUTS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": dict[str, str]()}
+"""Trackers that take images, with the arguments for a batch (N, H, W, 3)."""
 
 
 def device_type(device: str = "auto") -> str:
@@ -310,17 +304,13 @@ def redirect_trackers() -> contextlib.AbstractContextManager[object]:
 
 
 def log_image(accelerator: Accelerator, name: str, picture: Image, step: int) -> None:
-    """Log a picture to the Accelerator's trackers that take pictures."""
+    """Log a picture to the Accelerator's trackers that take images."""
     import numpy as np
 
-    pixels = np.asarray(picture.convert("RGB"))
+    images = {name: np.asarray(picture.convert("RGB"))[None]}
     for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_images"):
-            images = pixels[None] if tracker.name in BATCHED else pixels
-            tracker.log_images({name: images}, step=step, **BATCHED.get(tracker.name, {}))
-        elif tracker.name in AS_VALUES:
-            value = getattr(importlib.import_module(tracker.name), AS_VALUES[tracker.name])
-            tracker.log({name: value(pixels)}, step=step)
+        if tracker.name in IMAGE_LAYOUTS:
+            tracker.log_images(images, step=step, **IMAGE_LAYOUTS[tracker.name])
 
 
 def reuse_accelerator(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,22 +146,10 @@ def test_each_tracker_gets_a_picture_as_it_takes_it():
 
     grid = figures.arrange_grid(np.zeros((3, 1, 64, 64), np.uint8))
     without = SimpleNamespace(name="mlflow")
-    trackers = [*map(Taking, ("tensorboard", "wandb", "aim")), without]
+    trackers = [*map(Taking, ("tensorboard", "wandb")), without]
     log_image(SimpleNamespace(trackers=trackers), "preview", grid, 7)
     one = (130, 130, 3)
     assert got == {
         "tensorboard": ((1, *one), 7, {"dataformats": "NHWC"}),
         "wandb": ((1, *one), 7, {}),
-        "aim": (one, 7, {}),
     }
-
-
-def test_a_tracker_whose_pictures_are_values_gets_one(monkeypatch):
-    got = {}
-    tracker = SimpleNamespace(
-        name="trackio", log=lambda values, step: got.update({**values, "step": step})
-    )
-    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda pixels: pixels.shape))
-    grid = figures.arrange_grid(np.zeros((3, 1, 64, 64), np.uint8))
-    log_image(SimpleNamespace(trackers=[tracker]), "preview", grid, 7)
-    assert got == {"preview": (130, 130, 3), "step": 7}
