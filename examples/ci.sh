@@ -81,12 +81,12 @@ for k in range(24):
 '
     diffuse train chirps --steps 4 --width 16 --batch-size 4 -o chirps.safetensors --quiet
     diffuse sample chirps.safetensors -n 2 --steps 4 -o played/ --quiet
-    diffuse noise-demo chirps/00.wav --schedule cosine --html -o chirp.png --quiet
+    diffuse noise-demo chirps/00.wav --schedule cosine -o chirp.png --quiet
     python3 -c '
 import wave
 assert wave.open("played/00001.wav").getparams()[:4] == (1, 2, 4000, 1024)
 '
-    grep -q "<audio " chirp.html
+    test -s chirp.png
 fi
 
 # The core as a library, with no files of the command line.

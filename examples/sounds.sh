@@ -38,8 +38,8 @@ diffuse train words --rate 8000 --size 5120 --batch-size 16 --steps 1500 -o word
 # drawn/grid.png shows waveforms and spectrograms.
 diffuse sample words.safetensors -n 48 --steps 60 -o drawn/ --overwrite
 
-# One of the words as it becomes noise, and the way back: open the page and listen.
-diffuse noise-demo words/six/en-us-m3-150-*.wav --model words.safetensors --html -o six.png --overwrite
+# One of the words as it becomes noise, and the way back.
+diffuse noise-demo words/six/en-us-m3-150-*.wav --model words.safetensors -o six.png --overwrite
 
 # How well unseen words are predicted; and whether drawn ones have the spectrum of real ones.
 diffuse eval words.safetensors words

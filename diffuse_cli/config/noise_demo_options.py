@@ -73,6 +73,5 @@ class DemoConfig(ForwardConfig, ReverseConfig):
         "Image file to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"
     )
     gif: bool = option(False, "Also write an animation.")
-    html: bool = option.output(False, "Also write a page that plays each picture of a sound.")
-    open: bool = option.output(False, "Open the page, animation or image that was written.")
+    open: bool = option.output(False, "Open the animation or image that was written.")
     overwrite: bool = option(False, OVERWRITE)

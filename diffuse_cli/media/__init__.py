@@ -163,7 +163,6 @@ class Medium:
         judged: whether networks trained on photographs can judge samples.
         unjudged: the layouts that these networks cannot judge.
         suffixes: the extensions of files by layout, instead of `suffix`.
-        played: the MIME type of its files for a browser that plays them. Empty for other files.
         flipped: the direction in which `--flip` mirrors samples, if it is not obvious.
         augmentations: the names of the augmentations that suit it, in the order of application.
         channel_names: the names of the channels, by their number.
@@ -201,7 +200,6 @@ class Medium:
     judged: bool = True
     unjudged: Sequence[str] = ()
     suffixes: Mapping[str | None, str] = field(default_factory=dict)
-    played: str = ""
     flipped: str = ""
     augmentations: Sequence[str] = ()
     channel_names: Mapping[int, Sequence[str]] = field(default_factory=dict)

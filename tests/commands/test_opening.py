@@ -69,11 +69,3 @@ def test_nothing_is_opened_unless_asked_for(diffuse: Callable[..., Any]) -> None
     ran = diffuse(*LINE)
     assert ran.code == 0
     assert "--open" not in ran.err
-
-
-def test_of_several_files_the_one_that_shows_most_is_opened() -> None:
-    png, html, gif = (Path(f"a.{kind}") for kind in ("png", "html", "gif"))
-    assert noise_demo.best([png]) == png
-    assert noise_demo.best([png, gif]) == gif
-    assert noise_demo.best([Path("a.PNG")]) == Path("a.PNG")
-    assert noise_demo.best([png, html, gif]) == html

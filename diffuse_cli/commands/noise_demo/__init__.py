@@ -6,7 +6,6 @@ it also shows how the model denoises the image, and how it samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +35,13 @@ def run(config: DemoConfig, console: Console) -> None:
     if config.betas is not None:
         values["betas"] = config.betas
     console.result(paths, values)
-    if config.open and (why := opened(best(paths))):
+    if config.open and (why := opened(paths[-1])):
         console.warn(why)
 
 
 # -- opening --------------------------------------------------------------------------------------
 
 # Opening a file in the viewer of the system: `noise-demo --open`.
-
-KINDS = (".html", ".gif", ".png")
-"""The file that shows most first."""
-
-
-def best(paths: Sequence[Path]) -> Path:
-    """Return the file to open first."""
-    return min(paths, key=lambda path: KINDS.index(path.suffix.lower()))
 
 
 def opened(path: Path) -> str:

@@ -1,13 +1,13 @@
-"""Rows of pictures over timesteps: the page, the animation, and a page to listen to."""
+"""Rows of pictures over timesteps: the page and the animation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.media import MEDIA, Array, figures, render_samples
+from diffuse_cli.media import figures
 from diffuse_cli.media.figures import FAINT, Pixels, Sheet, matplotlib_style
 from diffuse_cli.system.events import Progress, Work
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
     from PIL import Image
-
-    from diffuse_cli.core import Space
 
 
 LEFT, RIGHT, TOP, BOTTOM = 1.1, 0.35, 0.86, 0.56  # inches, as everything below
@@ -189,32 +187,3 @@ def animate(
         frames.append(sheet.render())
         yield Progress("animating", len(frames), len(times))
     return figures.encode_gif(frames, seconds=SECONDS, hold=HOLD)
-
-
-# -- listening ------------------------------------------------------------------------------------
-
-# The page of `noise-demo --html`, on which each picture of a sound can be played.
-
-SIDE = 192
-"""The width of a picture on the screen."""
-
-
-def page(
-    title: str, rows: Mapping[str, Mapping[int, Array]], times: Sequence[int], space: Space
-) -> bytes:
-    """Return a table for each name in one HTML file, with a column for each timestep.
-
-    Args:
-        rows: stored samples (C, *size) by timestep.
-    """
-    from diffuse_cli.pages.templates import POLICY, picture, render_page, to_data_url
-
-    medium = MEDIA[space.medium]
-
-    def heard(name: str, t: int, sample: Array) -> tuple[object, str]:
-        image = picture(render_samples(space, sample[None])[0], f"{name}, t = {t}", SIDE)
-        return image, to_data_url(medium.played, medium.encode(sample, space))
-
-    cells = {name: [heard(name, t, samples[t]) for t in times] for name, samples in rows.items()}
-    policy = f"{POLICY}; media-src data:"
-    return render_page("sounds", title, policy=policy, rows=cells, times=times).encode()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.commands.noise_demo import demo_page
 from diffuse_cli.commands.noise_demo.forward_process import FRAME_COLUMNS, PURE_NOISE, Scene
 from diffuse_cli.config.noise_demo_options import DemoConfig, ForwardConfig, ReverseConfig
 from diffuse_cli.config.options import find_changed_flag
@@ -51,10 +50,6 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
         yield Progress("drawing", 0, 1)
         contents = [figures.encode_png(scene.draw(config.steps))]
         yield Progress("drawing", 1, 1)
-        if config.html:
-            times = scene.times(config.steps)
-            samples = scene.collect_samples(times)
-            contents.append(demo_page.page(scene.title, samples, times, scene.space))
         if config.gif:
             contents.append((yield from small.animate()))
         for path, content in zip(paths, contents, strict=True):
@@ -145,12 +140,9 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
     out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
     outputs.check_suffix(out, ".png")
     medium = MEDIA[medium_of(config.image)]
-    if config.html and not medium.played:
-        raise UsageError(f"--html plays sounds, and {files.show(image)} is none", "Leave it out")
     if config.layout and config.layout not in medium.layouts:
         raise UsageError(f"--layout is for arrays, and {files.show(image)} is none", "Leave it out")
-    extras = {".html": config.html, ".gif": config.gif}
-    named = {".png": out, **{end: out.with_suffix(end) for end, on in extras.items() if on}}
+    named = {".png": out} | ({".gif": out.with_suffix(".gif")} if config.gif else {})
     paths = [
         stack.enter_context(outputs.claim_output(path, end, config.overwrite, read=config.image))
         for end, path in named.items()

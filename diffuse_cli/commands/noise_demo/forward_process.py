@@ -7,7 +7,7 @@ the variances of signal and noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -63,21 +63,13 @@ class Scene:
         """Return at most `count` timesteps from 0 to T - 1, evenly spaced."""
         return demo_page.spread_evenly(range(self.num_timesteps), count)
 
-    def to_stored(self, name: str, t: int) -> Any:
-        """x_t as stored, (C, *size)."""
+    def to_pixels(self, name: str, t: int) -> Pixels:
+        """x_t as pixels (C, H, W)."""
         from diffuse_cli.sampling.generation import to_stored
 
         x_t = self.processes[name].diffuse(self.x0[None], t, self.noise[None])
-        return to_stored(self.space, x_t)[0]
-
-    def to_pixels(self, name: str, t: int) -> Pixels:
-        """x_t as pixels (C, H, W)."""
-        pixels: Pixels = render_samples(self.space, self.to_stored(name, t)[None])[0]
+        pixels: Pixels = render_samples(self.space, to_stored(self.space, x_t))[0]
         return pixels
-
-    def collect_samples(self, times: Sequence[int]) -> dict[str, dict[int, Any]]:
-        """Return the stored samples of each row by timestep."""
-        return {name: {t: self.to_stored(name, t) for t in times} for name in self.processes}
 
     def draw(self, steps: int) -> Image.Image:
         """Draw the picture at `steps` timesteps."""

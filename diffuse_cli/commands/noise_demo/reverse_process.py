@@ -189,15 +189,6 @@ class Trajectories:
         """Return at most `count` of the timesteps, evenly spaced."""
         return demo_page.spread_evenly(self.timesteps, count)
 
-    def collect_samples(self, times: Sequence[int]) -> dict[str, Mapping[int, Any]]:
-        """Return the stored samples of each row by timestep."""
-        return {
-            "forward": self.forward.x,
-            "forward: expected": self.forward.x0,
-            "reverse": self.reverse.x,
-            "reverse: expected": self.reverse.x0,
-        }
-
     def draw(self, steps: int) -> Image.Image:
         """Draw the page, with at most `steps` pictures in a row."""
         times, near, given = self.times(steps), self.reverse_near, self.condition

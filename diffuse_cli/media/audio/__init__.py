@@ -271,7 +271,6 @@ MEDIUM = Medium(
     fitted="cut or padded",
     cropped="to their loudest part",
     judged=False,
-    played="audio/wav",
     flipped="in time",
     augmentations=("shift", "gain"),
 )
