@@ -151,7 +151,7 @@ TYPES: list[tuple[Any, Any, Any, set[str], set[str]]] = [
         diffuse.train,
         keywords.TrainOptions,
         TrainConfig,
-        {"dry_run", "architecture"},
+        {"dry_run", "architecture", "teacher_guidance"},
         set(),
     ),
     (
