@@ -49,7 +49,7 @@ assert 0 < found["bits_per_dim"] < 50
 
 # The cheapest good setting, written into a copy of the model, which samples with it from then on.
 # Learning times for few steps would take longer than all the rest.
-diffuse tune "$model" "$data" -n 16 --samplers ddim,unipc --steps 3,6 --no-learn-times \
+diffuse tune "$model" "$data" -n 16 --samplers ddim,unipc --steps 3,6 \
     -o tuned.safetensors --quiet > tuned.txt
 diffuse info tuned.safetensors --quiet | grep -q "^recommended "
 diffuse sample tuned.safetensors -n 2 -o tuned/ --quiet

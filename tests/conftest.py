@@ -163,11 +163,6 @@ def less(arguments: Sequence[Any]) -> dict[str, int]:
     if arguments[:1] == ["train"]:
         found["diffuse_cli.training.previews.SAMPLING_STEPS"] = PREVIEW_STEPS
         found["diffuse_cli.core.denoising_errors.POINTS"] = 4
-    if arguments[:1] == ["tune"]:
-        found |= {
-            "diffuse_cli.evaluation.tune.candidates.SAMPLES": 4,
-            "diffuse_cli.evaluation.tune.candidates.FINE": 10,
-        }
     return found
 
 

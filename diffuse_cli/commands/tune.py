@@ -1,7 +1,7 @@
 """Find the best sampler, steps and guidance for a model.
 
-Tries every sampler with several numbers of steps, then guidance scales, autoguidance, another
-initial noise and learned timesteps. Recommends the cheapest setting that is as good as the best.
+Tries every sampler with several numbers of steps, then guidance scales, autoguidance and another
+initial noise. Recommends the cheapest setting that is as good as the best.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from diffuse_cli.commands import eval as evaluation
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.eval_options import TuneConfig
-from diffuse_cli.config.sample_options import LEARNED
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import format_measurement
 from diffuse_cli.system import files
@@ -31,7 +30,7 @@ EXAMPLES = (
 )
 
 HEADS = (
-    "sampler", "steps", "start", "times", "guidance", "weak guidance", "evaluations", "seconds",
+    "sampler", "steps", "start", "guidance", "weak guidance", "evaluations", "seconds",
 )  # fmt: skip
 
 
@@ -71,7 +70,6 @@ def lines(tuned: TuningResult) -> list[str]:
     heads = (*HEADS, *map(label, keys))
     absent = {
         "start": not any(row.setting.start for row in tuned.rows),
-        "times": not any(row.setting.times for row in tuned.rows),
         "guidance": first.guidance is None,
         "weak guidance": first.weak_guidance is None,
     }
@@ -95,7 +93,6 @@ def _cells(row: Trial, keys: Sequence[str]) -> tuple[str, ...]:
         setting.sampler,
         f"{setting.steps}",
         setting.start or "",
-        LEARNED if setting.times else "",
         *(
             "" if scale is None else f"{scale:g}"
             for scale in (setting.guidance, setting.weak_guidance)

@@ -42,9 +42,6 @@ TUNED_WEAK = (1.25, 1.5, 2.0, 3.0, 4.0)
 FEW_STEPS = (1, 2, 4, 8)
 """The steps that `tune` tries by default with a distilled model."""
 
-LEARNED_STEPS = 5
-"""The most steps for which `tune` learns times."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig(Options):
@@ -183,10 +180,6 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
         "Autoguidance scales to try, with --guide-with or the early EMA checkpoint.",
         parse=parse_scales,
         shown=f"{','.join(f'{scale:g}' for scale in TUNED_WEAK)} where there is one",
-    )
-    learn_times: bool = option.sampling(
-        True,
-        f"Also learn timesteps for up to {LEARNED_STEPS} steps, from trajectories in many steps.",
     )
     try_starts: bool = option.sampling(
         True, "Also try --start gaussian with the best sampler, if the model supports it."

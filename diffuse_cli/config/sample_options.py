@@ -23,7 +23,7 @@ NOISE, GAUSSIAN = STARTS = ("noise", "gaussian")
 """Initial noise: pure noise, or noise with the data's lowest frequencies."""
 
 LEARNED = "learned"
-"""Name in manifests of the spacing that `tune` learned."""
+"""Name in manifests of learned timesteps, which model files of earlier versions can recommend."""
 
 DISTILLED_STEPS = 2
 """Steps of a distilled model."""
@@ -158,7 +158,7 @@ class TrajectoryConfig(Options):
     spacing: str | None = option.sampling.optional(
         "Spacing of the timesteps that the sampler visits.",
         table="core.timesteps.SPACINGS",
-        shown="learned by tune, else wide for unipc up to 10 steps, else trailing",
+        shown="the model's, else wide for unipc up to 10 steps, else trailing",
     )
     threshold: float | None = option.sampling.optional(
         "Fraction of pixels that dynamic thresholding keeps in range, for example 0.995.",

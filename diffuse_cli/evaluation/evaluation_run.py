@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,6 @@ def evaluate(
     config: EvalConfig,
     accelerator: Accelerator | None = None,
     *,
-    times: tuple[float, ...] | None = None,
     model_file: ModelFile | None = None,
 ) -> Work[EvaluationResult | None]:
     """Measure a model file, or a folder of images, against real images.
@@ -66,7 +64,6 @@ def evaluate(
 
     Args:
         accelerator: the caller's accelerator, or None to set one up.
-        times: learned timesteps that replace the timesteps recommended by the model file.
         model_file: the model, if it is loaded already.
 
     Raises:
@@ -95,7 +92,6 @@ def evaluate(
                 model_file or subject, config.weights, accelerator, config.precision
             )
             settings = yield from prepare_settings(config, loaded, accelerator)
-            settings = replace(settings, times=times or settings.times)
             yield from report_settings(settings)
             described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}

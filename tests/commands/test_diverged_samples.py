@@ -14,7 +14,7 @@ from diffuse_cli.models import model_file
 from diffuse_cli.training import recommendation
 
 MEASURED = ("-n", 6, "--steps", 2, "--precision", "fp32")
-TRIED = ("-n", 6, "--samplers", "ddim", "--steps", 2, "--no-learn-times")
+TRIED = ("-n", 6, "--samplers", "ddim", "--steps", 2)
 
 
 @pytest.fixture(scope="module")

@@ -306,7 +306,7 @@ def test_no_name_of_a_folder_or_file_leaves_the_machine(
     assert ran.code == 0, ran.err
     assert marked(ran.out.encode()), "what is printed here may be typed again"
     (here / "eval.json").write_text(ran.out)
-    line = ("-n", 4, "--steps", 2, "--samplers", "ddim", "--no-learn-times", "--no-try-starts")
+    line = ("-n", 4, "--steps", 2, "--samplers", "ddim", "--no-try-starts")
     outs = ("--report", here / "tune.html", "-o", tuned, "--plot", here / "tune.png")
     assert diffuse("tune", model, data, *line, *outs, "-q").code == 0
     line = ("--license", "mit", "--eval", here / "eval.json", "-o", here / "out", "-q")

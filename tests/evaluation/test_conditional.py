@@ -146,7 +146,7 @@ def test_a_folder_is_given_nothing(diffuse, images):
 def test_tune_ema_and_compare_tell_what_is_given(diffuse, models, images, model, monkeypatch):
     monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     few = ("-n", 8, "--precision", "fp32")
-    line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2", "--no-learn-times")
+    line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2")
     ran = diffuse("tune", models / "upscaler.safetensors", images, *few, *line, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["recommended"]["guidance"] in (1, 2)

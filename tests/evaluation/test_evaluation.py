@@ -530,7 +530,7 @@ def test_tune_and_compare_draw_the_same_classes(
 ):
     line = ("-n", 6, "--seed", 3)
     own = measure_classes(other, *line, "--guidance", 2, "--metrics", "kid", "--json").json["kid"]
-    how = ("--samplers", "unipc", *QUICK, "--guidance", 2, "--no-learn-times", "--json")
+    how = ("--samplers", "unipc", *QUICK, "--guidance", 2, "--json")
     ran = diffuse("tune", conditional, other, *line, *how)
     assert ran.code == 0, ran.err
     tried = ran.json["rows"]

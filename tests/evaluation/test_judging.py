@@ -69,7 +69,7 @@ def test_tune_decides_by_them_and_eval_finds_the_same_numbers(
     model: Path, signals: Path, diffuse: Callable[..., Any]
 ) -> None:
     line = ("-n", 7, "--precision", "fp32")
-    how = ("--samplers", "ddim", "--steps", "2,4", "--guidance", "1", "--learn-times")
+    how = ("--samplers", "ddim", "--steps", "2,4", "--guidance", "1")
     out = ("--plot", "t.png", "--report", "t.html", "--json")
     ran = diffuse("tune", model, signals, *line, *how, *out)
     assert ran.code == 0, ran.err
@@ -98,8 +98,7 @@ def test_the_tables_say_so(
 ) -> None:
     monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     line = (model, signals, "-n", 4, "--precision", "fp32")
-    ran = diffuse("tune", *line, "--samplers", "ddim", "--steps", 2, "--guidance", 1,
-                  "--no-learn-times")  # fmt: skip
+    ran = diffuse("tune", *line, "--samplers", "ddim", "--steps", 2, "--guidance", 1)
     head = ran.out.splitlines()[0]
     assert head.split() == [
         "sampler",

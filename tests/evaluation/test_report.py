@@ -503,7 +503,7 @@ def test_a_sweep_has_a_row_for_each_setting(guidance):
 def test_a_sweep_comes_before_the_evaluation_of_what_it_recommends(diffuse, conditional, images):
     line = ("--precision", "fp32", "-n", 4, "--steps", "1,2", "--samplers", "ddim,unipc",
             "--guidance", "2,1,3", "--plot", "sweep.png", "-o", "best.safetensors",
-            "--report", "page.html", "--json", "--no-learn-times")  # fmt: skip
+            "--report", "page.html", "--json")  # fmt: skip
     ran = diffuse("tune", conditional, images, *line)
     best = ran.json["sweep"]["recommended"]
     for name in ("weak_guidance", "times", "start"):

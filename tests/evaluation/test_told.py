@@ -110,7 +110,7 @@ def test_rows_and_classes_of_an_image_are_told_together(diffuse, models, shades,
 def test_tune_ema_and_compare_tell_rows(diffuse, models, shades, monkeypatch):
     monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     few = ("-n", 8, "--precision", "fp32")
-    line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2", "--no-learn-times")
+    line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2")
     model = models / "columns.safetensors"
     ran = diffuse("tune", model, shades, *few, *line, "-o", "tuned.safetensors", "--json")
     assert ran.code == 0, ran.err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +15,9 @@ from PIL import Image
 from diffuse_cli.config.eval_options import TuneConfig
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core import SCHEDULES, Process
-from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, default_spacing
+from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.evaluation import tune as tuning
-from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
+from diffuse_cli.evaluation.tune import tradeoff_figure
 from diffuse_cli.evaluation.tune.candidates import (
     Trial,
     TuningResult,
@@ -27,11 +25,9 @@ from diffuse_cli.evaluation.tune.candidates import (
     add_gaussian_start,
     find_more_varied,
     first_settings,
-    learned_steps,
     list_other_scales,
     list_weak_scales,
     recommend,
-    setting_to_learn,
 )
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Words
@@ -161,11 +157,11 @@ MEASURES = ("--metrics", "kid,frechet,precision-recall")
 
 @pytest.fixture
 def tune(diffuse, images, model):
-    """`tune` with options, without learned times and starts unless they are among these."""
+    """`tune` with options, without starts unless they are among these."""
 
     def run(*options, model=model):
-        left = [f"--no-{way}" for way in ("learn-times", "try-starts") if f"--{way}" not in options]
-        return diffuse("tune", model, images, "-n", 6, *FP32, *left, *options)
+        starts = [] if "--try-starts" in options else ["--no-try-starts"]
+        return diffuse("tune", model, images, "-n", 6, *FP32, *starts, *options)
 
     return run
 
@@ -285,93 +281,23 @@ def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, image
     ]  # fmt: skip
 
 
-LEARNING = ("--samplers", "ddpm,ddim,unipc", "--learn-times")
-
-
-def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, monkeypatch):
-    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
-    out = ("-o", "new.safetensors", "--plot", "new.png", "--report", "r.html")
-    ran = tune(*LEARNING, "--steps", "1,3,9", *out, "--json")
-    assert ran.code == 0, ran.err
-    assert "3 samplers at 1, 3, 9 steps, and learned timesteps at 3 steps\n" in ran.err
-    found = ran.json["sweep"]
-    *others, row = found["rows"]
-    times = row["setting"]["times"]
-    assert (len(times), times[0], row["evaluations"]) == (3, 99, 3)
-    assert times != [99, 66, 32]
-    assert [r["setting"]["times"] for r in others[:9]] == [None] * 9
-    path = others[9]["setting"]["times"]
-    assert len(others) == 10
-    assert path != times
-    assert set(path) <= {99, 89, 79, 69, 59, 49, 39, 29, 19, 9}  # of ten trailing times
-    assert model_file.load("new.safetensors").sampling == SamplerChoice(**row["setting"])
-    assert ran.json["settings"]["times"] == times
-    assert ran.json["kid"] == pytest.approx(row["values"]["kid"], rel=1e-6)
-    sampler = row["setting"]["sampler"]
-    assert f"{sampler}, 3 steps at learned times" in Path("r.html").read_text(encoding="utf-8")
-    same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json")
-    assert same.json["kid"] == pytest.approx(row["values"]["kid"], rel=1e-6)
-    assert (same.json["settings"]["spacing"], same.json["settings"]["times"]) == ("learned", times)
-    again = tune("--samplers", sampler, "--steps", 3, "--json", model="new.safetensors").json
-    plain = next(r for r in others if r["setting"] == {**row["setting"], "times": None})
-    assert [r["values"]["kid"] for r in again["rows"]] == pytest.approx([plain["values"]["kid"]])
-    assert "spacing" not in again["settings"]
-    # What the model recommended before is not measured in its place.
-    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[0].setting)
-    page = ("--no-learn-times", "--report", "again.html")
-    ran = tune("--samplers", sampler, "--steps", 3, *page, "--json", model="new.safetensors")
-    assert ran.json["settings"]["spacing"] == default_spacing(sampler, 3)
-    assert "learned times" not in Path("again.html").read_text(encoding="utf-8")
-    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
-    # The same are learned once more, and the table says which they are.
-    lines = tune(*LEARNING, "--steps", 3, "-o", "again.safetensors").out.splitlines()
-    assert model_file.load("again.safetensors").sampling == SamplerChoice(**row["setting"])
-    assert lines[0].split()[:4] == ["sampler", "steps", "times", "evaluations"]
-    assert [line.split()[2] for line in lines[1:6]] == ["3", "3", "3", "learned", "learned"]
-
-
-@pytest.mark.parametrize(("wanted", "start"), [(60, [99, 50]), (80, [99, 82])])
-def test_the_search_starts_from_what_ends_nearer(model, monkeypatch, wanted, start):
-    process = model_file.load(model).blueprint.process
-    loaded = SimpleNamespace(denoiser=SimpleNamespace(process=process))
-    learner = candidates.Learner(loaded, 0, torch.device("cpu"))
-    away = lambda self, settings, ends: lambda times: abs(times[1] - wanted)  # noqa: E731
-    monkeypatch.setattr(candidates.Learner, "error", away)
-    assert learner.choose_nearer(SamplingSettings(steps=2), [99, 82], torch.zeros(1)) == start
+def test_learned_times_of_an_earlier_version_are_not_measured(tune, model):
+    """Nor in the evaluation of what is recommended, which has no times of its own."""
+    sampling = SamplerChoice("unipc", 3, times=(99.0, 71.25, 13.0))
+    old = dataclasses.replace(model_file.load(model), sampling=sampling)
+    model_file.save(Path("old.safetensors"), old)
+    how = ("--samplers", "unipc", "--steps", 3, "--report", "r.html", "--json")
+    found = tune(*how, model="old.safetensors").json
+    [tried] = found["sweep"]["rows"]
+    assert tried["setting"]["times"] is None
+    assert found["settings"]["spacing"] == "wide"
+    assert found["kid"] == pytest.approx(tried["values"]["kid"], rel=1e-6)
 
 
 def test_a_gaussian_start_is_tried_once_in_as_many_steps():
     found = SamplerChoice("unipc", 2, None, 3.0)
     assert [s.steps for s in add_gaussian_start(found, [4, 5, 8])] == [2, 4]
     assert [s.steps for s in add_gaussian_start(SamplerChoice("unipc", 4), [4, 5])] == [4, 5]
-
-
-def test_no_time_but_the_first_is_of_snr_0():
-    process = Process(SCHEDULES["flow"](8))
-    loaded = SimpleNamespace(denoiser=SimpleNamespace(process=process))
-    learner = candidates.Learner(loaded, 0, torch.device("cpu"))
-    error = learner.error(SamplingSettings(steps=3), torch.zeros(1))
-    assert process.alpha_bar(6.3) == 0 < process.alpha_bar(6)
-    assert error([7.0, 6.3, 2.0]) == math.inf
-
-
-def test_times_are_learned_where_there_is_a_trajectory(model):
-    process = model_file.load(model).blueprint.process
-
-    def steps(**given):
-        return learned_steps(config(**given), first_settings(config(**given), None, 100), process)
-
-    assert steps() == [5]
-    assert steps(steps="5,6,2,1") == [2, 5]
-    assert steps(learn_times=False) == []
-    assert steps(samplers="ddpm,dpmpp-2m-sde") == []
-    rows = [
-        row("ddpm", 5, 0.1), row("ddim", 5, 0.3), row("unipc", 5, 0.2), row("ipndm", 5, 0.4),
-        dataclasses.replace(row("heun", 5, 0.05), evaluations=8), row("ddim", 8, 0.01),
-    ]  # fmt: skip
-    found = SamplerChoice("ddpm", 20, 2.0)
-    assert setting_to_learn(rows, found, 5, process) == SamplerChoice("unipc", 5, 2.0)
-    assert setting_to_learn(rows[3:4], found, 5, process) == SamplerChoice("ipndm", 5, 2.0)
 
 
 def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with(
@@ -407,7 +333,7 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
 
 
 def test_noise_levels_to_guide_in_are_those_of_all_settings(tune, weak):
-    how = ("--samplers", "ddim", "--steps", 2, "--weak-guidance", 2, "--no-learn-times")
+    how = ("--samplers", "ddim", "--steps", 2, "--weak-guidance", 2)
     values = tune(*how, "--guidance-interval", "0.3,3", "--json", model=weak).json
     assert values["settings"]["guidance_interval"] == [0.3, 3]
 
@@ -456,7 +382,7 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
     train, diffuse, images
 ):
     line = ("tune", "model.safetensors", images, "-n", 4, "--samplers", "ddim",
-            "--steps", 3, "--no-learn-times", "--no-try-starts", "-o", "model.safetensors",
+            "--steps", 3, "--no-try-starts", "-o", "model.safetensors",
             "-q")  # fmt: skip
     assert train("--steps", 4, "--no-keep-weak", "-q").code == 0
     path = Path("model.safetensors")
@@ -526,11 +452,6 @@ def test_scales_of_a_weaker_model_are_hollow_points_with_a_sign_of_their_own(mon
     )
     tradeoff_figure.plot_tradeoff(swept(*rows), "m")
     assert sorted(text.get_text() for text in drawn[0].texts) == ["8", "9", "w1.5", "w3"]
-    learned = dataclasses.replace(rows[2].setting, times=(9.0, 5.0, 3.0, 1.0))
-    tradeoff_figure.plot_tradeoff(
-        swept(rows[0], dataclasses.replace(rows[2], setting=learned)), "m"
-    )
-    assert "4 learned w1.5" in [text.get_text() for axes in drawn for text in axes.texts]
 
 
 def swept(*rows):

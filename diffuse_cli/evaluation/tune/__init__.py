@@ -2,8 +2,7 @@
 
 It first tries every sampler with every number of steps at one guidance scale, then other scales
 with the best sampler and steps. Autoguidance with the same number of evaluations follows, then a
-Gaussian start, and then learned timesteps for few steps. Every setting uses the same noise and the
-same real images.
+Gaussian start. Every setting uses the same noise and the same real images.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from diffuse_cli.evaluation.image_sets import read_sides, set_conditions
 from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
 from diffuse_cli.evaluation.tune.candidates import (
-    Learner,
     Trial,
     TuningResult,
     add_autoguidance,
@@ -57,9 +55,6 @@ from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.outputs import claim_option
 
 T = TypeVar("T")
-
-LEARNED_WAYS = 2
-"""The most lists of timesteps that `Learner` returns."""
 
 
 def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[TuningResult]:
@@ -91,21 +86,20 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         )
         guide = yield from load_guide(draw_config, loaded, accelerator)
         base = resolve_settings(draw_config, loaded.model, guide=guide)
-        base, process = replace(base, times=None, start=None), loaded.denoiser.process
-        timesteps = process.num_timesteps
+        base = replace(base, times=None, start=None)
+        timesteps = loaded.denoiser.process.num_timesteps
         scale, weak = base.choice.guidance, base.choice.weak_guidance
         distilled = loaded.model.distilled is not None
         first = candidates.first_settings(config, scale, timesteps, weak, distilled)
         scales = candidates.list_other_scales(config, loaded.model, scale)
         weak_scales = candidates.list_weak_scales(config) if base.guide else ()
-        few_steps = candidates.learned_steps(config, first, process)
-        if distilled:  # its guidance is in its weights, and its timesteps are fixed
-            scales, few_steps = (), []
+        if distilled:  # its guidance is in its weights
+            scales = ()
         for guidance in (*scales, *(config.guidance or ())):
             guidance_scale(replace(draw_config, guidance=guidance), loaded.model)
         starts = candidates.list_start_steps(config, loaded.model, first)
         words = words_of(loaded.space)
-        more = _count_more_settings(scales, weak_scales, starts, few_steps)
+        more = _count_more_settings(scales, weak_scales, starts)
         yield from _report_work(config, first, more, loaded)
         judge = yield from evaluation_run.load_feature_choice(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
@@ -129,13 +123,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         best = yield from tried(replace(best, guidance=scale) for scale in scales)
         best = yield from tried(add_autoguidance(best, scale) for scale in weak_scales)
         best = yield from tried(candidates.add_gaussian_start(best, starts))
-        best = replace(best, start=None)
-        for n in few_steps:
-            setting = candidates.setting_to_learn(rows[: len(first)], best, n, process)
-            learned = yield from _nest_progress(measure.learn(setting), setting, len(rows), total)
-            yield from tried(learned)
         yield Progress("tuning", total, total)
-        best = recommend(rows)
         yield from _warn_of_low_variety(rows, best, words.many)
         described = evaluation_run.describe(base, config, loaded)
         varied = {*vars(base.choice), *(() if config.spacing else ("spacing",))}
@@ -185,26 +173,21 @@ def tune_and_evaluate(
             **{k: v for k, v in vars(setting).items() if k not in ("times", "start")},
             # Not what the model recommended before.
             start=setting.start or NOISE,
-            spacing=None if setting.times else config.spacing or default_spacing(*named),
+            spacing=config.spacing or default_spacing(*named),
             plot=None,
         )
-        result = yield from evaluation_run.evaluate(chosen, accelerator, times=setting.times)
+        result = yield from evaluation_run.evaluate(chosen, accelerator)
     return (tuned, chosen, result) if result else None
 
 
 def _count_more_settings(
-    scales: Sequence[float],
-    weak_scales: Sequence[float],
-    starts: Sequence[int],
-    few_steps: Sequence[int],
+    scales: Sequence[float], weak_scales: Sequence[float], starts: Sequence[int]
 ) -> dict[str, int]:
     """Count the settings to try after the first, by description."""
-    listed = ", ".join(map(str, few_steps))
     return {
         plural(len(scales), "more guidance scale"): len(scales),
         plural(len(weak_scales), "autoguidance scale"): len(weak_scales),
         "a Gaussian start": len(starts),
-        f"learned timesteps at {listed} steps": LEARNED_WAYS * len(few_steps),
     }
 
 
@@ -287,17 +270,10 @@ class _Measure:
             self.base,
             sampler=setting.sampler,
             steps=setting.steps,
-            times=setting.times,
             start=self.loaded.model.blueprint.gaussian if setting.start == GAUSSIAN else None,
             condition=condition,
             guide=guide,
         )
-
-    def learn(self, setting: SamplerChoice) -> Work[list[SamplerChoice]]:
-        """Learn timesteps for a setting, from other noise than the measured images."""
-        learner = Learner(self.loaded, self.n, self.against.network.device)
-        time_lists = yield from learner(self.settings(setting))
-        return [replace(setting, times=times) for times in self.against.team.from_first(time_lists)]
 
     def __call__(self, setting: SamplerChoice) -> Work[Trial]:
         settings, counter = self.settings(setting), _ImageCounter()

@@ -1,32 +1,21 @@
-"""Choose the sampling settings that `tune` tries, learn timesteps, and recommend a setting."""
+"""Choose the sampling settings that `tune` tries, and recommend one of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from diffuse_cli.config import eval_options
 from diffuse_cli.config.eval_options import TuneConfig
-from diffuse_cli.config.sample_options import GAUSSIAN, SAMPLER, SamplerChoice
-from diffuse_cli.core.learned_timesteps import cheapest_path, draws_noise, improve_times, step_costs
-from diffuse_cli.core.process import Process
+from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.metrics import Measurement, Words, read_measurement
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import LoadedModel, generate_batches
-from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Progress, Work
-from diffuse_cli.system.rng import image_noise
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -195,117 +184,3 @@ def add_gaussian_start(setting: SamplerChoice, steps: Sequence[int]) -> list[Sam
     if scale in (None, 1):
         return choices
     return list(dict.fromkeys(add_autoguidance(choice, scale) for choice in choices))
-
-
-def learned_steps(
-    config: TuneConfig, first: Sequence[SamplerChoice], process: Process
-) -> list[int]:
-    """Return the small numbers of steps among the `first` settings, to learn timesteps for."""
-    if not config.learn_times:
-        return []
-    steady = {setting.steps for setting in first if not draws_noise(setting.sampler, process)}
-    return sorted(steps for steps in steady if 1 < steps <= eval_options.LEARNED_STEPS)
-
-
-def setting_to_learn(
-    rows: Sequence[Trial], setting: SamplerChoice, n: int, process: Process
-) -> SamplerChoice:
-    """Return the setting to learn n timesteps for, with the guidance of `setting`.
-
-    It has the best sampler in n steps with the fewest evaluations.
-
-    Args:
-        rows: the rows of the first settings. Stochastic samplers have no trajectory to learn from.
-    """
-    alike = [row for row in rows if row.setting.steps == n]
-    able = [row for row in alike if not draws_noise(row.setting.sampler, process)]
-    min_evaluations = min(row.evaluations for row in able)
-    cheap = [row for row in able if row.evaluations == min_evaluations]
-    metric = find_kid_key(rows)
-    best = min(cheap, key=lambda row: row.values[metric])
-    return replace(setting, sampler=best.setting.sampler, steps=n)
-
-
-# -- learning -------------------------------------------------------------------------------------
-
-# Timesteps learned for few steps.
-
-SAMPLES, FINE, ROUNDS = 32, 40, 8
-"""The number of trajectories, their steps, and the rounds of improvement, see benchmarks/times.py.
-"""
-
-GRID = "trailing"
-"""The spacing of the fine steps, of which few are chosen."""
-
-
-@dataclass(frozen=True)
-class Learner:
-    """Learner of timesteps for a sampler in few steps.
-
-    Attributes:
-        first: the index of the first sample to learn from, after the measured samples.
-    """
-
-    loaded: LoadedModel
-    first: int
-    device: torch.device
-
-    def __call__(self, settings: SamplingSettings) -> Work[list[tuple[float, ...]]]:
-        """Learn falling timesteps for the sampler, steps and guidance of `settings`.
-
-        The first result is the cheapest path. The second improves it, or the sampler's default
-        timesteps if these end nearer to the endpoints of many steps. It is better only if the
-        model's images in many steps are better.
-        """
-        yield Progress("learning timesteps", 0, ROUNDS)
-        planned, ends = self.plan_times(settings)
-        times = self.choose_nearer(settings, planned, ends)
-        rounds = improve_times(times, self.error(settings, ends), ROUNDS)
-        for num_rounds, better in enumerate(rounds, 1):
-            times = better
-            yield Progress("learning timesteps", num_rounds, ROUNDS)
-        return [tuple(planned), tuple(times)] if times != planned else [tuple(planned)]
-
-    def choose_nearer(
-        self, settings: SamplingSettings, planned: list[float], ends: Tensor
-    ) -> list[float]:
-        """Return the planned or the default timesteps, depending on which end nearer."""
-        spaced = replace(settings, times=None).resolve_times(self.loaded.denoiser.process)
-        return min(planned, [float(t) for t in spaced], key=self.error(settings, ends))
-
-    def error(self, settings: SamplingSettings, ends: Tensor) -> Callable[[Sequence[float]], float]:
-        """Return a function from timesteps to the root mean square distance from `ends`."""
-
-        def missed(times: Sequence[float]) -> float:
-            # No solver steps from one time of SNR 0 to another.
-            if len(times) > 1 and self.loaded.denoiser.process.alpha_bar(times[1]) == 0:
-                return math.inf
-            x, _ = self.follow(replace(settings, times=tuple(times)))[-1]
-            return math.sqrt(float((x - ends).square().mean()))
-
-        return missed
-
-    def plan_times(self, settings: SamplingSettings) -> tuple[list[float], Tensor]:
-        """Return the cheapest path through the timesteps of many steps, and their endpoints."""
-        process = self.loaded.denoiser.process
-        many = min(FINE, process.num_timesteps)
-        fine = replace(settings, sampler=SAMPLER, steps=many, spacing=GRID, options={})
-        states = self.follow(replace(fine, times=None))
-        grid, xs = process.times(many, GRID), [x for x, _ in states]
-        costs = step_costs(process, grid, xs, [x0 for _, x0 in states[1:]])
-        path = cheapest_path(costs, settings.steps)
-        return [float(grid[node]) for node in path[:-1]], xs[-1]
-
-    def follow(self, settings: SamplingSettings) -> list[tuple[Tensor, Tensor]]:
-        """Return x and the last estimate of x_0 of all samples, initially and after each step."""
-        space, device = self.loaded.space, self.device
-        indices = range(self.first, self.first + SAMPLES)
-        noise = image_noise(settings.seed, indices, -1, space.shape, device)
-        batches: dict[int, list[Tensor]] = {}
-        for drawing in generate_batches(
-            self.loaded.denoiser, settings, indices, space=space, device=device
-        ):
-            states = torch.stack([drawing.state.x, drawing.state.x0])
-            batches.setdefault(drawing.step, []).append(states)
-        after = [torch.cat(batch, 1) for batch in batches.values()]
-        return [(noise, noise), *((x, x0) for x, x0 in after)]

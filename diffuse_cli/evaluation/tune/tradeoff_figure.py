@@ -29,9 +29,9 @@ PLAIN: dict[str, Any] = {"parse_math": False}
 def plot_tradeoff(tuning: TuningResult, name: str) -> Image.Image:
     """Plot the KID over seconds per image, with a line for each sampler.
 
-    Points are labeled with their steps and have bars of a standard error. Hollow points are
-    learned timesteps and other guidance scales, labeled with × for guidance and w for
-    autoguidance. A ring marks the recommended setting.
+    Points are labeled with their steps and have bars of a standard error. Hollow points are other
+    guidance scales, labeled with × for guidance and w for autoguidance. A ring marks the
+    recommended setting.
     """
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
@@ -67,7 +67,7 @@ def _scale(axes: Axes, tuning: TuningResult) -> None:
 
 
 def _plot_sampler(axes: Axes, tuning: TuningResult, sampler: str, i: int) -> None:
-    """Plot a sampler's line, and its points for learned timesteps and other guidance scales."""
+    """Plot a sampler's line, and its points for other guidance scales and a Gaussian start."""
     first = tuning.rows[0].setting
     rows = [row for row in tuning.rows if row.setting.sampler == sampler]
     labels = {id(row): _describe_difference(row.setting, first) for row in rows}
@@ -79,15 +79,14 @@ def _plot_sampler(axes: Axes, tuning: TuningResult, sampler: str, i: int) -> Non
 
 
 def _describe_difference(setting: SamplerChoice, first: SamplerChoice) -> str:
-    """Describe learned timesteps, a Gaussian start, and scales other than the first setting's."""
+    """Describe a Gaussian start, and scales other than the first setting's."""
     pairs = (
         (setting.guidance, first.guidance, "×"),
         (setting.weak_guidance, first.weak_guidance, "w"),
     )
     scales = [f"{sign}{scale:g}" for scale, first_scale, sign in pairs if scale != first_scale]
-    ways = [f"{setting.steps} learned"] if setting.times else []
-    ways += [f"{setting.steps} Gaussian"] if setting.start else []
-    return " ".join([*ways, *scales])
+    start = [f"{setting.steps} Gaussian"] if setting.start else []
+    return " ".join([*start, *scales])
 
 
 def _points(
