@@ -30,10 +30,10 @@ from diffuse_cli.metrics.kid import kernel
 from diffuse_cli.metrics.precision_recall import measure_fractions
 from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, make_denoiser
 from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings
+from diffuse_cli.sampling.setting_search import FAR
 from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
-from diffuse_cli.training.recommendation import FAR
-from diffuse_cli.training.validation import measure_contrast_and_detail
+from diffuse_cli.training.recommendation import measure_contrast_and_detail
 
 Array = np.ndarray[Any, Any]
 
@@ -165,7 +165,7 @@ class Statistics:
 def simulate(
     names: list[str], kids: Mapping[str, float], statistics: Statistics, looks: Mapping[str, Array]
 ) -> dict[str, Any]:
-    """Choose settings by few samples, as `recommendation.choose_best` does. The first is default.
+    """Choose settings by few samples, as `setting_search.choose_best` does. The first is default.
 
     Args:
         looks: the contrast and detail of each sample, and of the references under "".
@@ -175,7 +175,7 @@ def simulate(
     def is_alike(i: Array, j: Array) -> Array:
         real = np.log(looks[""][j].mean(0))
         look = np.abs([np.log(looks[name][i].mean(0)) - real for name in names])
-        alike: Array = (look <= np.maximum(FAR, look[0])).all(1)
+        alike: Array = (look <= np.maximum([*FAR.values()], look[0])).all(1)
         return alike
 
     values = np.array([kids[name] for name in names])

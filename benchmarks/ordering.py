@@ -20,9 +20,9 @@ import numpy as np
 from common import machine, read
 from PIL import Image, ImageFilter
 
-from diffuse_cli.evaluation.feature_cache import cache_features
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.metrics.features import FeatureNetwork, find_weights, load_network
+from diffuse_cli.metrics.features.feature_cache import cache_features
 from diffuse_cli.metrics.nearest_neighbors import find_nearest
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation

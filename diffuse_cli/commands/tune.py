@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.commands import eval as evaluation
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config.eval_options import TuneConfig
+from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import format_measurement
 from diffuse_cli.system import files
-from diffuse_cli.system.events import align_columns, replace_nonfinite
+from diffuse_cli.system.events import Work, align_columns, replace_nonfinite
 from diffuse_cli.system.outputs import claim_option
 from diffuse_cli.system.processes import rank
 
 if TYPE_CHECKING:
-    from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
+    from diffuse_cli.evaluation.results import EvaluationResult, TuningResult
+    from diffuse_cli.sampling.setting_search import Trial
 
 CONFIG = TuneConfig
 EXAMPLES = (
@@ -30,13 +31,14 @@ EXAMPLES = (
 )
 
 HEADS = (
-    "sampler", "steps", "start", "guidance", "weak guidance", "evaluations", "seconds",
+    "sampler", "steps", "start", "guidance", "weak guidance", "noise levels", "evaluations",
+    "seconds",
 )  # fmt: skip
 
 
 def run(config: TuneConfig, console: Console) -> None:
     """Tune, and print what was tried and recommended. With --report, also evaluate that."""
-    from diffuse_cli.evaluation.tune import tune, tune_and_evaluate
+    from diffuse_cli.evaluation.tune import tune
 
     with claim_option(config, "report", ".html") as report:
         if report is None:
@@ -56,6 +58,29 @@ def run(config: TuneConfig, console: Console) -> None:
     console.show(values, [*lines(tuned), "", *evaluation.lines(scores)])
 
 
+def tune_and_evaluate(
+    config: TuneConfig,
+) -> Work[tuple[TuningResult, EvalConfig, EvaluationResult] | None]:
+    """Tune, then evaluate the recommended setting, for `--report`.
+
+    Returns the settings tried, the configuration of the evaluation and its result, or None on all
+    processes except the first.
+
+    Raises:
+        DiffuseError: as `tune` and `evaluate`.
+    """
+    from diffuse_cli.evaluation.evaluation_run import evaluate
+    from diffuse_cli.evaluation.tune import tune
+    from diffuse_cli.evaluation.tune.candidates import make_eval_config
+    from diffuse_cli.system.devices import reuse_accelerator
+
+    with reuse_accelerator(None, config.precision, config.device) as accelerator:
+        tuned = yield from tune(config, accelerator)
+        chosen = make_eval_config(config, tuned.recommended)
+        result = yield from evaluate(chosen, accelerator)
+    return (tuned, chosen, result) if result else None
+
+
 def to_json(tuned: TuningResult) -> dict[str, object]:
     """Return the result as plain values."""
     values = dataclasses.asdict(tuned)
@@ -72,6 +97,7 @@ def lines(tuned: TuningResult) -> list[str]:
         "start": not any(row.setting.start for row in tuned.rows),
         "guidance": first.guidance is None,
         "weak guidance": first.weak_guidance is None,
+        "noise levels": not any(row.setting.guidance_interval for row in tuned.rows),
     }
     columns = [i for i, head in enumerate(heads) if not absent.get(head)]
     rows = [heads, *(_cells(row, keys) for row in tuned.rows)]
@@ -97,6 +123,7 @@ def _cells(row: Trial, keys: Sequence[str]) -> tuple[str, ...]:
             "" if scale is None else f"{scale:g}"
             for scale in (setting.guidance, setting.weak_guidance)
         ),
+        "{:g} to {:g}".format(*setting.guidance_interval) if setting.guidance_interval else "",
         f"{row.evaluations}",
         f"{row.seconds:.3g}",
         *(format_measurement(row.values, key) for key in keys),

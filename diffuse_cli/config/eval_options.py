@@ -179,7 +179,8 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
     weak_guidance: tuple[float, ...] | None = option.sampling.optional(
         "Autoguidance scales to try, with --guide-with or the early EMA checkpoint.",
         parse=parse_scales,
-        shown=f"{','.join(f'{scale:g}' for scale in TUNED_WEAK)} where there is one",
+        shown=f"{','.join(f'{scale:g}' for scale in TUNED_WEAK)} where there is one, "
+        "and 2,3 at noise levels 0.3 to 3 without conditions",
     )
     try_starts: bool = option.sampling(
         True, "Also try --start gaussian with the best sampler, if the model supports it."

@@ -18,7 +18,6 @@ from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, ode_likelihood, variational_bound
-from diffuse_cli.evaluation.feature_cache import Team
 from diffuse_cli.evaluation.image_sets import (
     Sides,
     read_folder,
@@ -36,6 +35,7 @@ from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import METRICS, Facts, Remark, Words, features, remarks
 from diffuse_cli.metrics.features import FeatureNetwork, feature_choice
+from diffuse_cli.metrics.features.feature_cache import Team
 from diffuse_cli.metrics.features.feature_choice import FeatureChoice, words_of
 from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.sampling.generation import LoadedModel, load_denoiser

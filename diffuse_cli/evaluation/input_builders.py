@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse_cli.evaluation.feature_cache import cache_features, compute_features, generate_all
 from diffuse_cli.evaluation.image_sets import FEWEST, LabeledSamples, TrainingSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.evaluation.ode_likelihood import make_ode_bits
@@ -19,6 +18,7 @@ from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.baselines import make_baseline_images
 from diffuse_cli.metrics.channel_distributions import measure_marginals
+from diffuse_cli.metrics.features.feature_cache import cache_features, compute_features
 from diffuse_cli.metrics.inputs import NearestDistances, PairedValues
 from diffuse_cli.metrics.nearest_neighbors import (
     add_candidates,
@@ -31,6 +31,7 @@ from diffuse_cli.metrics.paired import compute_pixel_metrics, feature_distances
 from diffuse_cli.metrics.spectrum import measure_spectra
 from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs, choose_inputs
+from diffuse_cli.sampling.generation import generate_all
 from diffuse_cli.system.events import Work
 
 MOST_PAIRED, PAIRED_AT_ONCE, PAIRED_SHOWN = 1000, 16, 10
@@ -44,15 +45,14 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
     The second image is generated for `MOST_PAIRED` real images, unless it exists already.
     """
     yield from make_part(evaluation, "features")
-    config, (loaded, settings) = evaluation.config, evaluation.model_and_settings
+    config, (loaded, _) = evaluation.config, evaluation.model_and_settings
     encoder = loaded.encoder
     assert encoder is not None
     real, fakes = evaluation.real, evaluation.generated.samples
     count = min(len(real), len(fakes), MOST_PAIRED)
     second = fakes[len(real) : len(real) + count]
     if len(second) < count:
-        device, team = evaluation.accelerator.device, evaluation.team
-        second = yield from generate_all(settings, loaded, count, device, team, len(real))
+        second = yield from _generate(evaluation, range(len(real), len(real) + count))
     baselines, features = yield from _make_baselines(evaluation, encoder, count)
     if not evaluation.accelerator.is_main_process:
         return
@@ -176,12 +176,19 @@ def _make_generated(evaluation: EvaluationRun) -> Work[None]:
     """Generate the model's images."""
     if evaluation.fakes is not None:
         return
-    n, (loaded, settings) = evaluation.config.n, evaluation.model_and_settings
-    device, team = evaluation.accelerator.device, evaluation.team
-    samples = yield from generate_all(settings, loaded, n, device, team)
+    n, (_, settings) = evaluation.config.n, evaluation.model_and_settings
+    samples = yield from _generate(evaluation, range(n))
     condition = settings.condition
     labels = [condition.label(i) if condition else -1 for i in range(n)]
     evaluation.fakes = LabeledSamples(samples, np.array(labels, np.int64))
+
+
+def _generate(evaluation: EvaluationRun, indices: range) -> Work[Array]:
+    """Generate the model's samples with these indices, stored (N, C, *size)."""
+    (loaded, settings), team = evaluation.model_and_settings, evaluation.team
+    model, space, device = loaded.denoiser, loaded.space, evaluation.accelerator.device
+    work = generate_all(model, settings, indices, space=space, device=device, team=team)
+    return (yield from work)
 
 
 def _make_features(evaluation: EvaluationRun) -> Work[None]:

@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.core.likelihood import strata
 from diffuse_cli.core.space import Space
-from diffuse_cli.evaluation.feature_cache import Team
 from diffuse_cli.evaluation.image_sets import FEWEST, LabeledSamples, TrainingSamples
 from diffuse_cli.media import Array, can_judge, render_samples
 from diffuse_cli.metrics import METRICS, Metric
 from diffuse_cli.metrics.channel_distributions import measure_marginals
 from diffuse_cli.metrics.features import FeatureNetwork
+from diffuse_cli.metrics.features.feature_cache import Team
 from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings

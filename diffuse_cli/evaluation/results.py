@@ -10,10 +10,12 @@ from typing import Any
 
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import place_name
+from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.evaluation.examples import ReportImages
 from diffuse_cli.metrics import Remark, Values, Words, read_measurement, select_numbers
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.metrics.presentation import join_names, rank_baselines, read_floor
+from diffuse_cli.sampling.setting_search import Trial
 
 PLACES = ("subject", "data", "plot", "pairs", "report", "out")
 """Keys of the JSON of `eval` and `tune` that are paths of this machine."""
@@ -84,6 +86,36 @@ class EvaluationResult:
         for name in ("plot", "pairs", "report"):
             values[name] = str(values[name]) if values[name] else None
         return {"subject": config.subject, "data": config.data, "n": counts, **numbers, **values}
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """Settings that were tried, and the recommended setting.
+
+    Attributes:
+        rows: the settings in the order of measurement.
+        metric: the key of the metric that decides. Lower is better.
+        n, real: the number of images generated for each setting, and of real images.
+        part: the part of the data with the real images: `held-out` or `all`.
+        features: the name and weights hash of the feature network, and its resizing.
+        settings: the settings that all rows have in common.
+        device: the device of the timings.
+        words: the names of the medium's samples.
+        out, plot: the paths of the model file with the recommendation and of the plot, or None.
+    """
+
+    rows: tuple[Trial, ...]
+    recommended: SamplerChoice
+    metric: str
+    n: int
+    real: int
+    part: str
+    features: dict[str, str]
+    settings: dict[str, Any]
+    device: str
+    out: Path | None
+    plot: Path | None
+    words: Words
 
 
 CLOSE = 0.15

@@ -24,6 +24,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.core.tiling import WINDOWS, Tiling
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA, Array, Size, figures, render_samples
+from diffuse_cli.metrics.features.feature_cache import ALONE, Team
 from diffuse_cli.models import model_file
 from diffuse_cli.models.activation_memory import SLACK, count_kept_bytes
 from diffuse_cli.models.blueprint import clamp_denoised
@@ -124,6 +125,22 @@ def collect(drawings: Iterator[BatchState], space: Space, total: int) -> Work[di
         step = f"step {drawing.step}/{drawing.steps}"
         yield Progress("sampling", int(len(samples_by_index) + part), total, step)
     return samples_by_index
+
+
+def generate_all(
+    denoiser: Denoiser,
+    settings: SamplingSettings,
+    indices: range,
+    *,
+    space: Space,
+    device: torch.device,
+    team: Team = ALONE,
+) -> Work[Array]:
+    """Generate stored samples (N, C, *size) with these indices, a part of them in each process."""
+    part = team.share(len(indices), settings.batch_size)
+    indices = indices[part.start : part.stop]
+    batches = generate_batches(denoiser, settings, indices, space=space, device=device)
+    return team.gather_samples((yield from collect(batches, space, len(indices))))
 
 
 def to_stored(space: Space, x: Tensor) -> Array:

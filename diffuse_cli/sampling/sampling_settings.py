@@ -4,7 +4,7 @@ defaults."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.sample_options import (
@@ -101,6 +101,28 @@ class SamplingSettings:
         start = GAUSSIAN if self.start else None
         levels = self.noise_levels if self.guide else None
         return SamplerChoice(self.sampler, self.steps, scale, weak, self.times, start, levels)
+
+    def with_choice(self, choice: SamplerChoice, gaussian: DataGaussian | None) -> SamplingSettings:
+        """Return the settings with a choice of `train` or `tune`.
+
+        Args:
+            gaussian: the low frequencies of the data, for a Gaussian start.
+        """
+        condition, guide = self.condition, None
+        if condition and choice.guidance is not None:
+            condition = replace(condition, scale=choice.guidance)
+        if self.guide and choice.weak_guidance is not None:
+            guide = replace(self.guide, scale=choice.weak_guidance)
+        return replace(
+            self,
+            sampler=choice.sampler,
+            steps=choice.steps,
+            times=choice.times,
+            start=gaussian if choice.start == GAUSSIAN else None,
+            condition=condition,
+            guide=guide,
+            noise_levels=choice.guidance_interval or self.noise_levels,
+        )
 
     @property
     def resolved_spacing(self) -> str:

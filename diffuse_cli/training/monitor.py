@@ -23,6 +23,7 @@ from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import Measurement, label, memorization
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
+from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_image
 from diffuse_cli.system.errors import DivergedError, ModelFileError
@@ -75,7 +76,7 @@ class Monitor:
         self.flaw = ""
         self._loss, self._readings = 0.0, 0
         self._many = MEDIA[trainer.plan.data.images.medium].many
-        self._kid: validation.KidMeasure | None = None
+        self._kid: FeatureMeasure | None = None
         self._copies: copies.CopyMeasure | None = None
 
     def state(self) -> dict[str, Any]:
@@ -123,12 +124,13 @@ class Monitor:
         """Load the real images and the feature network, before anything is replaced.
 
         Raises:
-            UsageError, ModelFileError: as `make_kid_measure`.
+            UsageError, ModelFileError: as `choose_real` and `choose_network`.
         """
         plan, device = self.trainer.plan, self.trainer.device
         if self.config.eval_every:
-            chosen = yield from validation.choose_real(plan)
-            self._kid = validation.make_kid_measure(plan, device, chosen)
+            real = validation.read_samples(plan, (yield from validation.choose_real(plan)))
+            network = validation.choose_network(plan.blueprint.space, real, device)
+            self._kid = FeatureMeasure(network, plan.blueprint.space, real)
         if self._looks:
             data = plan.data
             samples = data.images.stored[find_readable(data, data.train[: validation.REAL_IMAGES])]
@@ -296,9 +298,8 @@ class Monitor:
         plan, device, looks = self.trainer.plan, self.trainer.device, self._looks
         assert self._copies is not None
         assert looks is not None
-        count = looks.count
-        drawings = validation.generate_in_proportion(plan, self.trainer.ema_net, count, device)
-        samples = yield from validation.collect_samples(drawings, plan.blueprint.space, count)
+        net, count = self.trainer.ema_net, looks.count
+        samples = yield from validation.generate_in_proportion(plan, net, count, device)
         values = yield from self._copies.compare(samples)
         return values, memorization.find_signs(values, count)
 
@@ -332,8 +333,7 @@ class Monitor:
         """Return the KID of the EMA weights."""
         assert self._kid is not None
         plan, net, device = self.trainer.plan, self.trainer.ema_net, self.trainer.device
-        drawings = validation.generate_in_proportion(plan, net, self.images, device)
-        samples = yield from validation.collect_samples(drawings, plan.blueprint.space, self.images)
+        samples = yield from validation.generate_in_proportion(plan, net, self.images, device)
         return (yield from self._kid.compare(samples))
 
     def _measure_errors(self, step: int) -> Work[None]:

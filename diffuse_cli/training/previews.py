@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diffuse_cli.config.sample_options import GAUSSIAN, SAMPLER, SAMPLING_STEPS, SamplerChoice
 from diffuse_cli.media import Array, Indices, figures, render_samples
 from diffuse_cli.sampling.conditioning import Condition, default_guidance
-from diffuse_cli.sampling.generation import BatchState, generate_batches, to_stored
-from diffuse_cli.sampling.sampling_settings import (
-    Guide,
-    SamplingSettings,
-    starts_from_gaussian,
-)
+from diffuse_cli.sampling.generation import generate_batches, to_stored
+from diffuse_cli.sampling.sampling_settings import SamplingSettings, starts_from_gaussian
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer, count_evaluations, count_held_out_images
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
 
 
@@ -33,17 +28,10 @@ MOST = 64
 """The most samples to generate at a time."""
 
 
-def generate_by_default(
-    plan: Plan,
-    net: Any,
-    count: int,
-    device: torch.device,
-    inputs: int | None = None,
-    classes: Sequence[int] = (),
-    choice: SamplerChoice | None = None,
-    guide: Guide | None = None,
-) -> Iterator[BatchState]:
-    """Generate samples with the defaults of `diffuse sample`, or another setting.
+def make_settings(
+    plan: Plan, count: int, inputs: int | None = None, classes: Sequence[int] = ()
+) -> SamplingSettings:
+    """Return the default settings of `diffuse sample` for `count` samples.
 
     A model that is conditioned on images or metadata cycles through the conditions of the images of
     `preview_images`.
@@ -51,24 +39,10 @@ def generate_by_default(
     Args:
         inputs: the number of images of `preview_images` to use. None for all.
         classes: the classes to cycle through, for a model with no other condition. All by default.
-        choice: the sampler, the steps and the start, by default `default_setting`.
-        guide: the weaker model to guide by.
     """
-    denoiser = plan.blueprint.denoiser(net)
-    choice = choice or default_setting(plan)
-    settings = SamplingSettings(
-        sampler=choice.sampler,
-        steps=choice.steps,
-        start=plan.blueprint.gaussian if choice.start else None,
-        condition=_make_condition(plan, inputs, count, classes),
-        guide=guide,
-        noise_levels=choice.guidance_interval,
-        seed=plan.config.seed,
-        batch_size=min(MOST, plan.room),
-    )
-    return generate_batches(
-        denoiser, settings, range(count), space=plan.blueprint.space, device=device
-    )
+    condition, batch_size = _make_condition(plan, inputs, count, classes), min(MOST, plan.room)
+    base = SamplingSettings(condition=condition, seed=plan.config.seed, batch_size=batch_size)
+    return base.with_choice(default_setting(plan), plan.blueprint.gaussian)
 
 
 def default_setting(plan: Plan) -> SamplerChoice:
@@ -156,10 +130,11 @@ def passes_of_preview(plan: Plan) -> int:
 
 def draw_preview(trainer: Trainer) -> Work[Image]:
     """Make a grid of samples, or rows of conditioning images, samples and real images."""
-    plan, net, device = trainer.plan, trainer.ema_net, trainer.device
-    space, inputs = plan.blueprint.space, GIVEN_SHOWN if uses_images(plan) else None
+    plan, device, indices = trainer.plan, trainer.device, range(PREVIEW_IMAGES)
+    space, denoiser = plan.blueprint.space, plan.blueprint.denoiser(trainer.ema_net)
+    settings = make_settings(plan, len(indices), GIVEN_SHOWN if uses_images(plan) else None)
     batches = []
-    for drawing in generate_by_default(plan, net, PREVIEW_IMAGES, device, inputs):
+    for drawing in generate_batches(denoiser, settings, indices, space=space, device=device):
         if drawing.done:
             batches.append(to_stored(space, drawing.state.x))
         yield Progress("preview", drawing.step, drawing.steps)

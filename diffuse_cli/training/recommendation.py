@@ -11,20 +11,24 @@ edges. Since the candidates share their noise and the images, few samples rank t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diffuse_cli.config.sample_options import GAUSSIAN, OWN, SamplerChoice
-from diffuse_cli.metrics import Measurement, baselines
-from diffuse_cli.sampling.sampling_settings import (
-    Guide,
-    SamplingSettings,
-    can_start_from_gaussian,
+from diffuse_cli.media import Array
+from diffuse_cli.metrics import baselines
+from diffuse_cli.sampling.sampling_settings import Guide, can_start_from_gaussian
+from diffuse_cli.sampling.setting_search import (
+    FAR,
+    WEAK_CANDIDATES,
+    FeatureMeasure,
+    SettingSearch,
+    add_autoguidance,
+    choose_best,
 )
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, Work
@@ -32,16 +36,8 @@ from diffuse_cli.training import previews, validation
 from diffuse_cli.training.plan import Plan
 
 if TYPE_CHECKING:
+    from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.training.trainer import Trainer
-
-MIDDLE = 0.3, 3.0
-"""Noise levels sigma / alpha in the middle. Outside of them guidance can exaggerate brightness or
-fine detail (as Kynkäänniemi et al. 2024 found for classes)."""
-
-CANDIDATES: tuple[tuple[float, tuple[float, float] | None], ...] = (
-    (2.0, None), (2.0, MIDDLE), (1.5, None), (3.0, MIDDLE),
-)  # fmt: skip
-"""Scales and noise levels of guidance by the early EMA weights to try, in this order."""
 
 SHARE = 20
 """Trials take at most 1/SHARE of the passes of the steps."""
@@ -53,25 +49,6 @@ FEWEST, MOST, REFERENCES = 16, 128, 128
 """Samples of a trial, and the most training images that they are compared with. The KID of the
 choice was on average 4 % above the best candidate's with 16 samples, and 1 % with 64."""
 
-FAR = (0.1, 0.25)
-"""Differences from the contrast and the detail of the data, as logarithms, that a recommended
-setting may have if the default's are not larger."""
-
-
-@dataclass(frozen=True)
-class SettingTrial:
-    """Samples of a setting compared with training images.
-
-    Attributes:
-        kid, error: the KID and its standard error.
-        look: the differences from the contrast and the detail of the data, as logarithms.
-    """
-
-    choice: SamplerChoice
-    kid: float
-    error: float
-    look: tuple[float, ...]
-
 
 def plan_trials(plan: Plan, steps: int) -> tuple[int, int]:
     """Return the number of trials after a run of `steps` steps, and the samples of each.
@@ -82,7 +59,7 @@ def plan_trials(plan: Plan, steps: int) -> tuple[int, int]:
         return 0, 0
     passes = steps * previews.passes_of_step(plan) // SHARE - _count_fixed_passes(plan)
     samples = max(0, passes) // (previews.passes_of_drawing(plan, 1) + FEATURES)
-    guided = len(CANDIDATES) if plan.config.keep_weak else 0
+    guided = len(WEAK_CANDIDATES) if plan.config.keep_weak else 0
     trials = min(1 + guided, samples // FEWEST)
     return (trials, min(MOST, samples // trials)) if trials else (0, 0)
 
@@ -105,81 +82,69 @@ def choose_settings(trainer: Trainer) -> Work[tuple[SamplerChoice | None, bool |
     """Return the setting to recommend, and whether its samples are not better than noise.
 
     The setting is None if the default is as good. After the default comes guidance. A short run
-    has fewer candidates. Guidance is tried from a Gaussian start, because that keeps brightness,
-    which guidance exaggerates.
+    has fewer candidates.
     """
-    plan = trainer.plan
+    plan, device = trainer.plan, trainer.device
+    blueprint, default = plan.blueprint, previews.default_setting(plan)
+    real = validation.read_samples(plan, plan.data.train, REFERENCES)
     try:
-        kid = validation.make_kid_measure(plan, trainer.device, plan.data.train, REFERENCES)
+        network = validation.choose_network(blueprint.space, real, device)
     except ModelFileError as error:  # at the end of a run, which must not fail by this
         yield Notice(f"no sampling settings were tried: {error.message}", warning=True)
         return None, None
     trials, count = plan_trials(plan, trainer.progress.steps)
-    default = previews.default_setting(plan)
-    tried = [(yield from try_setting(trainer, kid, count, default))]
-    for choice in islice(_guide_settings(trainer, default) if kid.pictures else (), trials - 1):
-        tried.append((yield from try_setting(trainer, kid, count, choice)))
-    best = choose_best(tried)
-    noise = yield from kid.is_noise(Measurement(best.kid, best.error))
-    return (None if best.choice == default else best.choice), noise
+    candidates, guide = [default], None
+    if trainer.weak and network.pictures and trials > 1:
+        candidates += islice(guide_settings(blueprint, default), trials - 1)
+        guide = Guide(OWN, 1.0, blueprint.denoiser(trainer.weak_net()), "")
+    settings = validation.make_settings_in_proportion(plan, count)
+    looks = dict(zip(FAR, measure_contrast_and_detail(real), strict=True))
 
+    def measure_look(samples: Array, *_: Array) -> dict[str, float]:
+        """Return the differences from the contrast and the detail of real samples."""
+        values = zip(FAR, measure_contrast_and_detail(samples), strict=True)
+        return {name: value - looks[name] for name, value in values}
 
-def _guide_settings(trainer: Trainer, default: SamplerChoice) -> Iterator[SamplerChoice]:
-    """Yield settings with guidance, in the evaluations of the default.
-
-    An interval limits classifier-free guidance, too, so a model with conditions has none.
-    """
-    blueprint = trainer.plan.blueprint
-    for scale, levels in CANDIDATES if trainer.weak else ():
-        if levels and blueprint.conditions:
-            continue
-        steps = max(1, default.steps // 2)
-        suits = not blueprint.conditions and can_start_from_gaussian(blueprint, steps)
-        start = GAUSSIAN if suits else None
-        choice = replace(
-            default, steps=steps, weak_guidance=scale, start=start, guidance_interval=levels
-        )
-        yield replace(choice, steps=_count_steps(trainer.plan, choice, default.steps))
-
-
-def _count_steps(plan: Plan, choice: SamplerChoice, evaluations: int) -> int:
-    """Return the largest number of steps with `evaluations`, of which a guided step takes two."""
-    low, high = choice.guidance_interval or (0.0, math.inf)
-    process, start = plan.blueprint.process, plan.blueprint.gaussian if choice.start else None
-    for steps in range(evaluations, choice.steps, -1):
-        if start and not can_start_from_gaussian(plan.blueprint, steps):
-            continue
-        times = SamplingSettings(steps=steps, start=start).resolve_times(process)
-        levels = (math.exp(-process.log_snr(t) / 2) for t in times)
-        if steps + sum(low < level <= high for level in levels) <= evaluations:
-            return steps
-    return choice.steps
-
-
-def try_setting(
-    trainer: Trainer, kid: validation.KidMeasure, count: int, choice: SamplerChoice
-) -> Work[SettingTrial]:
-    """Generate samples with a setting, and compare them with training images."""
-    plan, guide = trainer.plan, None
-    if choice.weak_guidance is not None:
-        weak = plan.blueprint.denoiser(trainer.weak_net())
-        guide = Guide(OWN, choice.weak_guidance, weak, "")
-    drawings = validation.generate_in_proportion(
-        plan, trainer.ema_net, count, trainer.device, choice, guide
+    search = SettingSearch(
+        denoiser=blueprint.denoiser(trainer.ema_net),
+        blueprint=blueprint,
+        base=replace(settings, guide=guide),
+        measure=FeatureMeasure(network, blueprint.space, real),
+        n=count,
+        total=len(candidates),
+        measure_more=measure_look,
     )
-    samples = yield from validation.collect_samples(drawings, plan.blueprint.space, count)
-    values = yield from kid.compare(samples)
-    look = np.subtract(validation.measure_contrast_and_detail(samples), kid.look).tolist()
-    return SettingTrial(choice, values[kid.key], values[f"{kid.key}_standard_error"], tuple(look))
+    yield from search.try_settings(candidates)
+    best = choose_best(search.trials)
+    noise = yield from search.measure.is_noise(best.kid)
+    return (None if best.setting == default else best.setting), noise
 
 
-def choose_best(trials: Sequence[SettingTrial]) -> SettingTrial:
-    """Return the trial with the lowest KID among the first and those that look like the data."""
-    first, *candidates = trials
-    limits = [max(limit, abs(gap)) for limit, gap in zip(FAR, first.look, strict=True)]
-    alike = [
-        trial
-        for trial in candidates
-        if all(abs(gap) <= limit for gap, limit in zip(trial.look, limits, strict=True))
-    ]
-    return min([first, *alike], key=lambda trial: trial.kid)
+def guide_settings(blueprint: Blueprint, default: SamplerChoice) -> Iterator[SamplerChoice]:
+    """Yield settings with autoguidance, in the evaluations of the default.
+
+    They start from a Gaussian, because that keeps brightness, which guidance exaggerates. An
+    interval limits classifier-free guidance, too, so a model with conditions has none.
+    """
+    starts = not blueprint.conditions and can_start_from_gaussian(
+        blueprint, max(1, default.steps // 2)
+    )
+    setting = replace(default, start=GAUSSIAN if starts else None)
+    for scale, levels in WEAK_CANDIDATES:
+        if not (levels and blueprint.conditions):
+            yield add_autoguidance(setting, scale, blueprint, levels)
+
+
+def measure_contrast_and_detail(samples: Array) -> tuple[float, float]:
+    """Return the contrast and the fine detail of samples (N, C, *size), as logarithms.
+
+    Contrast is the mean standard deviation within a sample. Detail is the mean absolute second
+    difference along the spatial dimensions.
+    """
+    axes = [axis for axis in range(1, samples.ndim - 1) if samples.shape[axis + 1] > 2]
+    looks = []
+    for sample in map(np.float64, samples):  # one at a time, because many are large in float64
+        differences = [np.abs(np.diff(sample, 2, axis)).mean() for axis in axes]
+        looks.append((sample.std(), np.mean(differences or [0.0])))
+    contrast, detail = np.log(np.maximum(np.mean(looks, 0), 1e-9)).tolist()
+    return contrast, detail

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA, Array, Indices
-from diffuse_cli.metrics import Measurement, baselines, kid, read_measurement
-from diffuse_cli.metrics.features import KIDS, FeatureNetwork, extract_features, prepare_network
+from diffuse_cli.metrics import Measurement
+from diffuse_cli.metrics.features import KIDS, FeatureNetwork, prepare_network
 from diffuse_cli.metrics.features.feature_choice import load_choice
-from diffuse_cli.sampling.generation import BatchState, collect, to_stored
-from diffuse_cli.sampling.sampling_settings import Guide
+from diffuse_cli.sampling.generation import generate_all
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work, finish
-from diffuse_cli.system.rng import permutation, philox
+from diffuse_cli.system.rng import permutation
 from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.previews import generate_by_default
+from diffuse_cli.training.previews import make_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,67 +61,6 @@ class BestWeights:
         return next(key for key in KIDS if key in self.values)
 
 
-class KidMeasure:
-    """KID of generated samples against a fixed set of real samples, stored (N, C, *size).
-
-    Attributes:
-        key: the key of the KID, which names the network's features.
-        pictures: whether the features are of pictures.
-        look: the contrast and the detail of the real samples, as logarithms.
-    """
-
-    def __init__(self, real: Array, space: Space, network: FeatureNetwork) -> None:
-        self._real, self._space, self._network = real, space, network
-        self.key, self.pictures = network.kid, network.pictures
-        self._real_features: Array | None = None
-        self.look = measure_contrast_and_detail(real)
-
-    def compare(self, samples: Array) -> Work[dict[str, float]]:
-        """Return the KID of samples and its standard error, by key."""
-        if self._real_features is None:
-            self._real_features = yield from self._extract_features(self._real)
-            del self._real
-        features = yield from self._extract_features(samples)
-        return kid.estimate_kid(self._real_features, features, self.key)
-
-    def is_noise(self, kid: Measurement) -> Work[bool]:
-        """Whether samples with this KID are not clearly better than noise.
-
-        The noise is uniform over levels, or Gaussian for floats.
-        """
-        rng, shape = philox(0, "landmarks"), (baselines.IMAGES, *self._space.shape)
-        x = rng.normal(size=shape) if self._space.levels is None else rng.uniform(-1, 1, shape)
-        values = yield from self.compare(to_stored(self._space, torch.from_numpy(x).float()))
-        noise = read_measurement(values, self.key)
-        return noise.is_above(Measurement(0.0)) and not noise.is_above(kid)
-
-    def _extract_features(self, samples: Array) -> Work[Array]:
-        images = self._network.prepare_input(self._space, samples)
-        features = yield from extract_features(self._network, images)
-        return np.asarray(features, np.float64)
-
-
-def collect_samples(drawings: Iterator[BatchState], space: Space, count: int) -> Work[Array]:
-    """Return `count` generated samples, stored (N, C, *size)."""
-    samples = yield from collect(drawings, space, count)
-    return np.stack([samples[i] for i in range(count)])
-
-
-def measure_contrast_and_detail(samples: Array) -> tuple[float, float]:
-    """Return the contrast and the fine detail of samples (N, C, *size), as logarithms.
-
-    Contrast is the mean standard deviation within a sample. Detail is the mean absolute second
-    difference along the spatial dimensions.
-    """
-    axes = [axis for axis in range(1, samples.ndim - 1) if samples.shape[axis + 1] > 2]
-    looks = []
-    for sample in map(np.float64, samples):  # one at a time, because many are large in float64
-        differences = [np.abs(np.diff(sample, 2, axis)).mean() for axis in axes]
-        looks.append((sample.std(), np.mean(differences or [0.0])))
-    contrast, detail = np.log(np.maximum(np.mean(looks, 0), 1e-9)).tolist()
-    return contrast, detail
-
-
 def choose_real(plan: Plan) -> Work[Indices]:
     """Choose the real images of --eval-every: held-out images, or training images with a notice.
 
@@ -144,18 +82,10 @@ def choose_real(plan: Plan) -> Work[Indices]:
     return chosen
 
 
-def make_kid_measure(
-    plan: Plan, device: torch.device, chosen: Indices, max_images: int = REAL_IMAGES
-) -> KidMeasure:
-    """Make the KID against at most `max_images` of the chosen images.
-
-    Raises:
-        ModelFileError: the feature network's weights are missing.
-    """
+def read_samples(plan: Plan, chosen: Indices, max_images: int = REAL_IMAGES) -> Array:
+    """Read at most `max_images` of the chosen images, stored (N, C, *size)."""
     real = chosen[permutation(plan.config.seed, 0, len(chosen))[:max_images]]
-    samples = np.ascontiguousarray(plan.data.images.stored[find_readable(plan.data, real)])
-    space = plan.blueprint.space
-    return KidMeasure(samples, space, choose_network(space, samples, device))
+    return np.ascontiguousarray(plan.data.images.stored[find_readable(plan.data, real)])
 
 
 def choose_network(space: Space, samples: Array, device: torch.device) -> FeatureNetwork:
@@ -168,27 +98,24 @@ def choose_network(space: Space, samples: Array, device: torch.device) -> Featur
     return judge.choose_network(space, samples)
 
 
-def generate_in_proportion(
-    plan: Plan,
-    net: Any,
-    count: int,
-    device: torch.device,
-    choice: SamplerChoice | None = None,
-    guide: Guide | None = None,
-) -> Iterator[BatchState]:
-    """Generate from the same noise every time, in the class proportions of training.
+def make_settings_in_proportion(plan: Plan, count: int) -> SamplingSettings:
+    """Return the settings of `count` samples in the class proportions of training.
 
-    Args:
-        choice, guide: as for `generate_by_default`.
+    They have the same noise every time.
     """
     classes: list[int] = []
     if plan.blueprint.conditions.num_classes:
         order = permutation(plan.config.seed, 1, len(plan.data.train))[:count]
         labels = plan.data.images.labels[plan.data.train[order]]
         classes = [int(label) for label in labels if label >= 0]
-    return generate_by_default(
-        plan, net, count, device, classes=classes, choice=choice, guide=guide
-    )
+    return make_settings(plan, count, classes=classes)
+
+
+def generate_in_proportion(plan: Plan, net: Any, count: int, device: torch.device) -> Work[Array]:
+    """Generate samples with these settings, stored (N, C, *size)."""
+    settings, denoiser = make_settings_in_proportion(plan, count), plan.blueprint.denoiser(net)
+    space, indices = plan.blueprint.space, range(count)
+    return (yield from generate_all(denoiser, settings, indices, space=space, device=device))
 
 
 # A warning when a model starts to memorize its images.

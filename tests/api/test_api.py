@@ -23,10 +23,10 @@ from diffuse_cli import api
 from diffuse_cli.api.calls import run_work
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.guidance import clip
+from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system.events import Notice, Progress
 from diffuse_cli.system.rng import image_noise
 from diffuse_cli.training.trainer import Trainer
-from diffuse_cli.training.validation import KidMeasure
 
 Run = Callable[..., Any]
 load, evaluate = diffuse.load, diffuse.evaluate  # where the fixture has the package's name
@@ -128,7 +128,7 @@ def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
 def test_a_run_in_memory_whose_samples_are_noise_names_the_call_that_trains_more(
     images: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(KidMeasure, "is_noise", lambda self, kid: (yield from ()) or True)
+    monkeypatch.setattr(FeatureMeasure, "is_noise", lambda self, kid: (yield from ()) or True)
     options = {"config": recipe, "eval_every": 2, "eval_images": 6}
     out = tmp_path / "model.safetensors"
     *_, trained = diffuse.train(pictures(images), steps=2, out=out, **options)

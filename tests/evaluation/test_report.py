@@ -26,11 +26,11 @@ from diffuse_cli.evaluation import evaluation_run, metric_inputs
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.evaluation.report import COLORS
 from diffuse_cli.evaluation.report.sections import sweep
-from diffuse_cli.evaluation.results import strip_folders
-from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
+from diffuse_cli.evaluation.results import TuningResult, strip_folders
 from diffuse_cli.metrics import METRICS, Measurement, Metric, Words
 from diffuse_cli.pages import charts, curves, templates
 from diffuse_cli.pages.templates import environment, render
+from diffuse_cli.sampling.setting_search import Trial
 
 QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
 HOSTILE = '<script>alert(1)</script> & "x"'.replace("/", "∕")

@@ -17,17 +17,14 @@ from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.evaluation import tune as tuning
+from diffuse_cli.evaluation.results import TuningResult
 from diffuse_cli.evaluation.tune import tradeoff_figure
 from diffuse_cli.evaluation.tune.candidates import (
-    Trial,
-    TuningResult,
-    add_autoguidance,
     add_gaussian_start,
-    find_more_varied,
+    add_weak_scales,
     first_settings,
     list_other_scales,
     list_weak_scales,
-    recommend,
 )
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Words
@@ -35,6 +32,7 @@ from diffuse_cli.models import model_file
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.generation import generate_batches
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
+from diffuse_cli.sampling.setting_search import MIDDLE, Trial, recommend, warn_of_low_variety
 from diffuse_cli.system.errors import UsageError
 
 NAN = math.nan
@@ -93,7 +91,10 @@ def test_what_is_recommended_may_draw_more_alike_than_others(recalls, more):
         if recall is not None:
             each.values.update(recall=recall, recall_standard_error=0.0041)
     assert recommend(rows) == rows[1].setting
-    assert find_more_varied(rows, rows[1]) == (None if more is None else rows[more])
+    warnings = [*warn_of_low_variety(rows, rows[1].setting, "images")]
+    assert len(warnings) == (more is not None)
+    if warnings:
+        assert f"with {rows[more].setting}. Look" in warnings[0].text
 
 
 # -- what is tried --------------------------------------------------------------------------------
@@ -106,19 +107,26 @@ def config(**given):
     return TuneConfig(subject="m", data="d", **given)
 
 
+def stored(timesteps=100, **given):
+    blueprint = plan(size=8).blueprint(DiffusionConfig(num_timesteps=timesteps))
+    return model_file.StoredModel(blueprint=blueprint, ema={}, **given)
+
+
 def test_all_samplers_with_all_steps_that_the_model_can_take():
-    found = first_settings(config(), 2.0, 20)
+    guided, plain = SamplerChoice("unipc", 20, 2.0), SamplerChoice("unipc", 20)
+    distilled = stored(distilled={"teacher_sha256": ""})
+    found = first_settings(config(), stored(20), guided)
     assert found == [SamplerChoice(s, n, 2.0) for s in PLAIN for n in (5, 10, 20)]
-    found = first_settings(config(samplers="ddim,heun,ddim", steps="9,3,9"), None, 9)
+    found = first_settings(config(samplers="ddim,heun,ddim", steps="9,3,9"), stored(9), plain)
     assert found == [SamplerChoice(s, n) for s in ("ddim", "heun") for n in (9, 3)]
-    found = first_settings(config(), None, 100, distilled=True)
+    found = first_settings(config(), distilled, plain)
     assert found == [SamplerChoice("consistency", n) for n in (1, 2, 4, 8)]
-    found = first_settings(config(steps="5,10,20,50"), None, 100, distilled=True)
+    found = first_settings(config(steps="5,10,20,50"), distilled, plain)
     assert [setting.steps for setting in found] == [5, 10, 20, 50]
     with pytest.raises(UsageError, match="all --steps are more than the model's 4"):
-        first_settings(config(), None, 4)
+        first_settings(config(), stored(4), plain)
     with pytest.raises(UsageError, match="all --steps are more than the model's 9"):
-        first_settings(config(steps=[10**30]), None, 9)
+        first_settings(config(steps=[10**30]), stored(9), plain)
 
 
 def test_guidance_is_tried_beside_the_scale_of_the_samplers():
@@ -139,14 +147,22 @@ def test_guidance_is_tried_beside_the_scale_of_the_samplers():
 )
 def test_a_weaker_model_is_tried_in_no_more_evaluations(guidance, steps, fewer):
     setting = SamplerChoice("unipc", steps, guidance, 1.0)
-    assert add_autoguidance(setting, 1.5) == SamplerChoice("unipc", fewer, guidance, 1.5)
+    [tried] = add_weak_scales(setting, [(1.5, None)], stored().blueprint)
+    assert tried == SamplerChoice("unipc", fewer, guidance, 1.5)
     plain = 1 if guidance in (None, 1) else 2
     assert fewer * (plain + 1) <= max(steps * plain, plain + 1)
 
 
 def test_scale_one_of_a_weaker_model_is_not_tried_again():
-    assert list_weak_scales(config()) == (1.25, 1.5, 2.0, 3.0, 4.0)
-    assert list_weak_scales(config(weak_guidance="2,1,0,2")) == (2.0, 0.0)
+    blueprint = stored().blueprint
+    told = plan(size=8, num_classes=2).blueprint(DiffusionConfig())
+    scales = [(scale, None) for scale in (1.25, 1.5, 2.0, 3.0, 4.0)]
+    middle = [(2.0, MIDDLE), (3.0, MIDDLE)]
+    assert list_weak_scales(config(), blueprint) == scales + middle
+    assert list_weak_scales(config(), told) == scales
+    assert list_weak_scales(config(guidance_interval="1,2"), blueprint) == scales
+    named = config(weak_guidance="2,1,0,2")
+    assert list_weak_scales(named, blueprint) == [(2.0, None), (0.0, None)]
 
 
 # -- on the command line --------------------------------------------------------------------------
@@ -258,13 +274,16 @@ def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, image
     how = ("--samplers", "ddim", "--steps", "4")
     ran = tune(*how, "-o", "new.safetensors", "--plot", "new.png", "--json", model=weak)
     assert ran.code == 0, ran.err
-    assert "4 steps, and 5 autoguidance scales\n" in ran.err
+    levels = "2 at noise levels 0.3 to 3"
+    assert f"4 steps, and 5 autoguidance scales, and {levels}\n" in ran.err
     found = ran.json
-    scales = [1, 1.25, 1.5, 2, 3, 4]
+    scales = [1, 1.25, 1.5, 2, 3, 4, 2, 3]
     assert [r["setting"]["weak_guidance"] for r in found["rows"]] == scales
-    assert [r["setting"]["steps"] for r in found["rows"]] == [4, 2, 2, 2, 2, 2]
-    assert [r["evaluations"] for r in found["rows"]] == [4] * 6
-    assert len({r["values"]["kid"] for r in found["rows"]}) == 6
+    intervals = [r["setting"]["guidance_interval"] for r in found["rows"]]
+    assert intervals == [None] * 6 + [[*MIDDLE]] * 2
+    assert [r["setting"]["steps"] for r in found["rows"]] == [4] + [2] * 7
+    assert [r["evaluations"] for r in found["rows"]] == [4] * 6 + [3] * 2
+    assert len({r["values"]["kid"] for r in found["rows"]}) == 8
     made = model_file.load("new.safetensors")
     assert made.sampling == SamplerChoice(**found["recommended"])
     assert made.weak_step == 3
@@ -296,8 +315,8 @@ def test_learned_times_of_an_earlier_version_are_not_measured(tune, model):
 
 def test_a_gaussian_start_is_tried_once_in_as_many_steps():
     found = SamplerChoice("unipc", 2, None, 3.0)
-    assert [s.steps for s in add_gaussian_start(found, [4, 5, 8])] == [2, 4]
-    assert [s.steps for s in add_gaussian_start(SamplerChoice("unipc", 4), [4, 5])] == [4, 5]
+    assert [s.steps for s in add_gaussian_start(found, [4, 5, 8], None)] == [2, 4]
+    assert [s.steps for s in add_gaussian_start(SamplerChoice("unipc", 4), [4, 5], None)] == [4, 5]
 
 
 def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with(
@@ -332,16 +351,34 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
     ]  # fmt: skip
 
 
-def test_noise_levels_to_guide_in_are_those_of_all_settings(tune, weak):
-    how = ("--samplers", "ddim", "--steps", 2, "--weak-guidance", 2)
+def test_noise_levels_of_guidance_are_recorded_shown_and_evaluated(
+    tune, diffuse, images, weak, monkeypatch
+):
+    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
+    how = ("--samplers", "ddim", "--steps", 4)
+    ran = tune(*how, "-o", "new.safetensors", "--report", "r.html", "--json", model=weak)
+    assert model_file.load("new.safetensors").sampling == SamplerChoice(
+        "ddim", 2, weak_guidance=3.0, guidance_interval=MIDDLE
+    )
+    assert ran.json["settings"]["guidance_interval"] == [*MIDDLE]
+    last = ran.json["sweep"]["rows"][-1]
+    assert ran.json["kid"] == pytest.approx(last["values"]["kid"], rel=1e-6)
+    lines = tune(*how, model=weak).out.splitlines()
+    assert "weak guidance  noise levels  evaluations" in lines[0]
+    assert lines[8].split()[:7] == ["ddim", "2", "3", "0.3", "to", "3", "3"]
+
+
+def test_named_noise_levels_are_those_of_all_settings(tune, weak):
+    how = ("--samplers", "ddim", "--steps", 2, "--weak-guidance", 2, "--report", "r.html")
     values = tune(*how, "--guidance-interval", "0.3,3", "--json", model=weak).json
+    assert values["sweep"]["settings"]["guidance_interval"] == [0.3, 3]
     assert values["settings"]["guidance_interval"] == [0.3, 3]
 
 
 def test_a_start_guided_by_a_weaker_model_takes_as_many_evaluations_as_one_alone():
     found = SamplerChoice("unipc", 7, None, 1.0)
-    assert [s.steps for s in add_gaussian_start(found, (4, 9))] == [4, 9]
-    guided = add_gaussian_start(dataclasses.replace(found, weak_guidance=2.0), (4, 9))
+    assert [s.steps for s in add_gaussian_start(found, (4, 9), None)] == [4, 9]
+    guided = add_gaussian_start(dataclasses.replace(found, weak_guidance=2.0), (4, 9), None)
     assert [(s.steps, s.weak_guidance, s.start) for s in guided] == [
         (2, 2.0, "gaussian"), (4, 2.0, "gaussian"),
     ]  # fmt: skip

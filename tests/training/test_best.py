@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core.space import Space
 from diffuse_cli.metrics import Measurement, baselines, kid
+from diffuse_cli.metrics.features import feature_cache
 from diffuse_cli.models import model_file
+from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system import files
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import checkpoints, validation
@@ -55,7 +57,7 @@ def step_of(path):
 
 def test_classes_are_drawn_in_the_shares_of_the_data(quick, diffuse, images, tmp_path, monkeypatch):
     """2 of the data's 32 images are dark: few of those that are drawn."""
-    data, drawn, real = tmp_path / "data", [], validation.generate_by_default
+    data, drawn, real = tmp_path / "data", [], validation.make_settings
     shutil.copytree(images / "light", data / "light")
     (data / "dark").mkdir()
     for path in sorted((images / "dark").iterdir())[:2]:
@@ -65,7 +67,7 @@ def test_classes_are_drawn_in_the_shares_of_the_data(quick, diffuse, images, tmp
         drawn.append(classes)
         return real(*arguments, classes=classes, **more)
 
-    monkeypatch.setattr(validation, "generate_by_default", watched)
+    monkeypatch.setattr(validation, "make_settings", watched)
     line = ("--config", QUICK, "--steps", 2, "--eval-every", 2, "--eval-images", 9)
     assert diffuse("train", data, *line, "--classes").code == 0
     assert diffuse("train", data, *line, "--overwrite").code == 0
@@ -92,13 +94,13 @@ def test_an_evaluation_touches_nothing(quick):
 def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, quick, images, monkeypatch):
     """The same number from images that `sample` draws from the model file, and from features."""
     seen = {}
-    real = validation.extract_features
+    real = feature_cache.extract_features
 
     def noting(network, pixels):
         seen[len(pixels)] = network, pixels
         return real(network, pixels)
 
-    monkeypatch.setattr(validation, "extract_features", noting)
+    monkeypatch.setattr(feature_cache, "extract_features", noting)
     monkeypatch.setattr(conftest, "PREVIEW_STEPS", SAMPLING_STEPS)
     conftest.do_less(monkeypatch)
     quick("--steps", 10, "--eval-every", 10, "--eval-images", 9)
@@ -114,9 +116,9 @@ def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, quick, i
 
 def test_real_features_are_computed_once(quick, monkeypatch):
     computed = []
-    real = validation.extract_features
+    real = feature_cache.extract_features
     monkeypatch.setattr(
-        validation,
+        feature_cache,
         "extract_features",
         lambda n, pixels: computed.append(len(pixels)) or real(n, pixels),
     )
@@ -154,7 +156,7 @@ def test_out_of_memory_leaves_an_evaluation_out(quick, monkeypatch):
         yield from ()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(validation.KidMeasure, "compare", full)
+    monkeypatch.setattr(FeatureMeasure, "compare", full)
     ran = quick("--steps", 2, *EVAL)
     assert ran.code == 0
     assert "out of memory while evaluating: skipped" in ran.err
@@ -190,7 +192,7 @@ def test_noise_is_recognized_by_its_kid(levels):
         (smooth[:30], smooth[30:], False),
         (noise[:30].astype(dtype), noise[30:].astype(dtype), False),
     ):
-        measure = validation.KidMeasure(real, space, network)
+        measure = FeatureMeasure(network, space, real)
         values = finish(measure.compare(samples))
         kid_of_samples = Measurement(values[network.kid], values[f"{network.kid}_standard_error"])
         assert finish(measure.is_noise(kid_of_samples)) is found
@@ -400,7 +402,7 @@ def test_an_option_of_evaluations_needs_them(quick, option):
 
 
 def test_a_run_without_evaluations_keeps_nothing_of_them(quick, monkeypatch):
-    monkeypatch.setattr(validation.KidMeasure, "__init__", lambda *a: pytest.fail("made"))
+    monkeypatch.setattr(FeatureMeasure, "__init__", lambda *a: pytest.fail("made"))
     assert quick("--steps", 4, "--json").json["best"] is None
     assert "eval" not in (RUN / "config.toml").read_text()
     [newest] = (RUN / "checkpoints").iterdir()

@@ -14,9 +14,15 @@ import pytest
 
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
 from diffuse_cli.models import model_file
+from diffuse_cli.sampling.setting_search import (
+    MIDDLE,
+    WEAK_CANDIDATES,
+    SettingSearch,
+    Trial,
+    choose_best,
+)
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.training import previews, recommendation, validation
-from diffuse_cli.training.recommendation import MIDDLE, SettingTrial, choose_best
 
 MODEL = Path("model.safetensors")
 RUN = ("--steps", 17)
@@ -25,9 +31,14 @@ GUIDED = SamplerChoice("unipc", 10, weak_guidance=2.0, start=GAUSSIAN)
 
 
 def trial(
-    kid: float, error: float = 0.01, contrast: float = 0.0, detail: float = 0.0
-) -> SettingTrial:
-    return SettingTrial(SamplerChoice("unipc", 10), kid, error, (contrast, detail))
+    kid: float,
+    error: float = 0.01,
+    contrast: float = 0.0,
+    detail: float = 0.0,
+    choice: SamplerChoice = GUIDED,
+) -> Trial:
+    values = {"kid": kid, "kid_standard_error": error, "contrast": contrast, "detail": detail}
+    return Trial(choice, values, seconds=1.0, evaluations=20)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +60,7 @@ def test_the_lowest_kid_that_looks_like_the_data_wins(others, best):
 
 
 def test_a_contrast_as_far_as_the_default_s_is_no_reason_against():
-    default = SettingTrial(DEFAULT, 0.5, 0.01, (-0.3, 0.4))
+    default = trial(0.5, contrast=-0.3, detail=0.4)
     other = trial(0.3, contrast=0.25, detail=-0.35)
     assert choose_best([default, other]) is other
     assert choose_best([default, trial(0.3, contrast=0.35)]) is default
@@ -59,12 +70,13 @@ def test_contrast_is_within_samples_and_detail_is_curvature():
     flat = np.stack([np.full((1, 4, 4), level, np.uint8) for level in (0, 255)])
     rows = np.arange(4) ** 2
     bowl = np.tile((10 * (rows[:, None] + rows)).reshape(1, 4, 4).astype(np.uint8), (3, 1, 1, 1))
-    assert max(validation.measure_contrast_and_detail(flat)) < -20
-    contrast, detail = validation.measure_contrast_and_detail(bowl)
+    assert max(recommendation.measure_contrast_and_detail(flat)) < -20
+    contrast, detail = recommendation.measure_contrast_and_detail(bowl)
     assert contrast == pytest.approx(np.log(bowl[0].std()))
     assert detail == pytest.approx(np.log(20))
     sound = np.sin(np.arange(64)).reshape(1, 1, 64)
-    assert validation.measure_contrast_and_detail(sound)[0] == pytest.approx(np.log(sound.std()))
+    contrast, _ = recommendation.measure_contrast_and_detail(sound)
+    assert contrast == pytest.approx(np.log(sound.std()))
 
 
 # -- runs -----------------------------------------------------------------------------------------
@@ -77,17 +89,15 @@ def trying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[Any, float]], l
     def patch(kids: Mapping[Any, float]) -> list[Any]:
         tried: list[Any] = []
 
-        def find(
-            trainer: Any, kid: Any, count: int, choice: SamplerChoice
-        ) -> Generator[Any, Any, SettingTrial]:
+        def find(search: SettingSearch, choice: SamplerChoice) -> Generator[Any, Any, Trial]:
             yield from ()
             tried.append(choice)
             setting = choice.weak_guidance, choice.guidance_interval or choice.start
-            return SettingTrial(choice, kids.get(setting, 0.5), 0.01, (0.0, 0.0))
+            return trial(kids.get(setting, 0.5), choice=choice)
 
         monkeypatch.setattr(recommendation, "FEWEST", 2)
         monkeypatch.setattr(recommendation, "SHARE", 1e-3)
-        monkeypatch.setattr(recommendation, "try_setting", find)
+        monkeypatch.setattr(SettingSearch, "try_setting", find)
         monkeypatch.setattr(conftest, "PREVIEW_STEPS", 20)
         return tried
 
@@ -236,7 +246,7 @@ def test_a_model_with_classes_has_no_gaussian_start(quick, trying):
 
 def test_a_trial_generates_and_compares(quick, monkeypatch):
     """Real trials, of very few samples."""
-    seen: list[SettingTrial] = []
+    seen: list[Trial] = []
     real = choose_best
     monkeypatch.setattr(recommendation, "FEWEST", 4)
     monkeypatch.setattr(recommendation, "MOST", 5)
@@ -244,8 +254,8 @@ def test_a_trial_generates_and_compares(quick, monkeypatch):
     monkeypatch.setattr(recommendation, "SHARE", 1e-3)
     monkeypatch.setattr(recommendation, "choose_best", lambda t: (seen.extend(t), real(t))[1])
     assert quick(*RUN, "-q").code == 0
-    assert len({t.kid for t in seen}) == 1 + len(recommendation.CANDIDATES)
-    assert all(t.error > 0 for t in seen)
+    assert len({t.kid.value for t in seen}) == 1 + len(WEAK_CANDIDATES)
+    assert all(t.kid.error > 0 for t in seen)
 
 
 def test_a_run_ends_without_a_feature_network(quick, monkeypatch):
@@ -256,7 +266,7 @@ def test_a_run_ends_without_a_feature_network(quick, monkeypatch):
 
     monkeypatch.setattr(recommendation, "FEWEST", 2)
     monkeypatch.setattr(recommendation, "SHARE", 1e-3)
-    monkeypatch.setattr(validation, "make_kid_measure", missing)
+    monkeypatch.setattr(validation, "choose_network", missing)
     ran = quick(*RUN)
     assert ran.code == 0
     assert "no sampling settings were tried: the weights are missing" in ran.err
@@ -267,13 +277,13 @@ def test_samples_are_compared_with_training_images(quick, monkeypatch):
     """So those that are held out stay unseen."""
     chosen: list[Any] = []
     monkeypatch.setattr(recommendation, "SHARE", 1e-3)
-    make = validation.make_kid_measure
+    read = validation.read_samples
 
-    def follow(plan: Any, device: Any, images: Any, most: int) -> Any:
+    def follow(plan: Any, images: Any, most: int) -> Any:
         chosen.append((set(images) & set(plan.data.held_out), len(images), most))
-        return make(plan, device, images, most)
+        return read(plan, images, most)
 
-    monkeypatch.setattr(validation, "make_kid_measure", follow)
+    monkeypatch.setattr(validation, "read_samples", follow)
     assert quick(*RUN, "-q").code == 0
     [(unseen, images, most)] = chosen
     assert (unseen, most) == (set(), recommendation.REFERENCES)

@@ -17,14 +17,14 @@ from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation.evaluation_run import choose_network, load_feature_choice, load_model
-from diffuse_cli.evaluation.feature_cache import ALONE, FeatureMeasure, generate_all
 from diffuse_cli.evaluation.image_sets import Sides, prepare_inputs, read_sides, set_conditions
 from diffuse_cli.metrics.presentation import make_entries
 from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import LoadedModel, make_denoiser
+from diffuse_cli.sampling.generation import LoadedModel, generate_all, make_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
+from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import ModelFileError, lookup
@@ -219,12 +219,15 @@ def _kid(
     resolved = resolve_settings(config, loaded.model, guide=guide)
     settings = set_conditions(resolved, loaded, sides, config.seed)
     yield from report_settings(settings)
-    against = yield from FeatureMeasure.of(network, sides.space, sides.real.samples, ALONE)
+    against = FeatureMeasure(network, sides.space, sides.real.samples, cached=True)
+    yield from against.read_real()
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        model = dataclasses.replace(loaded, denoiser=denoiser)
-        samples = yield from generate_all(settings, model, config.n, accelerator.device, ALONE)
-        return against.kid((yield from against.features(samples)))
+        indices, device = range(config.n), accelerator.device
+        samples = yield from generate_all(
+            denoiser, settings, indices, space=loaded.space, device=device
+        )
+        return (yield from against.compare(samples))
 
     return network.kid, measure
 

@@ -13,8 +13,7 @@ from diffuse_cli.config.options import place_name, to_arguments
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.image_sets import FINGERPRINTS
 from diffuse_cli.evaluation.report import sections
-from diffuse_cli.evaluation.results import EvaluationResult, strip_folders
-from diffuse_cli.evaluation.tune.candidates import TuningResult
+from diffuse_cli.evaluation.results import EvaluationResult, TuningResult, strip_folders
 from diffuse_cli.pages.templates import render, render_page
 
 COLORS = {1: "grey", 3: "color"}

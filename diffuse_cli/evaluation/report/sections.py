@@ -12,14 +12,14 @@ from markupsafe import Markup
 from diffuse_cli import metrics
 from diffuse_cli.evaluation.examples import ReportImages
 from diffuse_cli.evaluation.image_sets import LabeledSamples
-from diffuse_cli.evaluation.results import EvaluationResult
-from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
+from diffuse_cli.evaluation.results import EvaluationResult, TuningResult
 from diffuse_cli.metrics import Measurement, MetricNumber, Values, Words, label, read_measurement
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.pages import charts
 from diffuse_cli.pages.charts import Dot, Line
 from diffuse_cli.pages.curves import Curve, read_curves
 from diffuse_cli.pages.templates import Picture, make_pictures
+from diffuse_cli.sampling.setting_search import Trial
 from diffuse_cli.system.run_reader import METRICS, run_folder
 
 SAMPLE, SMALL, LARGE = 56, 48, 84
@@ -190,7 +190,7 @@ def sweep(swept: TuningResult) -> dict[str, Any]:
 
 
 def _quality(swept: TuningResult, label: str) -> Markup:
-    """Plot a line for each sampler, start, scale and kind of timesteps over evaluations."""
+    """Plot a line for each sampler, start and scale over evaluations."""
     groups: dict[str, list[Trial]] = {}
     for row in swept.rows:
         setting = row.setting

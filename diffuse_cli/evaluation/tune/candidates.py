@@ -1,102 +1,29 @@
-"""Choose the sampling settings that `tune` tries, and recommend one of them."""
+"""Choose the sampling settings that `tune` tries."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from diffuse_cli.config import eval_options
-from diffuse_cli.config.eval_options import TuneConfig
-from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
-from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
-from diffuse_cli.metrics import Measurement, Words, read_measurement
-from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.models import model_file
+from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
+from diffuse_cli.config.options import convert_options
+from diffuse_cli.config.sample_options import (
+    GAUSSIAN,
+    NOISE,
+    DrawConfig,
+    SamplerChoice,
+    describe_interval,
+)
+from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, default_spacing
+from diffuse_cli.data.summary import plural
+from diffuse_cli.metrics.features.feature_choice import words_of
+from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.models.model_file import StoredModel
+from diffuse_cli.sampling.conditioning import guidance_scale
+from diffuse_cli.sampling.setting_search import MIDDLE, WEAK_CANDIDATES, Levels, add_autoguidance
 from diffuse_cli.system.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Quality and cost of a setting.
-
-    Attributes:
-        values: the metrics by key, with their standard errors.
-        seconds: the seconds per image, on one process.
-        evaluations: the network evaluations per image, including the guidance model's.
-    """
-
-    setting: SamplerChoice
-    values: dict[str, float]
-    seconds: float
-    evaluations: int
-
-
-@dataclass(frozen=True)
-class TuningResult:
-    """Settings that were tried, and the recommended setting.
-
-    Attributes:
-        rows: the settings in the order of measurement.
-        metric: the key of the metric that decides. Lower is better.
-        n, real: the number of images generated for each setting, and of real images.
-        part: the part of the data with the real images: `held-out` or `all`.
-        features: the name and weights hash of the feature network, and its resizing.
-        settings: the settings that all rows have in common.
-        device: the device of the timings.
-        words: the names of the medium's samples.
-        out, plot: the paths of the model file with the recommendation and of the plot, or None.
-    """
-
-    rows: tuple[Trial, ...]
-    recommended: SamplerChoice
-    metric: str
-    n: int
-    real: int
-    part: str
-    features: dict[str, str]
-    settings: dict[str, Any]
-    device: str
-    out: Path | None
-    plot: Path | None
-    words: Words
-
-
-def find_kid_key(rows: Sequence[Trial]) -> str:
-    """Return the key of the rows' KID, which decides. Lower is better."""
-    [key] = [key for key in KIDS if key in rows[0].values]
-    return key
-
-
-def recommend(rows: Sequence[Trial]) -> SamplerChoice:
-    """Return the cheapest setting whose KID is within a standard error of the best.
-
-    Cost is the number of evaluations. Ties go to the lower KID, then to the earlier row. Seconds do
-    not count, because they vary from run to run.
-    """
-    metric = find_kid_key(rows)
-    best = read_measurement(min(rows, key=lambda row: row.values[metric]).values, metric)
-    bound = best.value + (best.error if math.isfinite(best.error) else 0.0)
-    good = [row for row in rows if row.values[metric] <= bound]
-    return min(good, key=lambda row: (row.evaluations, row.values[metric])).setting
-
-
-def find_more_varied(rows: Sequence[Trial], chosen: Trial) -> Trial | None:
-    """Return the row of the highest recall if the chosen row has clearly less than half of it.
-
-    Images that are nearly alike can have a low KID.
-    """
-    if not all("recall" in row.values for row in rows):
-        return None
-    most_varied = max(rows, key=lambda row: row.values["recall"])
-    recall = read_measurement(most_varied.values, "recall")
-    half = Measurement(recall.value / 2, recall.error / 2)
-    return most_varied if half.is_above(read_measurement(chosen.values, "recall")) else None
-
-
-# -- settings to try ------------------------------------------------------------------------------
+from diffuse_cli.system.events import Notice, Work
 
 
 def list_steps(config: TuneConfig, distilled: bool) -> tuple[int, ...]:
@@ -104,20 +31,43 @@ def list_steps(config: TuneConfig, distilled: bool) -> tuple[int, ...]:
     return config.steps or (eval_options.FEW_STEPS if distilled else eval_options.TUNED_STEPS)
 
 
+def make_draw_config(config: TuneConfig, model: StoredModel) -> DrawConfig:
+    """Return the options of the first settings, with autoguidance turned off."""
+    guided = config.guide_with or model.weak
+    scale = next((s for s in config.weak_guidance or () if s != 1), None)  # refused if not guided
+    scales = {
+        "guidance": config.guidance[0] if config.guidance else None,
+        "weak_guidance": 1.0 if guided else scale,
+    }
+    return convert_options(config, DrawConfig, steps=None, **scales)
+
+
+def make_eval_config(config: TuneConfig, setting: SamplerChoice) -> EvalConfig:
+    """Return the options of `eval` for a setting, whatever the model file recommends."""
+    options = {
+        **{name: value for name, value in vars(setting).items() if name != "times"},
+        "start": setting.start or NOISE,
+        "spacing": config.spacing or default_spacing(setting.sampler, setting.steps),
+        "guidance_interval": setting.guidance_interval or config.guidance_interval,
+    }
+    return convert_options(config, EvalConfig, plot=None, **options)
+
+
 def first_settings(
-    config: TuneConfig,
-    guidance: float | None,
-    timesteps: int,
-    weak_guidance: float | None = None,
-    distilled: bool = False,
+    config: TuneConfig, model: StoredModel, choice: SamplerChoice
 ) -> list[SamplerChoice]:
-    """Return every sampler with every number of steps up to `timesteps`.
+    """Return every sampler with every number of steps that the model has timesteps for.
 
     A distilled model has its own samplers and default steps.
+
+    Args:
+        choice: the guidance scales of all of them.
 
     Raises:
         UsageError: all numbers of steps are too large, or a sampler is for distilled models.
     """
+    distilled = model.distilled is not None
+    timesteps = model.blueprint.diffusion.num_timesteps
     steps = [n for n in dict.fromkeys(list_steps(config, distilled)) if n <= timesteps]
     if not steps:
         text = f"all --steps are more than the model's {timesteps} timesteps"
@@ -127,40 +77,54 @@ def first_settings(
     if wrong:
         text = f"--samplers {wrong[0]} is for distilled models, and this model is not distilled"
         raise UsageError(text, "Leave it out")
-    scales = guidance, weak_guidance
+    scales = choice.guidance, choice.weak_guidance
     return [SamplerChoice(sampler, n, *scales) for sampler in samplers for n in steps]
 
 
 def list_other_scales(
-    config: TuneConfig, model: model_file.StoredModel, guidance: float | None
+    config: TuneConfig, model: StoredModel, guidance: float | None
 ) -> tuple[float, ...]:
     """Return the guidance scales to try in addition to `guidance`, which compares samplers.
 
-    Empty for a model without classes or without an unconditional prediction.
+    Empty for a model without classes or without an unconditional prediction, and for a distilled
+    model, which has its guidance in its weights.
+
+    Raises:
+        UsageError: the model does not support a scale of `--guidance`.
     """
-    scales = config.guidance
-    if scales is None:
-        scales = eval_options.TUNED_GUIDANCE if model.has_unconditional else ()
-    if guidance is None:
+    draw_config = make_draw_config(config, model)
+    for scale in config.guidance or ():
+        guidance_scale(replace(draw_config, guidance=scale), model)
+    if guidance is None or model.distilled is not None:
         return ()
-    return tuple(s for s in dict.fromkeys(scales) if s != guidance)
+    scales = eval_options.TUNED_GUIDANCE if model.has_unconditional else ()
+    return tuple(s for s in dict.fromkeys(config.guidance or scales) if s != guidance)
 
 
-def list_weak_scales(config: TuneConfig) -> tuple[float, ...]:
-    """Return the autoguidance scales to try, without 1, which turns it off and was tried before."""
-    scales = eval_options.TUNED_WEAK if config.weak_guidance is None else config.weak_guidance
-    return tuple(s for s in dict.fromkeys(scales) if s != 1)
+def list_weak_scales(config: TuneConfig, blueprint: Blueprint) -> list[tuple[float, Levels]]:
+    """Return the scales and noise levels of autoguidance to try.
+
+    They leave out the scale 1, which turns it off and was tried before. Noise levels would limit
+    the guidance of a condition, too, so a model with conditions has none.
+    """
+    scales = config.weak_guidance or eval_options.TUNED_WEAK
+    pairs: list[tuple[float, Levels]] = [(s, None) for s in dict.fromkeys(scales) if s != 1]
+    if not (config.weak_guidance or config.guidance_interval or blueprint.conditions):
+        pairs += [pair for pair in WEAK_CANDIDATES if pair[1]]
+    return pairs
 
 
-def add_autoguidance(setting: SamplerChoice, scale: float) -> SamplerChoice:
-    """Add autoguidance to a setting, with fewer steps for the same number of evaluations."""
+def add_weak_scales(
+    setting: SamplerChoice, scales: Sequence[tuple[float, Levels]], blueprint: Blueprint
+) -> Iterator[SamplerChoice]:
+    """Yield a setting with the scales and noise levels of `list_weak_scales`."""
     evaluations = 1 if setting.guidance in (None, 1) else 2
-    steps = max(1, setting.steps * evaluations // (evaluations + 1))
-    return replace(setting, steps=steps, weak_guidance=scale)
+    for scale, levels in scales:
+        yield add_autoguidance(setting, scale, blueprint, levels, evaluations)
 
 
 def list_start_steps(
-    config: TuneConfig, model: model_file.StoredModel, first: Sequence[SamplerChoice]
+    config: TuneConfig, model: StoredModel, first: Sequence[SamplerChoice]
 ) -> list[int]:
     """Return the numbers of steps to try from a Gaussian start.
 
@@ -174,13 +138,51 @@ def list_start_steps(
     return sorted({setting.steps for setting in first if setting.steps <= max_steps})
 
 
-def add_gaussian_start(setting: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
+def add_gaussian_start(
+    setting: SamplerChoice, steps: Sequence[int], blueprint: Blueprint
+) -> list[SamplerChoice]:
     """Return a setting from a Gaussian start, in several numbers of steps.
 
     Autoguidance takes fewer steps, for the same number of evaluations.
     """
     choices = [replace(setting, steps=n, start=GAUSSIAN) for n in steps]
-    scale = setting.weak_guidance
+    scale, levels = setting.weak_guidance, setting.guidance_interval
     if scale in (None, 1):
         return choices
-    return list(dict.fromkeys(add_autoguidance(choice, scale) for choice in choices))
+    guided = [add_autoguidance(choice, scale, blueprint, levels) for choice in choices]
+    return list(dict.fromkeys(guided))
+
+
+def report_work(
+    config: TuneConfig,
+    model: StoredModel,
+    first: Sequence[SamplerChoice],
+    scales: Sequence[float],
+    weak_scales: Sequence[tuple[float, Levels]],
+    starts: Sequence[int],
+) -> Work[int]:
+    """Report the steps that are left out and the settings to try, and return their number."""
+    steps = dict.fromkeys(setting.steps for setting in first)
+    many = words_of(model.blueprint.space).many
+    requested_steps = dict.fromkeys(list_steps(config, model.distilled is not None))
+    if left_out := [n for n in requested_steps if n not in steps]:
+        listed = ", ".join(map(str, left_out))
+        timesteps = model.blueprint.diffusion.num_timesteps
+        yield Notice(f"skipping {listed} steps: the model has only {timesteps} timesteps")
+    in_middle = sum(levels is not None for _, levels in weak_scales)
+    further = {
+        plural(len(scales), "more guidance scale"): len(scales),
+        plural(len(weak_scales) - in_middle, "autoguidance scale"): len(weak_scales) - in_middle,
+        f"{in_middle}{describe_interval(MIDDLE)}": in_middle,
+        "a Gaussian start": len(starts),
+    }
+    guidance = first[0].guidance
+    under = "" if guidance is None else f" at guidance {guidance:g}"
+    also = "".join(f", and {words}" for words, number in further.items() if number)
+    total = len(first) + sum(further.values())
+    yield Notice(
+        f"tune: {plural(total, 'setting')} of {config.n:,} {many}, {total * config.n:,} in all: "
+        f"{plural(len(first) // len(steps), 'sampler')} at {', '.join(map(str, steps))} steps"
+        f"{under}{also}"
+    )
+    return total

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from diffuse_cli.config.sample_options import SamplerChoice
-from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
+from diffuse_cli.evaluation.results import TuningResult
 from diffuse_cli.media import figures
 from diffuse_cli.media.figures import FAINT, INK, Sheet
 from diffuse_cli.metrics import label, read_measurement
 from diffuse_cli.metrics.features.feature_choice import describe_network
+from diffuse_cli.sampling.setting_search import Trial
+from diffuse_cli.system import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +27,12 @@ MARKERS = "osD^vP*X"
 """Markers of the samplers, which are readable without color."""
 
 PLAIN: dict[str, Any] = {"parse_math": False}
+
+
+def write_tradeoff(path: Path, tuning: TuningResult, subject: str) -> None:
+    """Write the plot for a model file as PNG."""
+    picture = plot_tradeoff(tuning, files.show(Path(subject).name))
+    files.write_bytes(path, figures.encode_png(picture))
 
 
 def plot_tradeoff(tuning: TuningResult, name: str) -> Image.Image:
@@ -79,12 +88,14 @@ def _plot_sampler(axes: Axes, tuning: TuningResult, sampler: str, i: int) -> Non
 
 
 def _describe_difference(setting: SamplerChoice, first: SamplerChoice) -> str:
-    """Describe a Gaussian start, and scales other than the first setting's."""
+    """Describe a Gaussian start, scales other than the first setting's, and noise levels."""
     pairs = (
         (setting.guidance, first.guidance, "×"),
         (setting.weak_guidance, first.weak_guidance, "w"),
     )
     scales = [f"{sign}{scale:g}" for scale, first_scale, sign in pairs if scale != first_scale]
+    if setting.guidance_interval:
+        scales.append("{:g} to {:g}".format(*setting.guidance_interval))
     start = [f"{setting.steps} Gaussian"] if setting.start else []
     return " ".join([*start, *scales])
 

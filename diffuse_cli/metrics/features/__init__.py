@@ -100,7 +100,7 @@ class FeatureModule(Protocol):
 
 
 FEATURES: Mapping[str, FeatureModule] = Modules(
-    "features", __name__, __path__, helpers=("feature_choice",)
+    "features", __name__, __path__, helpers=("feature_cache", "feature_choice")
 )
 
 

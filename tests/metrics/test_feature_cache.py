@@ -14,8 +14,7 @@ import torch
 from conftest import write_images
 from file_operations import FULL, failing
 
-from diffuse_cli.evaluation import feature_cache
-from diffuse_cli.metrics.features import FeatureNetwork, extract_features
+from diffuse_cli.metrics.features import FeatureNetwork, extract_features, feature_cache
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Notice, Progress, finish
 

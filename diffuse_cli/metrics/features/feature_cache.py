@@ -1,4 +1,4 @@
-"""Cache of the features of real images, and evaluation on several processes.
+"""Cache of the features of real images, and features on several processes.
 
 The cache is in `DIFFUSE_CACHE`, by default `diffuse` in the user's cache folder. An empty
 `DIFFUSE_CACHE` turns it off. The cache never fails: unreadable features are computed again, and
@@ -13,19 +13,15 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import kid
 from diffuse_cli.metrics.features import FeatureNetwork, extract_features, usual_batch
-from diffuse_cli.sampling.generation import LoadedModel, collect, generate_batches
-from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import __version__, files
 from diffuse_cli.system.errors import OutputError
 from diffuse_cli.system.events import Notice, Work
@@ -68,42 +64,16 @@ class Team:
             return value
         return broadcast_object_list([value])[0]  # type: ignore[no-any-return]
 
+    def gather_samples(self, part: dict[int, Array]) -> Array:
+        """Return the samples of all processes, (n, C, *size), in the order of their indices.
+
+        All processes must call it.
+        """
+        samples = {i: sample for p in self.gather(part) for i, sample in p.items()}
+        return np.stack([samples[i] for i in sorted(samples)])
+
 
 ALONE = Team()
-
-
-def generate_part(
-    settings: SamplingSettings,
-    loaded: LoadedModel,
-    n: int,
-    device: torch.device,
-    team: Team,
-    first: int = 0,
-) -> Work[dict[int, Array]]:
-    """Generate this process's part of n stored samples (C, *size), by index from `first` on."""
-    indices, space = team.share(n, settings.batch_size), loaded.space
-    indices = range(first + indices.start, first + indices.stop)
-    drawings = generate_batches(loaded.denoiser, settings, indices, space=space, device=device)
-    return (yield from collect(drawings, space, len(indices)))
-
-
-def gather_samples(part: dict[int, Array], n: int, team: Team, first: int = 0) -> Array:
-    """Gather the samples of all processes, (n, C, *size). All processes must call it."""
-    pixels = {i: image for samples in team.gather(part) for i, image in samples.items()}
-    return np.stack([pixels[i] for i in range(first, first + n)])
-
-
-def generate_all(
-    settings: SamplingSettings,
-    loaded: LoadedModel,
-    n: int,
-    device: torch.device,
-    team: Team,
-    first: int = 0,
-) -> Work[Array]:
-    """Generate the n samples from `first` on, a part of them in each process."""
-    part = yield from generate_part(settings, loaded, n, device, team, first)
-    return gather_samples(part, n, team, first)
 
 
 NAMED = re.compile("[0-9a-f]{64}")
@@ -194,35 +164,3 @@ def _shrink(folder: Path) -> None:
         total += info.st_size
         if total > LARGEST:
             path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class FeatureMeasure:
-    """Measurement of generated samples against fixed real samples, by features of a network.
-
-    Attributes:
-        space: the space of stored samples.
-        real: the float64 features of the real samples, (N, network.dim).
-    """
-
-    network: FeatureNetwork
-    space: Space
-    real: Array
-    team: Team
-
-    @classmethod
-    def of(cls, network: FeatureNetwork, space: Space, real: Array, team: Team) -> Work[Self]:
-        """Return the measure against stored real samples (N, C, *size)."""
-        inputs = network.prepare_input(space, real)
-        features = yield from cache_features(network, inputs, team, tell=True)
-        return cls(network, space, np.asarray(features, np.float64), team)
-
-    def features(self, samples: Array) -> Work[Array]:
-        """Return float64 features of stored samples (N, C, *size)."""
-        inputs = self.network.prepare_input(self.space, samples)
-        features = yield from compute_features(self.network, inputs, self.team)
-        return np.asarray(features, np.float64)
-
-    def kid(self, features: Array) -> dict[str, float]:
-        """Return the KID of generated samples, by features, and its standard error, by key."""
-        return kid.estimate_kid(self.real, features, self.network.kid)
