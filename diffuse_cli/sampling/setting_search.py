@@ -295,11 +295,11 @@ def choose_best(trials: Sequence[Trial]) -> Trial:
     KID alone may prefer exaggerated contrast and edges. `train` chooses by it, among settings with
     the same number of evaluations.
     """
-    first, *others = trials
+    first, *candidates = trials
     limits = {name: max(limit, abs(first.values[name])) for name, limit in FAR.items()}
     alike = [
         trial
-        for trial in others
+        for trial in candidates
         if all(abs(trial.values[name]) <= limit for name, limit in limits.items())
     ]
     return min([first, *alike], key=lambda trial: trial.kid.value)
