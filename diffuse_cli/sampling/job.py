@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from diffuse_cli.sampling.journal import (
     GRID,
     GRID_IMAGES,
     KEY,
+    WORK,
     SamplingRecord,
     lock_folder,
     split_parts,
@@ -83,14 +85,14 @@ class PartState:
     Attributes:
         share: the fraction of the work that is done.
         samples: the samples as stored, (N, C, *size), once they are complete.
-        side: further arrays of the samples, which the figures need.
+        arrays: further arrays of the first samples, which the figures need, with a row for each.
     """
 
     step: int
     steps: int
     share: float
     samples: Array | None = None
-    side: Mapping[str, Array] = field(default_factory=dict)
+    arrays: Mapping[str, Array] = field(default_factory=dict)
 
 
 class SamplingJob(ABC):
@@ -108,9 +110,6 @@ class SamplingJob(ABC):
         folder: the folder of the files until they are packed into `out`, by default `out`.
     """
 
-    sides: Sequence[int] = ()
-    """Samples whose further arrays the figures need."""
-
     def __init__(
         self,
         config: Any,
@@ -123,7 +122,7 @@ class SamplingJob(ABC):
         self.out, self.overwrite = Path(config.out), bool(config.overwrite)
         self.folder, self.space, self.indices = folder or self.out, space, indices
         self.described = {"format": MANIFEST_FORMAT, **described}
-        self.record = SamplingRecord(self.folder, {**self.described, **hidden}, suffix(space))
+        self.record = SamplingRecord(self.folder, self.described, hidden, suffix(space))
         self.parts = split_parts(indices, config.batch_size)
         self.figures: dict[str, Callable[[Sequence[int]], bytes]] = {}
         if config.grid:
@@ -143,11 +142,14 @@ class SamplingJob(ABC):
         """Return entries of the manifest about all samples."""
         return {}
 
+    def list_files(self, part: range) -> list[str]:
+        """Return the names of a part's files."""
+        return [self.record.path(i).name for i in part]
+
     def begin(self) -> list[range] | None:
         """Return the parts to generate, None if the job is complete."""
-        return self.record.begin(
-            self.parts, overwrite=self.overwrite, pictures={*self.figures}, sides=self.sides
-        )
+        parts = {part: self.list_files(part) for part in self.parts}
+        return self.record.begin(parts, self.figures.keys(), overwrite=self.overwrite)
 
     def run(self, accelerator: Accelerator) -> Work[SampleFiles | None]:
         """Generate and write the remaining samples.
@@ -196,8 +198,14 @@ class SamplingJob(ABC):
                 at = written + int(len(part) * state.share)
                 yield Progress("sampling", at, total, f"step {state.step}/{state.steps}")
             assert state.samples is not None
-            data = (self.medium.encode(sample, self.space) for sample in state.samples)
-            self.record.add(accelerator.process_index, part, data, state.side)
+            encoded = (self.medium.encode(sample, self.space) for sample in state.samples)
+            names = (self.record.path(i).name for i in part)
+            contents = dict(zip(names, encoded, strict=True))
+            for name, array in state.arrays.items():
+                file = io.BytesIO()
+                np.save(file, array, allow_pickle=False)
+                contents[_array_file(part, name)] = file.getvalue()
+            self.record.add(f"{part.start}-{part.stop}", contents)
             written += len(part)
 
     def _finish(self) -> None:
@@ -207,21 +215,12 @@ class SamplingJob(ABC):
             OutputError: an image of another process is missing.
         """
         self.record.collect()
-        if lost := [i for i in self.indices if i not in self.record.hashes]:
-            text = f"{files.show(self.record.path(lost[0]))} is missing"
+        indices = self.record.indices
+        if lost := {*self.indices} - {*indices}:
+            text = f"{files.show(self.record.path(min(lost)))} is missing"
             raise OutputError(text, "Run the command again")
-        indices = sorted(self.record.hashes)
-        for name, draw in self.figures.items():
-            files.write_bytes(self.folder / name, draw(indices))
-        listed = {self.record.path(i).name: self.record.hashes[i] for i in indices}
-        manifest = {
-            **self.described,
-            KEY: self.record.key,
-            **self.describe(indices),
-            "images": [*listed],
-            "files": {**listed, **{n: files.sha256(self.folder / n) for n in self.figures}},
-        }
-        self.record.end(manifest)
+        self.record.add("figures", {name: draw(indices) for name, draw in self.figures.items()})
+        self.record.end(self.describe(indices))
 
     def pack(self) -> Path | None:
         """Pack the folder into the file that the command names, and return its path, if any."""
@@ -255,9 +254,14 @@ class CascadeJob(SamplingJob):
         super().__init__(config, chain.space, chain.list_indices(config), described, hidden, folder)
         self.grid_indices = self.indices[: GRID_IMAGES * (config.grid and self.cascaded)]
         self.moving = self.indices[: GIF_IMAGES * config.gif]
-        self.sides = [*{*self.grid_indices, *self.moving}]
         if config.gif:
             self.figures[GIF] = self._make_gif
+
+    def list_files(self, part: range) -> list[str]:
+        """Return the names of a part's files, and of arrays that grid and animation show."""
+        arrays = {"frames": self.moving, "inputs": self.grid_indices}
+        names = [name for name, indices in arrays.items() if part.start in indices]
+        return [*super().list_files(part), *(_array_file(part, name) for name in names)]
 
     def begin(self) -> list[range] | None:
         """Return the parts to generate, None if the job is complete or packed."""
@@ -269,7 +273,7 @@ class CascadeJob(SamplingJob):
 
     def generate_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
         """Generate samples, and keep the arrays that grid and animation show."""
-        side: dict[str, Array] = {}
+        arrays: dict[str, Array] = {}
         frames: list[Array] = []
         moving, models = sum(i in self.moving for i in part), len(self.chain.stages)
         for k, drawing, samples, given in self.chain.generate_states(part, accelerator):
@@ -277,12 +281,12 @@ class CascadeJob(SamplingJob):
                 frames.append(to_stored(self.space, drawing.state.x[:moving]))
             if drawing.done:
                 if frames:
-                    side["frames"] = np.stack(frames, 1)
+                    arrays["frames"] = np.stack(frames, 1)
                 indices = [i for i in part if i in self.grid_indices]
                 if inputs := self.chain.stages[k].show_inputs(indices, given):
-                    side["seen"] = np.stack([inputs[i][0] for i in indices])
+                    arrays["inputs"] = np.stack([inputs[i][0] for i in indices])
             share = (k + drawing.step / drawing.steps) / models
-            yield PartState(drawing.step, drawing.steps, share, samples, side)
+            yield PartState(drawing.step, drawing.steps, share, samples, arrays)
 
     def make_grid(self, indices: Sequence[int]) -> Image:
         """Return the grid of the written samples, next to their inputs."""
@@ -293,7 +297,7 @@ class CascadeJob(SamplingJob):
         turn = len(given) if given else max(samples) + 1
         inputs: Frames = {}
         if self.cascaded:
-            inputs = {i: [self._side(i, "seen")] for i in samples}
+            inputs = {i: [self._load_array(i, "inputs")] for i in samples}
         elif given:
             inputs = self.chain.last.show_inputs(sorted({i % turn for i in samples}), given)
         if inputs:
@@ -301,14 +305,13 @@ class CascadeJob(SamplingJob):
         return generation.grid_by_condition(samples, self.space, self.condition)
 
     def _make_gif(self, indices: Sequence[int]) -> bytes:
-        frames = {i: [*self._side(i, "frames")] for i in self.moving}
+        frames = {i: [*self._load_array(i, "frames")] for i in self.moving}
         return generation.animate(frames, self.space)
 
-    def _side(self, index: int, name: str) -> Array:
+    def _load_array(self, index: int, name: str) -> Array:
         """Return an array that is kept with a sample until the job ends."""
-        path = self.record.sides[index]
-        with np.load(path, allow_pickle=False) as file:
-            array: Array = file[name][index - int(path.stem)]
+        part = next(part for part in self.parts if index in part)
+        array: Array = np.load(self.folder / _array_file(part, name))[index - part.start]
         return array
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -331,14 +334,19 @@ class CascadeJob(SamplingJob):
         if self.folder == self.out:
             return None
         if not self.record.hashes:  # the file was complete before
-            if journal.read_manifest(self.folder).get(KEY) == self.record.key:
+            if journal.read_earlier(self.folder).get(KEY) == self.record.key:
                 files.remove(self.folder)  # which a stopped command has left
             return self.out
-        condition, indices = self.condition, sorted(self.record.hashes)
+        condition, indices = self.condition, self.record.indices
         labels = [condition.label(i) for i in indices] if condition and condition.labels else None
         sample_archive.pack(self.out, self.folder, self.read, labels)
         files.remove(self.folder)
         return self.out
+
+
+def _array_file(part: range, name: str) -> str:
+    """Return the name of the file with an array of a part, which the job removes at its end."""
+    return f"{WORK}/{part.start}-{part.stop}.{name}.npy"
 
 
 @contextlib.contextmanager

@@ -7,18 +7,19 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import free_port
-from file_operations import Copies, ends_at, killed_at_each, killed_while
+from file_operations import FULL, Copies, ends_at, failing, killed_at_each, killed_while
 
 from diffuse_cli.sampling.journal import (
     WORK,
     SamplingRecord,
     lock_folder,
-    read_manifest,
+    read_earlier,
     split_parts,
 )
 from diffuse_cli.system import files, outputs
@@ -40,180 +41,142 @@ def tree(folder: Path | str) -> dict[str, bytes]:
         (range(10), 4, [range(4), range(4, 8), range(8, 10)]),
         (range(6, 9), 4, [range(6, 8), range(8, 9)]),
         (range(8, 12), 4, [range(8, 12)]),
-        (range(5, 6), 4, [range(5, 6)]),
-        (range(3), 4, [range(3)]),
     ],
 )
 def test_parts_end_at_multiples_of_the_batch(wanted, size, parts):
     assert split_parts(wanted, size) == parts
 
 
-# -- the record alone -----------------------------------------------------------------------------
-
-SETTINGS = {"seed": 0, "model": {"sha256": "a"}}
+SETTINGS = {"format": "diffuse.samples", "seed": 0, "model": {"sha256": "a"}}
 
 
-def draw(folder: Path, wanted: range = range(5), *, settings=SETTINGS, before=None, **options):
-    """Write images of one byte, in parts of two; how many were drawn, None if all were there."""
+def generate(folder: Path, indices: range = range(5), *, before=None, overwrite=False, **settings):
+    """Write images of one byte, in parts of two. Returns their number, None if all existed."""
     with lock_folder(folder):
-        return _draw(folder, wanted, settings, before, options)
-
-
-def _draw(folder, wanted, settings, before, options):
-    book = SamplingRecord(folder, settings, ".bin")
-    options = {"overwrite": False, "pictures": (), "sides": range(2), **options}
-    left = book.begin(split_parts(wanted, 2), **options)
-    if left is None:
-        return None
-    for part in left:
-        if before:
-            before(part)
-        side = {"of": np.array(part)} if part.start == 0 else {}
-        book.add(part.start // 2 % 2, part, (bytes([i]) for i in part), side)
-    book.collect()
-    names = {book.path(i).name: book.hashes[i] for i in sorted(book.hashes)}
-    for path in {book.sides[i] for i in options["sides"]}:
-        with np.load(path) as kept:
-            assert kept["of"].tolist() == [0, 1]
-    book.end({"format": "diffuse.samples", "settings": book.key, "files": names})
-    return sum(map(len, left))
+        record = SamplingRecord(folder, {**SETTINGS, **settings}, {}, ".bin")
+        parts = {p: [record.path(i).name for i in p] for p in split_parts(indices, 2)}
+        parts[range(2)] = ["00000.bin", "00001.bin", f"{WORK}/0-2.frames.npy"]
+        remaining = record.begin(parts, ["grid.png"], overwrite=overwrite)
+        if remaining is None:
+            return None
+        for part in remaining:
+            if before:
+                before(part)
+            contents = [bytes([i]) for i in part] + [b"frames"] * (part.start == 0)
+            record.add(f"{part.start}-{part.stop}", dict(zip(parts[part], contents, strict=True)))
+        record.collect()
+        assert (folder / WORK / "0-2.frames.npy").read_bytes() == b"frames"
+        record.add("figures", {"grid.png": bytes(record.indices)})
+        record.end({"n": len(record.indices)})
+        return sum(map(len, remaining))
 
 
 def stop_in_third_part(folder: Path) -> None:
-    """Write images until a signal comes after the fourth."""
+    """Write the first four images."""
 
     def stop(part):
         if part.start == 4:
             raise Terminated("terminated")
 
     with pytest.raises(Terminated):
-        draw(folder, before=stop)
+        generate(folder, before=stop)
 
 
 def test_a_sampling_that_is_killed_at_any_operation_goes_on(tmp_path):
     """Twice, as a repeated one may be killed too."""
-    assert draw(tmp_path / "whole") == 5
-    expected, drawn = tree(tmp_path / "whole"), set[int | None]()
+    assert generate(tmp_path / "whole") == 5
+    expected, counts = tree(tmp_path / "whole"), set[int | None]()
     (tmp_path / "live").mkdir()
     copies = Copies(tmp_path / "live", tmp_path / "killed")
-    made = killed_at_each(lambda: draw(tmp_path / "live" / "samples"), copies)
-    assert len(made) > 80
-    for moment, copy in enumerate(made):
+    moments = killed_at_each(lambda: generate(tmp_path / "live" / "samples"), copies)
+    assert len(moments) > 80
+    for moment, copy in enumerate(moments):
         folder = copy / "samples"
         if moment % 3 == 0:
-            killed_while(lambda folder=folder: draw(folder), ends_at(moment // 2))
-        drawn.add(draw(folder))
+            killed_while(lambda folder=folder: generate(folder), ends_at(moment // 2))
+        counts.add(generate(folder))
         assert tree(folder) == expected, moment
         assert not [p for p in folder.iterdir() if p.name.startswith(".")], moment
-    assert drawn >= {5, 3, 1, 0, None}
+    assert counts >= {5, 3, 1, 0, None}
 
 
-def test_files_that_no_line_speaks_of_or_that_differ_are_drawn_again(tmp_path):
+def test_files_that_are_missing_or_changed_are_generated_again(tmp_path):
     stop_in_third_part(tmp_path)
-    (tmp_path / "00004.bin").write_bytes(b"half")
     (tmp_path / "00001.bin").write_bytes(b"")
-    assert draw(tmp_path) == 3
-    assert draw(tmp_path) is None
+    assert generate(tmp_path) == 3
+    assert generate(tmp_path) is None
     (tmp_path / "00002.bin").unlink()
-    assert draw(tmp_path) == 4  # what goes with the first is needed again, too
+    (tmp_path / "grid.png").write_bytes(b"")
+    assert generate(tmp_path) == 4  # The grid needs the frames of the first part again.
+    assert read_earlier(tmp_path)["n"] == 5
+    assert generate(tmp_path, range(6)) == 4  # Image 4 is generated together with 5.
     assert [p.read_bytes() for p in sorted(tmp_path.glob("*.bin"))] == [
-        bytes([i]) for i in range(5)
+        bytes([i]) for i in range(6)
+    ]
+    assert sorted(read_earlier(tmp_path)["files"]) == [
+        path.name for path in sorted(tmp_path.iterdir()) if path.name != "manifest.json"
     ]
 
 
-def test_a_line_that_a_kill_has_cut_is_no_line(tmp_path):
+def test_an_overwrite_removes_the_samples_of_a_stopped_run_and_no_other_file(tmp_path):
     stop_in_third_part(tmp_path)
-    log = tmp_path / WORK / "0.jsonl"
-    log.write_text(log.read_text()[:-20])
-    assert draw(tmp_path) == 3
-    assert sorted(read_manifest(tmp_path)["files"]) == [f"0000{i}.bin" for i in range(5)]
-
-
-def test_a_part_that_is_begun_after_a_line_was_cut_is_on_record(tmp_path):
-    """An overwrite removes what a second kill left of it."""
-    stop_in_third_part(tmp_path)
-    log = tmp_path / WORK / "0.jsonl"
-    log.write_text(log.read_text()[:-20])
-    book = SamplingRecord(tmp_path, SETTINGS, ".bin")
-    data = (bytes([1 // (5 - i)]) for i in range(4, 6))
-    with lock_folder(tmp_path), pytest.raises(ZeroDivisionError):
-        book.add(0, range(4, 6), data, {})
-    assert (tmp_path / "00004.bin").exists()
-    assert draw(tmp_path, range(2), settings={**SETTINGS, "seed": 1}, overwrite=True) == 2
-    assert sorted(tree(tmp_path)) == ["00000.bin", "00001.bin", "manifest.json"]
-
-
-def test_more_may_be_added_and_a_part_that_was_cut_is_drawn_whole(tmp_path):
-    assert draw(tmp_path, range(3)) == 3
-    assert draw(tmp_path, range(6), sides=()) == 4  # 2 with 3, and 4 with 5
-    assert draw(tmp_path, range(4), sides=()) is None
-    assert len(read_manifest(tmp_path)["files"]) == 6
-
-
-def test_an_overwrite_removes_what_a_stopped_sampling_wrote_and_nothing_else(tmp_path):
-    def stop(part):
-        if part.start == 4:
-            (tmp_path / "00005.bin").write_bytes(b"mine")
-            raise Terminated("terminated")
-
-    with pytest.raises(Terminated):
-        draw(tmp_path, before=stop)
+    (tmp_path / "00005.bin").write_bytes(b"mine")
     with pytest.raises(OutputError, match="already holds samples with other settings: seed"):
-        draw(tmp_path, settings={**SETTINGS, "seed": 1})
-    other = {**SETTINGS, "seed": 1}
-    assert draw(tmp_path, range(2), settings=other, overwrite=True) == 2
-    assert sorted(tree(tmp_path)) == ["00000.bin", "00001.bin", "00005.bin", "manifest.json"]
+        generate(tmp_path, seed=1)
+    assert generate(tmp_path, range(2), seed=1, overwrite=True) == 2
+    assert sorted(tree(tmp_path)) == [
+        "00000.bin", "00001.bin", "00005.bin", "grid.png", "manifest.json"
+    ]  # fmt: skip
+
+
+def test_a_file_with_the_name_of_a_sample_is_not_replaced(tmp_path):
+    stop_in_third_part(tmp_path)
+    (tmp_path / "00005.bin").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"00005\.bin is not a sample of this run"):
+        generate(tmp_path, range(6))
+    assert (tmp_path / "00005.bin").read_bytes() == b"mine"
+    assert generate(tmp_path) == 1
+    assert "00005.bin" not in read_earlier(tmp_path)["files"]
 
 
 def test_an_overwrite_that_is_killed_at_any_operation_leaves_nothing_of_the_earlier(tmp_path):
-    folder, copies, other = tmp_path / "out", tmp_path / "copies", {**SETTINGS, "seed": 1}
-    again = {"settings": other, "overwrite": True}
+    folder, copies, options = tmp_path / "out", tmp_path / "copies", {"seed": 1, "overwrite": True}
     copies.mkdir()
-    draw(folder)
-    for copy in killed_at_each(lambda: draw(folder, range(2), **again), Copies(folder, copies)):
-        draw(copy, range(2), **again)
+    generate(folder)
+    replace = partial(generate, folder, range(2), **options)
+    for copy in killed_at_each(replace, Copies(folder, copies)):
+        generate(copy, range(2), **options)
         assert tree(copy) == tree(folder), copy
 
 
-def test_only_files_that_are_there_are_listed(tmp_path):
-    stop_in_third_part(tmp_path)
-    (tmp_path / "00003.bin").unlink()
-    draw(tmp_path, range(2))
-    listed = read_manifest(tmp_path)["files"]
-    assert {*listed} == {"00000.bin", "00001.bin", "00002.bin"}
+def test_a_run_that_stops_in_its_first_part_leaves_nothing(tmp_path, monkeypatch):
+    """Then it can be repeated with other settings, such as smaller batches."""
+    record, real = SamplingRecord(tmp_path, SETTINGS, {}, ".bin"), files.write_bytes
 
+    def write(path, data):
+        if path.name == "00001.bin":
+            raise FULL
+        real(path, data)
 
-def test_a_sampling_that_drew_nothing_holds_nothing(tmp_path):
-    """Such as one that ran out of memory, and is tried again with smaller batches."""
-
-    def stop(part):
-        raise Terminated("terminated")
-
-    with pytest.raises(Terminated):
-        draw(tmp_path, before=stop)
-    assert draw(tmp_path, settings={**SETTINGS, "seed": 1}) == 5
+    monkeypatch.setattr(files, "write_bytes", write)
+    with pytest.raises(OSError, match="No space left"):
+        record.add("0-2", {"00000.bin": b"0", "00001.bin": b"1"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [WORK, "00000.bin"]
+    record.abandon()
+    assert not tree(tmp_path)
 
 
 def test_a_process_that_still_writes_is_waited_for(tmp_path):
     """One of several may outlive the first."""
-    (tmp_path / WORK).mkdir()
-    child = os.fork()
-    if not child:
-        with outputs.hold_lock(tmp_path / WORK / "1.lock"):
-            (tmp_path / "held").touch()
-            signal.pause()
-    try:
-        while not (tmp_path / "held").exists():
-            time.sleep(0.01)
-        with pytest.raises(outputs.BusyError, match=f"process {child} is writing"):
-            draw(tmp_path)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert draw(tmp_path) == 5
+    with outputs.hold_lock(tmp_path / WORK / "1.lock"):
+        assert killed_while(lambda: _end_if_busy(tmp_path), files.operation)
+    assert generate(tmp_path) == 5
 
 
-# -- the command ----------------------------------------------------------------------------------
+def _end_if_busy(folder: Path) -> None:
+    with pytest.raises(outputs.BusyError, match=f"process {os.getppid()} is writing"):
+        generate(folder)
+    os._exit(137)
 
 
 @pytest.fixture
@@ -234,30 +197,22 @@ def test_the_same_command_again_says_that_it_is_finished(sample, instead_of_netw
     assert tree(OUT) == before
 
 
-@pytest.mark.parametrize("kept", [0, 1, 2])
-def test_a_sampling_that_was_stopped_equals_one_in_one_go(sample, monkeypatch, kept):
+def test_a_sampling_that_was_stopped_equals_one_in_one_go(sample, monkeypatch):
     line = ("-n", 10, "--gif")
     sample(*line, "-o", "whole")
     add = SamplingRecord.add
 
-    def stopping(self, rank, part, *arguments):
-        if part.start == 4 * kept:
+    def stopping(self, name, contents):
+        if name == "8-10":
             raise Terminated("terminated")
-        add(self, rank, part, *arguments)
+        add(self, name, contents)
 
     with monkeypatch.context() as patch:
         patch.setattr(SamplingRecord, "add", stopping)
         assert sample(*line).code == 143
     ran = sample(*line)
     assert ran.code == 0
-    assert (f"resuming with {4 * kept} images of 10" in ran.err) == (kept > 0)
-    assert tree(OUT) == tree("whole")
-
-
-def test_more_images_are_as_if_all_had_been_asked_for(sample):
-    sample("-n", 10, "-o", "whole")
-    for n in (3, 8, 10):
-        assert sample("-n", n).code == 0
+    assert "resuming with 8 images of 10" in ran.err
     assert tree(OUT) == tree("whole")
 
 
@@ -266,11 +221,11 @@ def test_ranges_in_any_order_are_as_if_all_had_been_asked_for(sample):
     for part in ("4:8", "0:4", "8:10"):
         assert sample("--range", part).code == 0
         if part == "4:8":
-            found = json.loads((OUT / "manifest.json").read_text())
-            assert found["ranges"] == [[4, 8]]
-            assert found["n"] == 8
-            assert found["classes"] == ["dark", "light", "dark", "light"]
-            assert found["images"] == [f"{i:05d}.png" for i in range(4, 8)]
+            manifest = json.loads((OUT / "manifest.json").read_text())
+            assert manifest["ranges"] == [[4, 8]]
+            assert manifest["n"] == 8
+            assert manifest["classes"] == ["dark", "light", "dark", "light"]
+            assert manifest["images"] == [f"{i:05d}.png" for i in range(4, 8)]
     assert sample("-n", 10, "--gif").code == 0
     assert tree(OUT) == tree("whole")
 
@@ -294,8 +249,6 @@ def test_what_is_no_range_is_a_usage_error(sample, text):
 
 
 def test_a_full_disk_loses_nothing_that_was_drawn(sample, monkeypatch):
-    from file_operations import FULL, failing
-
     sample("-n", 10, "-o", "whole")
     real = files.write_bytes
 

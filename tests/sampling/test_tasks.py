@@ -579,7 +579,8 @@ def test_only_what_a_stopped_task_wrote_is_taken_for_its_own(diffuse, model, pic
         Path("varied", name).unlink()
     own = {"files": {"00000.png": "", "../a.png": hashlib.sha256(picture.read_bytes()).hexdigest()}}
     Path("varied/.sampling").mkdir()
-    Path("varied/.sampling/settings.json").write_text(json.dumps({"settings": {}, **own}))
+    record = {"format": "diffuse.samples", "settings": "", **own}
+    Path("varied/.sampling/manifest.json").write_text(json.dumps(record))
     Path("varied/00001.png").write_bytes(b"somebody's")
     ran = diffuse(*line)
     assert (ran.code, "already holds samples" in ran.line) == (5, True)

@@ -29,7 +29,7 @@ from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.cascade import load_cascade
-from diffuse_cli.sampling.journal import LOCK, check_output_apart, lock_folder
+from diffuse_cli.sampling.journal import LOCK, check_output_apart
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import INSTALL, ModelFileError, OutputError, UsageError
@@ -127,7 +127,8 @@ def _place(config: PushConfig) -> Iterator[Path]:
     out = Path(config.out)
     for name in OWNED:
         files.check_writable(out / name)
-    with lock_folder(out, "|".join(map(re.escape, (outputs.UNFINISHED, *OWNED)))):
+    owned = "|".join(map(re.escape, (outputs.UNFINISHED, *OWNED)))
+    with outputs.hold_lock(out / LOCK, owned=owned):
         with files.report_errors(out):
             names = {path.name for path in out.iterdir()} - {LOCK, outputs.UNFINISHED}
             foreign = names - outputs.list_unfinished(out, OWNED)
