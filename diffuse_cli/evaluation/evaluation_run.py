@@ -315,10 +315,7 @@ def describe(
     conditions = loaded.model.blueprint.conditions
     given, table = conditions.given, conditions.table
     return {
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        **settings.describe_times(),
-        **settings.describe_variance(),
+        **settings.describe_steps(),
         "threshold": settings.threshold,
         "seed": settings.seed,
         **settings.options,

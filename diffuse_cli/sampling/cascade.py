@@ -68,10 +68,7 @@ class CascadeStage:
     def describe(self, config: Any) -> dict[str, Any]:
         """Return the settings that decide its images, for the manifest."""
         return {
-            "sampler": self.settings.sampler,
-            "steps": self.settings.steps,
-            **self.settings.describe_times(),
-            **self.settings.describe_variance(),
+            **self.settings.describe_steps(),
             **{name: getattr(config, name) for name in DESCRIBED},
             "precision": self.loaded.precision,
             "model": {"sha256": self.loaded.sha256},

@@ -150,15 +150,17 @@ class SamplingSettings:
         """Return the denoiser with the variance of the settings."""
         return denoiser.with_variance(self.variance, self.errors) if self.variance else denoiser
 
-    def describe_variance(self) -> dict[str, str]:
-        """Return the entry of a manifest for a variance that is not the model's."""
-        return {"variance": self.variance} if self.variance else {}
-
-    def describe_times(self) -> dict[str, Any]:
-        """Return the timestep entries of a manifest."""
-        if self.times is None:
-            return {"spacing": self.resolved_spacing, **({"start": GAUSSIAN} if self.start else {})}
-        return {"spacing": LEARNED, "times": list(self.times)}
+    def describe_steps(self) -> dict[str, Any]:
+        """Return the entries of a manifest for sampler, steps, timesteps, start and variance."""
+        entries = {
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "spacing": LEARNED if self.times else self.resolved_spacing,
+            "times": list(self.times) if self.times else None,
+            "start": GAUSSIAN if self.start else None,
+            "variance": self.variance,
+        }
+        return {name: value for name, value in entries.items() if value is not None}
 
     def describe_guidance(self) -> dict[str, Any]:
         """Return the guidance entries of a manifest, empty without guidance."""
@@ -211,53 +213,27 @@ def resolve_settings(
         InvalidArgument: an option that the sampler does not take.
     """
     condition = resolve_condition(config, model, names, on, **conditioning)
-    if config.guidance_interval and not (model.blueprint.conditions or guide):
-        hint = "Train a model with --classes, or pass a weaker model with --guide-with"
-        raise UsageError("--guidance-interval: the model was trained without classes", hint)
-    if config.threshold is not None and model.blueprint.space.levels is None:
-        text = "--threshold is for models of images with levels, and this model generates floats"
-        raise UsageError(text, "Leave it out")
-    max_steps = model.blueprint.diffusion.num_timesteps
-    sampler, steps = config.sampler or SAMPLER, config.steps or min(SAMPLING_STEPS, max_steps)
-    times, texts = None, list[str]()
-    start = config.start if isinstance(config, StartConfig) else NOISE
-    if start is not None:
-        lookup(dict.fromkeys(STARTS), start, "--start")
-    choice = model.sampling
-    if model.distilled is not None:
-        sampler = config.sampler or "consistency"
-        steps = config.steps or min(DISTILLED_STEPS, max_steps)
-    elif sampler in OF_DISTILLED:
-        text = f"--sampler {sampler} is for distilled models, and this model is not distilled"
-        raise UsageError(text, "Distill it: diffuse distill MODEL DATA -o fast.safetensors")
-    if choice and config.sampler in (None, choice.sampler) and config.steps in (None, choice.steps):
-        sampler, steps = choice.sampler, choice.steps
-        times = choice.times if config.spacing is None and start != GAUSSIAN else None
-        recommended_start = choice.start if start is None else None
-        start = start or choice.start or NOISE
-        if times or recommended_start or None in (config.sampler, config.steps):
-            texts.append(str(SamplerChoice(sampler, steps, times=times, start=recommended_start)))
-    if condition and choice and config.guidance is None and choice.guidance == condition.scale:
+    _check_supported(config, model, guide)
+    choice, text = _choose_sampler(config, model)
+    texts, levels = [text] if text else [], config.guidance_interval
+    recommended = model.sampling or SamplerChoice(SAMPLER, SAMPLING_STEPS)  # without guidance
+    if condition and config.guidance is None and recommended.guidance == condition.scale:
         texts.append(f"guidance {condition.scale:g}")
-    levels = config.guidance_interval
-    scale = _recommended_scale(model, guide.path) if guide else None
-    if choice and guide and scale is not None and config.weak_guidance is None:
-        levels = levels or choice.guidance_interval
+    if guide and config.weak_guidance is None and _recommended_scale(model, guide.path) is not None:
+        levels = levels or recommended.guidance_interval
         texts.append(f"weak guidance {guide.scale:g}{describe_interval(levels)}")
-    if start is None and sampler not in OF_DISTILLED:
-        start = GAUSSIAN if starts_from_gaussian(model.blueprint, steps) else NOISE
     return SamplingSettings(
-        sampler=sampler,
-        steps=steps,
+        sampler=choice.sampler,
+        steps=choice.steps,
         spacing=config.spacing,
-        times=times,
-        start=low_frequency_start(model, sampler) if start == GAUSSIAN else None,
-        options=sampler_options(sampler, **config.sampler_options),
+        times=choice.times,
+        start=_low_frequency_start(model, choice.sampler) if choice.start == GAUSSIAN else None,
+        options=sampler_options(choice.sampler, **config.sampler_options),
         condition=condition,
         guide=guide,
         noise_levels=levels,
         threshold=config.threshold,
-        variance=choose_variance(config, model, sampler, bound=bound),
+        variance=_choose_variance(config, model, choice.sampler, bound),
         errors=model.errors,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -265,8 +241,50 @@ def resolve_settings(
     )
 
 
-def choose_variance(
-    config: DrawConfig, model: StoredModel, sampler: str, *, bound: bool = False
+def _check_supported(config: DrawConfig, model: StoredModel, guide: Guide | None) -> None:
+    """Refuse an interval, a threshold or a sampler that the model does not support.
+
+    Raises:
+        UsageError
+    """
+    if config.guidance_interval and not (model.blueprint.conditions or guide):
+        hint = "Train a model with --classes, or pass a weaker model with --guide-with"
+        raise UsageError("--guidance-interval: the model was trained without classes", hint)
+    if config.threshold is not None and model.blueprint.space.levels is None:
+        text = "--threshold is for models of images with levels, and this model generates floats"
+        raise UsageError(text, "Leave it out")
+    if config.sampler in OF_DISTILLED and model.distilled is None:
+        text = f"--sampler {config.sampler} is for distilled models, and this is not one"
+        raise UsageError(text, "Distill it: diffuse distill MODEL DATA -o fast.safetensors")
+
+
+def _choose_sampler(config: DrawConfig, model: StoredModel) -> tuple[SamplerChoice, str]:
+    """Return the sampler, steps, timesteps and start, and those that are recommended, in words.
+
+    Raises:
+        UsageError: an unknown start.
+    """
+    start = config.start if isinstance(config, StartConfig) else NOISE
+    if start is not None:
+        lookup(dict.fromkeys(STARTS), start, "--start")
+    used = model.sampling
+    if used and config.sampler in (None, used.sampler) and config.steps in (None, used.steps):
+        times = used.times if config.spacing is None and start != GAUSSIAN else None
+        recommended_start = used.start if start is None else None
+        used = SamplerChoice(used.sampler, used.steps, times=times, start=recommended_start)
+        is_typed = None not in (config.sampler, config.steps) and not (times or recommended_start)
+        return replace(used, start=start or recommended_start), "" if is_typed else str(used)
+    sampler, steps = config.sampler or SAMPLER, SAMPLING_STEPS
+    if model.distilled is not None:
+        sampler, steps = config.sampler or "consistency", DISTILLED_STEPS
+    steps = config.steps or min(steps, model.blueprint.diffusion.num_timesteps)
+    if start is None and sampler not in OF_DISTILLED:
+        start = GAUSSIAN if starts_from_gaussian(model.blueprint, steps) else NOISE
+    return SamplerChoice(sampler, steps, start=start), ""
+
+
+def _choose_variance(
+    config: DrawConfig, model: StoredModel, sampler: str, bound: bool
 ) -> str | None:
     """Return the variance that replaces the model's, if any.
 
@@ -281,23 +299,16 @@ def choose_variance(
         return None
     lookup(VARIANCES, variance, "--variance")
     if not bound and sampler not in WITH_VARIANCE:
-        raise UsageError(
-            f"--variance: the sampler '{sampler}' has none",
-            f"Leave it out, or pass --sampler {' or '.join(WITH_VARIANCE)}",
-        )
+        hint = f"Leave it out, or pass --sampler {' or '.join(WITH_VARIANCE)}"
+        raise UsageError(f"--variance: the sampler '{sampler}' has none", hint)
     trained = model.blueprint.diffusion.variance
     if variance in LEARNED_VARIANCES and trained not in LEARNED_VARIANCES:
-        raise UsageError(
-            f"--variance {variance} is not in the model, which has a fixed variance, '{trained}'",
-            f"Train with --variance {variance}, or leave it out",
-        )
+        text = f"--variance {variance} is not in the model, which has a fixed variance, '{trained}'"
+        raise UsageError(text, f"Train with --variance {variance}, or leave it out")
     if variance in MEASURED and model.errors is None:
-        raise UsageError(
-            f"--variance {variance} needs errors that train measures, which the model file lacks",
-            "Leave it out"
-            if model.distilled
-            else "Use the last model of its run, after diffuse train DATA --resume",
-        )
+        text = f"--variance {variance} needs errors that train measures, which the model file lacks"
+        hint = "Use the last model of its run, after diffuse train DATA --resume"
+        raise UsageError(text, "Leave it out" if model.distilled else hint)
     return variance
 
 
@@ -307,9 +318,8 @@ def starts_from_gaussian(blueprint: Blueprint, steps: int) -> bool:
     From pure noise, brightness varies too little in samples of an unconditional model with a Wiener
     filter (benchmarks/README.md).
     """
-    return (
-        blueprint.wiener and not blueprint.conditions and can_start_from_gaussian(blueprint, steps)
-    )
+    is_default = blueprint.wiener and not blueprint.conditions
+    return is_default and can_start_from_gaussian(blueprint, steps)
 
 
 def can_start_from_gaussian(blueprint: Blueprint, steps: int) -> bool:
@@ -321,7 +331,7 @@ def can_start_from_gaussian(blueprint: Blueprint, steps: int) -> bool:
     return gaussian is not None and steps <= blueprint.process.from_log_snr(gaussian.log_snr)
 
 
-def low_frequency_start(model: StoredModel, sampler: str) -> DataGaussian:
+def _low_frequency_start(model: StoredModel, sampler: str) -> DataGaussian:
     """Return the model's low frequencies to start from.
 
     Raises:
@@ -344,17 +354,18 @@ def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | 
     Raises:
         UsageError: `--weak-guidance` without a guidance model.
     """
-    path, scale = config.guide_with, config.weak_guidance
-    recommended_scale = _recommended_scale(model, path or OWN)
-    unguided = (scale is None and recommended_scale is None) or (scale == 1 and model.weak is None)
-    if path is None and unguided:
+    path, scale = config.guide_with or OWN, config.weak_guidance
+    recommended_scale = _recommended_scale(model, path)
+    if config.guide_with is None and scale is None and recommended_scale is None:
         return None
-    if path is None and scale is not None and model.weak is None:
+    if config.guide_with is None and scale is not None and model.weak is None:
+        if scale == 1:
+            return None
         hint = "Pass a weaker model with --guide-with, or use a model trained with --keep-weak"
         raise UsageError("--weak-guidance needs --guide-with", hint)
     if scale is None:
         scale = WEAK_GUIDANCE if recommended_scale is None else recommended_scale
-    return path or OWN, scale
+    return path, scale
 
 
 def _recommended_scale(model: StoredModel, path: str) -> float | None:

@@ -148,7 +148,7 @@ def test_a_recommended_start_goes_with_its_sampler_and_steps_unless_another_is_g
     found = resolve_settings(config(**given), recommending)
     assert (found.start, found.recommendations) == (start, taken)
     assert found.choice.start == ("gaussian" if start else None)
-    assert found.describe_times().get("start") == found.choice.start
+    assert found.describe_steps().get("start") == found.choice.start
 
 
 @pytest.mark.parametrize(
