@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from diffuse_cli.config.sample_options import IMAGES, SampleConfig
 from diffuse_cli.data.metadata_columns import decode_row
-from diffuse_cli.media import Array
+from diffuse_cli.media import Array, figures, render_samples
 from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.sampling.conditioning import report_out_of_range
 from diffuse_cli.sampling.conditioning_inputs import (
@@ -35,10 +37,12 @@ from diffuse_cli.system.rng import key
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL.Image import Image
 
     from diffuse_cli.core.space import Space
     from diffuse_cli.models.model_file import ModelFile
-    from diffuse_cli.sampling.generation import Frames
+
+    Pictures = dict[int, list[Array]]
 
 
 DESCRIBED = ("seed", "eta", "order", "threshold", "weights")
@@ -52,7 +56,7 @@ class CascadeStage:
     loaded: LoadedModel
     settings: SamplingSettings
 
-    def show_inputs(self, indices: Iterable[int], given: ConditioningInputs | None) -> Frames:
+    def show_inputs(self, indices: Iterable[int], given: ConditioningInputs | None) -> Pictures:
         """Return the inputs of images by index, each a list of one picture, uint8 (1 or 3, H, W).
 
         A model without inputs has none.
@@ -64,6 +68,36 @@ class CascadeStage:
             return {}
         cpu = torch.device("cpu")
         return {i: [*encoder.look(given.encode([i], cpu))] for i in indices}
+
+    def make_grid(
+        self, samples: Mapping[int, Array], inputs: Mapping[int, list[Array]] = {}, turn: int = 1
+    ) -> Image:
+        """Return a grid of samples by index, with a row for each input, which comes first.
+
+        Without inputs, it has a row for each condition, or is nearly square.
+
+        Args:
+            inputs: pictures of the input of image k, by k modulo `turn`.
+        """
+        order = sorted(samples)
+        stack = render_samples(self.loaded.space, np.stack([samples[i] for i in order]))
+        condition, rows = self.settings.condition, dict[Any, list[Array]]()
+        if inputs:
+            rows = {i: [*inputs[i]] for i in sorted({i % turn for i in order})}
+            for i, picture in zip(order, stack, strict=True):
+                rows[i % turn].append(picture)
+            return figures.arrange_rows(rows.values())
+        if condition and (condition.labels or condition.rows):
+            for i in range(max(len(condition.labels), len(condition.rows))):
+                rows[condition.label(i), condition.row(i)] = []
+            for i, picture in zip(order, stack, strict=True):
+                rows[condition.label(i), condition.row(i)].append(picture)
+        columns = max(map(len, rows.values()), default=0)
+        if len(rows) < 2 or columns < 2:
+            return figures.arrange_grid(stack)
+        blank = np.full_like(stack[0], 255)
+        filled = [cell for row in rows.values() for cell in (*row, *[blank] * (columns - len(row)))]
+        return figures.arrange_grid(np.stack(filled), columns)
 
     def describe(self, config: Any) -> dict[str, Any]:
         """Return the settings that decide its images, for the manifest."""

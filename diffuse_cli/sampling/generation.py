@@ -6,7 +6,7 @@ batch size and number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,13 +23,12 @@ from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.tiling import WINDOWS, Tiling
 from diffuse_cli.data.summary import plural
-from diffuse_cli.media import MEDIA, Array, Size, figures, render_samples
+from diffuse_cli.media import MEDIA, Array, Size
 from diffuse_cli.metrics.features.feature_cache import ALONE, Team
 from diffuse_cli.models import model_file
 from diffuse_cli.models.activation_memory import SLACK, count_kept_bytes
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
-from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
 from diffuse_cli.system.errors import DivergedError, translate_errors
@@ -40,12 +39,9 @@ from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from PIL.Image import Image
     from torch import Tensor
 
     from diffuse_cli.models.blueprint import Blueprint
-
-    Frames = dict[int, list[Array]]
 
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -317,61 +313,3 @@ def fit_windows(blueprint: Blueprint, precision: str, device: str) -> tuple[int,
     while count > 1 and count * size > free_memory_of_process(device) // 2:
         count //= 2
     return count, count * size
-
-
-# -- sheets ---------------------------------------------------------------------------------------
-
-# Many samples in one picture: in rows of equal conditions, or on their way from noise to image.
-
-GIF_FRAMES = 60
-"""Largest number of frames of an animation."""
-
-
-def _render_by_index(samples: Mapping[int, Array], space: Space) -> dict[int, Array]:
-    """Return pictures of samples by index, in ascending order."""
-    order = sorted(samples)
-    pictures = render_samples(space, np.stack([samples[i] for i in order]))
-    return dict(zip(order, pictures, strict=True))
-
-
-def grid_by_condition(
-    samples: Mapping[int, Array], space: Space, condition: Condition | None
-) -> Image:
-    """Return a grid of samples by index, with a row for each condition, or nearly square."""
-    pictures = _render_by_index(samples, space)
-    rows: dict[Any, list[Array]] = {}
-    if condition and (condition.labels or condition.rows):
-        for i in range(max(len(condition.labels), len(condition.rows))):
-            rows[condition.label(i), condition.row(i)] = []
-        for i, picture in pictures.items():
-            rows[condition.label(i), condition.row(i)].append(picture)
-    columns = max(map(len, rows.values()), default=0)
-    if len(rows) < 2 or columns < 2:
-        return figures.arrange_grid(np.stack(list(pictures.values())))
-    blank = np.full_like(next(iter(pictures.values())), 255)
-    filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
-    return figures.arrange_grid(np.stack(filled), columns)
-
-
-def grid_with_inputs(
-    samples: Mapping[int, Array], space: Space, inputs: Frames, turn: int
-) -> Image:
-    """Return a grid of samples by index, with a row for each input, which comes first.
-
-    Args:
-        inputs: pictures of the input of image k, by k modulo `turn`.
-    """
-    rows: dict[int, list[Array]] = {}
-    for i, picture in _render_by_index(samples, space).items():
-        rows.setdefault(i % turn, [*inputs[i % turn]]).append(picture)
-    return figures.arrange_rows(rows[k] for k in sorted(rows))
-
-
-def animate(frames: Frames, space: Space) -> bytes:
-    """Return a GIF of images from noise to sample, in at most `GIF_FRAMES` frames."""
-    order = sorted(frames)
-    last = len(frames[order[0]]) - 1
-    steps = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
-    stacks = (np.stack([frames[i][k] for i in order]) for k in steps)
-    grids = [figures.arrange_grid(render_samples(space, stack)) for stack in stacks]
-    return figures.encode_gif(grids, seconds=3.0, hold=2.0)

@@ -16,14 +16,21 @@ import numpy as np
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, settings_for, suffix
-from diffuse_cli.sampling import generation, journal, sample_archive
+from diffuse_cli.media import (
+    MEDIA,
+    Array,
+    ReadSettings,
+    figures,
+    render_samples,
+    settings_for,
+    suffix,
+)
+from diffuse_cli.sampling import journal, sample_archive
 from diffuse_cli.sampling.cascade import Cascade, load_cascade
 from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.journal import (
     GIF,
     GRID,
-    GRID_IMAGES,
     KEY,
     WORK,
     SamplingRecord,
@@ -40,11 +47,15 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
 
-    from diffuse_cli.sampling.generation import Frames
 
+GRID_IMAGES = 400
+"""Largest number of images in the grid."""
 
 GIF_IMAGES = 16
 """Largest number of images in the animation."""
+
+GIF_FRAMES = 60
+"""Largest number of frames of the animation."""
 
 
 @dataclass(frozen=True)
@@ -295,24 +306,26 @@ class CascadeJob(SamplingJob):
         samples = {i: self.read(self.record.path(i)) for i in indices[:GRID_IMAGES]}
         given = self.condition.given if self.condition else None
         turn = len(given) if given else max(samples) + 1
-        inputs: Frames = {}
         if self.cascaded:
-            inputs = {i: [self._load_array(i, "inputs")] for i in samples}
-        elif given:
+            rows = np.concatenate(self._load_arrays("inputs", self.grid_indices))
+            inputs = {i: [row] for i, row in zip(self.grid_indices, rows, strict=True)}
+        else:
             inputs = self.chain.last.show_inputs(sorted({i % turn for i in samples}), given)
-        if inputs:
-            return generation.grid_with_inputs(samples, self.space, inputs, turn)
-        return generation.grid_by_condition(samples, self.space, self.condition)
+        return self.chain.last.make_grid(samples, inputs, turn)
 
     def _make_gif(self, indices: Sequence[int]) -> bytes:
-        frames = {i: [*self._load_array(i, "frames")] for i in self.moving}
-        return generation.animate(frames, self.space)
+        """Return an animation from noise to sample, in at most `GIF_FRAMES` frames."""
+        arrays = self._load_arrays("frames", self.moving)
+        last = arrays[0].shape[1] - 1
+        steps = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
+        stacks = (np.concatenate([frames[:, step] for frames in arrays]) for step in steps)
+        grids = [figures.arrange_grid(render_samples(self.space, stack)) for stack in stacks]
+        return figures.encode_gif(grids, seconds=3.0, hold=2.0)
 
-    def _load_array(self, index: int, name: str) -> Array:
-        """Return an array that is kept with a sample until the job ends."""
-        part = next(part for part in self.parts if index in part)
-        array: Array = np.load(self.folder / _array_file(part, name))[index - part.start]
-        return array
+    def _load_arrays(self, name: str, indices: range) -> list[Array]:
+        """Return arrays of the first samples, which are kept until the job ends, by part."""
+        parts = [part for part in self.parts if part.start in indices]
+        return [np.load(self.folder / _array_file(part, name)) for part in parts]
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return the smallest `-n` that includes these samples, gaps in it, and the conditions."""

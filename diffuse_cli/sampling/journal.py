@@ -26,9 +26,6 @@ from diffuse_cli.system.errors import OutputError, UsageError
 
 GRID, GIF = "grid.png", "denoising.gif"
 
-GRID_IMAGES = 400
-"""Largest number of images in the grid."""
-
 KEY = "settings"
 """Entry of the manifest with the hash of the settings."""
 

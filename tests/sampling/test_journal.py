@@ -119,14 +119,21 @@ def test_files_that_are_missing_or_changed_are_generated_again(tmp_path):
 
 
 def test_an_overwrite_removes_the_samples_of_a_stopped_run_and_no_other_file(tmp_path):
-    stop_in_third_part(tmp_path)
-    (tmp_path / "00005.bin").write_bytes(b"mine")
+    folder = tmp_path / "samples"
+    stop_in_third_part(folder)
+    for path in (folder / "00005.bin", tmp_path / "mine.txt"):
+        path.write_bytes(b"mine")
+    record = {"format": "diffuse.samples", "files": {"../mine.txt": ""}}
+    (folder / WORK / "hostile.json").write_text(json.dumps(record))
     with pytest.raises(OutputError, match="already holds samples with other settings: seed"):
-        generate(tmp_path, seed=1)
-    assert generate(tmp_path, range(2), seed=1, overwrite=True) == 2
+        generate(folder, seed=1)
+    assert generate(folder, range(2), seed=1, overwrite=True) == 2
     assert sorted(tree(tmp_path)) == [
-        "00000.bin", "00001.bin", "00005.bin", "grid.png", "manifest.json"
-    ]  # fmt: skip
+        "mine.txt",
+        *(f"samples/0000{i}.bin" for i in (0, 1, 5)),
+        "samples/grid.png",
+        "samples/manifest.json",
+    ]
 
 
 def test_a_file_with_the_name_of_a_sample_is_not_replaced(tmp_path):

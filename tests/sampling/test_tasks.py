@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from conftest import in_process, manifest, pixels, write_images
 from covering_array import covering
 from edited_models import altered
-from file_operations import FULL, ends_at, killed_while
+from file_operations import ends_at, killed_while
 from PIL import Image
 
 from diffuse_cli.config.sample_options import DrawConfig
@@ -26,7 +25,6 @@ from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import resolve_settings
 from diffuse_cli.sampling.tasks.variations import measure_psnr, slerp
-from diffuse_cli.system import files
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.events import finish
 
@@ -538,27 +536,6 @@ def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(
     assert kept == wanted.keys()
 
 
-def test_a_full_disk_leaves_a_task_that_can_be_repeated(diffuse, model, picture, monkeypatch):
-    line = ("vary", model, "a.png", "-n", 2, "--batch-size", 1, *QUICK[:-1])
-    assert diffuse(*line, "-o", "whole").code == 0
-    wanted = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
-    real = files.write_bytes
-
-    def write(path, data):
-        if path.name == "00001.png":
-            with files.report_errors(path):
-                raise FULL
-        real(path, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "write_bytes", write)
-        assert diffuse(*line).code == 5
-    assert {p.name for p in Path("varied").iterdir()} == {"00000.png", ".sampling"}
-    ran = diffuse(*line)
-    assert (ran.code, "resuming with 1 image of" in ran.err) == (0, True)
-    assert {path.name: path.read_bytes() for path in Path("varied").iterdir()} == wanted
-
-
 def test_a_picture_that_is_degraded_first_is_another_task(diffuse, model, picture):
     line = ("restore", model, "a.png", "--degradation", "blur:2", "-n", 1, *QUICK)
     assert diffuse(*line).code == 0
@@ -566,30 +543,6 @@ def test_a_picture_that_is_degraded_first_is_another_task(diffuse, model, pictur
     assert (ran.code, "other settings" in ran.line) == (5, True)
     assert diffuse(*line, "--degrade", "--overwrite").code == 0
     assert manifest("restored")["degrade"] is True
-
-
-def test_only_what_a_stopped_task_wrote_is_taken_for_its_own(diffuse, model, picture):
-    line = ("vary", model, "a.png", "-n", 1, *QUICK)
-    Path("varied").mkdir()
-    for name in ("00000.png", "00001.png"):
-        Path("varied", name).write_bytes(b"somebody's")
-        ran = diffuse(*line)
-        assert (ran.code, "already holds samples" in ran.line) == (5, True)
-        assert Path("varied", name).read_bytes() == b"somebody's"
-        Path("varied", name).unlink()
-    own = {"files": {"00000.png": "", "../a.png": hashlib.sha256(picture.read_bytes()).hexdigest()}}
-    Path("varied/.sampling").mkdir()
-    record = {"format": "diffuse.samples", "settings": "", **own}
-    Path("varied/.sampling/manifest.json").write_text(json.dumps(record))
-    Path("varied/00001.png").write_bytes(b"somebody's")
-    ran = diffuse(*line)
-    assert (ran.code, "already holds samples" in ran.line) == (5, True)
-    assert diffuse(*line, "--overwrite").code == 0
-    assert sorted(path.name for path in Path("varied").iterdir()) == [
-        "00000.png", "00001.png", "grid.png", "manifest.json"
-    ]  # fmt: skip
-    assert Path("varied/00001.png").read_bytes() == b"somebody's"
-    assert picture.exists()
 
 
 OTHERS = {

@@ -27,7 +27,6 @@ from diffuse_cli.metrics import read_measurement, select_numbers
 from diffuse_cli.models import model_file
 from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.models.model_report import describe_space
-from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.cascade import load_cascade
 from diffuse_cli.sampling.journal import LOCK, check_output_apart
 from diffuse_cli.system import files, outputs
@@ -182,8 +181,9 @@ def _picture(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
         samples = dict(zip(indices, chain.generate_samples(indices, accelerator), strict=True))
         yield Progress("sampling", len(indices), len(indices))
     settings = chain.last.settings
-    grid = generation.grid_by_condition(samples, chain.space, settings.condition)
-    return figures.encode_png(grid), f"{settings.choice}, seed {settings.seed}"
+    return figures.encode_png(
+        chain.last.make_grid(samples)
+    ), f"{settings.choice}, seed {settings.seed}"
 
 
 # -- card -----------------------------------------------------------------------------------------

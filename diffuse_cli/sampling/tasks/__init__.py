@@ -23,8 +23,7 @@ from diffuse_cli.sampling.cascade import CascadeStage
 from diffuse_cli.sampling.conditioning import report_out_of_range
 from diffuse_cli.sampling.generation import LoadedModel, fit_windows, load_denoiser, to_stored
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.job import PartState, SampleFiles, SamplingJob, open_folder
-from diffuse_cli.sampling.journal import GRID_IMAGES
+from diffuse_cli.sampling.job import GRID_IMAGES, PartState, SampleFiles, SamplingJob, open_folder
 from diffuse_cli.sampling.sampling_settings import (
     SamplingSettings,
     report_settings,

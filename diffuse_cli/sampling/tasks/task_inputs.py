@@ -1,4 +1,4 @@
-"""Input pictures of a task, and their masks."""
+"""Input pictures of a task, their masks, and whether the model is conditioned on them."""
 
 from __future__ import annotations
 
@@ -243,11 +243,6 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     if not mask.any():
         raise DataError(f"{name} is all transparent: it keeps no pixels", "Use diffuse sample")
     return mask
-
-
-# -- conditioning ---------------------------------------------------------------------------------
-
-# Whether a model that was trained with --given is conditioned on the picture, or unconditional.
 
 
 def is_conditioned(loaded: LoadedModel, degradation: Degradation | None, flag: str) -> bool:

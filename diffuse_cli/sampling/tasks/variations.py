@@ -1,4 +1,4 @@
-"""`diffuse interpolate`: pictures between two, interpolated between their noise."""
+"""`diffuse interpolate` mixes the noise of two pictures, `diffuse vary` adds some to a picture."""
 
 from __future__ import annotations
 
@@ -175,15 +175,11 @@ def measure_psnr(a: Array, b: Array, levels: int | None) -> float | None:
     return 10 * math.log10(wide**2 / error) if error else None
 
 
-# -- varying --------------------------------------------------------------------------------------
-
-# `diffuse vary` noises a picture part of the way and denoises it again (SDEdit, Meng et al. 2022).
-
-
 def vary(config: VaryConfig) -> Work[SampleFiles | None]:
     """Generate variations of each picture (see `tasks.run_task`).
 
-    Sampling visits the last fraction `strength` of the timesteps, at least one.
+    A picture is noised part of the way and denoised again (SDEdit, Meng et al. 2022). Sampling
+    visits the last fraction `strength` of the timesteps, at least one.
     """
 
     def plan_task(
