@@ -115,6 +115,7 @@ class SamplingRecord:
         hidden: settings that decide them too, which the manifest has in another form.
         suffix: the suffix of the samples' files.
         hashes: the SHA-256 of each file that exists and matches a manifest, by name.
+        is_new: whether the run began without samples of an earlier one.
     """
 
     folder: Path
@@ -122,6 +123,7 @@ class SamplingRecord:
     hidden: Mapping[str, Any]
     suffix: str
     hashes: dict[str, str] = field(default_factory=dict)
+    is_new: bool = False
 
     def __post_init__(self) -> None:
         settings = {**self.described, **self.hidden}
@@ -163,6 +165,7 @@ class SamplingRecord:
             self._clear()
         self._check_same()
         recorded, unfinished = self.collect(), (self.work / MANIFEST).exists()
+        self.is_new = not recorded
         names = {name for part in parts.values() for name in part if not name.startswith(WORK)}
         if not unfinished and {*names, *figures} <= {*self.hashes}:
             return None
@@ -178,7 +181,7 @@ class SamplingRecord:
     def _clear(self) -> None:
         """Remove only the files that an earlier run recorded."""
         # The manifest is the last, because a repetition reads from it what is left.
-        for name in (*self._read_recorded(), MANIFEST):
+        for name in (*self._read_recorded(), MANIFEST) if read_earlier(self.folder) else ():
             files.remove(self.folder / name)
         files.remove(self.work)
 
@@ -243,8 +246,8 @@ class SamplingRecord:
         files.write_json(path, {**self.described, KEY: self.key, **entries})
 
     def abandon(self) -> None:
-        """Remove the files of a run that stopped before its first part was complete."""
-        if (self.folder / MANIFEST).exists() or len([*self.work.glob("*.json")]) > 2:
+        """Remove the files of a new run that stopped before its first part was complete."""
+        if not self.is_new or len([*self.work.glob("*.json")]) > 2:
             return
         if len(self.collect()) > len(self.hashes) or not self.hashes:
             self._clear()

@@ -166,11 +166,23 @@ def test_a_run_that_stops_in_its_first_part_leaves_nothing(tmp_path, monkeypatch
         real(path, data)
 
     monkeypatch.setattr(files, "write_bytes", write)
+    record.begin({range(2): ["00000.bin", "00001.bin"]}, [], overwrite=False)
     with pytest.raises(OSError, match="No space left"):
         record.add("0-2", {"00000.bin": b"0", "00001.bin": b"1"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [WORK, "00000.bin"]
     record.abandon()
     assert not tree(tmp_path)
+
+
+def test_a_resumed_run_that_stops_at_once_keeps_what_was_written(tmp_path):
+    stop_in_third_part(tmp_path)
+    (tmp_path / WORK / "2-4.json").unlink()
+    (tmp_path / "00001.bin").unlink()
+    before = tree(tmp_path)
+    record = SamplingRecord(tmp_path, SETTINGS, {}, ".bin")
+    assert record.begin({range(2): ["00000.bin", "00001.bin"]}, [], overwrite=False)
+    record.abandon()
+    assert tree(tmp_path) == before
 
 
 def test_a_process_that_still_writes_is_waited_for(tmp_path):
