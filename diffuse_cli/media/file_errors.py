@@ -167,6 +167,10 @@ _EXPORT = "export them as PNG from the program that made them"
 _FRAMES = "extract frames, for example with ffmpeg -i NAME{} -vf fps=1 NAME-%05d.png"
 _RENDER = "render them as PNG, for example with rsvg-convert -w 512 NAME{0} -o NAME.png"
 _PAGES = "render their pages as PNG, for example with pdftoppm -png NAME{0} NAME"
+_PARQUET = (
+    "save them as parquet, for example with "
+    "datasets.load_from_disk('FOLDER').to_parquet('images.parquet')"
+)
 UNPACK = "unpack them"
 ALONE = "pass one of them, or a folder that holds only these files"
 
@@ -177,7 +181,8 @@ _KINDS = {
     _FRAMES: "mp4 m4v mov avi mkv webm mpg mpeg wmv flv mts m2ts 3gp ogv",
     _RENDER: "svg svgz",
     _PAGES: "pdf",
-    ALONE: "zip tar parquet arrow",
+    _PARQUET: "arrow",
+    ALONE: "zip tar parquet",
     UNPACK: "gz tgz bz2 xz zst 7z rar",
 }
 

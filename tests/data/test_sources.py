@@ -25,7 +25,6 @@ from diffuse_cli.data.sources import (
     SOURCES,
     Entry,
     Source,
-    _arrow_rows,
     find_source_kind,
     open_source,
     parquet,
@@ -90,22 +89,6 @@ def parquet_files(folder: Path, files: Files, count: int = 3) -> Path:
     return folder
 
 
-def arrow_file(path: Path, table: pa.Table) -> Path:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=9)
-    return path
-
-
-def saved(folder: Path, files: Files) -> Path:
-    """As `save_to_disk` writes it."""
-    folder.mkdir()
-    names = ["data-00000-of-00001.arrow"]
-    arrow_file(folder / names[0], rows_of(files))
-    state = {"_data_files": [{"filename": name} for name in names], "_split": None}
-    fill(folder, {"state.json": json.dumps(state).encode(), "dataset_info.json": b"{}"})
-    return folder
-
-
 MAKERS: dict[str, Callable[[Path, Files], Path]] = {
     "folder": lambda path, files: fill(path / "folder", dict(files)),
     "zip": lambda path, files: zipped(path / "files.zip", dict(files)),
@@ -114,7 +97,6 @@ MAKERS: dict[str, Callable[[Path, Files], Path]] = {
     "a pattern": lambda path, files: sharded(path / "some", files) / "part-{000..002}.tar",
     "parquet": lambda path, files: parquet_file(path / "files.parquet", files),
     "parquets": lambda path, files: parquet_files(path / "data", files),
-    "arrow": lambda path, files: saved(path / "saved", files),
 }
 """The same files, as each source has them."""
 
@@ -547,14 +529,19 @@ def test_a_parquet_without_images_lists_what_it_has(tmp_path: Path) -> None:
 def test_rows_without_bytes_and_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pa.array([encoded(noise(1)), None, b"", bytes(3000), b"hello"])
     pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
-    monkeypatch.setattr(_arrow_rows, "LARGEST_FILE", 2000)
+    monkeypatch.setattr(parquet, "LARGEST_FILE", 2000)
     found = read(tmp_path / "x.parquet").summary.skipped
     assert {reason: count for reason, (count, _) in found.items()} == {
         reasons.EMPTY: 2, reasons.TOO_LARGE: 1, reasons.NOT_AN_IMAGE: 1,
     }  # fmt: skip
 
 
-def test_a_saved_dataset_as_its_library_writes_it(tmp_path: Path) -> None:
+def test_a_saved_dataset_says_how_to_save_it_as_parquet(tmp_path: Path) -> None:
+    fill(tmp_path / "saved", {"data-00000-of-00001.arrow": b"", "state.json": b"{}"})
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "saved")
+    command = "datasets.load_from_disk('FOLDER').to_parquet('images.parquet')"
+    assert caught.value.hint == f"Save them as parquet, for example with {command}"
     datasets = pytest.importorskip("datasets")
     files = corpus(10)
     features = datasets.Features(
@@ -567,58 +554,24 @@ def test_a_saved_dataset_as_its_library_writes_it(tmp_path: Path) -> None:
         "label": [name[0] for name in files],
         "age": [*range(10)],
     }
-    whole = datasets.Dataset.from_dict(rows, features)
-    whole.save_to_disk(tmp_path / "one", num_shards=2)
-    datasets.DatasetDict(train=whole, test=whole.select([3])).save_to_disk(tmp_path / "both")
-    whole.to_parquet(tmp_path / "x.parquet")
-    expected = read(fill(tmp_path / "folder", files))
-    for name in ("one", "both", "both/train", "x.parquet"):
-        found = read(tmp_path / name)
-        assert (found.fingerprint, found.class_names) == (expected.fingerprint, ("a", "b"))
-        assert found.labels.tolist() == expected.labels.tolist()
-        ages = read_cells(tmp_path / name, found.names).columns["age"]
-        assert [cell and cell.number for cell in ages] == [*range(10)]
-    assert len(read(tmp_path / "both" / "test")) == 1
-
-
-@pytest.mark.parametrize("start", [0.0, 0.3, 0.9])
-def test_a_damaged_arrow_file_is_one_line(tmp_path: Path, start: float) -> None:
-    folder = saved(tmp_path / "x", corpus(12))
-    (path,) = folder.glob("*.arrow")
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * start)])
-    with pytest.raises(DataError, match=r"1 (truncated or corrupt|empty file)") as caught:
-        read(folder)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("state.json", "[]", "is not the state.json"),
-        ("state.json", "{", "cannot read"),
-        ("state.json", '{"_data_files": 3}', "selection"),
-        ("state.json", '{"_data_files": [{"filename": "../gone.arrow"}]}', "no such file"),
-        ("dataset_dict.json", '{"splits": ["test", "dev"]}', "no split train in"),
-    ],
-)
-def test_a_broken_saved_dataset_is_one_line(
-    tmp_path: Path, name: str, text: str, said: str
-) -> None:
-    fill(tmp_path, {name: text.encode()})
-    with pytest.raises(DataError, match=said) as caught:
-        read(tmp_path)
-    assert "\n" not in str(caught.value)
+    datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "whole")
+    path = tmp_path / "images.parquet"
+    typed = command.replace("FOLDER", str(tmp_path / "whole")).replace(path.name, str(path))
+    eval(typed, {"datasets": datasets})
+    expected, found = read(fill(tmp_path / "folder", files)), read(path)
+    assert (found.fingerprint, found.class_names) == (expected.fingerprint, ("a", "b"))
+    assert found.labels.tolist() == expected.labels.tolist()
+    ages = read_cells(path, found.names).columns["age"]
+    assert [cell and cell.number for cell in ages] == [*range(10)]
 
 
 def test_without_pyarrow_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path in (parquet_file(tmp_path / "x.parquet", corpus(2)), saved(tmp_path / "s", corpus(2))):
-        with monkeypatch.context() as patch:
-            for name in ("pyarrow", "pyarrow.parquet", "pyarrow.ipc"):
-                patch.setitem(sys.modules, name, None)
-            with pytest.raises(DataError) as caught:
-                open_source(path)
-        assert caught.value.hint == f"Install it: {INSTALL.format(extra='parquet')}"
-        assert caught.value.exit_code == 3
+    path = parquet_file(tmp_path / "x.parquet", corpus(2))
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DataError) as caught:
+        open_source(path)
+    assert caught.value.hint == f"Install it: {INSTALL.format(extra='parquet')}"
+    assert caught.value.exit_code == 3

@@ -1,6 +1,6 @@
 """Data sets of Hugging Face's hub, `hf://datasets/ORG/NAME[@REVISION][/PATH]`, through its cache.
 
-Downloaded files are opened by their kind: parquet, Arrow or tar shards, a folder or a zip file.
+Downloaded files are opened by their kind: parquet or tar shards, a folder or a zip file.
 Without a path, the training split is used. Needs huggingface_hub.
 """
 
@@ -30,7 +30,7 @@ from diffuse_cli.system.hub import (
     list_repository,
 )
 
-SHARDS, ZIP = (".parquet", ".arrow", ".tar"), ".zip"
+SHARDS, ZIP = (".parquet", ".tar"), ".zip"
 """Kinds of data files, the preferred kinds first."""
 TRAIN = re.compile(r"(^|[-_./])train(ing)?($|[-_./0-9])")
 DATA, DEFAULT = "data", "default"
@@ -179,7 +179,7 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
         return zips, None
     if zips:
         raise DataError(f"{len(zips)} zip files in {listing.title}", _example_hint(listing, zips))
-    message = f"no parquet, Arrow, tar, zip or image files in {listing.title}"
+    message = f"no parquet, tar, zip or image files in {listing.title}"
     raise DataError(message, f"Try the hub's parquet conversion: {listing.title}@~parquet")
 
 

@@ -1,23 +1,43 @@
-"""Parquet files, or folders of them, as on Hugging Face's hub. Needs pyarrow."""
+"""Parquet files, or folders of them, as on Hugging Face's hub. Needs pyarrow.
+
+A sample is named after its shard and row, so that names sort in the order of the rows.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._arrow_rows import ArrowRows, ColumnRoles
-from diffuse_cli.data.sources._shards import shards_at
+from diffuse_cli.data.sources._shards import shards_at, short_names
+from diffuse_cli.data.sources.entries import Entry, MetadataRow, Source, extension_of
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.system.errors import extra_package
-from diffuse_cli.system.files import show
+from diffuse_cli.media import media_by_extension
+from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
+from diffuse_cli.system.errors import DataError, extra_package
+from diffuse_cli.system.files import shorten, show
 from diffuse_cli.system.memory import raise_if_full
 
 EXTENSION = ".parquet"
+
+SAMPLE, LABEL = ("image", "img", "audio", "array"), ("label", "labels", "class")
+"""Names of the column of samples and the column of classes. The first that exists is used."""
+
+MOST_OPEN = 64
+"""Number of shards that stay open."""
+
+STARTS = {
+    b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"BM": ".bmp", b"II*": ".tif",
+    b"MM\0*": ".tif", b"\x93NUMPY": ".npy", b"PK": ".npz", b"fLaC": ".flac",
+}  # fmt: skip
+"""Extensions of samples without a name, by their first bytes."""
 
 BLOCK_BYTES, MOST_ROWS = 2**24, 1024
 """Approximate bytes of a block of decoded rows, and the largest number of its rows."""
@@ -25,8 +45,27 @@ KEPT_BYTES = 2**28
 """Bytes of recently read blocks that are kept."""
 
 
-class Parquet(ArrowRows):
-    """Rows of parquet files."""
+@dataclass(frozen=True)
+class ColumnRoles:
+    """Roles of the columns of a table.
+
+    Attributes:
+        sample: the column of files.
+        nested: the fields of its structure, one of them `bytes`. Empty for a column of bytes.
+        label: the column of classes, if there is one.
+        plain: the columns of numbers and texts, including the column of classes.
+        names: the class names that whole numbers stand for, by column.
+    """
+
+    sample: str
+    nested: Sequence[str]
+    label: str | None
+    plain: tuple[str, ...]
+    names: Mapping[str, Sequence[str]]
+
+
+class Parquet(Source):
+    """Rows of parquet files with a column of samples, as in Hugging Face's datasets."""
 
     @staticmethod
     def recognizes(path: Path) -> bool:
@@ -38,11 +77,99 @@ class Parquet(ArrowRows):
         return cls(path, shards_at(path, EXTENSION) or [path])
 
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
-        super().__init__(path, shards)
+        super().__init__(path)
+        self._names = {path.absolute(): name for path, name in short_names(shards).items()}
+        self._open: OrderedDict[str, tuple[ParquetShard, ColumnRoles]] = OrderedDict()
         self._blocks = Blocks()
+        self._lock = threading.Lock()
 
-    def shard(self, path: str) -> ParquetShard:
-        return ParquetShard(path, self._blocks)
+    def entries(self) -> Iterator[Entry]:
+        tables = []
+        for path, name in self._names.items():
+            try:
+                with self._lock:
+                    shard, layout = self._open_shard(str(path))
+                    entries = [*self._list_entries(shard, layout, str(path))]
+            except DataError:
+                if len(self._names) == 1:
+                    raise
+                fault = reasons.NO_SAMPLES
+            except Exception as error:
+                raise_if_full(error)
+                fault = _reason(error, path)
+            else:
+                if layout.plain:
+                    tables.append(name)
+                yield from entries
+                continue
+            yield Entry(f"{name}/", 0, str(path), fault, label="")
+        self.tables = tuple(tables)
+
+    def read(self, entry: Entry) -> bytes:
+        row, _, path = entry.key.partition(":")
+        with self._lock:
+            try:
+                shard, layout = self._open_shard(path)
+                data = shard.sample(int(row), layout)
+            except Unusable:
+                raise
+            except Exception as error:
+                raise_if_full(error)
+                raise Unusable(_reason(error, Path(path))) from None
+        if data is not None and len(data) > LARGEST_FILE:
+            raise Unusable(reasons.TOO_LARGE)
+        return data or b""
+
+    def read_rows(self, selection: Collection[str] | None) -> Iterator[MetadataRow]:
+        for path, name in self._names.items():
+            try:
+                with self._lock:
+                    shard, layout = self._open_shard(str(path))
+                    columns = [c for c in layout.plain if selection is None or c in selection]
+                    values = {c: _values(shard, layout, c) for c in columns}
+                    entries = [*self._list_entries(shard, layout, str(path))]
+            except DataError:  # a shard without samples, which `entries` reports
+                continue
+            except Exception as error:
+                raise_if_full(error)
+                if str(path) not in self._open:  # a damaged shard, which `entries` reports
+                    continue
+                raise DataError(f"cannot read the columns of {name}: {shorten(error)}") from error
+            for row, entry in enumerate(entries):
+                cells = {c: values[c][row] if c in values else None for c in layout.plain}
+                yield MetadataRow(show(name), row + 1, entry.name, cells)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1][0].close()
+
+    def _open_shard(self, path: str) -> tuple[ParquetShard, ColumnRoles]:
+        """Return a shard, opened if it was not open, and the layout of its columns."""
+        if path not in self._open:
+            shard = ParquetShard(path, self._blocks)
+            self._open[path] = shard, find_column_roles(shard.schema, path)
+            if len(self._open) > MOST_OPEN:
+                self._open.popitem(last=False)[1][0].close()
+        self._open.move_to_end(path)
+        return self._open[path]
+
+    def _list_entries(self, shard: ParquetShard, layout: ColumnRoles, path: str) -> Iterator[Entry]:
+        """Yield the entries of a shard."""
+        readers, usual = media_by_extension(), ""
+        names: Sequence[Any] = [None] * shard.count  # of any type: a path may be a number
+        if "path" in layout.nested:
+            column = shard.columns([f"{layout.sample}.path"]).column(layout.sample)
+            names = [value and value["path"] for value in column.to_pylist()]
+        labels = _values(shard, layout, layout.label) if layout.label else [None] * shard.count
+        start = Path(self._names[Path(path)]).stem + "/" if len(self._names) > 1 else ""
+        columns = zip(names, labels, shard.sizes(layout), strict=True)
+        for row, (name, label, size) in enumerate(columns):
+            extension = extension_of(name.rpartition("/")[2]) if isinstance(name, str) else ""
+            if extension not in readers:
+                extension = usual = usual or _extension(shard, layout)
+            class_name = "" if label is None else str(label)
+            yield Entry(f"{start}{row:08d}{extension}", size, f"{row}:{path}", label=class_name)
 
 
 class Blocks:
@@ -89,14 +216,17 @@ class ParquetShard:
         self._damaged: set[int] = set()
 
     def columns(self, names: Sequence[str]) -> Any:
+        """Return a table of some columns. `a.b` is a field of `a`."""
         return self._file.read(columns=[*names], use_threads=False)
 
     def sizes(self, layout: ColumnRoles) -> Iterator[int]:
+        """Yield the approximate bytes of the sample of each row."""
         for k, group in enumerate(self._groups):
             for _ in range(group.num_rows):
                 yield self._size(k, layout)
 
     def sample(self, row: int, layout: ColumnRoles) -> bytes | None:
+        """Return the bytes of a sample."""
         group = bisect_right(self._ends, row)
         if group in self._damaged:
             raise Unusable(reasons.CORRUPT)
@@ -142,6 +272,86 @@ class ParquetShard:
             if current_number == number:
                 return block
         raise Unusable(reasons.CORRUPT)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Return the reason why a shard, or a row, cannot be read."""
+    with contextlib.suppress(OSError):
+        if isinstance(error, FileNotFoundError) or not path.exists():
+            return reasons.VANISHED
+        if not path.stat().st_size:
+            return reasons.EMPTY
+    return reasons.UNREADABLE if isinstance(error, PermissionError) else reasons.CORRUPT
+
+
+def _extension(shard: ParquetShard, layout: ColumnRoles) -> str:
+    """Return the extension of the first sample, by its bytes."""
+    data = (shard.sample(0, layout) or b"") if shard.count else b""
+    if data[:4] == b"RIFF":
+        return ".wav" if data[8:12] == b"WAVE" else ".webp"
+    return next((e for start, e in STARTS.items() if data.startswith(start)), ".png")
+
+
+def _values(shard: ParquetShard, layout: ColumnRoles, column: str) -> list[Any]:
+    """Return the values of a plain column, with class names instead of their numbers."""
+    names = layout.names.get(column)
+    values = shard.columns([column]).column(column).to_pylist()
+    if names is None:
+        return [_to_plain(value) for value in values]
+    return [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a value that JSON can hold."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    with contextlib.suppress(TypeError, ValueError):
+        return float(value)
+    return str(value)
+
+
+def find_column_roles(schema: Any, path: str) -> ColumnRoles:
+    """Return the roles of a schema's columns, by its features for Hugging Face's library if any.
+
+    Raises:
+        DataError: no column holds files.
+    """
+    from pyarrow import types
+
+    features = _features(schema.metadata or {})
+    kinds = {field.name: field.type for field in schema}
+    fields = {n: [f.name for f in kind] for n, kind in kinds.items() if types.is_struct(kind)}
+    binary = [n for n, k in kinds.items() if types.is_binary(k) or types.is_large_binary(k)]
+    marked = [n for n in kinds if features.get(n, {}).get("_type") in ("Image", "Audio")]
+    able = [n for n, names in fields.items() if "bytes" in names]
+    able = [n for n in marked if n in able] or able or binary
+    if not able:
+        listed = ", ".join(f"{shorten(n, 40)} ({shorten(kind, 40)})" for n, kind in kinds.items())
+        text = f"no column of {show(path)} holds files of images: {listed[:300]}"
+        raise DataError(text, "Store the files as bytes, or as a structure of bytes and path")
+    sample = next((n for n in SAMPLE if n in able), able[0])
+    names = {
+        n: [*map(str, feature["names"])]
+        for n, feature in features.items()
+        if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
+    }
+    bare = (types.is_nested, types.is_null, types.is_fixed_size_binary)
+    plain = tuple(n for n, k in kinds.items() if n not in binary and not any(t(k) for t in bare))
+    classes = [n for n in plain if n in names] + [n for n in plain if n in LABEL]
+    values = {n: k.value_type if types.is_dictionary(k) else k for n, k in kinds.items()}
+    class_types = (types.is_integer, types.is_string, types.is_large_string)
+    labels = [n for n in classes if any(test(values[n]) for test in class_types)]
+    label = next((n for n in LABEL if n in labels), labels[0] if labels else None)
+    return ColumnRoles(sample, fields.get(sample, ()), label, plain, names)
+
+
+def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
+    """Return the features in the metadata of a dataset's schema, by column."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 SOURCE = Parquet
