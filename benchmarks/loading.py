@@ -4,7 +4,7 @@ Four sets: many small PNGs (DATA, or made here), photos of 2000x1500 as JPEG, ma
 spectrum, the edges and the grain of photographs, that become 64x64, and such photos of 256x256 and
 of 500x400, as in ImageNet, that become 256x256. `reading` is what `train` and `eval` do once: find,
 check, decode, hash, resize and keep every image, on one core and on all. `decoding alone` is the
-least of it: the same files through Pillow to arrays, in as many threads or processes, with nothing
+least of it: the same files through Pillow to arrays, in as many threads, with nothing
 checked, named or kept; `over_decoding_alone` is the share that the rest adds. A row of the JPEGs is
 the same by torchvision. The baseline is torchvision's `ImageFolder` with resize and crop behind a
 `DataLoader` with a worker per core, which training scripts run in every epoch. `training` is a step
@@ -25,7 +25,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,6 @@ from torchvision.transforms.v2 import functional
 
 from diffuse_cli.core import Conditions
 from diffuse_cli.data import Dataset, open_index, read_images, save_index
-from diffuse_cli.data.decoding_workers import MANY_FILES, SMALL_FILE
 from diffuse_cli.media.image.planes import fit_image as fit
 from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
@@ -61,6 +60,8 @@ MARGIN = 64
 """A scene is so much larger than the photos that are cut out of it."""
 SCENES = 6
 BATCH, FETCHES = 64, 200
+SMALL_FILE = 2**15
+"""Threads take files up to this average size, in bytes, by 64."""
 
 Act = Callable[[], object]
 
@@ -156,14 +157,13 @@ def decode_by_torchvision(files: Sequence[Path], side: int) -> None:
 
 
 def decode_all_alone(files: Sequence[Path], side: int | None, workers: int) -> None:
-    """Decode in threads, or in processes where `read_images` would start some."""
+    """Decode in threads."""
     if workers == 1:
         decode_alone(files, side)
         return
     small = sum(file.stat().st_size for file in files) <= SMALL_FILE * len(files)
-    pool = ProcessPoolExecutor if small and len(files) >= MANY_FILES else ThreadPoolExecutor
     count = 64 if small else 1
-    with pool(workers) as executor:
+    with ThreadPoolExecutor(workers) as executor:
         parts = [files[k : k + count] for k in range(0, len(files), count)]
         list(executor.map(partial(decode_alone, side=side), parts))
 

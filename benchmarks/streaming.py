@@ -1,9 +1,9 @@
 """Does training wait for images that it decodes as it goes, and does its memory grow?
 
 `tiny` at 32x32 learns 100,000 grey images (made here, or SOURCE) on two cores: one for the step,
-and one for the worker that decodes, with `--cache 0` and, with --kept, all of them in memory.
+and one for the thread that decodes, with `--cache 0` and, with --kept, all of them in memory.
 `waiting` is the share of the time in which steps wait for images, as metrics.jsonl has
-it; memory is that of the process and its workers, every second, of which the private part counts.
+it; memory is that of the process, every second, of which the private part counts.
 `index` is the pass that names every image by its content: on all cores, before the first step, and
 again from the index. Files are in the page cache. Prints JSON; with --plot, draws it.
 
@@ -77,14 +77,6 @@ def private(process: int) -> int:
     return 1024 * sum(own)
 
 
-def family(process: int) -> list[int]:
-    """A process and those that it started."""
-    found = [process]
-    for path in Path(f"/proc/{process}/task").glob("*/children"):
-        found += map(int, path.read_text().split())
-    return found
-
-
 def trained(source: str, folder: Path, cache: str, seconds: float) -> dict[str, Any]:
     """A run of so many seconds."""
     out = folder / f"cache-{cache}.safetensors"
@@ -102,7 +94,7 @@ def trained(source: str, folder: Path, cache: str, seconds: float) -> dict[str, 
             began = time.monotonic()
         if began is not None:
             took = round(time.monotonic() - began, 1)
-            memory.append([took, sum(map(private, family(running.pid))) / 2**20])
+            memory.append([took, private(running.pid) / 2**20])
     running.send_signal(signal.SIGINT)
     running.wait()
     rows = [json.loads(text) for text in metrics.read_text().splitlines()][SETTLED:]
@@ -128,7 +120,7 @@ def plot(found: dict[str, Any], path: str) -> None:
     for name, label in ((n, text) for n, text in names.items() if n in found):
         took, mib = zip(*found[name]["memory_mib"], strict=True)
         axes.plot(took, mib, label=label)
-    axes.set(xlabel="seconds", ylabel="memory of process and workers (MiB)", ylim=(0, None))
+    axes.set(xlabel="seconds", ylabel="memory of the process (MiB)", ylim=(0, None))
     axes.set_title(f"{found['index']['images']:,} images of {SIDE}x{SIDE}", fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -303,20 +303,6 @@ def instead_of_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def processes_begun(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """The processes that this one starts from here on."""
-    found: list[subprocess.Popen[bytes]] = []
-
-    class Noted(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            found.append(self)
-
-    monkeypatch.setattr(subprocess, "Popen", Noted)
-    return found
-
-
-@pytest.fixture
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Evaluations with the parts that they were made of, when they are done."""
     from diffuse_cli.evaluation import evaluation_run

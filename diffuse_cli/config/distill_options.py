@@ -49,7 +49,7 @@ class DistillConfig(Options):
         "Peak learning rate.", low=0, high=10, shown="half of the model's"
     )
     workers: int | None = option.run.optional(
-        "Threads or processes that read images.", low=1, high=256, shown="one per core"
+        "Threads that read images.", low=1, high=256, shown="one per core"
     )
     seed: int = option.run(0, "Seed of all random numbers.", low=0, high=2**63 - 1)
     precision: str = option.run(

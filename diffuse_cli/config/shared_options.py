@@ -23,7 +23,7 @@ class ReadingConfig(Options):
         False, "Stop at the first bad file instead of skipping it.", control=True
     )
     workers: int | None = option.data.optional(
-        "Threads or processes that read images.", low=1, high=256, control=True, shown="all cores"
+        "Threads that read images.", low=1, high=256, control=True, shown="all cores"
     )
 
 

@@ -17,8 +17,10 @@ from typing import IO, Any
 import PIL
 
 from diffuse_cli import system
-from diffuse_cli.data.decoding_workers import Result, make_blank, result_from_json, result_to_json
+from diffuse_cli.data.decoding_threads import DecodedSample, Result, SkippedFile
 from diffuse_cli.data.sources.entries import Entry, Listing
+from diffuse_cli.data.store import make_blank
+from diffuse_cli.media import Read
 from diffuse_cli.system import files
 
 FORMAT = 1
@@ -75,7 +77,7 @@ class DatasetIndex:
             entry = Entry(*line[0])
             if count == len(listing.candidates) or entry != listing.candidates[count]:
                 break
-            yield result_from_json(entry, line[1:], make_blank), True
+            yield _result_from_json(entry, line[1:]), True
             count, end = count + 1, place
         decoded_results = decode(listing.candidates[count:])
         if complete or self.path is None:
@@ -119,11 +121,29 @@ class DatasetIndex:
         return header.keys() == expected.keys() and all(same)
 
 
+def _result_to_json(result: Result) -> list[Any]:
+    """Return a result as JSON values, without its file and its values."""
+    if isinstance(result, SkippedFile):
+        return [result.reason]
+    values, digest, *facts = result.read
+    return [digest.hex(), values.shape, values.dtype.str, *facts]
+
+
+def _result_from_json(entry: Entry, fields: Sequence[Any]) -> Result:
+    """Return the result of a file from the JSON of `_result_to_json`, with zeros as its values."""
+    if len(fields) == 1:
+        return SkippedFile(entry, fields[0])
+    digest, shape, dtype, mode, size, channels, remarks, layout = fields
+    values = make_blank(tuple(shape), dtype)
+    facts = mode, tuple(size), channels, tuple(remarks), layout
+    return DecodedSample(entry, Read(values, bytes.fromhex(digest), *facts))
+
+
 def _append_results(file: IO[bytes], results: Iterator[Result]) -> Iterator[Result]:
     """Yield the results, and append them to the index at most `SECONDS` later."""
     lines, last = list[Any](), time.monotonic()
     for result in results:
-        lines.append([result.entry, *result_to_json(result)])
+        lines.append([result.entry, *_result_to_json(result)])
         if time.monotonic() - last > SECONDS:
             _write_lines(file, lines)
             lines, last = [], time.monotonic()

@@ -14,17 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.data.dataset_index import DatasetIndex
-from diffuse_cli.data.decoding_workers import (
+from diffuse_cli.data.decoding_threads import (
     DecodedSample,
     DecodingTask,
     Result,
     SkippedFile,
     decode_all,
     decode_files,
-    make_blank,
 )
 from diffuse_cli.data.sources.entries import Entry, Listing
-from diffuse_cli.data.store import KeptSamples, Shape, Store
+from diffuse_cli.data.store import KeptSamples, Shape, Store, make_blank
 from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size

@@ -15,7 +15,7 @@ from PIL import ImageColor
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.dataset_index import DatasetIndex
 from diffuse_cli.data.decoding_pass import Tally, decode_listing
-from diffuse_cli.data.decoding_workers import DecodingTask, cores
+from diffuse_cli.data.decoding_threads import DecodingTask, cores
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.sources import fetch_source, open_source
 from diffuse_cli.data.sources.entries import (

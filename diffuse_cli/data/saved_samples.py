@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.data import summary
-from diffuse_cli.data.decoding_workers import lists_to_tuples
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.store import INDEX, PIXELS, map_file, remove_index
-from diffuse_cli.data.stream import Stream, StreamArray, find_stream
+from diffuse_cli.data.stream import Stream, StreamArray, find_stream, lists_to_tuples
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
 

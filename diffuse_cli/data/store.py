@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.media import Array
@@ -19,6 +20,11 @@ PIXELS = "pixels.u8"
 INDEX = "index.npz"
 
 Shape = tuple[int, ...]
+
+
+def make_blank(shape: Shape, dtype: npt.DTypeLike) -> Array:
+    """Return zeros with a shape and a type, which take no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 class Store:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import threading
@@ -12,35 +11,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.data.decoding_workers import (
-    MOST_PROCESSES,
-    Decode,
+from diffuse_cli.data.decoding_threads import (
     DecodedSample,
     DecodingTask,
     Result,
     cores,
     decode_all,
     decode_files,
-    lists_to_tuples,
-    make_blank,
-    start_workers,
 )
 from diffuse_cli.data.samples import mask_held_out
 from diffuse_cli.data.sources import Entry, open_source
+from diffuse_cli.data.store import Store, make_blank
 from diffuse_cli.media import MEDIA, Array, Indices, ReadSettings
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
-
-if TYPE_CHECKING:
-    from diffuse_cli.data.store import Store
-
 
 REMEMBERED = 2**26
 """Bytes of recently used samples that stay in memory."""
@@ -49,6 +40,14 @@ SECONDS_BETWEEN_EVENTS = 0.1
 
 TRIES = 1000
 """Number of unreadable samples in a row after which the whole source counts as gone."""
+
+MOST_THREADS = 16
+"""With more threads, training would wait for Python's lock."""
+
+
+def lists_to_tuples(values: Iterable[Any]) -> list[Any]:
+    """Return JSON values with tuples instead of lists."""
+    return [tuple(value) if isinstance(value, list) else value for value in values]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Stream:
     Args:
         kept_samples: (K, C, *size), the first K samples.
         holes: indices of kept samples that could not be read.
-        workers: processes that decode ahead; None for one per core, shared with other processes.
+        workers: threads that decode ahead; None for one per core, shared with other processes.
     """
 
     def __init__(
@@ -101,19 +100,17 @@ class Stream:
         self._faulty_rows: set[int] = set()
         self._faults: list[tuple[int, str]] = []
         self._last = 0, reasons.VANISHED
-        self._stack = contextlib.ExitStack()
         self._pool: ThreadPoolExecutor | None = None
-        self._decode: Decode = decode_files
 
     # -- reading -----------------------------------------------------------------------------------
 
     def fetch(self, rows: Iterable[int]) -> dict[int, Array]:
-        """Return the samples in these rows except faults, decoded by a worker if there is one."""
+        """Return the samples in these rows except faults."""
         unique_rows = dict.fromkeys(map(int, rows))
         samples = {r: np.asarray(self.kept_samples[r]) for r in unique_rows if self._is_kept(r)}
         if missing_rows := [row for row in unique_rows if row not in samples]:
             entries = [self.origin.entries[row] for row in missing_rows]
-            samples |= self._check_results(missing_rows, self._decode(self._reading, entries))
+            samples |= self._check_results(missing_rows, decode_files(self._reading, entries))
         return samples
 
     def _is_kept(self, row: int) -> bool:
@@ -155,10 +152,8 @@ class Stream:
     def submit(self, act: Any, *values: Any) -> Future[Any]:
         """Call a function in a thread pool. The first call starts it, with a thread per worker."""
         if self._pool is None:
-            count = min(self.workers or cores(), MOST_PROCESSES)
-            self._decode = self._stack.enter_context(start_workers(self._reading, count))
+            count = min(self.workers or cores(), MOST_THREADS)
             self._pool = ThreadPoolExecutor(count, thread_name_prefix="diffuse-stream")
-            self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
         return self._pool.submit(act, *values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,9 +193,10 @@ class Stream:
         return cls(origin, kept_samples, values["holes"], values["workers"], values["strict"])
 
     def close(self) -> None:
-        """End the workers, and close the source."""
-        self._stack.close()
-        self._pool, self._decode = None, decode_files
+        """End the threads, and close the source."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
         if reading := self.__dict__.pop("_reading", None):
             reading.source.close()
 

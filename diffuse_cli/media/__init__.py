@@ -34,19 +34,9 @@ LARGE = 2**24
 _one_large = threading.RLock()
 
 
-class Large(Exception):
-    """Raised for a sample too large to be read while other processes read."""
-
-
 @contextlib.contextmanager
-def lock_large(large: bool, shared: bool = False) -> Iterator[None]:
-    """Let only one thread at a time read a large sample inside the block.
-
-    Raises:
-        Large: the sample is large, and other processes read too.
-    """
-    if large and shared:
-        raise Large
+def lock_large(large: bool) -> Iterator[None]:
+    """Let only one thread at a time read a large sample inside the block."""
     with _one_large if large else contextlib.nullcontext():
         yield
 
@@ -56,7 +46,7 @@ def errors_as(reason: str) -> Iterator[None]:
     """Turn errors inside the block into `Unusable`."""
     try:
         yield
-    except (Unusable, Large):
+    except Unusable:
         raise
     except Exception as error:
         raise Unusable(MEMORY if is_out_of_memory(error) else reason) from None
@@ -71,7 +61,6 @@ class ReadSettings:
         channels: the channels of the result; None for the file's channels.
         background: RGB (0 ... 255) behind transparent pixels and around padded samples.
         fit: a name in the medium's `fits`, for samples whose shape differs from `size`.
-        shared: whether other processes read too. If so, a large sample raises `Large`.
         layout: one of the medium's `layouts`; None for the file's layout.
         numbers: the name of the NumPy type of the values; None for any type.
         rate: the sample rate of sounds, in Hz; None for the file's rate.
@@ -81,7 +70,6 @@ class ReadSettings:
     channels: int | None = None
     background: tuple[int, ...] = (255, 255, 255)
     fit: str = "crop"
-    shared: bool = False
     layout: str | None = None
     numbers: str | None = None
     rate: int | None = None
@@ -134,7 +122,7 @@ class Medium:
         sides: the default size for each possible number of dimensions. Without `--size`, samples
             keep a common size whose sides are no longer, and get the default size otherwise.
         read: returns the sample in a file's bytes, with the requested channels and size. It raises
-            `Unusable` with the reason, or `Large` for a sample too large for a shared process.
+            `Unusable` with the reason.
         fit: returns a sample at the requested size.
         space: returns the space of stored samples (N, C, *size). The mean and standard deviation
             of floats are placeholders, because they are measured afterwards.

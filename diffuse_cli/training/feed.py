@@ -14,7 +14,7 @@ import numpy.typing as npt
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli.data.decoding_workers import cores
+from diffuse_cli.data.decoding_threads import cores
 from diffuse_cli.data.stream import TRIES, Stream, find_stream
 from diffuse_cli.media import Indices
 from diffuse_cli.system.events import Notice, Work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -14,11 +15,10 @@ import pytest
 from image_corpus import encoded, fill, noise, read, zipped
 from PIL import Image
 
-from diffuse_cli.data import decoding_workers, open_index, read_images, save_index, summary
-from diffuse_cli.media import Large, advice, advice_for, image, media_by_extension
+from diffuse_cli.data import open_index, read_images, save_index, summary
+from diffuse_cli.media import advice, advice_for, image, media_by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image import full_depth
-from diffuse_cli.media.image.full_depth import read_floats
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
@@ -237,35 +237,28 @@ def test_pages_of_floats_are_of_one_size_and_kind(tmp_path: Path, kinds: tuple[s
         read(tmp_path)
 
 
-def test_a_bomb_of_floats_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_floats_are_large_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each page alone is within the limit of pixels that are unpacked beside others."""
     pages = [Image.new("F", (8, 8))] * 3
     pages[0].save(tmp_path / "all.tif", save_all=True, append_images=pages[1:])
-    data = (tmp_path / "all.tif").read_bytes()
+    locked: list[bool] = []
+
+    def lock(large: bool) -> contextlib.AbstractContextManager[None]:
+        locked.append(large)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(full_depth, "lock_large", lock)
     monkeypatch.setattr(full_depth, "LARGE", 128)
-    with pytest.raises(Large):
-        read_floats(data, shared=True)
-    assert read_floats(data).shape == (3, 8, 8)
     assert read(tmp_path).stored.shape == (1, 3, 8, 8)
+    assert locked[-1]
 
 
 def test_ordinary_images_have_none(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": encoded(noise(1)), "b.png": encoded(noise(2, mode="RGBA"))})
     assert warnings(folder) == []
     assert not {"remarks", "unread"} & set(read(folder).summary.to_dict())
-
-
-def test_processes_hand_remarks_and_fits_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = fill(tmp_path, {**remarkable(), "wide.png": encoded(noise(4, (20, 9), "RGB"))})
-    options: dict[str, Any] = {"fit": "pad", "background": "navy", "size": (9, 9)}
-    alone = read(folder, workers=1, **options)
-    monkeypatch.setattr(decoding_workers, "MANY_FILES", 1)
-    several = read(folder, workers=2, **options)
-    assert several.summary == alone.summary
-    assert several.summary.remarks
-    assert several.stored.tobytes() == alone.stored.tobytes()
 
 
 def test_the_index_keeps_what_was_found(tmp_path: Path) -> None:

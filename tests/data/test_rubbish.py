@@ -17,7 +17,7 @@ from image_corpus import chunk, decode, encoded, fill, noise, png
 from odd_files import odd, place, rubbish, zeros
 from PIL import ImageFile
 
-from diffuse_cli.data import decoding_workers, read_images
+from diffuse_cli.data import decoding_threads, read_images
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image import decoding
 from diffuse_cli.system.events import finish
@@ -114,8 +114,8 @@ def test_large_images_are_decoded_one_at_a_time(
     if what == "pixels":
         monkeypatch.setattr(decoding, "LARGE", 63)
     if what == "bytes":
-        monkeypatch.setattr(decoding_workers, "LARGE", 63)
-    monkeypatch.setattr(decoding_workers, "FILES_A_CHUNK", 1)
+        monkeypatch.setattr(decoding_threads, "LARGE", 63)
+    monkeypatch.setattr(decoding_threads, "FILES_A_CHUNK", 1)
     kind = "AVIF" if what == "frames" else "PNG"
     folder = fill(tmp_path, {f"{k}.{kind}": encoded(noise(k), kind) for k in range(20)})
     finish(read_images(folder, workers=4))

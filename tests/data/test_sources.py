@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from image_corpus import encoded, fill, noise, read, zipped
 
-from diffuse_cli.data import decoding_workers, is_images, read_cells, read_images
+from diffuse_cli.data import decoding_threads, is_images, read_cells, read_images
 from diffuse_cli.data.sources import (
     SOURCES,
     Entry,
@@ -120,21 +120,16 @@ def test_every_source_is_made_here() -> None:
 
 
 @pytest.mark.parametrize("name", list(MAKERS))
-def test_processes_and_threads_read_the_same(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_read_the_same(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = MAKERS[name](tmp_path, {**corpus(), "a/bad.png": b"no"})
     one = read(path, workers=1)
     assert {reason: count for reason, (count, _) in one.summary.skipped.items()} == {
         reasons.NOT_AN_IMAGE: 1
     }
+    monkeypatch.setattr(decoding_threads, "FILES_A_CHUNK", 8)
     many = read(path, workers=3)
-    monkeypatch.setattr(decoding_workers, "MANY_FILES", 1)
-    monkeypatch.setattr(decoding_workers, "FILES_A_CHUNK", 8)
-    apart = read(path, workers=2)
-    for found in (many, apart):
-        assert np.array_equal(found.stored, one.stored)
-        assert (found.names, found.summary) == (one.names, one.summary)
+    assert np.array_equal(many.stored, one.stored)
+    assert (many.names, many.summary) == (one.names, one.summary)
 
 
 def test_nothing_there_is_said_in_one_line(tmp_path: Path) -> None:

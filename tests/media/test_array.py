@@ -13,9 +13,10 @@ import pytest
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Large, ReadSettings, settings_for
+from diffuse_cli.media import ReadSettings, settings_for
 from diffuse_cli.media import array as medium
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.array import npy_file
 from diffuse_cli.media.file_errors import Unusable
 
 DRAW = np.random.default_rng(1)
@@ -286,11 +287,17 @@ def test_names_in_a_zip_are_escaped_and_cut():
     assert found == f"a .npz of 4 arrays (a\\x1b[31m, {'b' * 20}, c, ...), not of one array"
 
 
-def test_a_large_array_is_unpacked_alone():
+def test_a_large_array_is_unpacked_alone(monkeypatch: pytest.MonkeyPatch):
+    locked: list[bool] = []
+
+    def lock(large: bool) -> contextlib.AbstractContextManager[None]:
+        locked.append(large)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(npy_file, "lock_large", lock)
     data = npz(True, x=np.zeros(2**22))
-    with pytest.raises(Large):
-        medium.read(data, ReadSettings(shared=True, size=(64,)))
     assert medium.read(data, ReadSettings(size=(64,))).values.shape == (1, 64)
+    assert locked == [True]
 
 
 def test_spaces_that_cannot_be_written_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import wave
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import MEDIA, Large, ReadSettings, settings_for
+from diffuse_cli.media import MEDIA, ReadSettings, settings_for
 from diffuse_cli.media import audio as medium
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.audio import (
@@ -226,11 +227,18 @@ def test_what_unpacks_to_too_much_is_refused_in_little_memory(monkeypatch: pytes
     assert reason(silence) == reasons.LONG
 
 
-def test_a_large_sound_is_left_for_later(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sound_file, "LARGE", 600 * 2 * 4 - 1)
-    with pytest.raises(Large):
-        medium.read(WHOLE, ReadSettings(shared=True))
+@pytest.mark.parametrize("below", [False, True])
+def test_a_large_sound_is_unpacked_alone(monkeypatch: pytest.MonkeyPatch, below: bool):
+    locked: list[bool] = []
+
+    def lock(large: bool) -> contextlib.AbstractContextManager[None]:
+        locked.append(large)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(sound_file, "lock_large", lock)
+    monkeypatch.setattr(sound_file, "LARGE", 600 * 2 * 4 - below)
     assert medium.read(WHOLE, ReadSettings()).channels == 2
+    assert locked == [below]
 
 
 def test_silent_and_clipped_sounds_are_remarked_on():

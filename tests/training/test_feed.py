@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import signal
-import time
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import MODEL, QUICK, RUN, in_process, logged, write_images
 
-from diffuse_cli.data import decoding_workers, match_pairs, read_images, stream
+from diffuse_cli.data import decoding_threads, match_pairs, read_images, stream
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import feed
 from diffuse_cli.training.batches import Batches
@@ -60,9 +58,9 @@ def test_a_streamed_run_equals_one_from_memory(run, in_memory, cache):
 
 def test_it_is_resumed_with_another_cache(run, folder, in_memory, monkeypatch):
     read = []
-    original = decoding_workers.decode_files
+    original = decoding_threads.decode_files
     monkeypatch.setattr(
-        decoding_workers, "decode_files", lambda plan, e: read.extend(e) or original(plan, e)
+        decoding_threads, "decode_files", lambda plan, e: read.extend(e) or original(plan, e)
     )
     assert run("--cache", 0, "--stop-at", 3).code == 0
     (folder / "dark/new.png").write_bytes((folder / "dark/000.png").read_bytes())
@@ -240,44 +238,6 @@ def test_memory_does_not_grow(plan, monkeypatch):
             sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert sizes[1] - sizes[0] < 2**15
-
-
-# -- the workers ----------------------------------------------------------------------------------
-
-
-def workers_of(process):
-    """The processes that another has started, by their id."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == process and state != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
-def test_workers_end_with_a_run_that_is_killed(spawn, images, tmp_path):
-    line = ("train", images, "--config", QUICK, "--cache", 0, "--workers", 2)
-    running = spawn(*line, "--steps", 100_000, "--log-every", 1)
-    end = time.monotonic() + 60
-    while not (tmp_path / "model.run/metrics.jsonl").exists():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    workers = workers_of(running.pid)
-    assert len(workers) == 2
-    os.kill(running.pid, signal.SIGKILL)
-    end = time.monotonic() + 20
-    while any(Path(f"/proc/{k}/exe").exists() for k in workers):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def test_workers_end_with_the_run(run, processes_begun):
-    assert run("--cache", 0).code == 0
-    assert processes_begun
-    assert all(each.returncode is not None for each in processes_begun)
 
 
 def test_pairs_that_vanish_are_named(diffuse, images, negatives, monkeypatch, tmp_path):

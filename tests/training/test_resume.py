@@ -117,17 +117,6 @@ def test_what_cannot_change_the_weights_may_change_at_a_resume(quick, first, the
     assert MODEL.read_bytes() == (model_at_5 / WHOLE).read_bytes()
 
 
-def test_processes_that_decode_do_not_change_a_resumed_run(quick, model_at_5, monkeypatch):
-    """Many small files are read by processes, from where a resume reads by threads."""
-    from diffuse_cli.data import decoding_workers
-
-    with monkeypatch.context() as patch:
-        patch.setattr(decoding_workers, "MANY_FILES", 1)
-        quick("--steps", 6, "--stop-at", 2, "--workers", 2)
-    quick("--steps", 6, "--resume")
-    assert MODEL.read_bytes() == (model_at_5 / WHOLE).read_bytes()
-
-
 def test_dropout_is_in_effect(train, recipe):
     Path("dropout.toml").write_text(recipe.read_text() + "dropout = 0.3\n")
     train("--steps", 4, "-o", WHOLE)

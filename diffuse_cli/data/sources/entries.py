@@ -53,21 +53,18 @@ class MetadataRow(NamedTuple):
 class Source:
     """Samples at a path, except hidden files, and their contents.
 
-    A worker process opens the source again by `path`, and reads entries that another process has
-    listed.
+    Another process can open the source again by `path`, and read entries that this one has listed.
 
     Attributes:
         path: the path that was passed to `open`.
         origin: a name to pass for the same samples on any machine, which the model file keeps.
             Empty for local samples.
         tables: names of tables that are part of the source, once `entries` is exhausted.
-        portable: whether another process can open the source.
         is_sample: whether its file counts as one sample where a single sample is allowed.
     """
 
     origin: str = ""
     tables: tuple[str, ...] = ()
-    portable: bool = True
     is_sample: bool = False
 
     @staticmethod

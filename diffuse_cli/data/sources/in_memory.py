@@ -94,8 +94,6 @@ def register_samples(
 class InMemorySamples(Source):
     """Samples in memory, named after their indices, so that their order stays."""
 
-    portable = False
-
     @staticmethod
     def recognizes(path: Path) -> bool:
         return path.name in _HELD

@@ -41,8 +41,8 @@ class NpyRows(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.portable = extension_of(path.name) == ".npy"
-        self._values = check_rows(_map_array(path) if self.portable else _load_array(path), path)
+        open_array = _map_array if extension_of(path.name) == ".npy" else _load_array
+        self._values = check_rows(open_array(path), path)
         self._bytes = path.stat().st_size
 
     def entries(self) -> Iterator[Entry]:

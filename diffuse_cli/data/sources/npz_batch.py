@@ -69,7 +69,6 @@ class NpzBatch(Source):
             shape, start = _read_array_header(archive)
             self._file = _unpack_array(archive, path)
         file, at = self._file
-        self.portable = at > 0  # else each process would unpack it
         self.images: Array = np.memmap(file, np.uint8, "r", at + start, shape)
 
     def entries(self) -> Iterator[Entry]:

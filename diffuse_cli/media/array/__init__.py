@@ -81,7 +81,7 @@ def complete_settings(settings: ReadSettings, files: Iterable[bytes]) -> tuple[R
 def read(data: bytes, settings: ReadSettings) -> Read:
     """Read an array, channels first, and cut it at its center to the requested size."""
     read_values = read_floats if is_float(data) else read_array
-    whole = read_values(data, settings.shared)
+    whole = read_values(data)
     values, layout = _channels_first(whole, settings)
     digest = content_digest(f"{values.dtype.str} {values.shape}", values)
     channels, *size = values.shape

@@ -27,21 +27,20 @@ HEADERS: dict[tuple[int, int], Callable[..., tuple[Any, ...]]] = {
 """Header readers by version. Version 3.0 is for names of fields, which arrays here cannot have."""
 
 
-def read_array(data: bytes, shared: bool = False) -> Array:
+def read_array(data: bytes) -> Array:
     """Return the only array of a file, in C order and the byte order of the machine.
 
     Raises:
         Unusable: the file has no usable array.
-        Large: `shared` is set, and the array is too large to be unpacked next to others.
     """
     if not data:
         raise Unusable(reasons.EMPTY)
     if data.startswith((ZIPPED, b"PK\5\6")):
-        data = _member(data, shared)
+        data = _member(data)
     return _parse_npy(data)
 
 
-def _member(data: bytes, shared: bool) -> bytes:
+def _member(data: bytes) -> bytes:
     """Return the bytes of the only array of a .npz."""
     with errors_as(reasons.CORRUPT), zipfile.ZipFile(io.BytesIO(data)) as file:
         members = [info for info in file.infolist() if not info.is_dir()]
@@ -50,7 +49,7 @@ def _member(data: bytes, shared: bool) -> bytes:
         (info,) = members
         if fault := member_fault(info):
             raise Unusable(fault)
-        with lock_large(info.file_size > LARGE, shared), file.open(info) as opened:
+        with lock_large(info.file_size > LARGE), file.open(info) as opened:
             return read_member(opened)
 
 

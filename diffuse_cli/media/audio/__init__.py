@@ -69,7 +69,7 @@ def complete_settings(settings: ReadSettings, files: Iterable[bytes]) -> tuple[R
 
 def read(data: bytes, settings: ReadSettings) -> Read:
     """Read a sound at the requested rate: its loudest part, or all of it and silence after it."""
-    sound = read_sound(data, settings.shared)
+    sound = read_sound(data)
     samples = sound.samples
     if not np.isfinite(samples).all():
         raise Unusable(reasons.MISSING)

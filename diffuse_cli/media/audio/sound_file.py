@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from diffuse_cli.media import LARGE, Array, Large, errors_as
+from diffuse_cli.media import LARGE, Array, errors_as, lock_large
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import extra_package
@@ -56,12 +56,11 @@ def check_installed() -> None:
     extra_package("soundfile", "audio", "reading sounds needs soundfile")
 
 
-def read_sound(data: bytes, shared: bool = False) -> Sound:
+def read_sound(data: bytes) -> Sound:
     """Read a whole sound.
 
     Raises:
         Unusable: the file has no usable sound.
-        Large: `shared` is set, and the sound is too large to be unpacked next to others.
     """
     import soundfile
 
@@ -71,8 +70,9 @@ def read_sound(data: bytes, shared: bool = False) -> Sound:
         cut = any(mark.startswith(data[:4]) for mark in MARKS)
         raise Unusable(reasons.CORRUPT if cut else reasons.NOT_A_SOUND)
     with errors_as(reasons.CORRUPT), soundfile.SoundFile(io.BytesIO(data)) as file:
-        _check_header(file, data, shared)
-        return Sound(_unpack_samples(file), file.samplerate, file.subtype)
+        _check_header(file, data)
+        with lock_large(file.frames * file.channels * _NUMBER > LARGE):
+            return Sound(_unpack_samples(file), file.samplerate, file.subtype)
 
 
 def read_sound_header(data: bytes) -> tuple[int, int] | None:
@@ -81,13 +81,13 @@ def read_sound_header(data: bytes) -> tuple[int, int] | None:
 
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_header(file, data, shared=False)
+            _check_header(file, data)
             return (file.samplerate, file.frames) if 0 < file.frames < _UNKNOWN else None
     except (Unusable, soundfile.LibsndfileError, RuntimeError, ValueError):
         return None
 
 
-def _check_header(file: SoundFile, data: bytes, shared: bool) -> None:
+def _check_header(file: SoundFile, data: bytes) -> None:
     """Refuse an unusable file by its header, before anything is unpacked."""
     if file.format not in FORMATS:
         raise Unusable(reasons.OTHER_FORMAT)
@@ -97,8 +97,6 @@ def _check_header(file: SoundFile, data: bytes, shared: bool) -> None:
         raise Unusable(reasons.RATE)
     if data.startswith(b"RIFF") and _is_cut(data):
         raise Unusable(reasons.CORRUPT)
-    if shared and file.frames * file.channels * _NUMBER > LARGE:
-        raise Large
 
 
 def _is_cut(data: bytes) -> bool:

@@ -48,14 +48,14 @@ def read(data: bytes, settings: ReadSettings) -> Read:
     It is opaque, or composited on the background with its alpha as the last channel.
     """
     if settings.layout == PAGES:
-        values, mode = read_pages(data, settings.shared)
+        values, mode = read_pages(data)
         if settings.channels not in (None, len(values)):
             raise Unusable(reasons.CHANNELS)
         return _read_planes(values, mode, settings, len(values), PAGES)
     alpha = settings.layout is not None
     if alpha:
         settings = replace(settings, background=_background(settings.layout, settings.background))
-    decoded = decode_image(data, settings.background, settings.shared, alpha=alpha, deep=True)
+    decoded = decode_image(data, settings.background, alpha=alpha, deep=True)
     if decoded.planes is None:
         return _read_opaque(decoded, settings)
     layout = f"{ALPHA}:{bytes(settings.background).hex()}" if alpha else None

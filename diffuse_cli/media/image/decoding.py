@@ -73,7 +73,7 @@ class DecodedImage(NamedTuple):
 
 
 def decode_image(
-    data: bytes, background: Size, shared: bool = False, *, alpha: bool = False, deep: bool = False
+    data: bytes, background: Size, *, alpha: bool = False, deep: bool = False
 ) -> DecodedImage:
     """Decode bytes on an RGB background, without converting 8-bit colors to sRGB.
 
@@ -86,7 +86,6 @@ def decode_image(
 
     Raises:
         Unusable: the file has no usable image.
-        Large: `shared` is set, and the image is too large to be decoded next to others.
     """
     image = open_header(data)
     mode, reduced = image.mode, False
@@ -97,7 +96,7 @@ def decode_image(
         deep = not reduced
     # A small AVIF can hold frames of 2**28 pixels, which are decoded and then scaled.
     large = image.format in AVIF or pixels_at_once(image) > LARGE
-    with lock_large(large, shared), errors_as(reasons.PIXELS):
+    with lock_large(large), errors_as(reasons.PIXELS):
         if deep:
             values = read_planes(image, data)
             mode = mode if mode.startswith("I") else _MODES[len(values)]

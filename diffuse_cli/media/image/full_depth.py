@@ -111,19 +111,18 @@ def _pixel_chunks(data: bytes) -> Iterator[bytes]:
 _CLASSIC_TIFFS = (b"II*\0", b"MM\0*")
 
 
-def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Array]) -> list[Array]:
+def _pages(image: Image.Image, page: Callable[[Image.Image], Array]) -> list[Array]:
     """Read each page of an image, whose header is open, with the function `page`.
 
     Raises:
         Unusable: the image is damaged, or its pages are too many or too large.
-        Large: the image is too large to be read in a shared process.
     """
     with errors_as(reasons.CORRUPT):
         count = getattr(image, "n_frames", 1)
     if count > MOST_CHANNELS:
         raise Unusable(reasons.MANY_PAGES)
     pages = []
-    with lock_large(count * pixels_at_once(image) > LARGE, shared), errors_as(reasons.CORRUPT):
+    with lock_large(count * pixels_at_once(image) > LARGE), errors_as(reasons.CORRUPT):
         for k in range(count):
             image.seek(k)
             if pixels_at_once(image) > (Image.MAX_IMAGE_PIXELS or 2**63):
@@ -134,14 +133,13 @@ def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Array
     return pages
 
 
-def read_pages(data: bytes, shared: bool = False) -> tuple[Array, str]:
+def read_pages(data: bytes) -> tuple[Array, str]:
     """Return the pages of an image file as planes (C, H, W), and Pillow's mode of the first page.
 
     All planes get the levels of the page with the most bits.
 
     Raises:
         Unusable: the file is damaged, or has color pages, several sizes or too many pages.
-        Large: the image is too large to be read in a shared process.
     """
     image = open_header(data)
     mode = image.mode
@@ -154,7 +152,7 @@ def read_pages(data: bytes, shared: bool = False) -> tuple[Array, str]:
             raise Unusable(reasons.PAGES)
         return np.asarray(page.convert("L"))[None]
 
-    pages = _pages(image, shared, levels)
+    pages = _pages(image, levels)
     dtype = max((page.dtype for page in pages), key=lambda dtype: dtype.itemsize)
     merged = np.concatenate([rescale_levels(page, dtype.name) for page in pages])
     return turn_upright(merged, turn), mode
@@ -179,12 +177,11 @@ def is_float(data: bytes) -> bool:
         return False
 
 
-def read_floats(data: bytes, shared: bool = False) -> Array:
+def read_floats(data: bytes) -> Array:
     """Return the values of a TIFF of floats, float32 (H, W), or (C, H, W) if it has several pages.
 
     Raises:
         Unusable: the file is damaged, or its pages differ, are too many or too large.
-        Large: the image is too large to be read in a shared process.
     """
     image = open_header(data)
     kind = image.mode, image.size
@@ -194,5 +191,5 @@ def read_floats(data: bytes, shared: bool = False) -> Array:
             raise Unusable(reasons.PAGES)
         return np.array(page)
 
-    pages = _pages(image, shared, numbers)
+    pages = _pages(image, numbers)
     return pages[0] if len(pages) == 1 else np.stack(pages)

@@ -1,0 +1,118 @@
+"""Read, decode, hash and resize files in threads, which decode ahead while results stay in order.
+
+Hashing, and decoding of all but the smallest files, run outside Python's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from diffuse_cli.data.sources import Entry, Source
+from diffuse_cli.media import LARGE, MEDIA, Read, ReadSettings, lock_large
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.system.memory import is_out_of_memory
+
+FILES_A_CHUNK = 64
+_BYTES_A_CHUNK = 2**18
+_OUTPUT_A_CHUNK = 2**22
+_USUAL_SIDE = 64
+
+
+@dataclass(frozen=True)
+class DecodingTask:
+    """The source of files, the medium that decodes them, and the settings of every sample."""
+
+    source: Source
+    medium: str
+    settings: ReadSettings
+
+
+class DecodedSample(NamedTuple):
+    """A file's usable sample."""
+
+    entry: Entry
+    read: Read
+
+
+class SkippedFile(NamedTuple):
+    """A file without a usable sample."""
+
+    entry: Entry
+    reason: str
+
+
+Result = DecodedSample | SkippedFile
+
+
+def decode_files(reading: DecodingTask, entries: Iterable[Entry]) -> list[Result]:
+    """Return the results in the order of `entries`. A file that fails gives a `SkippedFile`."""
+    return [_decode_file(reading, entry) for entry in entries]
+
+
+def _decode_file(reading: DecodingTask, entry: Entry) -> Result:
+    try:
+        if entry.fault:
+            raise Unusable(entry.fault)
+        with lock_large(entry.size > LARGE):
+            data = reading.source.read(entry)
+            return DecodedSample(entry, MEDIA[reading.medium].read(data, reading.settings))
+    except Unusable as error:
+        return SkippedFile(entry, error.reason)
+    except FileNotFoundError:
+        return SkippedFile(entry, reasons.VANISHED)
+    except Exception as error:
+        return SkippedFile(entry, reasons.MEMORY if is_out_of_memory(error) else reasons.UNREADABLE)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decode_all(
+    reading: Callable[[], DecodingTask], entries: tuple[Entry, ...], workers: int
+) -> Iterator[Result]:
+    """Yield the results in the order of `entries`, decoded a bounded number of chunks ahead.
+
+    Args:
+        reading: returns the settings for the next chunk of files.
+    """
+    chunks = _chunks(entries, reading().settings)
+    if workers == 1:
+        for chunk in chunks:
+            yield from decode_files(reading(), chunk)
+        return
+    with contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="diffuse-images")
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        ahead: deque[Future[list[Result]]] = deque()
+        for chunk in chunks:
+            ahead.append(pool.submit(decode_files, reading(), chunk))
+            if len(ahead) > 2 * workers:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
+
+
+def _chunks(entries: tuple[Entry, ...], settings: ReadSettings) -> Iterator[list[Entry]]:
+    """Yield chunks of many small or few large files: threads neither wait nor fill memory."""
+    size = settings.size or (_USUAL_SIDE, _USUAL_SIDE)
+    max_files = max(1, min(FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))
+    chunk: list[Entry] = []
+    total = 0
+    for entry in entries:
+        if chunk and (len(chunk) >= max_files or total + entry.size > _BYTES_A_CHUNK):
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(entry)
+        total += entry.size
+    if chunk:
+        yield chunk
