@@ -61,14 +61,13 @@ def open_index(folder: Path) -> Dataset:
         with np.load(folder / INDEX, allow_pickle=False) as index:
             labels, digests = index["labels"], index["digests"]
             meta = json.loads(index["meta"].tobytes())
-        shape, dtype = tuple(meta["shape"]), np.dtype(meta.get("dtype", "u1"))
+        shape, dtype = tuple(meta["shape"]), np.dtype(meta["dtype"])
         if (folder / PIXELS).stat().st_size != math.prod(shape) * dtype.itemsize:
             raise ValueError("the samples do not match the index")
         stored: Any = map_file(folder / PIXELS, shape, dtype)
-        if meta.get("stream"):
+        if meta["stream"]:
             stored = StreamArray(Stream.from_dict(meta["stream"], digests, stored))
-        names = [name for name in PLAIN if name in meta]
-        plain: dict[str, Any] = dict(zip(names, lists_to_tuples(map(meta.get, names)), strict=True))
+        plain: dict[str, Any] = dict(zip(PLAIN, lists_to_tuples(map(meta.get, PLAIN)), strict=True))
         return Dataset(
             stored=stored,
             labels=labels,

@@ -157,7 +157,7 @@ def record_versions(checkpoint: Checkpoint | None) -> Work[Versions]:
 
     Warns if the checkpoint was written by other versions.
     """
-    past = tuple(checkpoint.state.get("versions", ())) if checkpoint else ()
+    past = tuple(checkpoint.state["versions"]) if checkpoint else ()
     now, last = model_file.versions(), past[-1] if past else {}
     if changed := [name for name in now if last.get(name, now[name]) != now[name]]:
         before = ", ".join(f"{name} {last[name]}" for name in changed)
@@ -174,7 +174,7 @@ def record_versions(checkpoint: Checkpoint | None) -> Work[Versions]:
 
 def restore_gaussian(plan: Plan, saved: Checkpoint) -> Plan:
     """Return the plan with the Gaussian of the checkpoint, even if the data have changed."""
-    blueprint, values = plan.blueprint, saved.state.get("gaussian")
+    blueprint, values = plan.blueprint, saved.state["gaussian"]
     if values is None:
         return plan
     gaussian = read(values, blueprint.space.channels, blueprint.space.size)
@@ -189,13 +189,13 @@ def restore_trainer(trainer: Trainer, saved: Checkpoint) -> None:
     if weak:
         trainer.weak = EarlyWeights(saved.state["weak_step"], weak)
     trainer.ema.updates = saved.state["ema_updates"]
-    trainer.ema.forgotten = saved.state.get("ema_forgotten", 0)
+    trainer.ema.forgotten = saved.state["ema_forgotten"]
     if trainer.powers:
         trainer.powers.restore(saved.powers, trainer.ema.updates)
-    norms = (0.0 if good else math.inf for good in saved.state.get("unread", []))
+    norms = (0.0 if good else math.inf for good in saved.state["unread"])
     trainer.unread = [torch.tensor(norm, device=trainer.device) for norm in norms]
-    trainer.bad = saved.state.get("bad", 0)
-    parts = min(saved.state.get("accumulation", 0), trainer.most_parts)
+    trainer.bad = saved.state["bad"]
+    parts = min(saved.state["accumulation"], trainer.most_parts)
     trainer.accumulation = max(parts, trainer.accumulation)
     trainer.history.restore(saved.history)
     trainer.updater.restore(saved.optimizer)

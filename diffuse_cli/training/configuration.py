@@ -176,12 +176,6 @@ def _resize_network(model: Layer, size: Size | None) -> Layer:
 def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
     """Return the configuration of the stored run, with the options that may change."""
     stored = from_dict(TrainConfig, from_file(read_toml(run.config, "the run's")), str(run.config))
-    if stored.optimizer is None:  # of a version that had only one
-        stored = dataclasses.replace(stored, optimizer="adamw")
-    if stored.wiener is None:  # of a version without
-        stored = dataclasses.replace(stored, wiener=False)
-    if stored.augment is None:  # of a version without
-        stored = dataclasses.replace(stored, augment=())
     config = merge_layers(given, Layer(to_dict(stored))).config()
     changes: dict[str, Any] = {}
     for f, spec in option_fields(TrainConfig):

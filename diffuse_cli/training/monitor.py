@@ -41,13 +41,6 @@ from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
 T = TypeVar("T")
 
 
-EARLY = {
-    PREVIEW: "looked", COPIES: "compared", EVALUATION: "evaluated", ERRORS: "measured",
-    SETTINGS: "chosen",
-}  # fmt: skip
-"""Keys of the last steps of chores in checkpoints of early versions."""
-
-
 class Monitor:
     """Previews and evaluations of a run.
 
@@ -93,18 +86,13 @@ class Monitor:
         }
 
     def restore(self, saved: Checkpoint) -> Work[None]:
-        """Restore the state from a checkpoint. Checkpoints of early versions have none."""
-        state = saved.state.get("watch")
-        if state is None:
-            return
+        """Restore the state from a checkpoint."""
+        state = saved.state["watch"]
         self.overfitting = validation.Overfitting.from_state(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
-        self.finished = state.get("finished") or {
-            name: state[key] for name, key in EARLY.items() if state.get(key) is not None
-        }
-        copying = state.get("copying", {})
+        self.finished, copying = state["finished"], state["copying"]
         self.copying = {int(step): memorization.Signs(**signs) for step, signs in copying.items()}
-        errors, recommended = state.get("errors"), state.get("recommended")
+        errors, recommended = state["errors"], state["recommended"]
         self.errors = denoising_errors.read(errors) if errors else None
         self.recommended = from_dict(SamplerChoice, recommended) if recommended else None
         best = state["best"]

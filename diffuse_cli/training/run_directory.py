@@ -218,7 +218,7 @@ class RunDirectory:
                 passed.append(f"{files.show(path)} is damaged ({why}): using an earlier checkpoint")
                 continue
             state = json.loads((path / "state.json").read_text())
-            # A verified checkpoint has all of its files; early versions had no history.
+            # A verified checkpoint has all of its files.
             paths = {name: path / f"{name}.safetensors" for name in TENSORS}
             tensors: dict[str, Any] = {
                 n: tensor_file.read(p) if p.exists() else {} for n, p in paths.items()

@@ -340,15 +340,14 @@ def check_fingerprint(
         UsageError: the images are the same, but their classes, pairs or metadata differ.
     """
     now = data.state(bool(config.classes))
-    if state.get("fingerprint") not in (None, now["fingerprint"]):
+    if state["fingerprint"] != now["fingerprint"]:
         text = f"the images in {config.data} have changed since this run started"
         if config.strict:
             raise DataError(text, "Remove --strict to resume with them")
         yield Notice(text, warning=True)
         return
     source = files.show(config.data)
-    # Early versions kept no fingerprint of a class.
-    before, classes = state.get("classes", {}), now["classes"]
+    before, classes = state["classes"], now["classes"]
     moved = [name for name in before if classes.get(name, before[name]) != before[name]]
     if moved:
         raise UsageError(
@@ -356,7 +355,7 @@ def check_fingerprint(
             f"{training_conditions.list_names(moved)} changed",
             "Move them back, or start another run with --init",
         )
-    if now["given"] != state.get("given", {}):
+    if now["given"] != state["given"]:
         raise UsageError(
             f"the conditioning images in {files.show(str(config.given))} have changed since this "
             "run started",

@@ -190,10 +190,10 @@ class Overfitting:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Overfitting:
-        """Restore the state from the JSON of `dataclasses.asdict`, also of early versions."""
+        """Restore the state from the JSON of `dataclasses.asdict`."""
         best = state["best"]
         held = HeldOutLosses(**{**best, "losses": tuple(best["losses"])}) if best else None
-        return cls(held, list(state.get("means", ())), state["said"])
+        return cls(held, list(state["means"]), state["said"])
 
     def add_measurement(self, now: HeldOutLosses) -> str | None:
         """Add a measurement, and return the warning the first time it is due."""

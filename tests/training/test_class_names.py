@@ -13,7 +13,6 @@ from conftest import MODEL, QUICK, RUN, in_process, write_images
 
 from diffuse_cli.core import Conditions
 from diffuse_cli.models import model_file
-from diffuse_cli.system import files
 
 EMBEDDING = "class_embedding.weight"
 STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
@@ -49,23 +48,11 @@ def state_of():
     return folder, json.loads((folder / "state.json").read_text())
 
 
-def as_an_earlier_version(folder, state):
-    """The checkpoint without what it says of classes."""
-    del state["classes"]
-    manifest = json.loads((folder / "manifest.json").read_text())
-    files.write_json(folder / "state.json", state)
-    manifest["files"]["state.json"] = files.sha256(folder / "state.json")
-    files.write_json(folder / "manifest.json", manifest)
-
-
 # -- resume ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [(), ("--strict",)])
-@pytest.mark.parametrize("version", ["this", "earlier"])
-def test_a_class_that_was_renamed_is_refused_with_both_names(run, data, stopped, flags, version):
-    if version == "earlier":  # the names are those of the model file
-        as_an_earlier_version(*state_of())
+def test_a_class_that_was_renamed_is_refused_with_both_names(run, data, stopped, flags):
     before = MODEL.read_bytes()
     (data / "dark").rename(data / "z_dark")
     ran = run("--resume", *flags, "-q")
@@ -118,15 +105,6 @@ def test_a_finished_run_is_not_written_again_with_other_names(run, data):
     (data / "dark").rename(data / "z_dark")
     assert run("--resume").code == 2
     assert not MODEL.exists()
-
-
-def test_a_checkpoint_of_an_earlier_version_resumes(run, data, stopped):
-    as_an_earlier_version(*state_of())
-    MODEL.unlink()
-    ran = run("--resume", "--strict")
-    assert ran.code == 0
-    assert "resuming from step 2" in ran.err
-    assert set(state_of()[1]["classes"]) == {"dark", "light"}
 
 
 def test_a_run_without_classes_takes_no_notice_of_folders(run, data):

@@ -101,11 +101,6 @@ def test_the_state_goes_through_json():
         assert texts == plain
 
 
-def test_the_state_of_an_early_version_is_read():
-    best = asdict(at(1, 0.0, 1.0))
-    assert Overfitting.from_state({"best": best, "above": 1, "said": False}).best == at(1, 0.0, 1.0)
-
-
 # -- a run ----------------------------------------------------------------------------------------
 
 
