@@ -49,9 +49,6 @@ def example(column: Column) -> tuple[str, float | str]:
     return column.name, column.low if isinstance(column, NumberColumn) else column.values[0]
 
 
-# -- columns of a table ---------------------------------------------------------------------------
-
-
 def parse_column(text: str) -> tuple[str, str]:
     """Split `site:label` into the name of a column and its kind, empty if it has none."""
     name, colon, kind = text.rpartition(":")
@@ -233,9 +230,6 @@ def _code(column: Column, cell: Cell | None) -> float:
         reason = f"{shorten(column.name)} is {shorten(cell.text)!r}, not a number"
         raise DataError(f"{cell.place}: {reason}")
     return UNTOLD if math.isnan(cell.number) else column.code(cell.number)
-
-
-# -- values of --on -------------------------------------------------------------------------------
 
 
 def parse_rows(table: MetadataTable, on: Sequence[str]) -> tuple[tuple[float, ...], ...]:

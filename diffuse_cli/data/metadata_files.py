@@ -154,9 +154,6 @@ def _match_rows(
     return replace(cells, lines=tuple(lines))
 
 
-# -- the two formats ------------------------------------------------------------------------------
-
-
 def _text(entry: Entry, source: Source) -> str:
     """Read the text of a table.
 

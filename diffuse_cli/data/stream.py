@@ -102,8 +102,6 @@ class Stream:
         self._last = 0, reasons.VANISHED
         self._pool: ThreadPoolExecutor | None = None
 
-    # -- reading -----------------------------------------------------------------------------------
-
     def fetch(self, rows: Iterable[int]) -> dict[int, Array]:
         """Return the samples in these rows except faults."""
         unique_rows = dict.fromkeys(map(int, rows))
@@ -200,8 +198,6 @@ class Stream:
         if reading := self.__dict__.pop("_reading", None):
             reading.source.close()
 
-    # -- faults ------------------------------------------------------------------------------------
-
     def faults(self) -> list[tuple[str, str]]:
         """Return the samples found missing or changed since the last call, with the reasons."""
         with self._lock:
@@ -215,8 +211,6 @@ class Stream:
         kind = MEDIA[self.origin.medium]
         text = f"{show(self.origin.source)} no longer holds its {kind.many}: {name}: {reason}"
         return DataError(text, "Put them back as they were")
-
-    # -- inside ------------------------------------------------------------------------------------
 
     @cached_property
     def _reading(self) -> DecodingTask:
@@ -317,11 +311,6 @@ class Stream:
             if (tried := tried + 1) == TRIES:
                 break
         raise self.unreadable_error()
-
-
-# -- streamed -------------------------------------------------------------------------------------
-
-# A stream of samples that can be used instead of an array.
 
 
 class StreamArray:

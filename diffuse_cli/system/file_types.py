@@ -47,6 +47,9 @@ FOLDERS = ("config.json", "unet/config.json", "model_index.json")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """Files of weights in a folder of diffusers. The first that exists counts."""
 
+MOST_BYTES, MOST_STEPS, LONGEST = 2**22, 200_000, 300
+"""Limits on the bytes and instructions to read, and on the length of a string."""
+
 
 @dataclass(frozen=True)
 class KnownProgram:
@@ -91,9 +94,6 @@ KNOWN = (
     ),
 )
 """Known programs, with special cases first."""
-
-
-# -- kinds ----------------------------------------------------------------------------------------
 
 
 def recognize_file(file: IO[bytes]) -> str:
@@ -149,12 +149,6 @@ def is_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in FOLDERS)
 
 
-# -- strings in a pickle --------------------------------------------------------------------------
-
-MOST_BYTES, MOST_STEPS, LONGEST = 2**22, 200_000, 300
-"""Limits on the bytes and instructions to read, and on the length of a string."""
-
-
 def pickle_strings(file: IO[bytes]) -> set[str]:
     """Return the strings in a pickle or a TORCH file. Its instructions are listed, not run."""
     strings: set[str] = set()
@@ -181,9 +175,6 @@ def _read_pickle(file: IO[bytes]) -> bytes:
                 return member.read(MOST_BYTES)
     file.seek(0)
     return file.read(MOST_BYTES)
-
-
-# -- errors ---------------------------------------------------------------------------------------
 
 
 def check_kind(file: IO[bytes], path: Path) -> None:

@@ -234,9 +234,6 @@ def reason(error: Exception, kind: RepositoryKind, repo: str, revision: str = "m
     return f"{constants.ENDPOINT} does not answer ({shorten(error, 80) or type(error).__name__})"
 
 
-# -- without a network ----------------------------------------------------------------------------
-
-
 def _folder(kind: RepositoryKind, repo: str) -> Path:
     """Return the Hub's cache folder of a repository."""
     from huggingface_hub import constants

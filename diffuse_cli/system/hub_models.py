@@ -166,11 +166,6 @@ def _download(listing: HubListing, names: Sequence[str]) -> Work[Path]:
     return listing.snapshot / names[0]
 
 
-# -- pushing --------------------------------------------------------------------------------------
-
-# Push a folder to a repository of the Hub, in one commit.
-
-
 def check_unpublished(target: str) -> None:
     """Refuse a repository that already holds a model.
 

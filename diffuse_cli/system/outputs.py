@@ -14,6 +14,17 @@ from diffuse_cli.system import files
 from diffuse_cli.system.errors import BusyError, OutputError, UsageError
 from diffuse_cli.system.processes import rank
 
+WAIT = "Wait for it, or choose another -o"
+
+PATIENCE = 0.2
+"""Seconds to wait for the last holder, which removes the file before it unlocks it."""
+
+UNFINISHED = ".unfinished"
+"""Folder of new files that do not have their place yet, which a stopped command leaves."""
+
+RECORD = "record"
+"""File in it with the SHA-256 and the name of each new file."""
+
 
 def claim_option(config: Any, name: str, suffix: str) -> AbstractContextManager[Path | None]:
     """Claim the path of a configuration's option `name`, None if the option is not set.
@@ -101,16 +112,6 @@ def check_free(path: Path, overwrite: bool, *, hint: str, folder: Path | None = 
         raise OutputError(f"{files.show(folder or path)} exists already", hint)
 
 
-# -- locks ----------------------------------------------------------------------------------------
-
-# One process at a time writes an output. Its lock ends with the process.
-
-WAIT = "Wait for it, or choose another -o"
-
-PATIENCE = 0.2
-"""Seconds to wait for the last holder, which removes the file before it unlocks it."""
-
-
 @contextlib.contextmanager
 def hold_lock(
     path: Path, hint: str = WAIT, *, target: Path | None = None, owned: str = ""
@@ -175,17 +176,6 @@ def _read_holder(path: Path) -> str:
         return files.show(path.read_text(errors="replace")[:20].strip())
     except OSError:
         return ""
-
-
-# -- files of a folder ----------------------------------------------------------------------------
-
-# The files that a command owns in a folder, next to files of others.
-
-UNFINISHED = ".unfinished"
-"""Folder of new files that do not have their place yet, which a stopped command leaves."""
-
-RECORD = "record"
-"""File in it with the SHA-256 and the name of each new file."""
 
 
 def replace_files(folder: Path, owned: Sequence[str], fill: Callable[[Path], None]) -> None:

@@ -19,6 +19,15 @@ from diffuse_cli.media.file_errors import extension_of as extension_of
 
 HINT = "DATA is a folder, or a .zip, .tar, .parquet or .npy file, of images"
 
+TABLES = ("metadata.csv", "metadata.jsonl")
+"""Names of metadata tables of the samples next to them."""
+
+LOOKED_AT = 8
+"""Number of files that decide whether another medium claims the files of an extension."""
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = "diffuse.samples"
+
 
 class Entry(NamedTuple):
     """File of a source.
@@ -168,20 +177,6 @@ def is_folder(path: Path) -> bool:
 def encode_name(name: str) -> bytes:
     """Return the bytes of a file name, also of one that is not UTF-8."""
     return name.encode("utf-8", "surrogateescape")
-
-
-# -- listing --------------------------------------------------------------------------------------
-
-# Find the files of a source that are samples, their order and their classes.
-
-TABLES = ("metadata.csv", "metadata.jsonl")
-"""Names of metadata tables of the samples next to them."""
-
-LOOKED_AT = 8
-"""Number of files that decide whether another medium claims the files of an extension."""
-
-MANIFEST = "manifest.json"
-MANIFEST_FORMAT = "diffuse.samples"
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,6 @@ class HubDataset(Source):
         return source
 
 
-# -- files of a name ------------------------------------------------------------------------------
-
-
 class HubSelection(NamedTuple):
     """Files of a data set at a commit.
 

@@ -47,6 +47,9 @@ LARGEST_NOTE = 2**20
 MOST_OPEN = 64
 """Number of shards that stay open. Further shards are opened for each member."""
 
+LONGEST = 2**16
+"""Largest header of a long name, in bytes."""
+
 
 class TarMembers(NamedTuple):
     """Members of the shards.
@@ -206,12 +209,6 @@ def _split_name(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
     return folder + slash + stem, dot + extension.lower()
-
-
-# -- tar headers ----------------------------------------------------------------------------------
-
-LONGEST = 2**16
-"""Largest header of a long name, in bytes."""
 
 
 class TarFileReader(io.FileIO):
