@@ -170,7 +170,7 @@ def _read_model(path: Path, weights: bool) -> ModelFile:
             if run_reader.find_run(path.parent):
                 raise ModelFileError(
                     f"{files.show(path)} is a part of a checkpoint without a model's description",
-                    "Pass the run directory",
+                    "Pass the run directory; if an older diffuse wrote it, resume the run first",
                 )
             raise file_types.foreign_error(header.entries, path)
         model = rebuild_model(parse_description(header))

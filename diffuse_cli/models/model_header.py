@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from diffuse_cli.config.options import from_dict, to_dict
-from diffuse_cli.config.parsers import parse_color
+from diffuse_cli.config.parsers import parse_color, parse_size
 from diffuse_cli.config.presets import network_config
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.config.train_options import DATA_FACTS
 from diffuse_cli.core import denoising_errors, settings
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.data_gaussian import NAME as GAUSSIAN_KEY
@@ -22,6 +23,7 @@ from diffuse_cli.core.denoising_errors import NAME as ERRORS
 from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.space import from_plain
+from diffuse_cli.core.variances import output_channels
 from diffuse_cli.media import check, check_fit
 from diffuse_cli.models import tensor_file
 from diffuse_cli.models.blueprint import Blueprint
@@ -33,7 +35,7 @@ VERSION = 11
 """Newest version of the description.
 
 A file has the oldest version that can describe its model, so that an older `diffuse` reads it if
-possible. Version 1, which has no number, is no longer read. Versions from 3 on add:
+possible. Version 1 has no number, and one table for network and data. Later versions add:
 
 - 3: weak weights or learned timesteps.
 - 4: a conditioning image.
@@ -168,10 +170,10 @@ def _version(model: StoredModel) -> int:
 
 
 def parse_description(header: tensor_file.Header) -> dict[str, Any]:
-    """Return the description in a header.
+    """Return the description in a header, with version 1 upgraded to version 2.
 
     Raises:
-        ModelFileError: the version is 1, or newer than `VERSION`.
+        ModelFileError: the version is newer than `VERSION`.
         ValueError: the description is malformed.
     """
     description = tensor_file.parse_json(header.metadata["diffuse.config"].encode())
@@ -180,14 +182,36 @@ def parse_description(header: tensor_file.Header) -> dict[str, Any]:
     version = description.get("version", 1)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ValueError("its version is not a number")
-    if not 2 <= version <= VERSION:
+    if version > VERSION:
         writer = str(dict(description.get("versions", {})).get("diffuse", "a newer one"))
         raise ModelFileError(
             f"it has version {version}, written by diffuse {files.show(writer, 50)}, but diffuse "
-            f"{__version__} only reads versions 2 to {VERSION}",
-            "Install a newer diffuse" if version > VERSION else "Train the model again",
+            f"{__version__} only reads versions up to {VERSION}",
+            "Install a newer diffuse",
         )
-    return description
+    return _upgrade_description(description) if version == 1 else description
+
+
+def _upgrade_description(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Upgrade a description of version 1, in which the network held size, channels and classes."""
+    unet = _check_settings(old["unet"])
+    network = {k: v for k, v in unet.items() if k not in DATA_FACTS}
+    classes = list(old["classes"])
+    conditional = unet.get("num_classes", 0)
+    if conditional not in (0, len(classes)):
+        raise ValueError(f"a network of {conditional} classes with {len(classes)} names")
+    out = unet.get("out_channels", unet["channels"])
+    needed = output_channels(old["diffusion"]["variance"], unet["channels"])
+    if out != needed:
+        raise ValueError(f"{out} channels out, not {needed}")
+    return {
+        **{k: v for k, v in old.items() if k not in ("unet", "classes")},
+        "version": 2,
+        "space": {"channels": unet["channels"], "size": list(parse_size(unet["size"]))},
+        "network": {"name": "unet", **network},
+        "conditions": {"classes": classes if conditional else []},
+        "data": dict(old["data"]),
+    }
 
 
 def rebuild_model(described: Mapping[str, Any]) -> StoredModel:

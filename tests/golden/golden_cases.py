@@ -314,5 +314,4 @@ CASES: dict[str, tuple[str, ...]] = {
         "info learned.safetensors --json",
         sample("--sampler ddpm --steps 4", "learned"),
     ),
-    "fixture-run": ("train grey --config run.toml --resume -o stopped.safetensors",),
 }

@@ -5,7 +5,7 @@ Nothing here imports the package but its command line, so that the inside may ch
 
 `fixtures/` is what the code wrote when the results were first recorded, and is not written again:
 model files after 20 steps (plain; with classes and a recommended setting; with a learned variance),
-a run stopped after 7 of 12 steps, and a network of diffusers filled from a seed.
+and a network of diffusers filled from a seed.
 """
 
 from __future__ import annotations
@@ -175,8 +175,6 @@ def furnish(folder: Path) -> None:
         (folder / f"default-{name}").write_text(text)
     (folder / "init.toml").write_text(COMMON)
     shutil.copytree(FIXTURES, folder, dirs_exist_ok=True)
-    # A run directory, but version control ignores folders that end in .run.
-    (folder / "stopped").rename(folder / "stopped.run")
 
 
 # -- running and measuring -------------------------------------------------------------------------
@@ -354,7 +352,7 @@ def measure(name: str, twice: Callable[..., str] = by_torchrun) -> Measured:
         out = run(line, twice)
         if "--json" in line:
             measured["numbers"] |= numbers(json.loads(out))
-    for model in filter(Path.exists, map(Path, ("m.safetensors", "stopped.safetensors"))):
+    if (model := Path("m.safetensors")).exists():
         measured["tensors"] = dict(sorted(load_file(model).items()))
     for path in sorted(Path("samples").glob("[0-9]*")):
         measured["images"][path.name] = READERS[path.suffix](path)

@@ -492,19 +492,65 @@ def test_classes_of_another_number_than_the_networks_are_rejected(tmp_path: Path
 # -- versions -------------------------------------------------------------------------------------
 
 
+def version_1(config: dict[str, Any]) -> dict[str, Any]:
+    """A description as version 0.1 wrote it: one table for the network and facts of the data."""
+    space, names = config["space"], config["conditions"]["classes"]
+    network = {k: v for k, v in config["network"].items() if k != "name"}
+    learned = config["diffusion"]["variance"] == "learned"
+    facts = {
+        "size": space["size"],
+        "channels": space["channels"],
+        "out_channels": space["channels"] * (2 if learned else 1),
+        "num_classes": len(names),
+    }
+    kept = ("diffusion", "step", "training", "versions", "sampling")
+    return {
+        **{k: config[k] for k in kept if k in config},
+        "unet": network | facts,
+        "classes": names or ["ankle boot", "Ümlaut"],
+        "data": config["data"],
+    }
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_file_of_version_1_is_the_same_model(tmp_path: Path, learned: bool):
+    written = of(LEARNED, "learned") if learned else model()
+    save(tmp_path / "new", written)
+    data = described((tmp_path / "new").read_bytes(), version_1)
+    (tmp_path / "old").write_bytes(data)
+    old, new = load(tmp_path / "old"), load(tmp_path / "new")
+    for f in dataclasses.fields(StoredModel):
+        if f.name != "ema":
+            assert getattr(old, f.name) == getattr(new, f.name), f.name
+    assert all(torch.equal(new.ema[name], t) for name, t in old.ema.items())
+    save(tmp_path / "again", old)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "new").read_bytes()
+
+
 @pytest.mark.parametrize(
-    ("version", "hint"),
-    [(1, "Train the model again"), (12, "a newer diffuse"), (10**30, "a newer diffuse")],
+    ("change", "says"),
+    [
+        ({"out_channels": 3}, "3 channels out, not 2"),
+        ({"num_classes": 3}, "a network of 3 classes with 2 names"),
+        ({"size": None}, "settings are not a configuration"),
+    ],
+    ids=str,
 )
-def test_another_version_is_refused_with_what_to_do(
-    good: bytes, tmp_path: Path, version: int, hint: str
-):
+def test_a_file_of_version_1_that_contradicts_itself_is_rejected(tmp_path: Path, change, says):
+    save(tmp_path / "made", of(LEARNED, "learned"))
+    old = described((tmp_path / "made").read_bytes(), version_1)
+    data = described(old, lambda config: config["unet"].update(change))
+    assert says in rejected(tmp_path, data)
+
+
+@pytest.mark.parametrize("version", [12, 10**30])
+def test_a_newer_version_is_refused_with_what_to_do(good: bytes, tmp_path: Path, version: int):
     def change(config: dict[str, Any]) -> None:
         config["version"], config["versions"]["diffuse"] = version, "9.9"
 
     message = rejected(tmp_path, described(good, change))
     assert f"has version {version}, written by diffuse 9.9" in message
-    assert message.endswith(hint)
+    assert message.endswith("Install a newer diffuse")
 
 
 @pytest.mark.parametrize("version", [0, -1, True, "2", 2.0, None, []], ids=repr)

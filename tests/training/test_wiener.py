@@ -66,15 +66,6 @@ def test_a_resumed_run_keeps_the_filter_of_its_data(patched, images, diffuse):
     assert patched("--resume", "--no-wiener").code == 2
 
 
-def test_a_run_of_an_earlier_version_is_resumed_without_a_filter(patched):
-    patched("--no-wiener", "--stop-at", 2)
-    config = Path("model.run/config.toml")
-    config.write_text(config.read_text().replace("wiener = false\n", ""))
-    assert "wiener" not in config.read_text()
-    assert patched("--resume").code == 0
-    assert not model_file.load(MODEL).blueprint.wiener
-
-
 def test_a_model_starts_from_one_of_its_kind(patched, diffuse, images):
     patched()
     line = ("train", images, "--init", MODEL, "--steps", 1, "-q", "-o", OTHER)
