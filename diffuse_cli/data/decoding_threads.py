@@ -20,6 +20,10 @@ from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.memory import is_out_of_memory
 
+SMALL = 2**12
+"""Mean bytes of files below which one thread is faster than several, which wait for Python's lock:
+20,000 images of CIFAR-10 take one thread 1.9 s and two 2.4 s, on two cores."""
+
 FILES_A_CHUNK = 64
 _BYTES_A_CHUNK = 2**18
 _OUTPUT_A_CHUNK = 2**22
@@ -86,7 +90,7 @@ def decode_all(
         reading: returns the settings for the next chunk of files.
     """
     chunks = _chunks(entries, reading().settings)
-    if workers == 1:
+    if workers == 1 or sum(entry.size for entry in entries) < SMALL * len(entries):
         for chunk in chunks:
             yield from decode_files(reading(), chunk)
         return

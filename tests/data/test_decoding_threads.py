@@ -13,8 +13,14 @@ import numpy as np
 import pytest
 from image_corpus import BOMB, encoded, fill, noise, read, zipped
 
-from diffuse_cli.data import Dataset, read_images
+from diffuse_cli.data import Dataset, decoding_threads, read_images
 from diffuse_cli.system.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode small files in several threads, too."""
+    monkeypatch.setattr(decoding_threads, "SMALL", 0)
 
 
 def corpus() -> dict[str, bytes]:

@@ -116,6 +116,7 @@ def test_large_images_are_decoded_one_at_a_time(
     if what == "bytes":
         monkeypatch.setattr(decoding_threads, "LARGE", 63)
     monkeypatch.setattr(decoding_threads, "FILES_A_CHUNK", 1)
+    monkeypatch.setattr(decoding_threads, "SMALL", 0)
     kind = "AVIF" if what == "frames" else "PNG"
     folder = fill(tmp_path, {f"{k}.{kind}": encoded(noise(k), kind) for k in range(20)})
     finish(read_images(folder, workers=4))
