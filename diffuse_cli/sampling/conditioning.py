@@ -174,11 +174,8 @@ def _check_unguided(config: DrawConfig, conditions: Conditions, guided: bool) ->
     raise UsageError(f"{flag}: the model is unconditional here", "Leave it out")
 
 
-def guidance_scale(config: DrawConfig, model: StoredModel, flag: str = "--guidance") -> float:
+def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
     """Return the guidance scale of a model with conditions.
-
-    Args:
-        flag: the option that sets the scale, for errors.
 
     Raises:
         UsageError: a scale other than 1 for a model that needs its input, or for a distilled one.
@@ -189,14 +186,14 @@ def guidance_scale(config: DrawConfig, model: StoredModel, flag: str = "--guidan
     if scale is None:
         return default_guidance(conditions, model.training.get("label_dropout"))
     if config.guidance not in (None, 1) and model.distilled is not None:
-        text = f"{flag} {scale:g}: a distilled model has its guidance in its weights"
+        text = f"--guidance {scale:g}: a distilled model has its guidance in its weights"
         raise UsageError(text, "Leave it out, or distil the model again with --guidance")
     if scale != 1 and conditions.given and not model.has_unconditional:
         kind, option = ("classes" if conditions.classes else "columns"), "label"
         if conditions.given.dropout == 0:
             kind, option = "input", "given"
         raise UsageError(
-            f"{flag} {scale:g}: the model was never trained without its {kind}, so it has no "
+            f"--guidance {scale:g}: the model was never trained without its {kind}, so it has no "
             "unconditional prediction",
             f"Leave it out, or train a model with --{option}-dropout 0.1",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -371,17 +371,6 @@ def _fit(
         check_batch(config, accelerator.num_processes)
         spent += laps()
         plan = yield from run_until(stop, prepare_plan(config, accelerator, run, laps))
-        with hold_streams(plan.data), _restore_threads():
+        with hold_streams(plan.data):
             training = TrainingRun(accelerator, run, stop, debug, laps)
             return (yield from training.execute(plan, spent))
-
-
-@contextlib.contextmanager
-def _restore_threads() -> Iterator[None]:
-    """Restore the number of threads after a resumed run that computed with its own."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
