@@ -22,9 +22,9 @@ from diffuse_cli.commands._cli.console import Console, escape_unencodable
 from diffuse_cli.commands._cli.help import SHORT_HELP, HelpfulCommand, HelpfulGroup
 from diffuse_cli.commands._cli.suggestions import explain
 from diffuse_cli.config.options import option_fields
-from diffuse_cli.core.registry import InvalidArgument, SkippedExtension
-from diffuse_cli.system import __version__
-from diffuse_cli.system.errors import DiffuseError, OutputError, UsageError, to_usage_error
+from diffuse_cli.core import InvalidArgument
+from diffuse_cli.core.registry import SkippedExtension
+from diffuse_cli.system import DiffuseError, OutputError, UsageError, __version__, to_usage_error
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.system.processes import (
     exit_on_signals,

@@ -18,12 +18,11 @@ from diffuse_cli.config.options import field_flag, option_fields
 from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core import InvalidArgument
 from diffuse_cli.core.settings import shorten_repr
 from diffuse_cli.data.sources.in_memory import register_samples
+from diffuse_cli.system import DiffuseError, Notice, Progress, UsageError, Work, to_usage_error
 from diffuse_cli.system.devices import forbid_accelerator
-from diffuse_cli.system.errors import DiffuseError, UsageError, to_usage_error
-from diffuse_cli.system.events import Notice, Progress, Work
 
 T = TypeVar("T")
 

@@ -27,9 +27,8 @@ from diffuse_cli.config.options import from_dict
 from diffuse_cli.evaluation.evaluation_run import evaluate as measure
 from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.metrics import METRICS, Measurement, read_measurement
+from diffuse_cli.system import Progress, UsageError, lookup, replace_nonfinite
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import UsageError, lookup
-from diffuse_cli.system.events import Progress, replace_nonfinite
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import overload
 
 from PIL.Image import Image
 
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Space
 from diffuse_cli.data.sources.in_memory import SampleFile
 from diffuse_cli.media import MEDIA, Array, figures, render_samples, suffix
 from diffuse_cli.sampling.journal import format_file_name

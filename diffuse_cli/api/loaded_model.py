@@ -24,18 +24,15 @@ from diffuse_cli.api.keywords import Int, SampleOptions
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Denoiser, Space
 from diffuse_cli.media import MEDIA, Array
 from diffuse_cli.models import model_file
 from diffuse_cli.models.model_report import collect_facts
 from diffuse_cli.sampling.cascade import load_cascade
 from diffuse_cli.sampling.generation import choose_precision, make_denoiser
 from diffuse_cli.sampling.journal import split_parts
-from diffuse_cli.system import files
+from diffuse_cli.system import Progress, UsageError, Work, files, replace_nonfinite
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Progress, Work, replace_nonfinite
 
 
 def load(path: str | os.PathLike[str]) -> Model:

@@ -15,8 +15,7 @@ from diffuse_cli.config.distill_options import SHARE, STEPS, DistillConfig
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.config.train_options import CONSISTENCY
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import finish
+from diffuse_cli.system import UsageError, finish
 from diffuse_cli.system.outputs import check_other_than
 
 CONFIG = DistillConfig

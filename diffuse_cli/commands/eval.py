@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.metrics import MetricNumber, Values, class_table, select_numbers
-from diffuse_cli.system import files
-from diffuse_cli.system.events import align_columns, replace_nonfinite
+from diffuse_cli.system import align_columns, files, replace_nonfinite
 from diffuse_cli.system.outputs import claim_option
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from diffuse_cli.commands._cli.console import Console, format_seconds, format_sp
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.metrics import Measurement, label
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.system import files
-from diffuse_cli.system.events import Notice, Progress
+from diffuse_cli.system import Notice, Progress, files
 from diffuse_cli.system.processes import defer_signals, rank
 from diffuse_cli.training.configuration import configure as configure
 

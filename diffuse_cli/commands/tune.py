@@ -15,8 +15,7 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import format_measurement
-from diffuse_cli.system import files
-from diffuse_cli.system.events import Work, align_columns, replace_nonfinite
+from diffuse_cli.system import Work, align_columns, files, replace_nonfinite
 from diffuse_cli.system.outputs import claim_option
 from diffuse_cli.system.processes import rank
 

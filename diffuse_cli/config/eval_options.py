@@ -33,7 +33,7 @@ from diffuse_cli.config.sample_options import (
     WeightsConfig,
 )
 from diffuse_cli.config.shared_options import BACKGROUND, BESIDE, FIT, AxesConfig, ReadingConfig
-from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system import UsageError
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
 TUNED_WEAK = (1.25, 1.5, 2.0, 3.0, 4.0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
 from diffuse_cli.config.parsers import Size, parse_betas, parse_file, parse_license, parse_size
-from diffuse_cli.system.errors import UsageError, flag
+from diffuse_cli.system import UsageError, flag
 
 
 @dataclass(frozen=True, kw_only=True)

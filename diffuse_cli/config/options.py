@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffuse_cli.config.parsers import as_number
-from diffuse_cli.core import settings
-from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import Setting, Settings, field_annotation, fields_by_name
+from diffuse_cli.core import InvalidArgument, Settings, settings
+from diffuse_cli.core.settings import Setting, field_annotation, fields_by_name
+from diffuse_cli.system import UsageError, translate_errors
 from diffuse_cli.system.descriptors import read_bounded
-from diffuse_cli.system.errors import UsageError, translate_errors
 
 OVERWRITE = "Replace existing output."
 """Help of --overwrite, which every command that writes has."""
@@ -288,7 +287,7 @@ def read_toml(path: str | Path, owner: str = "--config") -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, is not a regular one, or is not TOML.
     """
-    from diffuse_cli.system.files import show
+    from diffuse_cli.system import show
 
     try:
         data = read_bounded(path, MOST_TOML)

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config.train_options import NETWORK, TrainConfig
-from diffuse_cli.core.networks import NETWORKS
-from diffuse_cli.core.registry import Registry
-from diffuse_cli.core.settings import Settings, fields_by_name, from_dict
-from diffuse_cli.core.space import Space
-from diffuse_cli.system.errors import UsageError, lookup, translate_errors
+from diffuse_cli.core import NETWORKS, Registry, Settings, Space
+from diffuse_cli.core.settings import fields_by_name, from_dict
+from diffuse_cli.system import UsageError, lookup, translate_errors
 
 
 @dataclass(frozen=True)

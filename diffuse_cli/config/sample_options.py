@@ -14,7 +14,7 @@ from diffuse_cli.config.parsers import (
 )
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.core.variances import MEASURED
-from diffuse_cli.system.errors import UsageError, translate_errors
+from diffuse_cli.system import UsageError, translate_errors
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20
 """The defaults. The first two chosen by benchmarks/samplers.py."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from diffuse_cli.config.options import OVERWRITE, Options, argument, option
 from diffuse_cli.config.parsers import Size, parse_betas, parse_color, parse_length
-from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system import UsageError
 
 FIT = "Crop, pad or stretch images of another shape."
 BACKGROUND = "Color behind transparent images and around padded images."

@@ -18,9 +18,9 @@ from diffuse_cli.config.sample_options import (
     WeightsConfig,
 )
 from diffuse_cli.config.shared_options import FIT
-from diffuse_cli.core.degradations import DEGRADATIONS, parse
-from diffuse_cli.core.restoration import RESTORATIONS
-from diffuse_cli.system.errors import UsageError, translate_errors
+from diffuse_cli.core import DEGRADATIONS, RESTORATIONS
+from diffuse_cli.core.degradations import parse
+from diffuse_cli.system import UsageError, translate_errors
 
 FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.entries.values())
 

@@ -17,9 +17,9 @@ from diffuse_cli.config.parsers import (
     parse_listed,
 )
 from diffuse_cli.config.shared_options import BACKGROUND, FIT, DiffusionConfig, FormConfig
-from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core import NETWORKS
 from diffuse_cli.core.settings import setting
-from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system import UsageError
 
 CONSISTENCY = "consistency"
 """The loss of `distill`, which is not an option of `train`."""

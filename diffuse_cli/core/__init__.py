@@ -17,37 +17,54 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffuse_cli.core.conditions import Conditions, MetadataTable
-    from diffuse_cli.core.degradations import DEGRADATIONS
-    from diffuse_cli.core.denoiser import Denoiser, Prediction
+    from diffuse_cli.core.augmentations import AUGMENTATIONS, Augmentation
+    from diffuse_cli.core.conditions import (
+        PAIRS,
+        ConditioningArray,
+        Conditions,
+        LabelColumn,
+        MetadataTable,
+        NumberColumn,
+    )
+    from diffuse_cli.core.data_gaussian import DataGaussian
+    from diffuse_cli.core.degradations import DEGRADATIONS, Degradation
+    from diffuse_cli.core.denoiser import Denoise, Denoiser, Prediction, Reference
+    from diffuse_cli.core.denoising_errors import DenoisingErrors
     from diffuse_cli.core.gaussian import Gaussian
     from diffuse_cli.core.guidance import autoguide, clip, guide
     from diffuse_cli.core.likelihood import Bits, bits_per_dim
     from diffuse_cli.core.losses import LOSSES, WEIGHTINGS, loss
-    from diffuse_cli.core.networks import NETWORKS
+    from diffuse_cli.core.networks import NETWORKS, Ends
     from diffuse_cli.core.optimizers import OPTIMIZERS
     from diffuse_cli.core.probability_flow import log_densities
     from diffuse_cli.core.process import Process
-    from diffuse_cli.core.registry import InvalidArgument
+    from diffuse_cli.core.registry import InvalidArgument, Modules, Registry
     from diffuse_cli.core.restoration import RESTORATIONS
     from diffuse_cli.core.samplers import SAMPLERS, State, sample
     from diffuse_cli.core.schedules import SCHEDULES
-    from diffuse_cli.core.space import Space
+    from diffuse_cli.core.settings import Settings, dimensions
+    from diffuse_cli.core.space import TRANSFORMS, Space
     from diffuse_cli.core.targets import TARGETS
+    from diffuse_cli.core.tiling import Tiling
     from diffuse_cli.core.timesteps import SPACINGS, TIMESTEP_DRAWS
-    from diffuse_cli.core.variances import VARIANCES
+    from diffuse_cli.core.variances import VARIANCES, output_channels
 
 __all__ = [
-    "DEGRADATIONS", "LOSSES", "NETWORKS", "OPTIMIZERS", "RESTORATIONS", "SAMPLERS", "SCHEDULES",
-    "SPACINGS", "TARGETS", "TIMESTEP_DRAWS", "VARIANCES", "WEIGHTINGS", "Bits", "Conditions",
-    "Denoiser", "Gaussian", "InvalidArgument", "MetadataTable", "Prediction", "Process", "Space",
-    "State", "autoguide", "bits_per_dim", "clip", "guide", "log_densities", "loss", "sample",
+    "AUGMENTATIONS", "DEGRADATIONS", "LOSSES", "NETWORKS", "OPTIMIZERS", "PAIRS",
+    "RESTORATIONS", "SAMPLERS", "SCHEDULES", "SPACINGS", "TARGETS", "TIMESTEP_DRAWS",
+    "TRANSFORMS", "VARIANCES", "WEIGHTINGS", "Augmentation", "Bits", "ConditioningArray",
+    "Conditions", "DataGaussian", "Degradation", "Denoise", "Denoiser", "DenoisingErrors",
+    "Ends", "Gaussian", "InvalidArgument", "LabelColumn", "MetadataTable", "Modules",
+    "NumberColumn", "Prediction", "Process", "Reference", "Registry", "Settings", "Space",
+    "State", "Tiling", "autoguide", "bits_per_dim", "clip", "dimensions", "guide",
+    "log_densities", "loss", "output_channels", "sample",
 ]  # fmt: skip
 
 MODULES = (
-    "registry", "conditions", "space", "schedules", "targets", "variances", "timesteps", "gaussian",
-    "losses", "samplers", "degradations", "restoration", "optimizers", "networks", "process",
-    "denoiser", "guidance", "likelihood", "probability_flow",
+    "registry", "settings", "conditions", "space", "schedules", "augmentations", "targets",
+    "variances", "timesteps", "gaussian", "losses", "samplers", "degradations", "restoration",
+    "optimizers", "networks", "process", "tiling", "data_gaussian", "denoiser", "denoising_errors",
+    "guidance", "likelihood", "probability_flow",
 )  # fmt: skip
 """Modules in which names are looked up, in this order. Modules that import torch come last."""
 

@@ -29,9 +29,7 @@ from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.events import Progress, Work
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, Progress, Work, show
 
 Reasons = dict[str, tuple[int, tuple[str, ...]]]
 

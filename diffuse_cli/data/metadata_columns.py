@@ -10,20 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.core.conditions import (
-    MOST_COLUMNS,
-    MOST_VALUES,
-    UNTOLD,
-    Column,
-    LabelColumn,
-    MetadataTable,
-    NumberColumn,
-    Value,
-)
+from diffuse_cli.core import LabelColumn, MetadataTable, NumberColumn
+from diffuse_cli.core.conditions import MOST_COLUMNS, MOST_VALUES, UNTOLD, Column, Value
 from diffuse_cli.core.settings import digits
 from diffuse_cli.data.summary import format_names, plural
-from diffuse_cli.system.errors import DataError, UsageError, closest_name, lookup
-from diffuse_cli.system.files import shorten
+from diffuse_cli.system import DataError, UsageError, lookup, shorten
+from diffuse_cli.system.errors import closest_name
 
 if TYPE_CHECKING:
     import numpy.typing as npt

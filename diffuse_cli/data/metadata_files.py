@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 from diffuse_cli.data.sources import open_source
 from diffuse_cli.data.sources.entries import TABLES, Entry, MetadataRow, Source, encode_name
 from diffuse_cli.data.summary import format_names, plural
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import shorten, show
+from diffuse_cli.system import DataError, shorten, show
 
 FILE_NAME = "file_name"
 """Column with the path of a row's sample, relative to the folder of the table."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageColor
 
-from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core import dimensions
 from diffuse_cli.data.dataset_index import DatasetIndex
 from diffuse_cli.data.decoding_pass import Tally, decode_listing
 from diffuse_cli.data.decoding_threads import DecodingTask, cores
@@ -38,9 +38,7 @@ from diffuse_cli.data.summary import (
 from diffuse_cli.media import MEDIA, Array, ReadSettings, Size, advice, advice_for
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE
-from diffuse_cli.system.errors import DataError, translate_errors
-from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, Notice, Work, show, translate_errors
 
 LOOKED_AT = 256
 """Number of files that settle open options, such as the rate of sounds and the axes of arrays."""

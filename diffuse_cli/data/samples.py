@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.core.space import LEAST_STD, TRANSFORMS, Space
+from diffuse_cli.core import TRANSFORMS, Space
+from diffuse_cli.core.space import LEAST_STD
 from diffuse_cli.data.sources.entries import strip_common_folder
 from diffuse_cli.data.summary import NAMED, Summary, format_names, plural
 from diffuse_cli.media import MEDIA, Array, Indices
-from diffuse_cli.system.errors import DataError, lookup
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, lookup, show
 
 HELD_OUT_OF = 20
 HELD_OUT_MINIMUM = 40

@@ -15,8 +15,7 @@ from diffuse_cli.data import summary
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.store import INDEX, PIXELS, map_file, remove_index
 from diffuse_cli.data.stream import Stream, StreamArray, find_stream, lists_to_tuples
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError
+from diffuse_cli.system import DataError, files
 
 PLAIN = ("class_names", "names", "medium", "layout", "transform", "rate")
 """Attributes of a `Dataset` that are written as they are."""

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core import dimensions
 from diffuse_cli.media import Array
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError
+from diffuse_cli.system import DataError, files
 
 PIXELS = "pixels.u8"
 INDEX = "index.npz"

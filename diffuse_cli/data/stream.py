@@ -29,9 +29,7 @@ from diffuse_cli.data.sources import Entry, open_source
 from diffuse_cli.data.store import Store, make_blank
 from diffuse_cli.media import MEDIA, Array, Indices, ReadSettings
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.events import Progress, Work
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, Progress, Work, show
 
 REMEMBERED = 2**26
 """Bytes of recently used samples that stay in memory."""

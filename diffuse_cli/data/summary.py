@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core import dimensions
 from diffuse_cli.media import MEDIA, advice, file_errors
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, show
 
 NAMED = 5
 """Number of files that are named for each reason."""

@@ -14,8 +14,7 @@ from diffuse_cli.config.eval_options import EvalConfig, MeasureConfig, TuneConfi
 from diffuse_cli.config.options import find_changed_flag
 from diffuse_cli.config.sample_options import SamplerConfig, StartConfig, VarianceConfig
 from diffuse_cli.config.shared_options import AxesConfig
-from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import PAIRS, Space
 from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, ode_likelihood, variational_bound
 from diffuse_cli.evaluation.image_sets import (
@@ -45,10 +44,8 @@ from diffuse_cli.sampling.sampling_settings import (
     report_settings,
     resolve_settings,
 )
-from diffuse_cli.system import files
+from diffuse_cli.system import DiffuseError, Notice, UsageError, Work, files
 from diffuse_cli.system.devices import describe_environment, reuse_accelerator
-from diffuse_cli.system.errors import DiffuseError, UsageError
-from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.outputs import claim_option
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.config.eval_options import EvalConfig, ImageSetsConfig, MeasureConfig
-from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.core.space import Space, longest_side
+from diffuse_cli.core import PAIRS, Space
+from diffuse_cli.core.space import longest_side
 from diffuse_cli.data import Dataset, Pairs, match_pairs, read_cells, read_images
 from diffuse_cli.data.metadata_columns import describe_unknown_labels, encode_rows
 from diffuse_cli.data.reader import describe_resizing
@@ -25,8 +25,7 @@ from diffuse_cli.models.image_conditioning import (
 )
 from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import Notice, UsageError, Work
 from diffuse_cli.system.memory import count_local_processes, free_memory
 from diffuse_cli.system.rng import permutation
 

@@ -32,7 +32,7 @@ from diffuse_cli.metrics.spectrum import measure_spectra
 from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs, choose_inputs
 from diffuse_cli.sampling.generation import generate_all
-from diffuse_cli.system.events import Work
+from diffuse_cli.system import Work
 
 MOST_PAIRED, PAIRED_AT_ONCE, PAIRED_SHOWN = 1000, 16, 10
 """The most real images to compare with generated images of the same condition, the number of images

@@ -11,8 +11,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from diffuse_cli.config.eval_options import EvalConfig
+from diffuse_cli.core import Space
 from diffuse_cli.core.likelihood import strata
-from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.image_sets import FEWEST, LabeledSamples, TrainingSamples
 from diffuse_cli.media import Array, can_judge, render_samples
 from diffuse_cli.metrics import METRICS, Metric
@@ -22,8 +22,7 @@ from diffuse_cli.metrics.features.feature_cache import Team
 from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice
+from diffuse_cli.system import Notice, UsageError
 
 OF_TRAINING = "the model's training data as DATA, with a held-out part, and --train-n above 0"
 

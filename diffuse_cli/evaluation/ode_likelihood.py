@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.core import Denoiser
 from diffuse_cli.core.probability_flow import log_densities
 from diffuse_cli.evaluation.image_sets import LabeledSamples, prepare_inputs
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
@@ -15,7 +15,7 @@ from diffuse_cli.evaluation.variational_bound import iterate_batches
 from diffuse_cli.media import Array
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.image_conditioning import ConditioningInputs
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system import Progress, Work
 from diffuse_cli.system.rng import draw_noise, philox
 
 TASK = "solving the probability-flow equation"

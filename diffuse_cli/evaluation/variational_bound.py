@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.core import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, draw_visits, plan_visits, prior_bits
 from diffuse_cli.evaluation.image_sets import LabeledSamples, prepare_inputs
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun, VariationalBound, join_bounds
@@ -19,7 +19,7 @@ from diffuse_cli.metrics import Measurement
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.image_conditioning import ConditioningInputs
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system import Progress, Work
 from diffuse_cli.system.rng import draw_noise, philox
 
 TASK = "estimating the likelihood"

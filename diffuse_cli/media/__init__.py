@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
-from diffuse_cli.core.registry import InvalidArgument, Modules, lookup
+from diffuse_cli.core import InvalidArgument, Modules
+from diffuse_cli.core import Space as Space
+from diffuse_cli.core.registry import lookup
 from diffuse_cli.core.space import LONGEST_SIDE
-from diffuse_cli.core.space import Space as Space
 from diffuse_cli.media.file_errors import ALONE, MEMORY, UNPACK, Unusable, extension_of
 from diffuse_cli.media.shapes import ALPHA as ALPHA
 from diffuse_cli.media.shapes import FITS as FITS

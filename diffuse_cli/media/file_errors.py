@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, show
 
 EMPTY = "empty file"
 NOT_AN_IMAGE = "not an image"

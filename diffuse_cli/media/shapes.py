@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from diffuse_cli.core.registry import InvalidArgument, Registry
+from diffuse_cli.core import InvalidArgument, Registry
 
 OF_ARRAYS = ("L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC")
 """Orders of axes. C is the channels. A layout without it has one channel."""

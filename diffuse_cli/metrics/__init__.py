@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from diffuse_cli.core.registry import Modules
+from diffuse_cli.core import Modules
 from diffuse_cli.metrics.presentation import LEVELS
 from diffuse_cli.metrics.presentation import QUESTIONS as QUESTIONS
 from diffuse_cli.metrics.presentation import SIGNIFICANT as SIGNIFICANT

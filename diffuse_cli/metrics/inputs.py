@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Space
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.channel_distributions import Marginals
 from diffuse_cli.metrics.sample_statistics import split_real
-from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system import UsageError
 
 
 @dataclass(frozen=True)

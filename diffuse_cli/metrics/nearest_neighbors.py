@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Space
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import NearestDistances
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system import Progress, Work
 
 BLOCK = 1000
 """Most rows and columns of distances in memory at a time."""

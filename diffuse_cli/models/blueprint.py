@@ -10,20 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.presets import translate_network_errors
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.networks import NETWORKS
-from diffuse_cli.core.schedules import SCHEDULES, shift_log_snr, zero_terminal_snr
-from diffuse_cli.core.settings import Settings
-from diffuse_cli.core.space import Space
-from diffuse_cli.core.variances import output_channels
-from diffuse_cli.system.errors import lookup, translate_errors
+from diffuse_cli.core import NETWORKS, SCHEDULES, Conditions, Settings, Space, output_channels
+from diffuse_cli.core.schedules import shift_log_snr, zero_terminal_snr
+from diffuse_cli.system import lookup, translate_errors
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from diffuse_cli.core.data_gaussian import DataGaussian
-    from diffuse_cli.core.denoiser import Denoise, Denoiser, Reference
-    from diffuse_cli.core.process import Process
+    from diffuse_cli.core import DataGaussian, Denoise, Denoiser, Process, Reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +100,7 @@ class Blueprint:
         Raises:
             UsageError: as `make_denoiser`.
         """
-        from diffuse_cli.core.denoiser import Reference
+        from diffuse_cli.core import Reference
         from diffuse_cli.core.tiling import tile_network
 
         reference = None
@@ -162,7 +156,7 @@ def make_process(diffusion: DiffusionConfig) -> Process:
     Raises:
         UsageError: the schedule is unknown, or the betas do not define a process.
     """
-    from diffuse_cli.core.process import Process
+    from diffuse_cli.core import Process
 
     betas: Sequence[float] | None = diffusion.betas
     if betas is None:
@@ -187,7 +181,7 @@ def make_denoiser(
     Raises:
         UsageError: a name is unknown, or the target is undefined under the process.
     """
-    from diffuse_cli.core.denoiser import Denoiser
+    from diffuse_cli.core import Denoiser
 
     with translate_errors():
         target, variance = diffusion.target, diffusion.variance

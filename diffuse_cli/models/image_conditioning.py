@@ -11,16 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse_cli.core import degradations
-from diffuse_cli.core.conditions import PAIRS, ConditioningArray
-from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import PAIRS, ConditioningArray, InvalidArgument, Space, degradations
 from diffuse_cli.media import ALPHA, MEDIA, layout_name, render_samples
-from diffuse_cli.system.errors import UsageError, translate_errors
+from diffuse_cli.system import UsageError, translate_errors
 from diffuse_cli.system.rng import BLOCK, GivenDraws, given_draws
 
 if TYPE_CHECKING:
-    from diffuse_cli.core.degradations import Degradation
+    from diffuse_cli.core import Degradation
     from diffuse_cli.media import Array
     from diffuse_cli.models.blueprint import Blueprint
 

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from diffuse_cli.config.options import from_dict, option_fields
 from diffuse_cli.config.train_options import TrainConfig, from_file
-from diffuse_cli.core import settings
-from diffuse_cli.core.conditions import PAIRS
+from diffuse_cli.core import PAIRS, settings
 from diffuse_cli.models import tensor_file
 from diffuse_cli.models.model_header import (
     SAMPLING,
@@ -35,10 +34,17 @@ from diffuse_cli.models.model_header import (
 )
 from diffuse_cli.models.model_header import StoredModel as StoredModel
 from diffuse_cli.models.model_header import versions as versions
-from diffuse_cli.system import file_types, files, run_reader
+from diffuse_cli.system import (
+    DiffuseError,
+    ModelFileError,
+    Notice,
+    Work,
+    file_types,
+    files,
+    finish,
+    run_reader,
+)
 from diffuse_cli.system.descriptors import open_regular_file
-from diffuse_cli.system.errors import DiffuseError, ModelFileError
-from diffuse_cli.system.events import Notice, Work, finish
 from diffuse_cli.system.hub_models import fetch_model
 
 RAW, WEAK = "raw.", "weak."

@@ -15,21 +15,23 @@ from diffuse_cli.config.presets import network_config
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import DATA_FACTS
-from diffuse_cli.core import denoising_errors, settings
-from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core import (
+    SAMPLERS,
+    Conditions,
+    DenoisingErrors,
+    denoising_errors,
+    output_channels,
+    settings,
+)
 from diffuse_cli.core.data_gaussian import NAME as GAUSSIAN_KEY
 from diffuse_cli.core.data_gaussian import read
 from diffuse_cli.core.denoising_errors import NAME as ERRORS
-from diffuse_cli.core.denoising_errors import DenoisingErrors
-from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.space import from_plain
-from diffuse_cli.core.variances import output_channels
 from diffuse_cli.media import check, check_fit
 from diffuse_cli.models import tensor_file
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.image_conditioning import Conditioner
-from diffuse_cli.system import __version__, files
-from diffuse_cli.system.errors import ModelFileError, lookup
+from diffuse_cli.system import ModelFileError, __version__, files, lookup
 
 VERSION = 11
 """Newest version of the description.

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.train_options import TrainConfig, to_file
-from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core import Space, dimensions
 from diffuse_cli.core.settings import to_dict as plain
-from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA
 
 if TYPE_CHECKING:

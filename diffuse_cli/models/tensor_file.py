@@ -27,9 +27,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from diffuse_cli.system import files
+from diffuse_cli.system import files, shorten, show
 from diffuse_cli.system.descriptors import open_regular_file
-from diffuse_cli.system.files import shorten, show
 
 DTYPES = {
     "F32": torch.float32,

@@ -32,14 +32,14 @@ from diffuse_cli.sampling.sampling_settings import (
     report_settings,
     resolve_settings,
 )
-from diffuse_cli.system.events import Work
+from diffuse_cli.system import Work
 from diffuse_cli.system.rng import key
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
 
-    from diffuse_cli.core.space import Space
+    from diffuse_cli.core import Space
     from diffuse_cli.models.model_file import ModelFile
 
     Pictures = dict[int, list[Array]]

@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffuse_cli.config.sample_options import GUIDANCE, DrawConfig
-from diffuse_cli.core.conditions import NumberColumn, partial_dropout
+from diffuse_cli.core import NumberColumn
+from diffuse_cli.core.conditions import partial_dropout
 from diffuse_cli.data.metadata_columns import (
     describe_out_of_range,
     find_missing_columns,
     parse_rows,
 )
-from diffuse_cli.system.errors import UsageError, lookup
-from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.system.files import shorten
+from diffuse_cli.system import Notice, UsageError, Work, lookup, shorten
 
 if TYPE_CHECKING:
-    from diffuse_cli.core.conditions import Conditions
-    from diffuse_cli.core.denoiser import Denoise
+    from diffuse_cli.core import Conditions, Denoise
     from diffuse_cli.models.image_conditioning import ConditioningInputs
     from diffuse_cli.models.model_file import StoredModel
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core.settings import dimensions
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Space, dimensions
 from diffuse_cli.data import Dataset, file_hashes, match_pairs, read_images
 from diffuse_cli.data.summary import describe_fit, format_sizes
 from diffuse_cli.media import MEDIA, Array, ReadSettings, mask_settings_for, settings_for
@@ -25,9 +24,7 @@ from diffuse_cli.models.image_conditioning import (
     stored_inputs,
 )
 from diffuse_cli.sampling.conditioning import guidance_scale
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError, UsageError
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import DataError, Notice, UsageError, Work, files
 
 if TYPE_CHECKING:
     from diffuse_cli.sampling.generation import LoadedModel

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from diffuse_cli.core.denoiser import Denoise, Denoiser
+from diffuse_cli.core import SAMPLERS, Denoise, Denoiser, Space, Tiling
 from diffuse_cli.core.kernels import arrange_weights, cast_weights
 from diffuse_cli.core.networks import largest_width
-from diffuse_cli.core.samplers import SAMPLERS, State
-from diffuse_cli.core.space import Space
-from diffuse_cli.core.tiling import WINDOWS, Tiling
+from diffuse_cli.core.samplers import State
+from diffuse_cli.core.tiling import WINDOWS
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA, Array, Size
 from diffuse_cli.metrics.features.feature_cache import ALONE, Team
@@ -30,9 +29,8 @@ from diffuse_cli.models.activation_memory import SLACK, count_kept_bytes
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
+from diffuse_cli.system import DivergedError, Notice, Progress, Work, translate_errors
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
-from diffuse_cli.system.errors import DivergedError, translate_errors
-from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.kernel_settings import hold_cuda_settings
 from diffuse_cli.system.memory import free_memory_of_process
 from diffuse_cli.system.rng import image_noise

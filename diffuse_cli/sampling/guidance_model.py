@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffuse_cli.config.sample_options import OWN, DrawConfig
-from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core import dimensions
 from diffuse_cli.data.metadata_columns import describe_column
 from diffuse_cli.sampling.conditioning_inputs import describe_channels
 from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, make_denoiser
 from diffuse_cli.sampling.sampling_settings import Guide, choose_guide
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import ModelFileError, UsageError
-from diffuse_cli.system.events import Work
+from diffuse_cli.system import ModelFileError, UsageError, Work, files
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Space
 from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.media import (
     MEDIA,
@@ -37,10 +37,8 @@ from diffuse_cli.sampling.journal import (
     lock_folder,
     split_parts,
 )
-from diffuse_cli.system import files
+from diffuse_cli.system import Notice, OutputError, Progress, Work, files
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import OutputError
-from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.processes import rank, run_on_first
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from typing import Any
 
 from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT, extension_of
 from diffuse_cli.media import media_by_extension
-from diffuse_cli.system import files, outputs
-from diffuse_cli.system.errors import OutputError, UsageError
+from diffuse_cli.system import OutputError, UsageError, files, outputs
 
 GRID, GIF = "grid.png", "denoising.gif"
 

@@ -16,13 +16,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Space
 from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.journal import GIF, GRID
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import OutputError, UsageError
+from diffuse_cli.system import OutputError, UsageError, files
 
 if TYPE_CHECKING:
     from diffuse_cli.media import Array

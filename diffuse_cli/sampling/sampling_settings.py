@@ -23,21 +23,18 @@ from diffuse_cli.config.sample_options import (
     VarianceConfig,
     describe_interval,
 )
+from diffuse_cli.core import VARIANCES
 from diffuse_cli.core.guidance import guide_away, interval, make_unconditional
 from diffuse_cli.core.samplers import OF_DISTILLED, WITH_VARIANCE, default_spacing, sampler_options
 from diffuse_cli.core.variances import LEARNED as LEARNED_VARIANCES
-from diffuse_cli.core.variances import MEASURED, VARIANCES
+from diffuse_cli.core.variances import MEASURED
 from diffuse_cli.sampling.conditioning import Condition, resolve_condition
-from diffuse_cli.system.errors import UsageError, lookup
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import Notice, UsageError, Work, lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core.data_gaussian import DataGaussian
-    from diffuse_cli.core.denoiser import Denoise, Denoiser
-    from diffuse_cli.core.denoising_errors import DenoisingErrors
-    from diffuse_cli.core.process import Process
+    from diffuse_cli.core import DataGaussian, Denoise, Denoiser, DenoisingErrors, Process
     from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import StoredModel
 

@@ -36,13 +36,11 @@ from diffuse_cli.metrics.features.feature_cache import (
 from diffuse_cli.metrics.presentation import make_entries
 from diffuse_cli.sampling.generation import collect, generate_batches, to_stored
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, can_start_from_gaussian
-from diffuse_cli.system.errors import DivergedError
-from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system import DivergedError, Notice, Progress, Work
 from diffuse_cli.system.rng import philox
 
 if TYPE_CHECKING:
-    from diffuse_cli.core.denoiser import Denoiser
-    from diffuse_cli.core.space import Space
+    from diffuse_cli.core import Denoiser, Space
     from diffuse_cli.media import Array
     from diffuse_cli.models.blueprint import Blueprint
 

@@ -21,10 +21,8 @@ from diffuse_cli.config.options import option_fields, place_name, read_toml, to_
 from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.data_gaussian import read
 from diffuse_cli.models import model_file
-from diffuse_cli.system import files
+from diffuse_cli.system import Notice, OutputError, UsageError, Work, files
 from diffuse_cli.system.devices import redirect_trackers
-from diffuse_cli.system.errors import OutputError, UsageError
-from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training import copies
 from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS, EarlyWeights

@@ -12,7 +12,8 @@ from typing import Any
 from diffuse_cli.config.options import from_dict, parse_options
 from diffuse_cli.config.presets import PRESETS, resolve_network
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.networks import NETWORKS, Network
+from diffuse_cli.core import NETWORKS
+from diffuse_cli.core.networks import Network
 from diffuse_cli.core.variances import LEARNED
 
 

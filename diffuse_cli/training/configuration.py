@@ -24,21 +24,13 @@ from diffuse_cli.config.train_options import (
     from_file,
     to_file,
 )
-from diffuse_cli.core.augmentations import AUGMENTATIONS
+from diffuse_cli.core import AUGMENTATIONS, NETWORKS
 from diffuse_cli.core.losses import OF_LEARNED
-from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data.metadata_columns import parse_column_names
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import (
-    OutputError,
-    UsageError,
-    flag,
-    lookup,
-    suggest,
-)
-from diffuse_cli.system.events import finish
+from diffuse_cli.system import OutputError, UsageError, files, finish, flag, lookup
+from diffuse_cli.system.errors import suggest
 from diffuse_cli.system.processes import rank
 from diffuse_cli.training.config_layers import Layer, merge_layers
 from diffuse_cli.training.run_directory import RunDirectory

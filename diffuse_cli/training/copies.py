@@ -18,7 +18,7 @@ from diffuse_cli.media import Array, Indices
 from diffuse_cli.metrics import memorization
 from diffuse_cli.metrics.features import extract_features
 from diffuse_cli.metrics.nearest_neighbors import find_nearest, to_comparable
-from diffuse_cli.system.events import Work
+from diffuse_cli.system import Work
 from diffuse_cli.training import previews
 from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan

@@ -15,14 +15,13 @@ from accelerate.utils import gather_object
 from diffuse_cli.config.options import to_toml
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.train_options import TrainConfig, to_file
+from diffuse_cli.core import dimensions
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models.activation_memory import SLACK
+from diffuse_cli.system import Progress, UsageError, Work, format_duration
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Progress, Work, format_duration
 from diffuse_cli.training.checkpoints import check_steps
 from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.decisions import check_batch, complete_config

@@ -10,17 +10,17 @@ from diffuse_cli.config import presets
 from diffuse_cli.config.options import convert_options
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import MOST_STEPS, WEIGHTED, WEIGHTING, TrainConfig
-from diffuse_cli.core.augmentations import AUGMENTATIONS
-from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core import AUGMENTATIONS, NETWORKS, Conditions, Settings, Space
 from diffuse_cli.core.data_gaussian import LONGEST
-from diffuse_cli.core.networks import NETWORKS, largest_width
-from diffuse_cli.core.settings import Settings, to_dict
-from diffuse_cli.core.space import MOST_CHANNELS, Space
+from diffuse_cli.core.networks import largest_width
+from diffuse_cli.core.settings import to_dict
+from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.core.targets import has_noise
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA, layout_name
 from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.system import Notice, UsageError, Work
 from diffuse_cli.system.devices import (
     apply_precision,
     can_compile,
@@ -28,8 +28,6 @@ from diffuse_cli.system.devices import (
     resolve_precision,
     slow_precision,
 )
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.config_layers import default_loss
 from diffuse_cli.training.memory_estimate import find_room, fit_into_memory
 from diffuse_cli.training.run_directory import RunDirectory

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli.system.errors import DivergedError
+from diffuse_cli.system import DivergedError
 
 if TYPE_CHECKING:
     from diffuse_cli.training.trainer import Trainer

@@ -17,8 +17,7 @@ from accelerate.utils import gather_object
 from diffuse_cli.data.decoding_threads import cores
 from diffuse_cli.data.stream import TRIES, Stream, find_stream
 from diffuse_cli.media import Indices
-from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.system.files import show
+from diffuse_cli.system import Notice, Work, show
 from diffuse_cli.system.memory import count_local_processes
 from diffuse_cli.training.training_data import TrainingData
 

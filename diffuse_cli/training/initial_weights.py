@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffuse_cli.core.conditions import PAIRS, MetadataTable
-from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
-from diffuse_cli.core.settings import Settings, dimensions, to_dict
+from diffuse_cli.core import NETWORKS, PAIRS, Ends, MetadataTable, Settings, dimensions
+from diffuse_cli.core.networks import count_parameters
+from diffuse_cli.core.settings import to_dict
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice, Table, Work
+from diffuse_cli.system import Notice, Table, UsageError, Work, files
 from diffuse_cli.training.training_conditions import list_names
 from diffuse_cli.training.weight_transfer import (
     COLOR,

@@ -15,9 +15,17 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
+from diffuse_cli.system import (
+    DataError,
+    DiffuseError,
+    Interrupted,
+    Notice,
+    StopRequest,
+    Terminated,
+    Work,
+    run_until,
+)
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
-from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
 from diffuse_cli.system.processes import rank, run_on_first
 from diffuse_cli.training import checkpoints
 from diffuse_cli.training.chores import PREVIEW, SAVE, plan_chores

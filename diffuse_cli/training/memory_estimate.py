@@ -10,12 +10,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.config.train_options import TrainConfig
+from diffuse_cli.core import dimensions
 from diffuse_cli.core.distillation import POINTS
-from diffuse_cli.core.settings import dimensions
 from diffuse_cli.models.activation_memory import SLACK, MemoryCost, count_kept_bytes
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import Notice, UsageError, Work
 from diffuse_cli.system.memory import format_bytes, free_memory_of_process
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS
 

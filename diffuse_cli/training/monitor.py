@@ -16,18 +16,24 @@ from torch import Tensor
 
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.sample_options import SamplerChoice
-from diffuse_cli.core import denoising_errors
-from diffuse_cli.core.denoising_errors import DenoisingErrors
+from diffuse_cli.core import DenoisingErrors, denoising_errors
 from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import Measurement, label, memorization
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.setting_search import FeatureMeasure
-from diffuse_cli.system import files
+from diffuse_cli.system import (
+    DivergedError,
+    ModelFileError,
+    Notice,
+    Progress,
+    StopRequest,
+    Work,
+    files,
+    run_until,
+)
 from diffuse_cli.system.devices import log_image
-from diffuse_cli.system.errors import DivergedError, ModelFileError
-from diffuse_cli.system.events import Notice, Progress, StopRequest, Work, run_until
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.training import chores, copies, previews, recommendation, validation
 from diffuse_cli.training.chores import COPIES, ERRORS, EVALUATION, PREVIEW, SETTINGS

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config.train_options import TrainConfig
+from diffuse_cli.core import LOSSES, OPTIMIZERS
 from diffuse_cli.core.distillation import consistency_loss
-from diffuse_cli.core.losses import LOSSES, Loss, weights
-from diffuse_cli.core.optimizers import OPTIMIZERS
-from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.core.losses import Loss, weights
+from diffuse_cli.system import UsageError, lookup
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training.config_layers import default_loss
 
 if TYPE_CHECKING:
-    from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.core import Denoise, Denoiser
     from diffuse_cli.media import Array, Indices
     from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.image_conditioning import ConditioningInputs

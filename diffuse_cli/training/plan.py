@@ -12,17 +12,14 @@ import numpy as np
 
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.conditions import Conditions
-from diffuse_cli.core.data_gaussian import DataGaussian, measure
-from diffuse_cli.core.denoising_errors import DenoisingErrors
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Conditions, DataGaussian, DenoisingErrors, Space
+from diffuse_cli.core.data_gaussian import measure
 from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import Indices
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs, choose_inputs
-from diffuse_cli.system.errors import translate_errors
-from diffuse_cli.system.events import Work
+from diffuse_cli.system import Work, translate_errors
 from diffuse_cli.training.configuration import to_model_options
 from diffuse_cli.training.decisions import decide_config
 from diffuse_cli.training.ema_weights import EarlyWeights

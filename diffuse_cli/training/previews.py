@@ -12,7 +12,7 @@ from diffuse_cli.media import Array, Indices, figures, render_samples
 from diffuse_cli.sampling.conditioning import Condition, default_guidance
 from diffuse_cli.sampling.generation import generate_batches, to_stored
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, starts_from_gaussian
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system import Progress, Work
 from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer, count_evaluations, count_held_out_images

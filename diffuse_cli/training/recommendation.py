@@ -30,8 +30,7 @@ from diffuse_cli.sampling.setting_search import (
     add_autoguidance,
     choose_best,
 )
-from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import ModelFileError, Notice, Work
 from diffuse_cli.training import previews, validation
 from diffuse_cli.training.plan import Plan
 

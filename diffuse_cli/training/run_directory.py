@@ -25,9 +25,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.options import read_toml
-from diffuse_cli.system import files, outputs, run_reader
-from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
-from diffuse_cli.system.events import replace_nonfinite
+from diffuse_cli.system import (
+    ModelFileError,
+    OutputError,
+    UsageError,
+    files,
+    outputs,
+    replace_nonfinite,
+    run_reader,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,8 @@ import torch
 from diffuse_cli.config.presets import find_preset
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.data.summary import plural
-from diffuse_cli.system.events import DAY, Notice, format_duration
+from diffuse_cli.system import Notice, format_duration
+from diffuse_cli.system.events import DAY
 from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.memory_estimate import smaller_side
 from diffuse_cli.training.optimization import warmup_of

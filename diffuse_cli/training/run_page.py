@@ -28,9 +28,7 @@ from diffuse_cli.pages.templates import (
     render_page,
     to_data_url,
 )
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import DiffuseError
-from diffuse_cli.system.events import Notice, Work, format_duration
+from diffuse_cli.system import DiffuseError, Notice, Work, files, format_duration
 from diffuse_cli.system.run_reader import extend_line
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Compared, Previewed, Started, Step, Validated

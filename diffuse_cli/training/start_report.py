@@ -10,9 +10,8 @@ from pathlib import Path
 from diffuse_cli.config.options import to_arguments
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.conditions import PAIRS
+from diffuse_cli.core import PAIRS, dimensions
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import Dataset, is_images
 from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.data.summary import describe_fit, plural

@@ -23,15 +23,12 @@ from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import simple
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import Notice, UsageError, Work, files
 from diffuse_cli.system.rng import Draws, training_draws
 from diffuse_cli.training.optimization import Updater
 
 if TYPE_CHECKING:
-    from diffuse_cli.core.data_gaussian import DataGaussian
-    from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.core import DataGaussian, Denoise, Denoiser
     from diffuse_cli.models.model_file import StoredModel
 
 

@@ -15,15 +15,15 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from diffuse_cli.config.train_options import TrainConfig
+from diffuse_cli.core import TIMESTEP_DRAWS, Denoiser
 from diffuse_cli.core.augmentations import count_draws, count_parameters
-from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.distillation import EVALUATIONS
 from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.networks import run_checkpointed
-from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
+from diffuse_cli.core.timesteps import History, choose
 from diffuse_cli.media import Indices
 from diffuse_cli.models.blueprint import clamp_denoised
-from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system import UsageError, lookup
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.system.rng import (
     Draws,

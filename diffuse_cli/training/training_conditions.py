@@ -13,10 +13,15 @@ import numpy as np
 
 from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.config.train_options import GIVEN_DROPOUT, TrainConfig
-from diffuse_cli.core.conditions import PAIRS, ConditioningArray, MetadataTable, NumberColumn
-from diffuse_cli.core.degradations import DEGRADATIONS
+from diffuse_cli.core import (
+    DEGRADATIONS,
+    PAIRS,
+    ConditioningArray,
+    MetadataTable,
+    NumberColumn,
+    Space,
+)
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Pairs, is_images, match_pairs, read_cells
 from diffuse_cli.data.metadata_columns import (
     check_labels,
@@ -30,9 +35,8 @@ from diffuse_cli.data.samples import FEW, NOISE, limit_levels, moments, select_e
 from diffuse_cli.media import Indices
 from diffuse_cli.models import model_file
 from diffuse_cli.models.image_conditioning import Conditioner
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError, UsageError, suggest
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import DataError, Notice, UsageError, Work, files
+from diffuse_cli.system.errors import suggest
 from diffuse_cli.training.run_directory import RunDirectory
 
 

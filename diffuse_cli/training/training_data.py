@@ -13,16 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.conditions import ConditioningArray, MetadataTable
+from diffuse_cli.core import ConditioningArray, MetadataTable, Space
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.media import MEDIA, Indices, resolve_layout, stored_dtype
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError, OutputError, UsageError, translate_errors
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import (
+    DataError,
+    Notice,
+    OutputError,
+    UsageError,
+    Work,
+    files,
+    translate_errors,
+)
 from diffuse_cli.system.memory import free_memory
 from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training import training_conditions

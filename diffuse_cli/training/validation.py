@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Space
 from diffuse_cli.media import MEDIA, Array, Indices
 from diffuse_cli.metrics import Measurement
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork, prepare_network
 from diffuse_cli.metrics.features.feature_choice import load_choice
 from diffuse_cli.sampling.generation import generate_all
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice, Work, finish
+from diffuse_cli.system import Notice, UsageError, Work, finish
 from diffuse_cli.system.rng import permutation
 from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli.core.conditions import LabelColumn
-from diffuse_cli.core.networks import NETWORKS, Ends
+from diffuse_cli.core import NETWORKS, Ends, LabelColumn
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.system.rng import philox
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core.conditions import Conditions, MetadataTable
+    from diffuse_cli.core import Conditions, MetadataTable
     from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import StoredModel
 

@@ -27,7 +27,7 @@ from diffuse_cli.config.options import (
     read_toml,
 )
 from diffuse_cli.core.settings import digits, field_annotation
-from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system import UsageError, lookup
 from diffuse_cli.system.processes import rank
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY

@@ -17,17 +17,18 @@ from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.text import Text
 
-from diffuse_cli.system.errors import DiffuseError, OutputError
-from diffuse_cli.system.events import (
+from diffuse_cli.system import (
+    DiffuseError,
     Notice,
+    OutputError,
     Progress,
     Table,
     Work,
     align_columns,
     finish,
     replace_nonfinite,
+    show,
 )
-from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

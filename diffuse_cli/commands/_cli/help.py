@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from diffuse_cli.commands._cli.console import Rows, is_terminal
 from diffuse_cli.commands._cli.suggestions import unknown_command_error
 from diffuse_cli.config.options import GROUPS
-from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core import InvalidArgument
 
 WIDEST, LEFT = 120, 28
 """The most columns that are used, and the columns of the flags."""

@@ -16,14 +16,14 @@ from diffuse_cli.commands._cli.console import (
 )
 from diffuse_cli.config.options import GROUPS, option_fields
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core import NETWORKS
 from diffuse_cli.data.metadata_columns import describe_column
 from diffuse_cli.models.model_report import describe_space
-from diffuse_cli.system.files import show
+from diffuse_cli.system import show
 
 if TYPE_CHECKING:
     from diffuse_cli.config.shared_options import DiffusionConfig
-    from diffuse_cli.core.conditions import Conditions
+    from diffuse_cli.core import Conditions
     from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import ModelFile, StoredModel
 

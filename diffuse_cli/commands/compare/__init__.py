@@ -17,8 +17,8 @@ from diffuse_cli.core.settings import digits
 from diffuse_cli.data.summary import plural
 from diffuse_cli.metrics import SIGNIFICANT, Measurement, label
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.system.events import align_columns
-from diffuse_cli.system.files import show, write_text
+from diffuse_cli.system import align_columns, show
+from diffuse_cli.system.files import write_text
 from diffuse_cli.system.outputs import claim_option
 
 if TYPE_CHECKING:

@@ -17,14 +17,11 @@ from diffuse_cli.config.options import (
 )
 from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
-from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import PAIRS, Space
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models.model_report import collect_facts, describe_space, training_config
-from diffuse_cli.system import files, run_reader
+from diffuse_cli.system import ModelFileError, Work, files, run_reader
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.events import Work
 from diffuse_cli.system.processes import rank
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ def run(config: ConvertConfig, console: Console) -> None:
 def _import_model(config: ConvertConfig, console: Console) -> None:
     """Convert to a model file."""
     from diffuse_cli.commands.convert.importers import convert
-    from diffuse_cli.core.settings import dimensions
+    from diffuse_cli.core import dimensions
     from diffuse_cli.models.model_header import describe_model
     from diffuse_cli.system.files import sha256
 

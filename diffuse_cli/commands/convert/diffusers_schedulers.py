@@ -14,10 +14,10 @@ from typing import Any
 
 from diffuse_cli.config.parsers import parse_betas
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core.schedules import SCHEDULES, cosine
+from diffuse_cli.core import SCHEDULES
+from diffuse_cli.core.schedules import cosine
 from diffuse_cli.models.blueprint import make_process
-from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.files import shorten, show
+from diffuse_cli.system import ModelFileError, shorten, show
 
 BETA_ENDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(

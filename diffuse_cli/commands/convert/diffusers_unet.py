@@ -12,8 +12,7 @@ from typing import Any
 from diffuse_cli.commands.convert.diffusers_schedulers import OWN, TARGETS, VARIANCES
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.files import shorten, show
+from diffuse_cli.system import ModelFileError, shorten, show
 
 SAME: dict[str, tuple[str, Any]] = {
     "in_channels": ("channels", 3),

@@ -13,8 +13,7 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import format_measurement
-from diffuse_cli.system import files
-from diffuse_cli.system.events import align_columns
+from diffuse_cli.system import align_columns, files
 
 if TYPE_CHECKING:
     from diffuse_cli.commands.ema.ema_lengths import MeasuredLengths

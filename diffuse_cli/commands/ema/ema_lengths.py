@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.train_options import TrainConfig, from_file
-from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.core import Denoiser
 from diffuse_cli.evaluation.evaluation_run import choose_network, load_feature_choice, load_model
 from diffuse_cli.evaluation.image_sets import Sides, prepare_inputs, read_sides, set_conditions
 from diffuse_cli.metrics.presentation import make_entries
@@ -25,10 +25,8 @@ from diffuse_cli.sampling.generation import LoadedModel, generate_all, make_deno
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
 from diffuse_cli.sampling.setting_search import FeatureMeasure
-from diffuse_cli.system import files
+from diffuse_cli.system import ModelFileError, Notice, Progress, Work, files, lookup
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import ModelFileError, lookup
-from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.outputs import claim_option
 from diffuse_cli.system.run_reader import run_folder
 from diffuse_cli.training import ema_weights

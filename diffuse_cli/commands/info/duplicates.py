@@ -16,7 +16,7 @@ from diffuse_cli.core.cosine_transform import cosines
 from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import Array
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system import Progress, Work
 
 TASK = "comparing images"
 

@@ -19,9 +19,18 @@ from diffuse_cli.media import MEDIA
 from diffuse_cli.media.file_errors import stat_of
 from diffuse_cli.metrics import Measurement
 from diffuse_cli.models.model_report import collect_facts, training_config
-from diffuse_cli.system import files, outputs, run_reader
-from diffuse_cli.system.errors import DataError, ModelFileError, UsageError
-from diffuse_cli.system.events import Notice, Progress, Work, align_columns
+from diffuse_cli.system import (
+    DataError,
+    ModelFileError,
+    Notice,
+    Progress,
+    UsageError,
+    Work,
+    align_columns,
+    files,
+    outputs,
+    run_reader,
+)
 from diffuse_cli.system.hub_models import is_name
 
 if TYPE_CHECKING:

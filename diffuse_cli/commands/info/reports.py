@@ -16,18 +16,25 @@ from diffuse_cli.commands._cli.console import Rows, brief, format_rest, label_li
 from diffuse_cli.commands.info import duplicates as near
 from diffuse_cli.commands.info.duplicates import Copies, count_copies
 from diffuse_cli.config.shared_options import InfoConfig
-from diffuse_cli.core.settings import dimensions
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Space, dimensions
 from diffuse_cli.data import Dataset, Summary, is_images, read_cells, read_images
 from diffuse_cli.data.metadata_columns import describe_columns
 from diffuse_cli.data.samples import limit_levels, moments, select_evenly
 from diffuse_cli.data.summary import describe_fit, format_sizes, plural, remark_lines, skip_lines
 from diffuse_cli.media import MEDIA, Array, figures, render_samples, resolve_layout
 from diffuse_cli.media.image.planes import to_pixels
-from diffuse_cli.system import files, outputs
-from diffuse_cli.system.errors import DataError, UsageError, translate_errors
-from diffuse_cli.system.events import Notice, Progress, Work, align_columns
-from diffuse_cli.system.files import show
+from diffuse_cli.system import (
+    DataError,
+    Notice,
+    Progress,
+    UsageError,
+    Work,
+    align_columns,
+    files,
+    outputs,
+    show,
+    translate_errors,
+)
 
 MAP_OVER = 2**30
 """Bytes beyond which pixels are mapped from a temporary file."""

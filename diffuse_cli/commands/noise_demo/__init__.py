@@ -12,7 +12,7 @@ from typing import Any
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.pages import has_display, open_file
-from diffuse_cli.system.files import show
+from diffuse_cli.system import show
 
 CONFIG = DemoConfig
 EXAMPLES = (
@@ -24,7 +24,7 @@ EXAMPLES = (
 def run(config: DemoConfig, console: Console) -> None:
     """Draw the picture, print its path, and open it if asked to."""
     from diffuse_cli.commands.noise_demo.demonstration import demonstrate
-    from diffuse_cli.core.schedules import SCHEDULES
+    from diffuse_cli.core import SCHEDULES
 
     paths = console.follow(demonstrate(config))
     values: dict[str, Any] = {"pictures": [str(path) for path in paths]}

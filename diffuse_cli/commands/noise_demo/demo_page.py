@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.media import figures
 from diffuse_cli.media.figures import FAINT, Pixels, Sheet, matplotlib_style
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system import Progress, Work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,12 +18,18 @@ from diffuse_cli.commands.noise_demo.forward_process import FRAME_COLUMNS, PURE_
 from diffuse_cli.config.noise_demo_options import DemoConfig, ForwardConfig, ReverseConfig
 from diffuse_cli.config.options import find_changed_flag
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core.settings import dimensions
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Space, dimensions
 from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, media_by_extension, settings_for
-from diffuse_cli.system import files, outputs
-from diffuse_cli.system.errors import UsageError, lookup, translate_errors
-from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system import (
+    Notice,
+    Progress,
+    UsageError,
+    Work,
+    files,
+    lookup,
+    outputs,
+    translate_errors,
+)
 
 if TYPE_CHECKING:
     from diffuse_cli.commands.noise_demo.reverse_process import Trajectories

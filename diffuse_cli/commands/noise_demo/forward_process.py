@@ -18,7 +18,7 @@ from diffuse_cli.commands.noise_demo import demo_page
 from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP
 from diffuse_cli.media import figures, render_samples
 from diffuse_cli.media.figures import COLORS, FAINT, Pixels, Sheet
-from diffuse_cli.system.events import Work
+from diffuse_cli.system import Work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,7 +20,7 @@ from diffuse_cli.commands.noise_demo import demo_page
 from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP, Row
 from diffuse_cli.commands.noise_demo.forward_process import level, log_snr, set_time_axis
 from diffuse_cli.config.noise_demo_options import DemoConfig
-from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.core import SAMPLERS
 from diffuse_cli.media import (
     MEDIA,
     Array,
@@ -36,9 +36,7 @@ from diffuse_cli.models.image_conditioning import degraded_inputs, stored_inputs
 from diffuse_cli.sampling.conditioning import Request, check_request, find_labels
 from diffuse_cli.sampling.generation import LoadedModel, to_stored
 from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system import Notice, Progress, UsageError, Work, files
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
@@ -46,8 +44,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from diffuse_cli.core import Process, Space
-    from diffuse_cli.core.denoiser import Denoise
+    from diffuse_cli.core import Denoise, Process, Space
 
 
 STEPS, BATCH = 100, 25

@@ -17,7 +17,7 @@ from diffuse_cli.commands._cli.model_facts import data_section, escape, model_se
 from diffuse_cli.commands.convert.exporters import _web_runtime, onnx, page
 from diffuse_cli.config.exchange_options import PushConfig
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core.conditions import PAIRS
+from diffuse_cli.core import PAIRS
 from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.results import strip_folders
@@ -29,10 +29,18 @@ from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.sampling.cascade import load_cascade
 from diffuse_cli.sampling.journal import LOCK, check_output_apart
-from diffuse_cli.system import files, outputs
+from diffuse_cli.system import (
+    ModelFileError,
+    Notice,
+    OutputError,
+    Progress,
+    UsageError,
+    Work,
+    files,
+    outputs,
+)
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import INSTALL, ModelFileError, OutputError, UsageError
-from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.errors import INSTALL
 from diffuse_cli.system.hub_models import MODEL_FILE, check_unpublished, push_target, upload
 
 CARD, SAMPLES, NUMBERS, DEMO = "README.md", "samples.png", "eval.json", "demo.html"

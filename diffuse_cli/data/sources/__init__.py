@@ -8,17 +8,14 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from diffuse_cli.core.registry import Modules
+from diffuse_cli.core import Modules
 from diffuse_cli.data.sources.entries import HINT, extension_of, is_file, is_folder
 from diffuse_cli.data.sources.entries import Entry as Entry
 from diffuse_cli.data.sources.entries import Source as Source
 from diffuse_cli.data.sources.folder import SingleFile
 from diffuse_cli.media import advice_for, media_by_extension
 from diffuse_cli.media.file_errors import stat_of
-from diffuse_cli.system import file_types, run_reader
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.events import Progress, Work
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, Progress, Work, file_types, run_reader, show
 from diffuse_cli.system.hub_models import is_name
 
 SOURCES: Mapping[str, type[Source]] = Modules(

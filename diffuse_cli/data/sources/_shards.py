@@ -12,8 +12,7 @@ from pathlib import Path
 
 from diffuse_cli.data.sources.entries import extension_of, is_file, is_folder, is_ignored_folder
 from diffuse_cli.media import media_by_extension
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, show
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")

@@ -20,8 +20,7 @@ from urllib.parse import unquote
 from diffuse_cli.data.sources.entries import TABLES, Source, extension_of, plain_name
 from diffuse_cli.data.sources.folder import Folder
 from diffuse_cli.media import media_by_extension
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError
+from diffuse_cli.system import DataError, files
 from diffuse_cli.system.hub import (
     HubFile,
     HubListing,

@@ -21,8 +21,7 @@ from diffuse_cli.media import Array
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array.npy_file import read_array
 from diffuse_cli.media.file_errors import Unusable, read_required_file
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import shorten, show
+from diffuse_cli.system import DataError, shorten, show
 from diffuse_cli.system.memory import raise_if_full
 
 

@@ -20,9 +20,7 @@ from diffuse_cli.data.sources.entries import HINT, Entry, Source, is_file
 from diffuse_cli.data.sources.in_memory import encode_image
 from diffuse_cli.media import Array
 from diffuse_cli.media.array.npy_file import HEADERS
-from diffuse_cli.system import file_types
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, file_types, show
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
 OTHERS = {LABELS, "manifest.json"}

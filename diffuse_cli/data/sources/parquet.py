@@ -21,8 +21,8 @@ from diffuse_cli.data.sources.entries import Entry, MetadataRow, Source, extensi
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
-from diffuse_cli.system.errors import DataError, extra_package
-from diffuse_cli.system.files import shorten, show
+from diffuse_cli.system import DataError, shorten, show
+from diffuse_cli.system.errors import extra_package
 from diffuse_cli.system.memory import raise_if_full
 
 EXTENSION = ".parquet"

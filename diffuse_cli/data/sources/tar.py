@@ -31,10 +31,8 @@ from diffuse_cli.data.sources.entries import (
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
-from diffuse_cli.system import file_types
+from diffuse_cli.system import DataError, file_types, shorten, show
 from diffuse_cli.system.descriptors import open_to_read, read_at
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import shorten, show
 from diffuse_cli.system.memory import raise_if_full
 
 EXTENSION = ".tar"

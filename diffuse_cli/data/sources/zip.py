@@ -10,9 +10,7 @@ from diffuse_cli.data.sources.entries import HINT, Entry, Source, extension_of, 
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.media.file_errors import Unusable, member_fault, read_member
-from diffuse_cli.system import file_types
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, file_types, show
 from diffuse_cli.system.memory import raise_if_full
 
 

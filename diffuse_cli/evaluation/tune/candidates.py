@@ -15,15 +15,15 @@ from diffuse_cli.config.sample_options import (
     SamplerChoice,
     describe_interval,
 )
-from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, default_spacing
+from diffuse_cli.core import SAMPLERS
+from diffuse_cli.core.samplers import OF_DISTILLED, default_spacing
 from diffuse_cli.data.summary import plural
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.sampling.setting_search import MIDDLE, WEAK_CANDIDATES, Levels, add_autoguidance
-from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import Notice, UsageError, Work
 
 
 def list_steps(config: TuneConfig, distilled: bool) -> tuple[int, ...]:

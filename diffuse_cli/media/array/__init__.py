@@ -15,8 +15,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.core.registry import InvalidArgument, lookup
-from diffuse_cli.core.space import MOST_CHANNELS, Space
+from diffuse_cli.core import InvalidArgument, Space
+from diffuse_cli.core.registry import lookup
+from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.media import Array, Medium, Read, ReadSettings, content_digest, stored_dtype
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array.npy_file import read_array

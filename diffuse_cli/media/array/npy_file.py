@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from diffuse_cli.media import LARGE, Array, errors_as, lock_large
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable, member_fault, read_member
-from diffuse_cli.system.files import show
+from diffuse_cli.system import show
 
 ZIPPED = b"PK\3\4"
 _NAMED, _LONGEST_NAME = 3, 20

@@ -10,8 +10,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import InvalidArgument, Space
 from diffuse_cli.media import Array, Medium, Read, ReadSettings, content_digest
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import PAPER, join_images, plot_ranges

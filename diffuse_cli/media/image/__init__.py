@@ -16,8 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 from xxhash import xxh3_128_digest
 
-from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import InvalidArgument, Space
 from diffuse_cli.media import (
     Array,
     Medium,

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diffuse_cli.core.registry import Modules
-from diffuse_cli.system.errors import UsageError, lookup
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.core import Modules
+from diffuse_cli.system import Progress, UsageError, Work, lookup
 from diffuse_cli.system.kernel_settings import restore_kernel_settings, set_product_precision
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from diffuse_cli.core.space import Space
+    from diffuse_cli.core import Space
     from diffuse_cli.media import Array
     from diffuse_cli.metrics.features._weights import Weights
 

@@ -20,10 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from diffuse_cli.system import files, outputs
-from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.files import show
+from diffuse_cli.system import ModelFileError, Notice, Progress, Work, files, outputs, show
 from diffuse_cli.system.memory import raise_if_full
 
 Network = TypeVar("Network", bound=nn.Module)

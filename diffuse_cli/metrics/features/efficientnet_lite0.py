@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse_cli.metrics.features._weights import build_network, fold
-from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.events import Work
+from diffuse_cli.system import ModelFileError, Work
 
 
 @dataclass(frozen=True)

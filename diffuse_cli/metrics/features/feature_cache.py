@@ -22,9 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.features import FeatureNetwork, extract_features, usual_batch
-from diffuse_cli.system import __version__, files
-from diffuse_cli.system.errors import OutputError
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import Notice, OutputError, Work, __version__, files
 from diffuse_cli.system.rng import split_range
 
 # Several processes in one evaluation, with the same results as one process.

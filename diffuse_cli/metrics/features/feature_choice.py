@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from diffuse_cli.core.space import Space
+from diffuse_cli.core import Space
 from diffuse_cli.media import MEDIA, can_judge
 from diffuse_cli.metrics import Words
 from diffuse_cli.metrics.features import RANDOM, FeatureNetwork, use_float32
@@ -26,7 +26,7 @@ from diffuse_cli.system.rng import philox
 
 if TYPE_CHECKING:
     from diffuse_cli.media import Array
-    from diffuse_cli.system.events import Work
+    from diffuse_cli.system import Work
 
 
 WIDTHS = (32, 64, 128, 128)

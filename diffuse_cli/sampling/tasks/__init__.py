@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from diffuse_cli.config.task_options import ImageTaskConfig
-from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core import dimensions
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import Array, figures, render_samples
 from diffuse_cli.sampling import journal
@@ -29,8 +29,7 @@ from diffuse_cli.sampling.sampling_settings import (
     report_settings,
     resolve_settings,
 )
-from diffuse_cli.system import files
-from diffuse_cli.system.events import Notice, Work, format_duration
+from diffuse_cli.system import Notice, Work, files, format_duration
 from diffuse_cli.system.memory import format_bytes
 from diffuse_cli.system.processes import rank, world_size
 from diffuse_cli.system.rng import image_noise
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from diffuse_cli.core.denoiser import Denoise
+    from diffuse_cli.core import Denoise
     from diffuse_cli.core.samplers import State
     from diffuse_cli.core.solvers import Noise
     from diffuse_cli.media import Size

@@ -19,10 +19,11 @@ from diffuse_cli.config.task_options import (
     RestoreConfig,
     UpscaleConfig,
 )
-from diffuse_cli.core.degradations import DEGRADATIONS, Degradation, parse
+from diffuse_cli.core import DEGRADATIONS, RESTORATIONS, SAMPLERS, Degradation
+from diffuse_cli.core.degradations import parse
 from diffuse_cli.core.inpainting import count_steps, sample_with_jumps, split_path
-from diffuse_cli.core.restoration import RESTORATIONS, enforce_consistency
-from diffuse_cli.core.samplers import SAMPLERS, State
+from diffuse_cli.core.restoration import enforce_consistency
+from diffuse_cli.core.samplers import State
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import check_observed_files, observed_space
 from diffuse_cli.sampling.generation import LoadedModel, to_stored
@@ -39,8 +40,7 @@ from diffuse_cli.sampling.tasks.task_inputs import (
     read_pictures,
     report_input,
 )
-from diffuse_cli.system.errors import UsageError, translate_errors
-from diffuse_cli.system.events import Work
+from diffuse_cli.system import UsageError, Work, translate_errors
 from diffuse_cli.system.rng import draw_noise, philox
 
 if TYPE_CHECKING:

@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.core.degradations import Degradation
-from diffuse_cli.core.settings import dimensions
-from diffuse_cli.core.space import TRANSFORMS, Space, longest_side
-from diffuse_cli.core.tiling import Tiling
+from diffuse_cli.core import PAIRS, TRANSFORMS, Degradation, Space, Tiling, dimensions
+from diffuse_cli.core.space import longest_side
 from diffuse_cli.data import is_images, read_images
 from diffuse_cli.data.summary import describe_fit, format_sizes, skip_lines
 from diffuse_cli.media import (
@@ -31,9 +28,7 @@ from diffuse_cli.media.file_errors import read_required_file
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.sampling.conditioning_inputs import is_dark, whiten_ones
 from diffuse_cli.sampling.generation import LoadedModel
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError, UsageError, translate_errors
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import DataError, Notice, UsageError, Work, files, translate_errors
 
 if TYPE_CHECKING:
     from torch import Tensor

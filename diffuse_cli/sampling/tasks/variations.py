@@ -13,7 +13,8 @@ import torch
 
 from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.config.task_options import ENCODING_STEPS, InterpolateConfig, VaryConfig
-from diffuse_cli.core.samplers import SAMPLERS, State, encode
+from diffuse_cli.core import SAMPLERS
+from diffuse_cli.core.samplers import State, encode
 from diffuse_cli.sampling.conditioning import report_out_of_range, resolve_condition
 from diffuse_cli.sampling.generation import LoadedModel, guide_denoiser, load_denoiser
 from diffuse_cli.sampling.job import SampleFiles
@@ -25,14 +26,12 @@ from diffuse_cli.sampling.tasks.task_inputs import (
     read_pictures,
     report_input,
 )
-from diffuse_cli.system.errors import DataError, UsageError
-from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.files import show
+from diffuse_cli.system import DataError, Notice, Progress, UsageError, Work, show
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core.denoiser import Denoise
+    from diffuse_cli.core import Denoise
     from diffuse_cli.core.solvers import Noise
     from diffuse_cli.media import Array
     from diffuse_cli.sampling.tasks import Bind

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.options import field_flag, option_fields
-from diffuse_cli.core.registry import Modules
-from diffuse_cli.system import files, outputs
-from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError, lookup
-from diffuse_cli.system.events import Work
+from diffuse_cli.core import Modules
+from diffuse_cli.system import ModelFileError, OutputError, UsageError, Work, files, lookup, outputs
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile

@@ -18,8 +18,7 @@ from diffuse_cli.core.settings import to_dict
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.model_file import StoredModel
-from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.files import shorten
+from diffuse_cli.system import ModelFileError, shorten
 
 BATCH = "batch"
 """The name of the dimension that may have any length."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from diffuse_cli.commands._cli.model_facts import data_section, model_section
 from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
-from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core import dimensions
 from diffuse_cli.models.model_file import ModelFile, StoredModel
 from diffuse_cli.sampling.conditioning import default_guidance
-from diffuse_cli.system.files import show
+from diffuse_cli.system import show
 
 HEAD = """\
 ---

@@ -15,9 +15,8 @@ from itertools import chain, product
 from pathlib import Path
 from typing import IO, cast
 
-from diffuse_cli.system import files
+from diffuse_cli.system import UsageError, files
 from diffuse_cli.system.descriptors import open_regular_file
-from diffuse_cli.system.errors import UsageError
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 

@@ -13,11 +13,9 @@ from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS, schedu
 from diffuse_cli.commands.convert.diffusers_unet import find_unsupported, unet_fields
 from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.system import file_types, files
-from diffuse_cli.system.errors import UsageError, lookup
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system import Notice, UsageError, Work, file_types, files, lookup
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile, StoredModel

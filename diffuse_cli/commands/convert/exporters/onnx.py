@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import INSTALL, ModelFileError, UsageError
-from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system import ModelFileError, Notice, Progress, UsageError, Work, files
+from diffuse_cli.system.errors import INSTALL
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile

@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.commands.convert.exporters import _web_runtime, export_error, onnx
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core.conditions import PAIRS
+from diffuse_cli.core import PAIRS, dimensions
 from diffuse_cli.core.samplers import OF_DISTILLED
-from diffuse_cli.core.settings import dimensions, to_dict
+from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.targets import STEPWISE
 from diffuse_cli.media.shapes import PAGES
-from diffuse_cli.system import files
-from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system import Notice, Progress, Work, files
 
 if TYPE_CHECKING:
-    from diffuse_cli.core.data_gaussian import DataGaussian
-    from diffuse_cli.core.space import Space
+    from diffuse_cli.core import DataGaussian, Space
     from diffuse_cli.models.model_file import ModelFile, StoredModel
     from diffuse_cli.sampling.sampling_settings import SamplingSettings
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.system import files
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system import Progress, Work, files
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.presets import find_preset
-from diffuse_cli.core.registry import Modules
-from diffuse_cli.system import outputs
-from diffuse_cli.system.errors import ModelFileError, UsageError, flag, lookup
-from diffuse_cli.system.events import Work
+from diffuse_cli.core import Modules
+from diffuse_cli.system import ModelFileError, UsageError, Work, flag, lookup, outputs
 from diffuse_cli.system.hub_models import fetch_source
 
 if TYPE_CHECKING:

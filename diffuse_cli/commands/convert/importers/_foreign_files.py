@@ -23,10 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffuse_cli.models import tensor_file
-from diffuse_cli.system import file_types, files, run_reader
+from diffuse_cli.system import DiffuseError, ModelFileError, file_types, files, run_reader, shorten
 from diffuse_cli.system.descriptors import open_regular_file, read_bounded
-from diffuse_cli.system.errors import DiffuseError, ModelFileError
-from diffuse_cli.system.files import shorten
 from diffuse_cli.system.memory import raise_if_full
 
 MOST_BYTES = 2**34

@@ -18,19 +18,14 @@ from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.config.shared_options import TIMESTEPS, DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core import Conditions, InvalidArgument, Space, output_channels
 from diffuse_cli.core.networks import unet as unets
-from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import from_dict as checked
 from diffuse_cli.core.settings import to_dict as plain
-from diffuse_cli.core.space import Space
-from diffuse_cli.core.variances import output_channels
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process, shapes
 from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.models.tensor_file import describe_mismatch, format_first
-from diffuse_cli.system.errors import ModelFileError, UsageError, to_usage_error
-from diffuse_cli.system.events import Notice
-from diffuse_cli.system.files import shorten, show
+from diffuse_cli.system import ModelFileError, Notice, UsageError, shorten, show, to_usage_error
 from diffuse_cli.training.configuration import to_model_options
 
 PROCESS = tuple(f.name for f, _ in option_fields(DiffusionConfig))

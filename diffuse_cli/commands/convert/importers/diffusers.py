@@ -27,11 +27,8 @@ from diffuse_cli.commands.convert.importers.assembly import (
 )
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import parse_size
-from diffuse_cli.core.variances import output_channels
-from diffuse_cli.system import file_types
-from diffuse_cli.system.errors import ModelFileError, UsageError
-from diffuse_cli.system.events import Notice
-from diffuse_cli.system.files import shorten, show
+from diffuse_cli.core import output_channels
+from diffuse_cli.system import ModelFileError, Notice, UsageError, file_types, shorten, show
 
 OPTIONS: tuple[str, ...] = ()
 

@@ -28,11 +28,9 @@ from diffuse_cli.commands.convert.importers.assembly import (
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
-from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core import InvalidArgument
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.system import file_types
-from diffuse_cli.system.errors import ModelFileError, UsageError
-from diffuse_cli.system.events import Notice
+from diffuse_cli.system import ModelFileError, Notice, UsageError, file_types
 
 OPTIONS = ("heads", "head_width", "heads_upsample", "attention_order")
 
