@@ -8,14 +8,12 @@ channels-last, of which the fastest counts as the best. Each lives in a process 
 that our setting of the memory allocator is ours alone; a round takes a step of each. Prints JSON;
 with --json one line, within five minutes, without contenders that there was no time for. In it
 `ratio_to_peer_best` and `ratio_to_peer_default` are our images a second over diffusers', all eager,
-and `ratio_to_peer_best_compiled`, with --compile, both compiled. --budget says instead where the
-time of our step goes, and --tiny how long a step of `tiny` takes, in CPU time of one core, beside
-that of the package in the folder --before and of diffusers' network at the same recipe. What has
-no instructions for bfloat16 is left without it.
+and `ratio_to_peer_best_compiled`, with --compile, both compiled. --tiny times a step of `tiny`
+instead, in CPU time of one core, next to the package in the folder --before and diffusers' network
+at the same recipe. CPUs without instructions for bfloat16 compute in float32.
 
     python benchmarks/train_step.py --json
     python benchmarks/train_step.py --compile > benchmarks/results/train_step.json
-    python benchmarks/train_step.py --budget > benchmarks/results/budget.json
     python benchmarks/train_step.py --tiny --before FOLDER > benchmarks/results/step-ratio.json
 """
 
@@ -256,7 +254,7 @@ def hold(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Compare, or break our own step down, and print."""
+    """Compare, and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -265,7 +263,6 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="ours; what training chooses itself")
     parser.add_argument("--json", action="store_true", help="one line, and no table")
     parser.add_argument("--compile", action="store_true", help="compiled contenders too")
-    parser.add_argument("--budget", action="store_true", help="the parts of our step instead")
     parser.add_argument("--tiny", action="store_true", help="a step of `tiny` instead")
     parser.add_argument("--before", metavar="FOLDER", help="with --tiny: an earlier package")
     parser.add_argument("--size", type=int, default=SIZE, help=argparse.SUPPRESS)
@@ -281,18 +278,10 @@ def main() -> None:
         machine = {**common.machine(), "threads": 1}
         print(json.dumps({**head, "rows": rows, "machine": machine}, indent=1))
         return
-    if options.budget:
-        import budget
-
-        with open_accelerator(options.precision) as accelerator:
-            found = budget.measure(options.batch_size, options.precision, accelerator)
-        rows = found["parts"]
-    else:
-        rows = compare(options)
-        found = ratios(rows, options.compile) if DIFFUSERS in installed() else {}
-        found |= {"contenders": rows}
-    head = {"network": "ddpm-cifar10", "batch_size": options.batch_size}
-    result = {**found, **head, "precision": options.precision, "machine": common.machine()}
+    rows = compare(options)
+    quotients = ratios(rows, options.compile) if DIFFUSERS in installed() else {}
+    head = {"contenders": rows, "network": "ddpm-cifar10", "batch_size": options.batch_size}
+    result = {**quotients, **head, "precision": options.precision, "machine": common.machine()}
     if not options.json:
         show(rows)
     print(json.dumps(result, indent=None if options.json else 1))

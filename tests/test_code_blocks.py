@@ -242,7 +242,7 @@ WRONG = (AssertionError, DiffuseError, FileNotFoundError, KeyError, SystemExit, 
     "diffuse trian ./images", "diffuse train ./images --step 4", "diffuse sample",
     "A=1 diffuse train ./images --steps four", "until diffuse train; do", "ssh HOST 'diffuse tune'",
     "torchrun --nproc_per_node 8 -m diffuse_cli train ./images --classs", "ls && diffuse see a.png",
-    "python benchmarks/nothing.py", "python benchmarks/bound.py a b --seeds 3",
+    "python benchmarks/nothing.py", "python benchmarks/fields.py a b --seeds 3",
     "python -m missing", "python benchmarks/precision.py --fast", "pytest tests/nothing",
     "pip install '.[nothing]'", "pip install 'diffuse-cli[hub]'", "images   2,000 usable",
 ])  # fmt: skip
