@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -100,47 +101,36 @@ def test_a_peer_with_patches_is_as_large_as_ours_and_draws_whole_images():
         assert float(peer.loss(torch.zeros(2, 3, 64, 64))) > 0
 
 
-def run(contender: str, minutes: float, seed: int) -> dict[str, Any]:
+def run(contender: str, seed: int) -> dict[str, Any]:
     """A run on a data set named flowers-64."""
-    sections = benchmark("sections")
+    row: dict[str, Any] = {"contender": contender, "seed": seed, "size": 64, "minutes": 5.0}
     return {
-        **dict.fromkeys(sections.SEEN, 100.0 - minutes + seed),
-        "dataset": "flowers-64",
-        "size": 64,
-        "contender": contender,
-        "minutes": minutes,
-        "seed": seed,
-        "differs": {},
-        "n": 1000,
-        "steps": 1000 + seed,
+        **row,
+        "kid_x1000": 96.0 + seed,
+        "kid_x1000_standard_error": 8.0,
+        "recall": 0.25,
+        "brightness": -1.0,
     }
 
 
-def test_the_report_shows_every_contender_at_every_time():
-    sections = benchmark("sections")
-    known = ("diffusers", "diffuse")
-    rows = [run(name, m, s) for name in known for m in (5.0, 1.0) for s in range(3)]
-    page = "\n".join(sections.quality(rows))
-    assert "|  | minutes | seeds | KID × 1000 |" in page
-    for minutes, kid in ((1, "100.0"), (5, "96.0")):
-        places = [page.index(f"| {name} | {minutes} | 3 | {kid} ± 0.6 |") for name in known]
-        assert places[0] > places[1]
-    assert "| diffuse | 1 | 1,000, 1,001, 1,002 |" in page
+def test_the_table_of_the_page_is_that_of_the_results():
+    """After a change of the results: `python benchmarks/report.py`."""
+    report = benchmark("report")
+    assert f"\n\n{report.table(RESULTS)}\n\n" in report.PAGE.read_text()
 
 
-def test_the_contenders_of_the_page_are_those_of_the_script():
-    bench = benchmark("time_to_quality")
-    assert (bench.OURS, bench.UNGUIDED, *bench.VARIANTS) == benchmark("sections").CONTENDERS
+def test_a_new_data_set_is_a_row_with_means_over_seeds(tmp_path: Path):
+    runs = [*(run("diffuse", seed) for seed in range(3)), run("diffusers", 0)]
+    (tmp_path / "quality-flowers-64.json").write_text(json.dumps(runs))
+    row = "| flowers | 64×64 | 5 | 97 ± 1 | 96 ± 8 | 0.25 vs 0.25 | -1.0 vs -1.0 | 3 vs 1 |"
+    assert row in benchmark("report").table(tmp_path)
 
 
-def test_sections_of_data_sets_are_sorted_by_size_and_name(tmp_path: Path):
-    sections = benchmark("sections")
-    for name, size in (("flowers-64", 64), ("flowers-128", 128), ("emoji-64", 64), ("zoo", 32)):
-        (tmp_path / f"quality-{name}.json").write_text(json.dumps([{"size": size}]))
-    found = sections.quality_sections(tmp_path)
-    assert [*found] == [f"quality-{n}" for n in ("zoo", "emoji-64", "flowers-64", "flowers-128")]
-    assert found["quality-zoo"][0] == "Quality for time: zoo"
-    assert found["quality-flowers-128"][0] == "Quality for time: flowers at 128 pixels"
+def test_the_readme_names_every_script_and_every_result():
+    page = (FOLDER / "README.md").read_text()
+    for path in (*FOLDER.glob("*.py"), *RESULTS.glob("*.json")):
+        named = re.search(rf"(?<![\w-]){re.escape(path.name)}", page)
+        assert named or path.match("quality-*.json"), path.name
 
 
 @pytest.mark.parametrize("weak", [True, False])
@@ -219,26 +209,6 @@ def test_the_recipe_of_a_baseline_is_what_train_chooses(size: int):
     done = peers.complete_config(peers.configure(typed), own.space, peers.Conditions())[0]
     known = (done.optimizer, done.weighting, done.target, done.schedule)
     assert known == ("muon", "sigmoid", "v", "cosine")
-
-
-def test_the_table_of_a_gpu_has_a_row_for_each_size():
-    """The best setting of the baseline, and a contender that ran out of time or memory left out."""
-    row = {"side": 256, "preset": "base", "patch": 4, "peak_mib": 9}
-    step = [
-        {**row, "contender": "diffuse", "setting": "bf16", "images_per_s": 300.0},
-        {**row, "contender": "diffuse", "setting": "bf16, compiled", "images_per_s": 500.0},
-        {**row, "contender": "diffusers", "setting": "bf16", "images_per_s": 20.0},
-        {**row, "contender": "diffusers", "setting": "bf16, compiled", "images_per_s": 30.0},
-        {"side": 512, "preset": "base", "patch": 4, "contender": "diffusers", "error": "no memory"},
-    ]
-    quality = {"minutes": 15, "train": {"images": 50_000, "steps": 9000},
-               "eval": {"kid": 0.02, "kid_standard_error": 0.001}}  # fmt: skip
-    parity = [{"precision": "bf16", "output_error": 0.004, "finite": True}]
-    found = {"dry": False, "parity": parity, "step": step, "quality": quality}
-    text = "\n".join(benchmark("sections").gpu(found))
-    assert "| 256×256, `base` | 4 | 300 | 9 | 500 | 9 | 30 | 9 | bf16, compiled |" in text
-    assert "| 512×512 |" in text
-    assert "20.0 ± 1.0" in text
 
 
 SAME, OTHER = (
