@@ -17,7 +17,7 @@ from diffuse_cli.core.variances import MEASURED
 from diffuse_cli.system import UsageError, translate_errors
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20
-"""The defaults. The first two chosen by benchmarks/samplers.py."""
+"""The defaults, measured (benchmarks/README.md)."""
 
 NOISE, GAUSSIAN = STARTS = ("noise", "gaussian")
 """Initial noise: pure noise, or noise with the data's lowest frequencies."""

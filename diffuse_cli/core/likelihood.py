@@ -25,7 +25,7 @@ from diffuse_cli.core.timesteps import choose
 RISE = 0.2
 """Exponent of the cost per nat of log-SNR at high SNR, about SNR^RISE bits. At low SNR, where the
 mean squared error is the data's variance, the cost is proportional to SNR (Kingma et al. 2021, eq.
-13). Measured by benchmarks/bound.py."""
+13). Measured for the default (benchmarks/README.md)."""
 
 EVEN = 0.01
 """Fraction of the visits that is the same for all timesteps, to limit the factors of the terms."""

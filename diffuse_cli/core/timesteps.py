@@ -162,7 +162,7 @@ def early(n: int, log_snrs: Sequence[float], rho: float = 0.6) -> list[int]:
 
     Times are the nearest timesteps, each at most once. Under `cosine` the angle is proportional to
     t, and rho = 1 is trailing. Details narrower than a pixel become too weak
-    (benchmarks/README.md, "Spacings").
+    (benchmarks/README.md, "Sampling").
     """
     return _falling(n, [math.atan(math.exp(-value / 2)) for value in log_snrs], rho)
 

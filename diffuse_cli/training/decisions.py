@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 OPTIMIZER = "muon"
-"""The default optimizer, chosen by benchmarks/recipe.py."""
+"""The default optimizer (benchmarks/README.md)."""
 
 COMPILED_STEPS, COMPILED_MINUTES = 5000, 20
 """Length of a run from which compiling its network pays off on a GPU. It takes minutes."""
