@@ -72,7 +72,7 @@ OTHER_PROGRAMS = (
 )  # fmt: skip
 """Programs whose arguments are not checked."""
 
-VALUES = {"S": "0", "N": "1", "B": "1", "$a:$b": "0:4", "50000": "64"}
+VALUES = {"$a:$b": "0:4", "50000": "64"}
 """Values for placeholders, variables and large numbers of the pages."""
 
 
