@@ -47,8 +47,8 @@ START = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "SECURITY.md":
 """Pages beside docs/, and their place on the site."""
 TUTORIALS = ["first-model", "photos-with-classes", "few-photos", "python"]
 """Pages of docs/tutorials/, in this order."""
-GUIDES = ["conditions", "media", "sources", "large-data", "finetuning", "tasks", "evaluation", "share",
-          "trackers", "troubleshooting", "scaling", "reliability", "performance"]  # fmt: skip
+GUIDES = ["conditions", "media", "sources", "large-data", "finetuning", "tasks", "evaluation",
+          "share", "trackers", "troubleshooting", "scaling", "reliability", "performance"]  # fmt: skip
 """Pages of docs/ that come first, in this order; others follow by name."""
 
 
