@@ -10,7 +10,9 @@ import io
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import typer
 from diffuse_cli import __version__
 from diffuse_cli.app import build, main
 from diffuse_cli.commands._cli.help import group_parameters
+from diffuse_cli.config.options import GROUPS
 
 PAGE, MANUAL = Path(__file__).with_name("cli.md"), Path(__file__).with_name("diffuse.1")
 HEAD = """# The command line
@@ -35,8 +38,31 @@ missing · 4 model file rejected or missing · 5 output exists, is not writable,
 """
 
 
+SHARED = """
+## Shared options
+
+Every command has these options:
+
+```
+{every}
+```
+
+Several commands have these options, and list their names:
+
+```
+{several}
+```
+"""
+TITLES = [f"{title}:" for title in GROUPS]
+SEVERAL = 4
+"""The fewest commands that share an option of the section above."""
+
+Entry = tuple[str, ...]
+"""Lines of an option in the help."""
+
+
 def help_of(*command: str) -> str:
-    """What `diffuse COMMAND --help` prints, at 80 columns."""
+    """Return the output of `diffuse COMMAND --help` at 80 columns."""
     os.environ["COLUMNS"] = "80"
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
@@ -44,11 +70,95 @@ def help_of(*command: str) -> str:
     return text.getvalue().strip()
 
 
+def entries_of(paragraph: str) -> list[Entry]:
+    """Return the options of a paragraph of the help, below its title."""
+    found: list[list[str]] = []
+    for line in paragraph.splitlines()[1:]:
+        if line.startswith("  -") and not (found and found[-1][-1][:30].rstrip().endswith("/")):
+            found.append([])
+        if found:
+            found[-1].append(line)
+    return [*map(tuple, found)]
+
+
+def flag_of(entry: Entry) -> str:
+    """Return the name of an option: `--out` of `-o, --out FILE`, `-n` of `-n N`."""
+    names = re.findall(r"(?<![\w-])--?[a-z][\w-]*", entry[0][:30])
+    return next((name for name in names if name.startswith("--")), names[0])
+
+
+def groups_of(text: str) -> dict[str, list[Entry]]:
+    """Return the options of a help by the title of their group."""
+    parts = {part.splitlines()[0]: part for part in text.split("\n\n")}
+    return {title: entries_of(parts[title]) for title in TITLES if title in parts}
+
+
+def shared_options(helps: Iterable[str]) -> dict[str, dict[Entry, int]]:
+    """Return the options that at least `SEVERAL` commands describe in the same words, by group.
+
+    If such descriptions differ, the most frequent one is shared, or none if there are two.
+    """
+    counts: dict[str, Counter[Entry]] = {title: Counter() for title in TITLES}
+    for text in helps:
+        for title, entries in groups_of(text).items():
+            counts[title].update(entries)
+    frequencies: dict[str, list[int]] = defaultdict(list)
+    for entry, n in chain.from_iterable(group.items() for group in counts.values()):
+        frequencies[flag_of(entry)].append(n)
+
+    def is_shared(entry: Entry, n: int) -> bool:
+        others = frequencies[flag_of(entry)]
+        return n >= SEVERAL and n == max(others) and others.count(n) == 1
+
+    return {
+        title: {entry: n for entry, n in group.items() if is_shared(entry, n)}
+        for title, group in counts.items()
+    }
+
+
+def listed(groups: Mapping[str, Iterable[Entry]]) -> str:
+    """Return the text of options in groups, without empty groups."""
+    blocks = ([title, *chain.from_iterable(entries)] for title, entries in groups.items())
+    return "\n\n".join("\n".join(block) for block in blocks if len(block) > 1)
+
+
+def section(name: str, text: str, shared: Mapping[str, Mapping[Entry, int]], every: int) -> str:
+    """Return the section of a command: its help without shared options, and their names.
+
+    Args:
+        every: the number of commands. Options of all are not named.
+    """
+    parts, names = [], []
+    for part in text.split("\n\n"):
+        title = part.splitlines()[0]
+        if title in TITLES:
+            known = shared[title]
+            names += [flag_of(e) for e in entries_of(part) if 0 < known.get(e, 0) < every]
+            part = listed({title: [e for e in entries_of(part) if e not in known]})
+        parts.append(part)
+    body = "\n\n".join(filter(None, parts))
+    line = f"[Shared options](#shared-options): {', '.join(f'`{name}`' for name in sorted(names))}."
+    end = "\n".join(["", *textwrap.wrap(line, 100, break_on_hyphens=False), ""]) if names else ""
+    return f"\n## diffuse {name}\n\n```\n{body}\n```\n{end}"
+
+
 def render() -> str:
-    """The whole page."""
-    sections = [("diffuse", help_of())]
-    sections += [(f"diffuse {name}", help_of(name)) for name in build().commands]
-    return HEAD + "".join(f"\n## {title}\n\n```\n{text}\n```\n" for title, text in sections)
+    """Return the whole page."""
+    helps = {name: help_of(name) for name in build().commands}
+    shared, every = shared_options(helps.values()), len(helps)
+    in_every, in_several = (
+        {
+            title: [entry for entry, n in group.items() if (n == every) == wanted]
+            for title, group in shared.items()
+        }
+        for wanted in (True, False)
+    )
+    return "".join([
+        HEAD,
+        f"\n## diffuse\n\n```\n{help_of()}\n```\n",
+        SHARED.format(every=listed(in_every), several=listed(in_several)),
+        *(section(name, text, shared, every) for name, text in helps.items()),
+    ])  # fmt: skip
 
 
 # -- the man page --------------------------------------------------------------------------------

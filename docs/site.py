@@ -221,28 +221,46 @@ class Page:
         return "".join(kept)
 
 
-def options(found: re.Match[str]) -> str:
-    """The help of a command, as docs/cli.md has it, as lists in place of the link to it."""
-    block = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    block = block.split(f"\n## diffuse {found[1]}\n\n```\n")[1].split("\n```")[0]
-    usage, rows = (
-        block.split("\n\n")[0],
-        block[block.index("\nArguments:\n") : block.index("\n\nExamples:\n")],
-    )
-    parts = [f"## Options\n\n`{usage.removeprefix('Usage: ')}`"]
-    for part in rows.strip().split("\n\n"):
-        head, *lines = part.splitlines()
-        listed = [[""] * 2]
+Rows = dict[str, list[tuple[str, str]]]
+"""Flags and their help, by the title of their group."""
+
+
+def rows_of(block: str) -> Rows:
+    """Return the arguments and options of a help of docs/cli.md."""
+    groups: Rows = {}
+    for part in block.strip().split("\n\n"):
+        title, *lines = part.splitlines()
+        rows: list[tuple[str, str]] = []
         for line in lines:
-            row = [line[2:30].strip(), line[32:].strip()]
-            if row[0] and not listed[-1][0].endswith("/"):
-                listed.append(row)
-            else:
-                listed[-1] = [
-                    " ".join(words).strip() for words in zip(listed[-1], row, strict=True)
-                ]
-        parts.append(f"### {head.rstrip(':')}")
-        parts += [f"`{left}`\n:   {escaped(right)}" for left, right in listed[1:]]
+            left, right = line[2:30].strip(), line[32:].strip()
+            if rows and (not left or rows[-1][0].endswith("/")):
+                flags, text = rows.pop()
+                left, right = f"{flags} {left}".strip(), f"{text} {right}".strip()
+            rows.append((left, right))
+        groups[title.rstrip(":")] = rows
+    return groups
+
+
+def options(found: re.Match[str]) -> str:
+    """Return the help of a command as lists, with the options that it shares with others."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## ", page, flags=re.MULTILINE)
+    shared, own = (next(part for part in sections if part.startswith(f"{title}\n"))
+                   for title in ("Shared options", f"diffuse {found[1]}"))  # fmt: skip
+    block, names = own.split("\n```\n")[1:]
+    usage = block.partition("\n\n")[0]
+    groups = rows_of(block[block.index("\nArguments:\n") : block.index("\n\nExamples:\n")])
+    in_every, in_several = (rows_of(part) for part in shared.split("\n```\n")[1::2])
+    named = {*re.findall(r"`(-[\w-]+)`", names)}
+    for every, shared_groups in ((False, in_several), (True, in_every)):
+        for title, rows in shared_groups.items():
+            kept = [row for row in rows if every or named & {*re.split(r"[\s,/]+", row[0])}]
+            if kept:
+                groups.setdefault(title, []).extend(kept)
+    parts = [f"## Options\n\n`{usage.removeprefix('Usage: ')}`"]
+    for title, rows in groups.items():
+        parts.append(f"### {title}")
+        parts += [f"`{left}`\n:   {escaped(right)}" for left, right in rows]
     return "\n\n".join(parts)
 
 

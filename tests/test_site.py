@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+
+from diffuse_cli.app import build
+from diffuse_cli.commands._cli.help import group_parameters
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,6 +96,18 @@ def test_options_stand_where_their_page_is_linked(site: Any):
     assert "`-n N`\n:   Number of images (with --given, for each input)." in text
     assert "`--grid / --no-grid`\n:   Write grid.png" in text
     assert "[All options]" not in text
+
+
+def test_the_site_has_every_option_of_every_command(site: Any):
+    """Also the options that docs/cli.md lists once for all commands."""
+    group = build()
+    root = typer.Context(group, info_name="diffuse")
+    for name, command in group.commands.items():
+        parameters = command.get_params(typer.Context(command, info_name=name, parent=root))
+        rows = [row for rows in group_parameters(parameters).values() for row in rows]
+        link = site.OPTIONS.search(f"[All options](../cli.md#diffuse-{name})")
+        found = re.findall(r"^`(.+)`\n:   (.*)$", site.options(link), re.MULTILINE)
+        assert sorted(found) == sorted((flags, site.escaped(text)) for flags, text in rows), name
 
 
 def test_every_page_is_in_the_table_of_contents(site: Any, tmp_path: Path):
