@@ -33,7 +33,7 @@ class AxesConfig(Options):
 
     layout: str | None = option.data.optional(
         "Axis order of arrays, for example HWC, or pages for TIFF pages as channels.",
-        table="media.shapes.LAYOUTS",
+        table="media.LAYOUTS",
         shown="from the shapes of the arrays",
     )
     rate: int | None = option.data.optional(

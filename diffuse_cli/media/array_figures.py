@@ -1,4 +1,4 @@
-"""Images of arrays: grey panels for fields, lines for signals, slices for volumes."""
+"""Images of arrays and sounds: grey panels, lines, slices of volumes, and spectrograms."""
 
 from __future__ import annotations
 
@@ -94,3 +94,61 @@ def plot_ranges(low: Array, high: Array, starts: Array, height: int) -> Pixels:
     plots[:, height // 2] = RULE
     plots[(rows >= top) & (rows <= bottom)] = INK
     return plots
+
+
+SOUND_WIDTH, WAVE, BANDS = 192, 32, 64
+"""Largest width, height of the waveform and height of the spectrogram, in pixels."""
+WINDOW = 0.025
+"""Seconds per column of the spectrogram, some periods of a voice."""
+LOUD, QUIET = 6.0, -54.0
+"""Decibels of black and white. 0 is a tone of three standard deviations."""
+TALLEST = 8.0
+"""Standard deviations at the edges of a waveform."""
+
+
+def plot_sounds(samples: Array, rate: int) -> Pixels:
+    """Plot sounds (N, C, L) as images (N, 1, H, W): each channel's waveform over its spectrogram.
+
+    Args:
+        samples: float32, in standard deviations.
+        rate: the sample rate, in Hz.
+    """
+    width = min(SOUND_WIDTH, samples.shape[2])
+    panels = [
+        part
+        for signals in samples.swapaxes(0, 1)
+        for part in (_plot_wave(signals, width), _shade(spectrogram(signals, rate, width)))
+    ]
+    return join_images(panels, 1)[:, None]
+
+
+def spectrogram(samples: Array, rate: int, columns: int) -> Array:
+    """Return decibels (N, BANDS, columns) of sounds (N, L), the highest frequency first.
+
+    0 is a tone of three standard deviations at any frequency. Columns are evenly spaced, each with
+    a Hann window. A band shows the loudest of its frequencies, so that a tone stays as dark.
+    """
+    length = samples.shape[1]
+    size = min(max(2 * BANDS, 2 ** round(math.log2(rate * WINDOW))), 4096)
+    centers = np.rint((np.arange(columns) + 0.5) * length / columns - 0.5).astype(np.int64)
+    padded = np.pad(samples, ((0, 0), (size // 2, size - size // 2)))
+    window = (0.5 - 0.5 * np.cos(2 * math.pi * (np.arange(size) + 0.5) / size)).astype(np.float32)
+    frames = padded[:, centers[:, None] + np.arange(size)]
+    magnitudes = np.abs(np.fft.rfft(frames * window, axis=2))[:, :, 1:] / (3 * window.sum() / 2)
+    loudest = magnitudes.reshape(*magnitudes.shape[:2], BANDS, -1).max(3)
+    decibels: Array = 20 * np.log10(np.maximum(loudest, 1e-6))
+    return decibels.swapaxes(1, 2)[:, ::-1]
+
+
+def _shade(decibels: Array) -> Pixels:
+    """Return decibels as greys, white for quiet and black for loud."""
+    dark = ((decibels - QUIET) / (LOUD - QUIET)).clip(0, 1)
+    shades: Pixels = np.rint(PAPER * (1 - dark)).astype(np.uint8)
+    return shades
+
+
+def _plot_wave(samples: Array, width: int) -> Pixels:
+    """Plot the range of sounds (N, L) in each column, (N, WAVE, width)."""
+    starts = np.arange(width) * samples.shape[1] // width
+    heights = (1 - samples / TALLEST).clip(0, 2) * ((WAVE - 1) / 2)
+    return plot_ranges(heights, heights, starts, WAVE)

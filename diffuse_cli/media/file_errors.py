@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from diffuse_cli.system import DataError, show
+from diffuse_cli.system.memory import is_out_of_memory
 
 EMPTY = "empty file"
 NOT_AN_IMAGE = "not an image"
@@ -75,6 +77,29 @@ class Unusable(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+LARGE = 2**24
+"""Samples of more elements or bytes are read one at a time, which bounds the memory."""
+_one_large = threading.RLock()
+
+
+@contextlib.contextmanager
+def lock_large(large: bool) -> Iterator[None]:
+    """Let only one thread at a time read a large sample inside the block."""
+    with _one_large if large else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def errors_as(reason: str) -> Iterator[None]:
+    """Turn errors inside the block into `Unusable`."""
+    try:
+        yield
+    except Unusable:
+        raise
+    except Exception as error:
+        raise Unusable(MEMORY if is_out_of_memory(error) else reason) from None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.media import ReadSettings, settings_for
 from diffuse_cli.media import array as medium
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.array import npy_file
 from diffuse_cli.media.file_errors import Unusable
 
 DRAW = np.random.default_rng(1)
@@ -294,7 +293,7 @@ def test_a_large_array_is_unpacked_alone(monkeypatch: pytest.MonkeyPatch):
         locked.append(large)
         return contextlib.nullcontext()
 
-    monkeypatch.setattr(npy_file, "lock_large", lock)
+    monkeypatch.setattr(medium, "lock_large", lock)
     data = npz(True, x=np.zeros(2**22))
     assert medium.read(data, ReadSettings(size=(64,))).values.shape == (1, 64)
     assert locked == [True]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffuse_cli.core import Space
 from diffuse_cli.data import match_pairs, read_images
-from diffuse_cli.media import LARGE
+from diffuse_cli.media.file_errors import LARGE
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.tasks.task_inputs import read_alpha_mask

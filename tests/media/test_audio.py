@@ -18,14 +18,10 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA, ReadSettings, settings_for
 from diffuse_cli.media import audio as medium
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.array_figures import BANDS, LOUD, QUIET, spectrogram
 from diffuse_cli.media.audio import (
-    BANDS,
-    LOUD,
-    QUIET,
     find_loudest,
     resample_sound,
-    sound_file,
-    spectrogram,
 )
 from diffuse_cli.media.file_errors import Unusable
 
@@ -223,7 +219,7 @@ def test_a_stream_whose_length_was_not_known_is_read_to_its_end():
 def test_what_unpacks_to_too_much_is_refused_in_little_memory(monkeypatch: pytest.MonkeyPatch):
     silence = sound(np.zeros(2**20, np.int16), kind="FLAC")
     assert len(silence) < 2**14
-    monkeypatch.setattr(sound_file, "MOST_NUMBERS", 2**19)
+    monkeypatch.setattr(medium, "MOST_NUMBERS", 2**19)
     assert reason(silence) == reasons.LONG
 
 
@@ -235,8 +231,8 @@ def test_a_large_sound_is_unpacked_alone(monkeypatch: pytest.MonkeyPatch, below:
         locked.append(large)
         return contextlib.nullcontext()
 
-    monkeypatch.setattr(sound_file, "lock_large", lock)
-    monkeypatch.setattr(sound_file, "LARGE", 600 * 2 * 4 - below)
+    monkeypatch.setattr(medium, "lock_large", lock)
+    monkeypatch.setattr(medium, "LARGE", 600 * 2 * 4 - below)
     assert medium.read(WHOLE, ReadSettings()).channels == 2
     assert locked == [below]
 

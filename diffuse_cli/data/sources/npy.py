@@ -19,7 +19,7 @@ from diffuse_cli.data.sources.in_memory import encode_sample
 from diffuse_cli.data.sources.npz_batch import NOT_ONE, NpzBatch
 from diffuse_cli.media import Array
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.array.npy_file import read_array
+from diffuse_cli.media.array import read_array
 from diffuse_cli.media.file_errors import Unusable, read_required_file
 from diffuse_cli.system import DataError, shorten, show
 from diffuse_cli.system.memory import raise_if_full

@@ -19,7 +19,7 @@ from PIL import Image
 from diffuse_cli.data.sources.entries import HINT, Entry, Source, is_file
 from diffuse_cli.data.sources.in_memory import encode_image
 from diffuse_cli.media import Array
-from diffuse_cli.media.array.npy_file import HEADERS
+from diffuse_cli.media.array import HEADERS
 from diffuse_cli.system import DataError, file_types, show
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"

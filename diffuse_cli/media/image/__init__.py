@@ -18,6 +18,10 @@ from xxhash import xxh3_128_digest
 
 from diffuse_cli.core import InvalidArgument, Space
 from diffuse_cli.media import (
+    ALPHA,
+    FITS,
+    OF_IMAGES,
+    PAGES,
     Array,
     Medium,
     Read,
@@ -34,7 +38,6 @@ from diffuse_cli.media.image import planes
 from diffuse_cli.media.image.decoding import DecodedImage, decode_image
 from diffuse_cli.media.image.full_depth import encode_tiff, read_pages
 from diffuse_cli.media.image.image_metadata import EXTENSIONS, silence_pillow
-from diffuse_cli.media.shapes import ALPHA, FITS, OF_IMAGES, PAGES
 
 SIDE = 64
 """Default size of images, unless all have the same smaller size."""

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageColor
 
-from diffuse_cli.media import LARGE, Array, advice_for, errors_as, lock_large
+from diffuse_cli.media import Array, Size, advice_for
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import Unusable, read_required_file
+from diffuse_cli.media.file_errors import LARGE, Unusable, errors_as, lock_large, read_required_file
 from diffuse_cli.media.image.full_depth import grey_levels, is_deep, read_planes
 from diffuse_cli.media.image.image_metadata import (
     AVIF,
@@ -24,7 +24,6 @@ from diffuse_cli.media.image.image_metadata import (
     silence_pillow,
 )
 from diffuse_cli.media.image.planes import composite_planes, turn_upright
-from diffuse_cli.media.shapes import Size
 
 _TURN = Image.Transpose
 _TURNS = {

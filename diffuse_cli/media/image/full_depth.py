@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from diffuse_cli.core.space import MOST_CHANNELS
-from diffuse_cli.media import LARGE, Array, errors_as, lock_large
+from diffuse_cli.media import Array
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.file_errors import LARGE, Unusable, errors_as, lock_large
 from diffuse_cli.media.image.image_metadata import (
     open_header,
     orientation,

@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image
 from xxhash import xxh3_128
 
-from diffuse_cli.media import Array, content_digest
+from diffuse_cli.media import FITS, Array, Size, content_digest
 from diffuse_cli.media.figures import Pixels
-from diffuse_cli.media.shapes import FITS, Size
 
 TOP = {"uint8": 255, "uint16": 65_535}
 """Highest level by type."""

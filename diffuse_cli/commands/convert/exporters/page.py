@@ -21,7 +21,7 @@ from diffuse_cli.core import PAIRS, dimensions
 from diffuse_cli.core.samplers import OF_DISTILLED
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.targets import STEPWISE
-from diffuse_cli.media.shapes import PAGES
+from diffuse_cli.media import PAGES
 from diffuse_cli.system import Notice, Progress, Work, files
 
 if TYPE_CHECKING:

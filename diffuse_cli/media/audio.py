@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
+import struct
+import wave
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +17,13 @@ import numpy.typing as npt
 from diffuse_cli.core import InvalidArgument, Space
 from diffuse_cli.media import Array, Medium, Read, ReadSettings, content_digest
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.array_figures import PAPER, join_images, plot_ranges
-from diffuse_cli.media.audio.sound_file import (
-    RATES,
-    check_installed,
-    encode_wav,
-    read_sound,
-    read_sound_header,
-)
-from diffuse_cli.media.figures import Pixels
-from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.shapes import Lengths, Size
+from diffuse_cli.media.array_figures import plot_sounds
+from diffuse_cli.media.file_errors import LARGE, Unusable, errors_as, lock_large
+from diffuse_cli.system.errors import extra_package
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+from diffuse_cli.media import Lengths, Size
 
 LONGEST = 16_384
 """Longest default length, in samples."""
@@ -37,6 +37,114 @@ _OTHERS = "mp3 ogg oga opus m4a aac wma aif aiff aifc au caf mka amr"
 
 CLIPPED_RUN, FULL_SCALE = 3, 32_766 / 32_768
 """Number of consecutive samples at full scale that count as a clipped peak, and full scale."""
+
+
+FORMATS = {"WAV", "WAVEX", "FLAC"}
+MARKS = (b"RIFF", b"fLaC")
+RATES = range(1000, 384_001)
+"""Supported rates, in Hz. Other rates are mistakes or not audible."""
+
+MOST_NUMBERS = 2**25
+"""Largest number of values in a sound: 35 minutes of mono at 16,000 Hz."""
+
+_NUMBER = 4
+_AT_ONCE = 2**18
+_UNKNOWN = 2**40
+"""Number of frames above which libsndfile does not know the length of a FLAC."""
+_STREAMED = (0, 0xFFFF_FFFF)
+"""Placeholder sizes of a WAV chunk whose writer did not know its size."""
+
+
+class Sound(NamedTuple):
+    """Sound of a file.
+
+    Attributes:
+        samples: float32 (C, L), where 1 is full scale.
+        rate: the sample rate, in Hz.
+        stored: the subtype of the file.
+    """
+
+    samples: Array
+    rate: int
+    stored: str
+
+
+def check_installed() -> None:
+    """Check that the library is installed.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    extra_package("soundfile", "audio", "reading sounds needs soundfile")
+
+
+def read_sound(data: bytes) -> Sound:
+    """Read a whole sound.
+
+    Raises:
+        Unusable: the file has no usable sound.
+    """
+    import soundfile
+
+    if not data:
+        raise Unusable(reasons.EMPTY)
+    if not data.startswith(MARKS):
+        cut = any(mark.startswith(data[:4]) for mark in MARKS)
+        raise Unusable(reasons.CORRUPT if cut else reasons.NOT_A_SOUND)
+    with errors_as(reasons.CORRUPT), soundfile.SoundFile(io.BytesIO(data)) as file:
+        _check_header(file, data)
+        with lock_large(file.frames * file.channels * _NUMBER > LARGE):
+            return Sound(_unpack_samples(file), file.samplerate, file.subtype)
+
+
+def read_sound_header(data: bytes) -> tuple[int, int] | None:
+    """Return the rate and length of a sound by its header, or None for an unusable file."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_header(file, data)
+            return (file.samplerate, file.frames) if 0 < file.frames < _UNKNOWN else None
+    except (Unusable, soundfile.LibsndfileError, RuntimeError, ValueError):
+        return None
+
+
+def _check_header(file: SoundFile, data: bytes) -> None:
+    """Refuse an unusable file by its header, before anything is unpacked."""
+    if file.format not in FORMATS:
+        raise Unusable(reasons.OTHER_FORMAT)
+    if file.channels > 2:
+        raise Unusable(reasons.SPEAKERS)
+    if file.samplerate not in RATES:
+        raise Unusable(reasons.RATE)
+    if data.startswith(b"RIFF") and _is_cut(data):
+        raise Unusable(reasons.CORRUPT)
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether a WAV has less data than its header promises, which libsndfile does not report."""
+    place = 12
+    while place + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, place)
+        if name == b"data":
+            return size not in _STREAMED and size > len(data) - place - 8
+        place += 8 + size + size % 2
+    return True
+
+
+def _unpack_samples(file: SoundFile) -> Array:
+    """Read (C, L) in blocks, because a header may promise more data than follows, or none."""
+    blocks, count = [], 0
+    while len(block := file.read(_AT_ONCE, dtype="float32", always_2d=True)):
+        blocks.append(block)
+        count += len(block)
+        if count * file.channels > MOST_NUMBERS:
+            raise Unusable(reasons.LONG)
+    if not count:
+        raise Unusable(reasons.SOUNDLESS)
+    if count < file.frames < _UNKNOWN:
+        raise Unusable(reasons.CORRUPT)
+    return np.ascontiguousarray(np.concatenate(blocks).T)
 
 
 def crop(sample_size: Size, target_size: Size) -> tuple[Lengths, Lengths]:
@@ -142,24 +250,22 @@ def check(space: Space) -> None:
 
 
 def encode(sample: Array, space: Space) -> bytes:
-    """Encode a sound as a 16-bit WAV at the rate of the training data."""
-    return encode_wav(sample, space.rate or USUAL_RATE)
+    """Encode a sound as a 16-bit WAV without metadata, clipped at full scale."""
+    levels = np.rint(np.asarray(sample, np.float64) * 2**15).clip(-(2**15), 2**15 - 1)
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(len(levels))
+        file.setsampwidth(2)
+        file.setframerate(space.rate or USUAL_RATE)
+        file.writeframes(np.nan_to_num(levels).T.astype("<i2").tobytes())
+    return buffer.getvalue()
 
 
 def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     """Plot the waveform of each channel over its spectrogram, as greys (N, 1, H, W)."""
-    scale, rate = max(space.std, default=1.0), space.rate or USUAL_RATE
-    samples = np.nan_to_num(samples / np.float32(scale)).astype(np.float32)
-    width = min(WIDEST, samples.shape[2])
-    panels = [
-        part
-        for signals in samples.swapaxes(0, 1)
-        for part in (_waves(signals, width), _shades(spectrogram(signals, rate, width)))
-    ]
-    return join_images(panels, 1)[:, None]
+    scale = np.float32(max(space.std, default=1.0))
+    return plot_sounds(np.nan_to_num(samples / scale), space.rate or USUAL_RATE)
 
-
-# Resample a sound, and find the part that is kept.
 
 TAPER = 0.1
 """Fraction of the common band, below its highest frequency, over which the spectrum fades."""
@@ -200,50 +306,6 @@ def find_loudest(sound: Array, length: int) -> slice:
     energy = np.concatenate([[0.0], np.cumsum(np.square(sound, dtype=np.float64).sum(0))])
     start = int(np.argmax(energy[length:] - energy[:-length]))
     return slice(start, start + length)
-
-
-# Images of sounds: the waveform over the spectrogram.
-
-WIDEST, WAVE, BANDS = 192, 32, 64
-"""Largest width, height of the waveform and height of the spectrogram, in pixels."""
-WINDOW = 0.025
-"""Seconds per column of the spectrogram, some periods of a voice."""
-LOUD, QUIET = 6.0, -54.0
-"""Decibels of black and white. 0 is a tone of three standard deviations."""
-TALLEST = 8.0
-"""Standard deviations at the edges of a waveform."""
-
-
-def spectrogram(samples: Array, rate: int, columns: int) -> Array:
-    """Return decibels (N, BANDS, columns) of sounds (N, L), the highest frequency first.
-
-    0 is a tone of three standard deviations at any frequency. Columns are evenly spaced, each with
-    a Hann window. A band shows the loudest of its frequencies, so that a tone stays as dark.
-    """
-    length = samples.shape[1]
-    size = min(max(2 * BANDS, 2 ** round(math.log2(rate * WINDOW))), 4096)
-    centers = np.rint((np.arange(columns) + 0.5) * length / columns - 0.5).astype(np.int64)
-    padded = np.pad(samples, ((0, 0), (size // 2, size - size // 2)))
-    window = (0.5 - 0.5 * np.cos(2 * math.pi * (np.arange(size) + 0.5) / size)).astype(np.float32)
-    frames = padded[:, centers[:, None] + np.arange(size)]
-    magnitudes = np.abs(np.fft.rfft(frames * window, axis=2))[:, :, 1:] / (3 * window.sum() / 2)
-    loudest = magnitudes.reshape(*magnitudes.shape[:2], BANDS, -1).max(3)
-    decibels: Array = 20 * np.log10(np.maximum(loudest, 1e-6))
-    return decibels.swapaxes(1, 2)[:, ::-1]
-
-
-def _shades(decibels: Array) -> Pixels:
-    """Return decibels as greys, white for quiet and black for loud."""
-    dark = ((decibels - QUIET) / (LOUD - QUIET)).clip(0, 1)
-    shades: Pixels = np.rint(PAPER * (1 - dark)).astype(np.uint8)
-    return shades
-
-
-def _waves(samples: Array, width: int) -> Pixels:
-    """Plot the range of sounds (N, L) in each column, (N, WAVE, width)."""
-    starts = np.arange(width) * samples.shape[1] // width
-    heights = (1 - samples / TALLEST).clip(0, 2) * ((WAVE - 1) / 2)
-    return plot_ranges(heights, heights, starts, WAVE)
 
 
 MEDIUM = Medium(
