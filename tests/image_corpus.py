@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor
 
-from diffuse_cli.media.image.decoding import decode_image, silence_pillow
+from diffuse_cli.media.image.decoding import decode_image
+from diffuse_cli.media.image.image_metadata import silence_pillow
 
 
 def decode(data: bytes, background: str = "white") -> Image.Image:

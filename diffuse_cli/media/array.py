@@ -19,22 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from diffuse_cli import media
 from diffuse_cli.core import InvalidArgument, Space
 from diffuse_cli.core.registry import lookup
 from diffuse_cli.core.space import MOST_CHANNELS
-from diffuse_cli.media import (
-    FIRST,
-    OF_ARRAYS,
-    Array,
-    Lengths,
-    Medium,
-    Read,
-    ReadSettings,
-    Size,
-    content_digest,
-    infer_layout,
-    stored_dtype,
-)
+from diffuse_cli.media import Array, Read, ReadSettings, Size
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_channels
 from diffuse_cli.media.file_errors import (
@@ -45,7 +34,7 @@ from diffuse_cli.media.file_errors import (
     member_fault,
     read_member,
 )
-from diffuse_cli.media.image.full_depth import is_float, read_floats
+from diffuse_cli.media.image.decoding import is_float, read_floats
 from diffuse_cli.system import show
 
 SIDES = {1: 4096, 2: 64, 3: 32}
@@ -151,7 +140,7 @@ def _check_type(dtype: np.dtype[Any]) -> None:
         raise Unusable(reasons.NUMBERS)
 
 
-def crop(sample_size: Size, target_size: Size) -> tuple[Lengths, Lengths]:
+def crop(sample_size: Size, target_size: Size) -> tuple[media.Lengths, media.Lengths]:
     """Cut the sample to the result, because values of a field must not be resampled."""
     return target_size, target_size
 
@@ -170,9 +159,9 @@ def complete_settings(settings: ReadSettings, files: Iterable[bytes]) -> tuple[R
     for data in itertools.islice((data for data in files if not is_float(data)), LOOKED_AT):
         with contextlib.suppress(Unusable):
             shapes.add(read_array(data).shape)
-    if (layout := infer_layout(sorted(shapes))) is None:
+    if (layout := media.infer_layout(sorted(shapes))) is None:
         return settings, ""
-    first = FIRST[len(layout)]
+    first = media.FIRST[len(layout)]
     notice = f"arrays are read with channels last. If they are first, pass --layout {first}"
     return replace(settings, layout=layout), notice
 
@@ -182,7 +171,7 @@ def read(data: bytes, settings: ReadSettings) -> Read:
     read_values = read_floats if is_float(data) else read_array
     whole = read_values(data)
     values, layout = _channels_first(whole, settings)
-    digest = content_digest(f"{values.dtype.str} {values.shape}", values)
+    digest = media.content_digest(f"{values.dtype.str} {values.shape}", values)
     channels, *size = values.shape
     if channels > MOST_CHANNELS:
         raise Unusable(reasons.MANY_CHANNELS)
@@ -266,7 +255,7 @@ def space(samples: Array) -> Space:
 def check(space: Space) -> None:
     """Check that the layout fits the dimensions, and that a type has the number of levels."""
     if space.layout is not None:
-        lookup(dict.fromkeys(OF_ARRAYS), space.layout, "layout")
+        lookup(dict.fromkeys(media.OF_ARRAYS), space.layout, "layout")
         axes = space.layout.replace("C", "")
         if len(axes) != space.dims or (axes == space.layout and space.channels != 1):
             raise InvalidArgument(f"an array of {space.shape} cannot have layout {space.layout}")
@@ -276,7 +265,7 @@ def check(space: Space) -> None:
 
 def encode(sample: Array, space: Space) -> bytes:
     """Encode a sample as a .npy file in the layout and type of the training files."""
-    values = np.asarray(sample).astype(stored_dtype(space))
+    values = np.asarray(sample).astype(media.stored_dtype(space))
     layout = space.layout or USUAL[space.dims + 1]
     values = np.moveaxis(values, 0, layout.index("C")) if "C" in layout else values[0]
     file = io.BytesIO()
@@ -308,7 +297,7 @@ def _shades(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     return shades
 
 
-MEDIUM = Medium(
+MEDIUM = media.Medium(
     extensions=frozenset({".npy", ".npz"}),
     suffix=".npy",
     one="array",
@@ -326,7 +315,7 @@ MEDIUM = Medium(
         extension: f"{_CONVERT} \"import numpy, {package}; numpy.save('NAME.npy', {values})\""
         for extension, (package, values) in _LOADERS.items()
     },
-    layouts=OF_ARRAYS,
+    layouts=media.OF_ARRAYS,
     claimed=frozenset({".tif", ".tiff"}),
     claims=is_float,
     unpacked=True,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from diffuse_cli import media
 from diffuse_cli.core import InvalidArgument, Space
-from diffuse_cli.media import Array, Medium, Read, ReadSettings, content_digest
+from diffuse_cli.media import Array, Read, ReadSettings
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_sounds
 from diffuse_cli.media.file_errors import LARGE, Unusable, errors_as, lock_large
@@ -23,7 +24,7 @@ from diffuse_cli.system.errors import extra_package
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
-from diffuse_cli.media import Lengths, Size
+from diffuse_cli.media import Size
 
 LONGEST = 16_384
 """Longest default length, in samples."""
@@ -147,7 +148,7 @@ def _unpack_samples(file: SoundFile) -> Array:
     return np.ascontiguousarray(np.concatenate(blocks).T)
 
 
-def crop(sample_size: Size, target_size: Size) -> tuple[Lengths, Lengths]:
+def crop(sample_size: Size, target_size: Size) -> tuple[media.Lengths, media.Lengths]:
     """Cut a longer sound to its loudest part, and put silence after a shorter sound."""
     size = (min(sample_size[0], target_size[0]),)
     return size, size
@@ -180,7 +181,7 @@ def read(data: bytes, settings: ReadSettings) -> Read:
     samples = sound.samples
     if not np.isfinite(samples).all():
         raise Unusable(reasons.MISSING)
-    digest = content_digest(f"{sound.rate} {samples.shape}", samples)
+    digest = media.content_digest(f"{sound.rate} {samples.shape}", samples)
     channels, length = samples.shape
     remarks = _remarks(samples)
     rate = settings.rate or sound.rate
@@ -308,7 +309,7 @@ def find_loudest(sound: Array, length: int) -> slice:
     return slice(start, start + length)
 
 
-MEDIUM = Medium(
+MEDIUM = media.Medium(
     extensions=frozenset({".wav", ".flac"}),
     suffix=".wav",
     one="sound",

@@ -18,7 +18,7 @@ from PIL import Image
 from diffuse_cli.data import open_index, read_images, save_index, summary
 from diffuse_cli.media import advice, advice_for, image, media_by_extension
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.image import full_depth
+from diffuse_cli.media.image import decoding
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
@@ -249,8 +249,8 @@ def test_pages_of_floats_are_large_together(
         locked.append(large)
         return contextlib.nullcontext()
 
-    monkeypatch.setattr(full_depth, "lock_large", lock)
-    monkeypatch.setattr(full_depth, "LARGE", 128)
+    monkeypatch.setattr(decoding, "lock_large", lock)
+    monkeypatch.setattr(decoding, "LARGE", 128)
     assert read(tmp_path).stored.shape == (1, 3, 8, 8)
     assert locked[-1]
 

@@ -16,27 +16,14 @@ import numpy.typing as npt
 from PIL import Image
 from xxhash import xxh3_128_digest
 
+from diffuse_cli import media
 from diffuse_cli.core import InvalidArgument, Space
-from diffuse_cli.media import (
-    ALPHA,
-    FITS,
-    OF_IMAGES,
-    PAGES,
-    Array,
-    Medium,
-    Read,
-    ReadSettings,
-    Size,
-    content_digest,
-    figures,
-    stored_dtype,
-)
+from diffuse_cli.media import Array, Read, ReadSettings, Size, figures
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_channels
 from diffuse_cli.media.file_errors import ADVICE, Unusable
 from diffuse_cli.media.image import planes
-from diffuse_cli.media.image.decoding import DecodedImage, decode_image
-from diffuse_cli.media.image.full_depth import encode_tiff, read_pages
+from diffuse_cli.media.image.decoding import DecodedImage, decode_image, read_pages
 from diffuse_cli.media.image.image_metadata import EXTENSIONS, silence_pillow
 
 SIDE = 64
@@ -49,18 +36,18 @@ def read(data: bytes, settings: ReadSettings) -> Read:
 
     It is opaque, or composited on the background with its alpha as the last channel.
     """
-    if settings.layout == PAGES:
+    if settings.layout == media.PAGES:
         values, mode = read_pages(data)
         if settings.channels not in (None, len(values)):
             raise Unusable(reasons.CHANNELS)
-        return _read_planes(values, mode, settings, len(values), PAGES)
+        return _read_planes(values, mode, settings, len(values), media.PAGES)
     alpha = settings.layout is not None
     if alpha:
         settings = replace(settings, background=_background(settings.layout, settings.background))
     decoded = decode_image(data, settings.background, alpha=alpha, deep=True)
     if decoded.planes is None:
         return _read_opaque(decoded, settings)
-    layout = f"{ALPHA}:{bytes(settings.background).hex()}" if alpha else None
+    layout = f"{media.ALPHA}:{bytes(settings.background).hex()}" if alpha else None
     channels = len(decoded.planes) - alpha
     return _read_planes(decoded.planes, decoded.mode, settings, channels, layout, decoded.remarks)
 
@@ -74,7 +61,7 @@ def _read_planes(
     remarks: tuple[str, ...] = (),
 ) -> Read:
     values = np.ascontiguousarray(values)
-    name = content_digest(f"{mode} {values.shape}", values)
+    name = media.content_digest(f"{mode} {values.shape}", values)
     size = values.shape[:0:-1]
     fitted = fit(values, replace(settings, size=_result_size(size, settings)))
     return Read(fitted, name, mode, size, channels, remarks, layout)
@@ -123,7 +110,7 @@ def fit(values: Array, settings: ReadSettings) -> Array:
     """Fit stored levels to the requested size, as `read` does."""
     assert settings.size is not None
     alpha = settings.layout is not None
-    if settings.layout == PAGES:
+    if settings.layout == media.PAGES:
         below = planes.scale_background(settings.background, values)
         grey = int(planes.convert_channels(below, 1, False).flat[0])
         fitted = planes.fit_planes(values, settings.size, settings.fit, [grey] * len(values))
@@ -153,19 +140,20 @@ def check(space: Space) -> None:
     """Check that a space has two dimensions, 256 or 65,536 levels and a valid layout."""
     if space.dims != 2 or space.levels not in (256, 65_536):
         raise InvalidArgument("an image has height and width, and 256 or 65,536 levels")
-    if space.layout in (None, PAGES):
+    if space.layout in (None, media.PAGES):
         return
     name, _, color = space.layout.partition(":")
-    if name != ALPHA or space.channels not in (2, 4) or not re.fullmatch("[0-9a-f]{6}", color):
+    transparent = name == media.ALPHA and space.channels in (2, 4)
+    if not transparent or not re.fullmatch("[0-9a-f]{6}", color):
         text = f"an image of {space.channels} channels cannot have layout {space.layout}"
         raise InvalidArgument(text)
 
 
 def encode(sample: Array, space: Space) -> bytes:
     """Encode a sample as a PNG without metadata, or as a TIFF of pages."""
-    sample = sample.astype(stored_dtype(space), copy=False)
-    if space.layout == PAGES:
-        return encode_tiff(sample)
+    sample = sample.astype(media.stored_dtype(space), copy=False)
+    if space.layout == media.PAGES:
+        return planes.encode_tiff(sample)
     if space.layout is not None:
         return planes.encode_png(planes.remove_background(sample, _background(space.layout)))
     return figures.encode_png(sample) if space.levels == 256 else planes.encode_png(sample)
@@ -177,12 +165,12 @@ def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     Transparent images are on their background, and pages are side by side. Other images show their
     first three channels or the first.
     """
-    samples = samples.astype(stored_dtype(space), copy=False)
+    samples = samples.astype(media.stored_dtype(space), copy=False)
     if space.limits is not None:
         low, high = space.limits
         shades = (samples.clip(low, high).astype(np.float32) - low) * (255 / (high - low))
         samples = np.rint(shades).astype(np.uint8)
-    if space.layout == PAGES:
+    if space.layout == media.PAGES:
         return plot_channels(planes.rescale_levels(samples, "uint8"))
     if space.layout is not None and samples.shape[1] in (2, 4):
         background = _background(space.layout)
@@ -192,7 +180,7 @@ def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     return samples if channels in MODES else samples[:, : 3 if channels > 3 else 1]
 
 
-MEDIUM = Medium(
+MEDIUM = media.Medium(
     extensions=EXTENSIONS,
     suffix=".png",
     one="image",
@@ -205,16 +193,16 @@ MEDIUM = Medium(
     look=render,
     prepare=silence_pillow,
     check=check,
-    fits=FITS,
+    fits=media.FITS,
     advice=ADVICE,
-    layouts=OF_IMAGES,
+    layouts=media.OF_IMAGES,
     mixed=True,
-    alike=(PAGES,),
+    alike=(media.PAGES,),
     kinds={1: "grey", 2: "grey and transparency", 3: "color", 4: "color and transparency"},
-    brought={None: (1, 3), ALPHA: (2, 4)},
+    brought={None: (1, 3), media.ALPHA: (2, 4)},
     bits=(8, 16),
-    unjudged=(PAGES,),
-    suffixes={PAGES: ".tif"},
+    unjudged=(media.PAGES,),
+    suffixes={media.PAGES: ".tif"},
     augmentations=("flip", "zoom", "rotate", "shift", "color"),
     channel_names={
         1: ("grey",),

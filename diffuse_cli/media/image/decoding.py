@@ -1,29 +1,24 @@
-"""Decode the bytes of an image file to an L or RGB image or to planes."""
+"""Decode the bytes of an image file to an L or RGB image, or to planes of 16 bits, pages or floats.
+
+Pillow supports 16 bits only for grey, so color comes from libpng, in torchvision.
+"""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor
 
+from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.media import Array, Size, advice_for
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGE, Unusable, errors_as, lock_large, read_required_file
-from diffuse_cli.media.image.full_depth import grey_levels, is_deep, read_planes
-from diffuse_cli.media.image.image_metadata import (
-    AVIF,
-    FORMATS,
-    BadProfile,
-    Conversion,
-    load_conversion,
-    open_header,
-    orientation,
-    pixels_at_once,
-    silence_pillow,
-)
-from diffuse_cli.media.image.planes import composite_planes, turn_upright
+from diffuse_cli.media.image import image_metadata, planes
+from diffuse_cli.media.image.image_metadata import Conversion
 
 _TURN = Image.Transpose
 _TURNS = {
@@ -41,6 +36,11 @@ _MODES = {1: "I;16", 2: "LA;16", 3: "RGB;16", 4: "RGBA;16"}
 
 _FAINT = 8
 """Levels by which an image may differ from its background and still be blank."""
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_WHITE_IS_ZERO = 0  # which Pillow inverts for up to 8 bits
+_VALUES_AT_ONCE = 2**20
+_CLASSIC_TIFFS = (b"II*\0", b"MM\0*")
 
 SRGB = object()
 """Placeholder for an image without a profile."""
@@ -86,7 +86,7 @@ def decode_image(
     Raises:
         Unusable: the file has no usable image.
     """
-    image = open_header(data)
+    image = image_metadata.open_header(data)
     mode, reduced = image.mode, False
     if deep := deep and is_deep(image, data):
         kind = "L" if mode.startswith("I") or data[25:26] == b"\x04" else "RGB"
@@ -94,7 +94,7 @@ def decode_image(
         reduced = convert is not None
         deep = not reduced
     # A small AVIF can hold frames of 2**28 pixels, which are decoded and then scaled.
-    large = image.format in AVIF or pixels_at_once(image) > LARGE
+    large = image.format in image_metadata.AVIF or image_metadata.pixels_at_once(image) > LARGE
     with lock_large(large), errors_as(reasons.PIXELS):
         if deep:
             values = read_planes(image, data)
@@ -107,7 +107,7 @@ def decode_image(
             profile = image.info.get("icc_profile", SRGB)
             picture, convert, remarks = _normalize_image(image, profile, background, alpha)
             remarks = (*remarks, reasons.DEPTH) if reduced else remarks
-        turn = orientation(image)
+        turn = image_metadata.orientation(image)
         if not (deep or alpha):
             if turn in _TURNS:
                 picture = picture.transpose(_TURNS[turn])
@@ -119,9 +119,10 @@ def decode_image(
         if alpha and len(values) % 2:
             values = np.concatenate([values, np.full_like(values[:1], np.iinfo(values.dtype).max)])
         if len(values) % 2 == 0:
-            values = composite_planes(values, background)
+            values = planes.composite_planes(values, background)
             values = values if alpha else values[:-1]
-        return DecodedImage(None, np.ascontiguousarray(turn_upright(values, turn)), mode, remarks)
+        upright = np.ascontiguousarray(planes.turn_upright(values, turn))
+        return DecodedImage(None, upright, mode, remarks)
 
 
 def _normalize_image(
@@ -159,8 +160,8 @@ def _find_conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[
     if profile is SRGB:
         return None, ()
     try:
-        return load_conversion(profile, kind), ()
-    except BadProfile:
+        return image_metadata.load_conversion(profile, kind), ()
+    except image_metadata.BadProfile:
         return None, (reasons.PROFILE,)
 
 
@@ -216,6 +217,162 @@ def _varies(image: Image.Image, tolerance: int) -> bool:
     return bool((bands[:, 1] - bands[:, 0]).max() > tolerance)
 
 
+def is_deep(image: Image.Image, data: bytes) -> bool:
+    """Whether `read_planes` reads the 16 bits of an image whose header is open."""
+    return image.mode.startswith("I") or (image.format == "PNG" and data[24:25] == b"\x10")
+
+
+def read_planes(image: Image.Image, data: bytes) -> Array:
+    """Return 16-bit levels (C, H, W), with a straight alpha last if C is 2 or 4.
+
+    Values of fewer bits are scaled to 16.
+
+    Raises:
+        Unusable: the image is damaged, or does not have 16 bits.
+    """
+    key, opaque = image.info.get("transparency"), None
+    if image.mode.startswith("I"):
+        with errors_as(reasons.CORRUPT):
+            image.load()
+        levels = grey_levels(image, 65_535)[None]
+        if key is not None:
+            opaque = np.asarray(image)[None] != key
+    else:
+        with errors_as(reasons.CORRUPT):
+            levels = _png_planes(data)
+        if isinstance(key, tuple) and len(key) == len(levels):
+            opaque = (levels != np.reshape(key, (-1, 1, 1))).any(0, keepdims=True)
+    if opaque is None:
+        return levels
+    return np.concatenate([levels, opaque.astype(np.uint16) * np.uint16(65_535)])
+
+
+def grey_levels(image: Image.Image, max_level: int) -> Array:
+    """Return grey of up to 16 bits as levels 0 ... `max_level`, (H, W), rounded to nearest.
+
+    Raises:
+        Unusable: values have more bits, or are below 0.
+    """
+    tags = getattr(image, "tag_v2", None) or {}
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    values: Array = np.asarray(image)
+    if bits > 16 or values.min() < 0 or values.max() >= 2**bits:
+        raise Unusable(reasons.PIXELS)
+    top = 2**bits - 1
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = top - values
+    dtype = next(name for name, highest in planes.TOP.items() if highest == max_level)
+    if top == max_level:
+        return values.astype(dtype)
+    table = ((np.arange(top + 1) * (2 * max_level) + top) // (2 * top)).astype(dtype)
+    flat, levels = values.reshape(-1), np.empty(values.size, dtype)
+    for at in range(0, flat.size, _VALUES_AT_ONCE):
+        part = slice(at, at + _VALUES_AT_ONCE)
+        levels[part] = table[flat[part]]
+    return levels.reshape(values.shape)
+
+
+def _png_planes(data: bytes) -> Array:
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    bare = planes.SIGNATURE + b"".join(_pixel_chunks(data))
+    tensor = torch.frombuffer(bytearray(bare), dtype=torch.uint8)
+    # torch supports few operations on uint16, and int32 holds it.
+    levels: Array = decode_png(tensor, ImageReadMode.UNCHANGED).int().numpy().astype(np.uint16)
+    return levels
+
+
+def _pixel_chunks(data: bytes) -> Iterator[bytes]:
+    """Yield the chunks with the header and the pixels. With others libpng warns on stderr."""
+    at = len(planes.SIGNATURE)
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        whole = data[at : at + 12 + length]
+        if whole[4:8] in (b"IHDR", b"IDAT", b"IEND"):
+            yield whole
+        at += 12 + length
+
+
+def _pages(image: Image.Image, page: Callable[[Image.Image], Array]) -> list[Array]:
+    """Read each page of an image, whose header is open, with the function `page`.
+
+    Raises:
+        Unusable: the image is damaged, or its pages are too many or too large.
+    """
+    with errors_as(reasons.CORRUPT):
+        count = getattr(image, "n_frames", 1)
+    if count > MOST_CHANNELS:
+        raise Unusable(reasons.MANY_PAGES)
+    pages = []
+    large = count * image_metadata.pixels_at_once(image) > LARGE
+    with lock_large(large), errors_as(reasons.CORRUPT):
+        for k in range(count):
+            image.seek(k)
+            if image_metadata.pixels_at_once(image) > (Image.MAX_IMAGE_PIXELS or 2**63):
+                raise Unusable(reasons.BOMB)
+            pages.append(page(image))
+    if len({values.shape for values in pages}) > 1:
+        raise Unusable(reasons.PAGES)
+    return pages
+
+
+def read_pages(data: bytes) -> tuple[Array, str]:
+    """Return the pages of an image file as planes (C, H, W), and Pillow's mode of the first page.
+
+    All planes get the levels of the page with the most bits.
+
+    Raises:
+        Unusable: the file is damaged, or has color pages, several sizes or too many pages.
+    """
+    image = image_metadata.open_header(data)
+    mode = image.mode
+    turn = (
+        1 if image.format == "TIFF" else image_metadata.orientation(image)
+    )  # Pillow turns each page itself
+
+    def levels(page: Image.Image) -> Array:
+        if page.mode.startswith("I"):
+            return read_planes(page, data)[:1]
+        if page.mode not in ("1", "L"):
+            raise Unusable(reasons.PAGES)
+        return np.asarray(page.convert("L"))[None]
+
+    pages = _pages(image, levels)
+    dtype = max((page.dtype for page in pages), key=lambda dtype: dtype.itemsize)
+    merged = np.concatenate([planes.rescale_levels(page, dtype.name) for page in pages])
+    return planes.turn_upright(merged, turn), mode
+
+
+def is_float(data: bytes) -> bool:
+    """Whether a file is a TIFF of floats."""
+    if not data.startswith(_CLASSIC_TIFFS):
+        return False
+    image_metadata.silence_pillow()
+    try:
+        return image_metadata.open_header(data).mode == "F"
+    except Unusable:
+        return False
+
+
+def read_floats(data: bytes) -> Array:
+    """Return the values of a TIFF of floats, float32 (H, W), or (C, H, W) if it has several pages.
+
+    Raises:
+        Unusable: the file is damaged, or its pages differ, are too many or too large.
+    """
+    image = image_metadata.open_header(data)
+    kind = image.mode, image.size
+
+    def numbers(page: Image.Image) -> Array:
+        if (page.mode, page.size) != kind:
+            raise Unusable(reasons.PAGES)
+        return np.array(page)
+
+    pages = _pages(image, numbers)
+    return pages[0] if len(pages) == 1 else np.stack(pages)
+
+
 def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image, tuple[str, ...]]:
     """Read the first frame of an image file, upright, opaque and in sRGB, and return its flaws.
 
@@ -224,9 +381,9 @@ def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image
     Raises:
         DataError: the file does not exist, or is not a usable image.
     """
-    usual = f"Pass a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+    usual = f"Pass a {', '.join(image_metadata.FORMATS[:-1])} or {image_metadata.FORMATS[-1]} file"
     hint = advice_for(str(path)) or usual
-    silence_pillow()
+    image_metadata.silence_pillow()
     with read_required_file(Path(path), "image", hint) as data:
         decoded = decode_image(data, ImageColor.getrgb(background)[:3])
         return decoded.as_srgb(), decoded.remarks

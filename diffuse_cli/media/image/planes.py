@@ -5,6 +5,7 @@ Pillow has no 16-bit color, so planes are scaled one by one, as floats.
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -156,6 +157,14 @@ def encode_png(values: Array) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b""))
     return SIGNATURE + b"".join(chunk(name, data) for name, data in parts)
+
+
+def encode_tiff(values: Array) -> bytes:
+    """Encode planes as the pages of a TIFF, with lossless compression."""
+    first, *next_pages = (Image.fromarray(np.ascontiguousarray(plane)) for plane in values)
+    file = io.BytesIO()
+    first.save(file, "TIFF", save_all=True, append_images=next_pages, compression="tiff_deflate")
+    return file.getvalue()
 
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
