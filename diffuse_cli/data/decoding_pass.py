@@ -1,35 +1,38 @@
-"""Decode every file of a listing into a store, whose shape and type follow from the samples."""
+"""Decode every file of a listing into a store, and keep an index of the results on disk.
+
+The shape and type of the store follow from the samples.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 
-from diffuse_cli.data.dataset_index import DatasetIndex
-from diffuse_cli.data.decoding_threads import (
-    DecodedSample,
-    DecodingTask,
-    Result,
-    SkippedFile,
-    decode_all,
-    decode_files,
-)
-from diffuse_cli.data.sources.entries import Entry, Listing
-from diffuse_cli.data.store import KeptSamples, Shape, Store, make_blank
-from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS
+from diffuse_cli import system
+from diffuse_cli.data.decoding_threads import DecodedFile, DecodingTask, decode_all, decode_files
+from diffuse_cli.data.sources import Listing
+from diffuse_cli.data.sources.entries import Entry
+from diffuse_cli.data.store import SECONDS_BETWEEN_EVENTS, KeptSamples, Shape, Store, make_blank
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.system import DataError, Progress, Work, show
+from diffuse_cli.system import DataError, Progress, Work, files, show
+
+FORMAT = 1
+
+WRITE_SECONDS = 1.0
+"""Seconds between writes, and so the work that is repeated after a kill."""
 
 Reasons = dict[str, tuple[int, tuple[str, ...]]]
 
@@ -86,46 +89,46 @@ def decode_listing(
     total, kind, current = len(listing.candidates), MEDIA[reading.medium], reading
     task, last = f"reading {kind.many}", time.monotonic()
 
-    def decoded(result: Result) -> Result:
-        """Return the result by the request as it is now."""
-        if isinstance(result, SkippedFile) or _fits(result.read.values, current.settings):
-            return result
-        return decode_files(current, [result.entry])[0]
+    def decode(entries: tuple[Entry, ...]) -> Iterator[DecodedFile]:
+        return decode_all(lambda: current, entries, workers)
 
-    def decoded_again(count: int) -> Iterator[Array | None]:
-        """Yield the first samples, None for one that has become unusable."""
-        for result in decode_all(lambda: current, tuple(tally.entries[:count]), workers):
-            yield result.read.values if isinstance(result, DecodedSample) else None
+    def by_request(entry: Entry, read: Read) -> DecodedFile:
+        """Return a decoded file by the request as it is now."""
+        if _fits(read.values, current.settings):
+            return DecodedFile(entry, read)
+        return decode_files(current, [entry])[0]
 
     yield Progress(task, 0, total)
-    results = index.results(listing, lambda entries: decode_all(lambda: current, entries, workers))
     try:
-        for count, (result, from_index) in enumerate(results, 1):
-            store = kept_samples.store
-            result = result if from_index else decoded(result)
-            if isinstance(result, DecodedSample):
-                result = result._replace(read=_cut(store, result.read, current.settings, kind))
-            if isinstance(result, DecodedSample) and not _can_store(store, result.read, kind):
-                result = SkippedFile(result.entry, reasons.SHAPE)
-            if isinstance(result, SkippedFile):
+        for count, (result, from_index) in enumerate(index.results(listing, decode), 1):
+            store, (entry, read, reason) = kept_samples.store, result
+            if read is not None and not from_index:
+                entry, read, reason = by_request(entry, read)
+            if read is not None:
+                read = _cut(store, read, current.settings, kind)
+                if not _can_store(store, read, kind):
+                    read, reason = None, reasons.SHAPE
+            if read is None:
                 if strict:
-                    text = f"{show(result.entry.name)}: {result.reason}"
+                    text = f"{show(entry.name)}: {reason}"
                     raise DataError(text, "Remove it, or leave --strict out to skip such files")
-                _count_reason(tally.skipped, result.reason, result.entry)
+                _count_reason(tally.skipped, reason, entry)
             else:
-                tally.add(result.entry, result.read)
-                values = result.read.values
+                tally.add(entry, read)
+                values = read.values
                 if from_index:  # its values are zeros, so only shape and type count
                     values = make_blank(values.shape, current.settings.numbers or values.dtype)
                 settings, shape, dtype = _resolve_common(current.settings, store, values, kind)
                 again = None
                 if settings is not current.settings:
-                    current = dataclasses.replace(current, settings=settings)
-                    again = decoded_again(store.count if store and kept_samples.open else 0)
+                    current = replace(current, settings=settings)
+                    kept = tally.entries[: store.count if store and kept_samples.open else 0]
+                    again = (result.read and result.read.values for result in decode(tuple(kept)))
                 if store is None or (store.shape, store.dtype) != (shape, dtype):
                     kept_samples.replace_store(shape, dtype, again)
-                final = decoded(result) if kept_samples.open and not from_index else None
-                kept_samples.append(final.read.values if isinstance(final, DecodedSample) else None)
+                usable = kept_samples.open and not from_index
+                final = by_request(entry, read).read if usable else None
+                kept_samples.append(final and final.values)
             if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
                 last = time.monotonic()
                 yield Progress(task, count, total)
@@ -156,7 +159,7 @@ def _cut(store: Store | None, read: Read, settings: ReadSettings, kind: Medium) 
     if store is None or kind.mixed or store.shape[0] != shape[0] or store.shape == shape:
         return read
     with contextlib.suppress(Unusable):
-        sized = dataclasses.replace(settings, size=store.shape[1:])
+        sized = replace(settings, size=store.shape[1:])
         return read._replace(values=kind.fit(read.values, sized))
     return read
 
@@ -180,7 +183,7 @@ def _resolve_common(
     size = settings.size
     if store is None:
         if size is not None and len(size) != len(sides):  # equal sides, in any number of dimensions
-            settings = dataclasses.replace(settings, size=tuple(sides))
+            settings = replace(settings, size=tuple(sides))
         return settings, values.shape, dtype
     if size is None and store.shape[1:] != tuple(sides):
         size = changed["size"] = (kind.sides[len(sides)],) * len(sides)
@@ -193,5 +196,136 @@ def _resolve_common(
     elif store.dtype != dtype:
         dtype = np.promote_types(store.dtype, dtype)
     if changed:
-        settings = dataclasses.replace(settings, **changed)
+        settings = replace(settings, **changed)
     return settings, (max_channels, *(size or sides)), dtype
+
+
+class DatasetIndex:
+    """Index of a source in the file at `path`, so that a large data set is scanned only once.
+
+    It has one line of JSON for the header, one per file in the order of the listing, and one for
+    the listing itself once every file has been read. An interrupted scan resumes where it ended.
+
+    An index that is damaged, or was written for another source, other options or another version of
+    `diffuse`, is ignored.
+
+    Args:
+        path: the index file, or None to keep no index.
+        about: the source and the options that decide the result, by name.
+        goes_on: accept an index whose open options have been decided since it was started.
+    """
+
+    def __init__(self, path: Path | None, about: dict[str, Any], goes_on: bool = False) -> None:
+        self.path, self._goes_on = path, goes_on
+        versions = {"diffuse": system.__version__, "pillow": PIL.__version__}
+        self._header = {"format": FORMAT, **versions, **json.loads(json.dumps(about))}
+
+    def listing(self) -> Listing | None:
+        """Return the listing of a complete index, or None if it is incomplete."""
+        entries = list[Entry]()
+        for line, _ in self._lines():
+            if isinstance(line, dict):
+                tables = tuple(line["tables"])
+                return Listing(**{**line, "candidates": tuple(entries), "tables": tables})
+            entries.append(Entry(*line[0]))
+        return None
+
+    def results(
+        self, listing: Listing, decode: Callable[[tuple[Entry, ...]], Iterator[DecodedFile]]
+    ) -> Iterator[tuple[DecodedFile, bool]]:
+        """Yield the result of each file in order, and whether it comes from the index.
+
+        Samples from the index have the right shape and type, but their values are zeros.
+
+        Args:
+            decode: decodes the files that are not in the index.
+
+        Raises:
+            OutputError: the index cannot be written.
+        """
+        count, end, complete = 0, 0, False
+        for line, place in self._lines():
+            if isinstance(line, dict):
+                complete = count == len(listing.candidates)
+                break
+            entry = Entry(*line[0])
+            if count == len(listing.candidates) or entry != listing.candidates[count]:
+                break
+            yield _result_from_json(entry, line[1:]), True
+            count, end = count + 1, place
+        decoded_results = decode(listing.candidates[count:])
+        if complete or self.path is None:
+            yield from ((result, False) for result in decoded_results)
+            return
+        with files.report_errors(self.path):
+            files.make_folder(self.path.parent)
+            with self.path.open("r+b" if end else "wb") as file:
+                file.truncate(end)
+                file.seek(end)
+                if not end:
+                    _write_lines(file, [self._header])
+                yield from ((result, False) for result in _append_results(file, decoded_results))
+                footer = replace(listing, candidates=(), unread=dict(listing.unread))
+                _write_lines(file, [asdict(footer)])
+
+    def remove(self) -> None:
+        """Delete the index file."""
+        if self.path is not None:
+            files.remove(self.path)
+
+    def _lines(self) -> Iterator[tuple[Any, int]]:
+        """Yield each complete line after the header, with the offset of its end in the file."""
+        if self.path is None or not self.path.is_file():
+            return
+        with contextlib.suppress(OSError, ValueError), self.path.open("rb") as file:
+            if not self._fits(json.loads(first := file.readline())):
+                return
+            place = len(first)
+            for line in file:
+                place += len(line)
+                if not line.endswith(b"\n"):
+                    return
+                yield json.loads(line), place
+
+    def _fits(self, header: dict[str, Any]) -> bool:
+        if not self._goes_on:
+            return header == self._header
+        expected = self._header
+        same = (header[k] == expected[k] or header[k] is None for k in expected)
+        return header.keys() == expected.keys() and all(same)
+
+
+def _result_to_json(result: DecodedFile) -> list[Any]:
+    """Return a result as JSON values, without its file and its values."""
+    if result.read is None:
+        return [result.reason]
+    values, digest, *facts = result.read
+    return [digest.hex(), values.shape, values.dtype.str, *facts]
+
+
+def _result_from_json(entry: Entry, fields: Sequence[Any]) -> DecodedFile:
+    """Return the result of a file from the JSON of `_result_to_json`, with zeros as its values."""
+    if len(fields) == 1:
+        return DecodedFile(entry, None, fields[0])
+    digest, shape, dtype, mode, size, channels, remarks, layout = fields
+    values = make_blank(tuple(shape), dtype)
+    facts = mode, tuple(size), channels, tuple(remarks), layout
+    return DecodedFile(entry, Read(values, bytes.fromhex(digest), *facts))
+
+
+def _append_results(file: IO[bytes], results: Iterator[DecodedFile]) -> Iterator[DecodedFile]:
+    """Yield the results, and append them to the index at most `WRITE_SECONDS` later."""
+    lines, last = list[Any](), time.monotonic()
+    for result in results:
+        lines.append([result.entry, *_result_to_json(result)])
+        if time.monotonic() - last > WRITE_SECONDS:
+            _write_lines(file, lines)
+            lines, last = [], time.monotonic()
+        yield result
+    _write_lines(file, lines)
+
+
+def _write_lines(file: IO[bytes], values: Sequence[Any]) -> None:
+    with files.operation("append", Path(file.name)):
+        file.write("".join(json.dumps(value) + "\n" for value in values).encode())
+        file.flush()

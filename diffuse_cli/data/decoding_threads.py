@@ -39,41 +39,33 @@ class DecodingTask:
     settings: ReadSettings
 
 
-class DecodedSample(NamedTuple):
-    """A file's usable sample."""
+class DecodedFile(NamedTuple):
+    """File with its sample, or with the reason why it has none."""
 
     entry: Entry
-    read: Read
+    read: Read | None
+    reason: str = ""
 
 
-class SkippedFile(NamedTuple):
-    """A file without a usable sample."""
-
-    entry: Entry
-    reason: str
-
-
-Result = DecodedSample | SkippedFile
-
-
-def decode_files(reading: DecodingTask, entries: Iterable[Entry]) -> list[Result]:
-    """Return the results in the order of `entries`. A file that fails gives a `SkippedFile`."""
+def decode_files(reading: DecodingTask, entries: Iterable[Entry]) -> list[DecodedFile]:
+    """Return the results in the order of `entries`. A file that fails has a reason."""
     return [_decode_file(reading, entry) for entry in entries]
 
 
-def _decode_file(reading: DecodingTask, entry: Entry) -> Result:
+def _decode_file(reading: DecodingTask, entry: Entry) -> DecodedFile:
+    reason = entry.fault
     try:
-        if entry.fault:
-            raise Unusable(entry.fault)
-        with lock_large(entry.size > LARGE):
-            data = reading.source.read(entry)
-            return DecodedSample(entry, MEDIA[reading.medium].read(data, reading.settings))
+        if not reason:
+            with lock_large(entry.size > LARGE):
+                data = reading.source.read(entry)
+                return DecodedFile(entry, MEDIA[reading.medium].read(data, reading.settings))
     except Unusable as error:
-        return SkippedFile(entry, error.reason)
+        reason = error.reason
     except FileNotFoundError:
-        return SkippedFile(entry, reasons.VANISHED)
+        reason = reasons.VANISHED
     except Exception as error:
-        return SkippedFile(entry, reasons.MEMORY if is_out_of_memory(error) else reasons.UNREADABLE)
+        reason = reasons.MEMORY if is_out_of_memory(error) else reasons.UNREADABLE
+    return DecodedFile(entry, None, reason)
 
 
 def cores() -> int:
@@ -83,7 +75,7 @@ def cores() -> int:
 
 def decode_all(
     reading: Callable[[], DecodingTask], entries: tuple[Entry, ...], workers: int
-) -> Iterator[Result]:
+) -> Iterator[DecodedFile]:
     """Yield the results in the order of `entries`, decoded a bounded number of chunks ahead.
 
     Args:
@@ -97,7 +89,7 @@ def decode_all(
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="diffuse-images")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        ahead: deque[Future[list[Result]]] = deque()
+        ahead: deque[Future[list[DecodedFile]]] = deque()
         for chunk in chunks:
             ahead.append(pool.submit(decode_files, reading(), chunk))
             if len(ahead) > 2 * workers:

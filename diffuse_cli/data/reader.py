@@ -13,20 +13,20 @@ import numpy as np
 from PIL import ImageColor
 
 from diffuse_cli.core import dimensions
-from diffuse_cli.data.dataset_index import DatasetIndex
-from diffuse_cli.data.decoding_pass import Tally, decode_listing
+from diffuse_cli.data.decoding_pass import DatasetIndex, Tally, decode_listing
 from diffuse_cli.data.decoding_threads import DecodingTask, cores
 from diffuse_cli.data.samples import Dataset
-from diffuse_cli.data.sources import fetch_source, open_source
-from diffuse_cli.data.sources.entries import (
+from diffuse_cli.data.sources import (
     Listing,
-    Source,
+    fetch_source,
     find_classes,
     list_samples,
+    open_source,
     read_subset,
 )
-from diffuse_cli.data.store import KeptSamples
-from diffuse_cli.data.stream import Stream, StreamSource, store_stream
+from diffuse_cli.data.sources.entries import Source
+from diffuse_cli.data.store import KeptSamples, store_stream
+from diffuse_cli.data.stream import Stream, StreamSource
 from diffuse_cli.data.summary import (
     Summary,
     describe_fit,

@@ -1,9 +1,13 @@
-"""Stores of samples, in memory or in a memory-mapped file on disk."""
+"""Samples of a data set: in memory, in a mapped file, as a stream, and saved with an index."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import math
+import time
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.core import dimensions
-from diffuse_cli.media import Array
-from diffuse_cli.system import DataError, files
+from diffuse_cli.data import summary
+from diffuse_cli.data.samples import Dataset
+from diffuse_cli.data.stream import Stream, lists_to_tuples
+from diffuse_cli.media import MEDIA, Array, Indices
+from diffuse_cli.system import DataError, Progress, Work, files
 
 PIXELS = "pixels.u8"
 INDEX = "index.npz"
+
+PLAIN = ("class_names", "names", "medium", "layout", "transform", "rate")
+"""Attributes of a `Dataset` that are written as they are."""
+
+SECONDS_BETWEEN_EVENTS = 0.1
 
 Shape = tuple[int, ...]
 
@@ -140,3 +152,132 @@ def map_file(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
 def remove_index(folder: Path) -> None:
     """Remove the index of `folder`, whose samples are about to change."""
     files.remove(folder / INDEX)
+
+
+class StreamArray:
+    """Array interface (N, C, *size) to the samples of a stream, indexed along the first axis.
+
+    `[..., slices]` selects a part of each sample. It can be passed instead of an array of stored
+    samples, and decodes only the samples that are looked up.
+    """
+
+    def __init__(self, stream: Stream, part: tuple[slice, ...] = ()) -> None:
+        self.stream, self._part = stream, part
+        self._of_each: Any = (..., *part)
+        origin = stream.origin
+        one = make_blank(origin.shape, origin.dtype)
+        self.shape: tuple[int, ...] = (len(origin.entries), *one[self._of_each].shape)
+        self.dtype, self.ndim = origin.dtype, len(self.shape)
+        self._places = np.arange(len(self))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, tuple):
+            if not key or key[0] is not Ellipsis or self._part:
+                raise IndexError("a part is [..., slices]")
+            return StreamArray(self.stream, key[1:])
+        rows = self._places[key]
+        return self._rows(rows) if np.ndim(rows) else self._rows(rows[None])[0]
+
+    def _rows(self, rows: Indices) -> Array:
+        samples = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for place, values in enumerate(self.stream.look_up(rows)):
+            samples[place] = values[self._of_each]
+        return samples
+
+    def __array__(self, *_: Any, **__: Any) -> Array:
+        raise TypeError("a stream of samples is too large for an array")
+
+
+def find_stream(stored: Any) -> Stream | None:
+    """Return the stream behind stored samples, or None if all are in memory or a file."""
+    return stored.stream if isinstance(stored, StreamArray) else None
+
+
+def store_stream(stream: Stream, store: Store, workers: int) -> Work[Any]:
+    """Return all samples of a stream if the store can keep them, else the stream as an array."""
+    count = len(stream.origin.entries)
+    if (room := min(store.capacity, count)) > len(stream.kept_samples):
+        yield from _keep_first(stream, store.make_empty(), room, workers)
+    if len(stream.kept_samples) == count and not stream.holes:
+        return stream.kept_samples
+    return StreamArray(stream)
+
+
+def _keep_first(stream: Stream, store: Store, count: int, workers: int) -> Work[None]:
+    """Keep the first `count` samples of a stream in an empty store."""
+    task, holes, last = f"keeping {MEDIA[stream.origin.medium].many}", set[int](), time.monotonic()
+    blank = make_blank(stream.origin.shape, stream.origin.dtype)
+    yield Progress(task, 0, count)
+    try:
+        for row, values in enumerate(stream.read_first(count, workers)):
+            if values is None:
+                holes.add(row)
+            store.append(blank if values is None else values)
+            if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
+                last = time.monotonic()
+                yield Progress(task, row, count)
+    except BaseException as error:
+        store.abort(error)
+        raise
+    yield Progress(task, count, count)
+    stream.kept_samples, stream.holes = store.finish(), frozenset(holes)
+
+
+def save_index(images: Dataset, folder: Path) -> None:
+    """Write a data set into `folder`, except samples that are already mapped from it.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    stream = find_stream(images.stored)
+    stored = stream.kept_samples if stream else images.stored
+    path, mapped = folder / PIXELS, getattr(stored, "filename", None)
+    if mapped is None or not path.exists() or not path.samefile(mapped):
+        remove_index(folder)
+        files.write_bytes(path, stored.tobytes())
+    meta = {
+        "shape": stored.shape,
+        "dtype": stored.dtype.str,
+        **{name: getattr(images, name) for name in PLAIN},
+        "summary": images.summary.to_dict(),
+        "stream": stream.to_dict() if stream else None,
+    }
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        labels=images.labels,
+        digests=images.digests,
+        meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
+    )
+    files.write_bytes(folder / INDEX, buffer.getvalue())
+
+
+def open_index(folder: Path) -> Dataset:
+    """Open the data set that `save_index` wrote into `folder`, mapped read-only.
+
+    Raises:
+        DataError: the folder has no index, or it is damaged.
+    """
+    try:
+        with np.load(folder / INDEX, allow_pickle=False) as index:
+            labels, digests = index["labels"], index["digests"]
+            meta = json.loads(index["meta"].tobytes())
+        shape, dtype = tuple(meta["shape"]), np.dtype(meta["dtype"])
+        if (folder / PIXELS).stat().st_size != math.prod(shape) * dtype.itemsize:
+            raise ValueError("the samples do not match the index")
+        stored: Any = map_file(folder / PIXELS, shape, dtype)
+        if meta["stream"]:
+            stored = StreamArray(Stream.from_dict(meta["stream"], digests, stored))
+        plain: dict[str, Any] = dict(zip(PLAIN, lists_to_tuples(map(meta.get, PLAIN)), strict=True))
+        return Dataset(
+            stored=stored,
+            labels=labels,
+            digests=digests,
+            summary=summary.from_dict(meta["summary"]),
+            **plain,
+        )
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"no image cache in {files.show(folder)}: {error}") from error

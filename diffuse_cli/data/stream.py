@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,24 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.data.decoding_threads import (
-    DecodedSample,
+    DecodedFile,
     DecodingTask,
-    Result,
     cores,
     decode_all,
     decode_files,
 )
 from diffuse_cli.data.samples import mask_held_out
 from diffuse_cli.data.sources import Entry, open_source
-from diffuse_cli.data.store import Store, make_blank
 from diffuse_cli.media import MEDIA, Array, Indices, ReadSettings
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.system import DataError, Progress, Work, show
+from diffuse_cli.system import DataError, show
 
 REMEMBERED = 2**26
 """Bytes of recently used samples that stay in memory."""
-
-SECONDS_BETWEEN_EVENTS = 0.1
 
 TRIES = 1000
 """Number of unreadable samples in a row after which the whole source counts as gone."""
@@ -217,38 +212,23 @@ class Stream:
         settings = dataclasses.replace(self.origin.settings, size=self.origin.shape[1:])
         return DecodingTask(source, self.origin.medium, settings)
 
-    def fill_store(self, store: Store, count: int, workers: int) -> Work[Stream]:
-        """Keep the first `count` samples in a store, and return the stream."""
-        task, holes, origin = f"keeping {MEDIA[self.origin.medium].many}", list[int](), self.origin
-        entries, none = tuple(origin.entries[:count]), make_blank(origin.shape, origin.dtype)
-        last = time.monotonic()
-        yield Progress(task, 0, count)
-        try:
-            for row, result in enumerate(decode_all(lambda: self._reading, entries, workers)):
-                samples = self._check_results([row], [result])
-                store.append(samples.get(row, none))
-                if not samples:
-                    holes.append(row)
-                if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
-                    last = time.monotonic()
-                    yield Progress(task, row, count)
-        except BaseException as error:
-            store.abort(error)
-            raise
-        yield Progress(task, count, count)
-        self.kept_samples, self.holes = store.finish(), frozenset(holes)
-        return self
+    def read_first(self, count: int, workers: int) -> Iterator[Array | None]:
+        """Yield the first `count` samples, None for a fault."""
+        entries = tuple(self.origin.entries[:count])
+        for row, result in enumerate(decode_all(lambda: self._reading, entries, workers)):
+            yield self._check_results([row], [result]).get(row)
 
-    def _check_results(self, rows: Sequence[int], results: Iterable[Result]) -> dict[int, Array]:
+    def _check_results(
+        self, rows: Sequence[int], results: Iterable[DecodedFile]
+    ) -> dict[int, Array]:
         samples = {}
         for row, result in zip(rows, results, strict=True):
-            if isinstance(result, DecodedSample):
-                values, fault = self._as_stored(row, result)
-            else:
-                values, fault = None, result.reason
-            if values is not None:
-                samples[row] = values
-                continue
+            fault = result.reason
+            if result.read is not None:
+                if result.read.digest == self.origin.digests[row].tobytes():
+                    samples[row] = self._as_stored(result.read.values)
+                    continue
+                fault = reasons.CHANGED
             if self.strict:
                 text = f"{show(result.entry.name)}: {fault}"
                 raise DataError(text, "Put it back, or leave --strict out to skip such files")
@@ -259,16 +239,13 @@ class Stream:
                 self._last = row, fault
         return samples
 
-    def _as_stored(self, row: int, result: DecodedSample) -> tuple[Array | None, str]:
-        """Return the sample as it is stored and no fault, or None and the fault."""
-        if result.read.digest != self.origin.digests[row].tobytes():
-            return None, reasons.CHANGED
-        values = result.read.values
+    def _as_stored(self, values: Array) -> Array:
+        """Return a decoded sample in the shape and type of the stored samples."""
         settings = self._reading.settings
         if values.shape[1:] != settings.size:
             values = MEDIA[self.origin.medium].fit(values, settings)
         values = values.astype(self.origin.dtype, copy=False)
-        return np.ascontiguousarray(np.broadcast_to(values, self.origin.shape)), ""
+        return np.ascontiguousarray(np.broadcast_to(values, self.origin.shape))
 
     def _decode_rows(self, rows: Sequence[int]) -> dict[int, Array]:
         """Decode samples in threads, and keep them in memory for a while."""
@@ -309,55 +286,3 @@ class Stream:
             if (tried := tried + 1) == TRIES:
                 break
         raise self.unreadable_error()
-
-
-class StreamArray:
-    """Array interface (N, C, *size) to the samples of a stream, indexed along the first axis.
-
-    `[..., slices]` selects a part of each sample. It can be passed instead of an array of stored
-    samples, and decodes only the samples that are looked up.
-    """
-
-    def __init__(self, stream: Stream, part: tuple[slice, ...] = ()) -> None:
-        self.stream, self._part = stream, part
-        self._of_each: Any = (..., *part)
-        origin = stream.origin
-        one = make_blank(origin.shape, origin.dtype)
-        self.shape: tuple[int, ...] = (len(origin.entries), *one[self._of_each].shape)
-        self.dtype, self.ndim = origin.dtype, len(self.shape)
-        self._places = np.arange(len(self))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, tuple):
-            if not key or key[0] is not Ellipsis or self._part:
-                raise IndexError("a part is [..., slices]")
-            return StreamArray(self.stream, key[1:])
-        rows = self._places[key]
-        return self._rows(rows) if np.ndim(rows) else self._rows(rows[None])[0]
-
-    def _rows(self, rows: Indices) -> Array:
-        samples = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        for place, values in enumerate(self.stream.look_up(rows)):
-            samples[place] = values[self._of_each]
-        return samples
-
-    def __array__(self, *_: Any, **__: Any) -> Array:
-        raise TypeError("a stream of samples is too large for an array")
-
-
-def find_stream(stored: Any) -> Stream | None:
-    """Return the stream behind stored samples, or None if all are in memory or a file."""
-    return stored.stream if isinstance(stored, StreamArray) else None
-
-
-def store_stream(stream: Stream, store: Store, workers: int) -> Work[Any]:
-    """Return all samples of a stream if the store can keep them, else the stream as an array."""
-    count = len(stream.origin.entries)
-    if (room := min(store.capacity, count)) > len(stream.kept_samples):
-        yield from stream.fill_store(store.make_empty(), room, workers)
-    if len(stream.kept_samples) == count and not stream.holes:
-        return stream.kept_samples
-    return StreamArray(stream)

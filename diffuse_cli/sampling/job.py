@@ -15,7 +15,7 @@ import numpy as np
 
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import Space
-from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.media import (
     MEDIA,
     Array,

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT, extension_of
+from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources.entries import extension_of
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import OutputError, UsageError, files, outputs
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core import Space
-from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.journal import GIF, GRID

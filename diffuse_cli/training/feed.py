@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.data.decoding_threads import cores
-from diffuse_cli.data.stream import TRIES, Stream, find_stream
+from diffuse_cli.data.store import find_stream
+from diffuse_cli.data.stream import TRIES, Stream
 from diffuse_cli.media import Indices
 from diffuse_cli.system import Notice, Work, show
 from diffuse_cli.system.memory import count_local_processes

@@ -20,9 +20,10 @@ from file_operations import FULL, failing
 from image_corpus import BOMB, encoded, fill, noise, read, within, zipped
 from PIL import Image
 
-from diffuse_cli.data import Dataset, open_index, read_images, save_index, saved_samples
+from diffuse_cli.data import Dataset, open_index, read_images, save_index, store
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
-from diffuse_cli.data.sources.entries import Entry, Source, find_classes, read_subset
+from diffuse_cli.data.sources import find_classes, read_subset
+from diffuse_cli.data.sources.entries import Entry, Source
 from diffuse_cli.data.store import Store
 from diffuse_cli.data.summary import describe_fit
 from diffuse_cli.media import file_errors as reasons
@@ -678,6 +679,6 @@ def test_memory_that_is_not_there_is_said_in_units_that_are_not_0(monkeypatch, c
     def empty(*_):
         raise MemoryError
 
-    monkeypatch.setattr(saved_samples.np, "empty", empty)
+    monkeypatch.setattr(store.np, "empty", empty)
     with pytest.raises(DataError, match=f"need {said} of memory"):
         Store(None, count, (3, 32, 32), np.dtype("u1"))

@@ -26,7 +26,8 @@ from diffuse_cli.data import (
 from diffuse_cli.data import (
     stream as streaming,
 )
-from diffuse_cli.data.stream import Stream, StreamArray, find_stream
+from diffuse_cli.data.store import StreamArray, find_stream
+from diffuse_cli.data.stream import Stream
 from diffuse_cli.media import file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish

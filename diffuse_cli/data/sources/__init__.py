@@ -1,28 +1,47 @@
-"""Sources of samples, one per module: each has `SOURCE`, a subclass of `Source`."""
+"""Sources of samples, one per module with its `SOURCE`: find, open and list them."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import stat
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
+from diffuse_cli import media
 from diffuse_cli.core import Modules
-from diffuse_cli.data.sources.entries import HINT, extension_of, is_file, is_folder
+from diffuse_cli.data.sources.entries import (
+    HINT,
+    TABLES,
+    encode_name,
+    extension_of,
+    folder_classes,
+    is_file,
+    is_folder,
+)
 from diffuse_cli.data.sources.entries import Entry as Entry
 from diffuse_cli.data.sources.entries import Source as Source
 from diffuse_cli.data.sources.folder import SingleFile
-from diffuse_cli.media import advice_for, media_by_extension
-from diffuse_cli.media.file_errors import stat_of
+from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable, stat_of
 from diffuse_cli.system import DataError, Progress, Work, file_types, run_reader, show
 from diffuse_cli.system.hub_models import is_name
+
+LOOKED_AT = 8
+"""Number of files that decide whether another medium claims the files of an extension."""
 
 SOURCES: Mapping[str, type[Source]] = Modules(
     "sources", __name__, __path__, helpers=("entries",), value="SOURCE"
 )
 """Source classes by name. `find_source_kind` tries `folder` last, the others in the order of their
 names."""
+
+
+MANIFEST, MANIFEST_FORMAT = "manifest.json", "diffuse.samples"
+"""Name and format of the file in which `diffuse sample` lists its samples."""
 
 
 def find_source_kind(path: Path, *, single: bool = False) -> str:
@@ -54,12 +73,12 @@ def is_images(path: Path, *, single: bool = False) -> bool:
     Data of other programs counts, because `open_source` refuses it with a hint. With `single`, a
     file that is one sample is not a source.
     """
-    return bool(find_source_kind(path, single=single) or advice_for(path.name))
+    return bool(find_source_kind(path, single=single) or media.advice_for(path.name))
 
 
 def is_sample(path: Path) -> bool:
     """Whether a path is a file that a medium can read, by its extension."""
-    return extension_of(path.name) in media_by_extension() and is_file(path)
+    return extension_of(path.name) in media.media_by_extension() and is_file(path)
 
 
 def open_source(path: Path, *, single: bool = False) -> Source:
@@ -74,16 +93,16 @@ def open_source(path: Path, *, single: bool = False) -> Source:
         name = str(path).removeprefix("hf:").lstrip("/")
         raise DataError(f"not a data set: hf://{show(name)}", "Pass hf://datasets/ORG/NAME")
     mode = stat_of(path, "file or folder", HINT).st_mode
-    todo = advice_for(path.name)
+    todo = media.advice_for(path.name)
     hint = todo or HINT
     if run_reader.find_run(path):
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
     if single and is_sample(path):
         return SingleFile(path)
     if stat.S_ISREG(mode) and (file_kind := file_types.recognize_path(path)):
-        message, advice = file_types.kind_error(file_kind, path, "images")
-        raise DataError(message, todo or advice or hint)
-    if extension_of(path.name) in media_by_extension():
+        message, kind_hint = file_types.kind_error(file_kind, path, "images")
+        raise DataError(message, todo or kind_hint or hint)
+    if extension_of(path.name) in media.media_by_extension():
         hint = "Pass the folder that holds the images as DATA"
     raise DataError(f"neither a folder nor a file of images: {show(path)}", hint)
 
@@ -97,3 +116,112 @@ def file_hashes(path: Path, names: Iterable[str]) -> dict[str, str]:
             for entry in source.entries()
             if entry.name in requested_names
         }
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of a source that a medium reads.
+
+    Attributes:
+        medium: a name in `MEDIA`.
+        candidates: the files, in the byte order of their names.
+        others: the number of other files, without tables.
+        unread: the number of other files that `advice` covers, by extension.
+        tables: the names of metadata tables, and of the source's own tables.
+        origin: the `origin` of the source.
+    """
+
+    medium: str
+    candidates: tuple[Entry, ...]
+    others: int
+    unread: Mapping[str, int]
+    tables: tuple[str, ...] = ()
+    origin: str = ""
+
+
+def list_samples(source: Source, medium: str | None = None) -> Listing:
+    """List the files of `source` that a medium reads, by default the medium of most files.
+
+    In a folder that `diffuse sample` wrote, only the samples count, not the grid.
+    """
+    readers, hints = media.media_by_extension(), media.advice()
+    by_medium: dict[str, list[Entry]] = {"image": []}
+    unlisted: list[Entry] = []
+    samples: dict[str, frozenset[str]] = {}
+    num_others, unread, tables = 0, Counter[str](), list[str]()
+    changed = source.path.stat().st_mtime_ns if is_file(source.path) else 0
+    for entry in source.entries():
+        if changed:
+            entry = entry._replace(changed=changed)
+        folder, _, base = entry.name.rpartition("/")
+        if not base:  # a folder that cannot be listed
+            unlisted.append(entry)
+        elif reader := readers.get(extension := extension_of(base)):
+            by_medium.setdefault(reader, []).append(entry)
+        elif base in TABLES:
+            tables.append(entry.name)
+        else:
+            num_others += 1
+            if extension in hints:
+                unread[extension] += 1
+            if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
+                samples[folder] = names
+    for name, kind in media.MEDIA.items():
+        claimed = [e for e in by_medium["image"] if extension_of(e.name) in kind.claimed]
+        claims = [*map(kind.claims, read_subset(source, claimed, LOOKED_AT, LARGEST_FILE))]
+        if claims and all(claims):
+            claimed_set = set(claimed)
+            by_medium["image"] = [e for e in by_medium["image"] if e not in claimed_set]
+            by_medium.setdefault(name, []).extend(claimed)
+    chosen = medium or max(by_medium, key=lambda name: len(by_medium[name]))
+    sample_entries = [e for e in by_medium.get(chosen, []) if _is_listed(e.name, samples)]
+    num_others += sum(len(entries) for name, entries in by_medium.items() if name != chosen)
+    ordered = sorted([*sample_entries, *unlisted], key=lambda e: encode_name(e.name))
+    listed = (*sorted(tables, key=encode_name), *source.tables)
+    return Listing(chosen, tuple(ordered), num_others, unread, listed, source.origin)
+
+
+def read_subset(source: Source, entries: Sequence[Entry], count: int, size: int) -> Iterator[bytes]:
+    """Yield the bytes of `count` random entries, always the same ones, in order.
+
+    Entries that are larger than `size`, or cannot be read, are left out.
+    """
+    chosen = Random(0).sample(range(len(entries)), min(count, len(entries)))
+    for entry in (entries[row] for row in sorted(chosen)):
+        with contextlib.suppress(Unusable, OSError):
+            if not entry.fault and entry.size <= size:
+                yield source.read(entry)
+
+
+def _is_listed(name: str, samples: dict[str, frozenset[str]]) -> bool:
+    folder, _, base = name.rpartition("/")
+    return folder not in samples or base in samples[folder]
+
+
+def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
+    """Return the file names in a manifest of samples, or none for another file of that name."""
+    try:
+        manifest = json.loads(source.read(entry))
+        if manifest["format"] == MANIFEST_FORMAT:
+            return frozenset(map(str, manifest["images"]))
+    except (Unusable, OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass
+    return frozenset()
+
+
+def find_classes(
+    names: Sequence[str], candidates: Sequence[Entry]
+) -> tuple[list[int], tuple[str, ...]]:
+    """Return the labels of named samples, -1 for no class, and the class names in byte order.
+
+    If the source labels any of the `candidates`, its labels are the classes. Otherwise a class is a
+    folder directly below the common folder of all candidates.
+    """
+    given = {e.name: e.label or "" for e in candidates if e.label is not None}
+    if given:
+        sample_classes = [given.get(name, "") for name in names]
+    else:
+        sample_classes = folder_classes(names, [e.name for e in candidates])
+    class_names = sorted({name for name in sample_classes if name}, key=encode_name)
+    index = {"": -1} | {name: k for k, name in enumerate(class_names)}
+    return [index[name] for name in sample_classes], tuple(class_names)

@@ -1,32 +1,26 @@
-"""Base class of sources, and their entries and listings."""
+"""Base class of sources, their entries, and the shards of a source that is split."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import glob
 import os
 import posixpath
-from collections import Counter
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
-from random import Random
 from typing import Any, NamedTuple
 
-from diffuse_cli.media import MEDIA, advice, media_by_extension
-from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable, require_usable
+from diffuse_cli.media import media_by_extension
+from diffuse_cli.media.file_errors import Unusable, require_usable
 from diffuse_cli.media.file_errors import extension_of as extension_of
+from diffuse_cli.system import DataError, show
 
 HINT = "DATA is a folder, or a .zip, .tar, .parquet or .npy file, of images"
 
 TABLES = ("metadata.csv", "metadata.jsonl")
 """Names of metadata tables of the samples next to them."""
-
-LOOKED_AT = 8
-"""Number of files that decide whether another medium claims the files of an extension."""
-
-MANIFEST = "manifest.json"
-MANIFEST_FORMAT = "diffuse.samples"
 
 
 class Entry(NamedTuple):
@@ -179,115 +173,6 @@ def encode_name(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Files of a source that a medium reads.
-
-    Attributes:
-        medium: a name in `MEDIA`.
-        candidates: the files, in the byte order of their names.
-        others: the number of other files, without tables.
-        unread: the number of other files that `advice` covers, by extension.
-        tables: the names of metadata tables, and of the source's own tables.
-        origin: the `origin` of the source.
-    """
-
-    medium: str
-    candidates: tuple[Entry, ...]
-    others: int
-    unread: Mapping[str, int]
-    tables: tuple[str, ...] = ()
-    origin: str = ""
-
-
-def list_samples(source: Source, medium: str | None = None) -> Listing:
-    """List the files of `source` that a medium reads, by default the medium of most files.
-
-    In a folder that `diffuse sample` wrote, only the samples count, not the grid.
-    """
-    readers, hints = media_by_extension(), advice()
-    by_medium: dict[str, list[Entry]] = {"image": []}
-    unlisted: list[Entry] = []
-    samples: dict[str, frozenset[str]] = {}
-    num_others, unread, tables = 0, Counter[str](), list[str]()
-    changed = source.path.stat().st_mtime_ns if is_file(source.path) else 0
-    for entry in source.entries():
-        if changed:
-            entry = entry._replace(changed=changed)
-        folder, _, base = entry.name.rpartition("/")
-        if not base:  # a folder that cannot be listed
-            unlisted.append(entry)
-        elif reader := readers.get(extension := extension_of(base)):
-            by_medium.setdefault(reader, []).append(entry)
-        elif base in TABLES:
-            tables.append(entry.name)
-        else:
-            num_others += 1
-            if extension in hints:
-                unread[extension] += 1
-            if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
-                samples[folder] = names
-    for name, kind in MEDIA.items():
-        claimed = [e for e in by_medium["image"] if extension_of(e.name) in kind.claimed]
-        claims = [*map(kind.claims, read_subset(source, claimed, LOOKED_AT, LARGEST_FILE))]
-        if claims and all(claims):
-            claimed_set = set(claimed)
-            by_medium["image"] = [e for e in by_medium["image"] if e not in claimed_set]
-            by_medium.setdefault(name, []).extend(claimed)
-    chosen = medium or max(by_medium, key=lambda name: len(by_medium[name]))
-    sample_entries = [e for e in by_medium.get(chosen, []) if _is_listed(e.name, samples)]
-    num_others += sum(len(entries) for name, entries in by_medium.items() if name != chosen)
-    ordered = sorted([*sample_entries, *unlisted], key=lambda e: encode_name(e.name))
-    listed = (*sorted(tables, key=encode_name), *source.tables)
-    return Listing(chosen, tuple(ordered), num_others, unread, listed, source.origin)
-
-
-def read_subset(source: Source, entries: Sequence[Entry], count: int, size: int) -> Iterator[bytes]:
-    """Yield the bytes of `count` random entries, always the same ones, in order.
-
-    Entries that are larger than `size`, or cannot be read, are left out.
-    """
-    chosen = Random(0).sample(range(len(entries)), min(count, len(entries)))
-    for entry in (entries[row] for row in sorted(chosen)):
-        with contextlib.suppress(Unusable, OSError):
-            if not entry.fault and entry.size <= size:
-                yield source.read(entry)
-
-
-def _is_listed(name: str, samples: dict[str, frozenset[str]]) -> bool:
-    folder, _, base = name.rpartition("/")
-    return folder not in samples or base in samples[folder]
-
-
-def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
-    """Return the file names in a manifest of samples, or none for another file of that name."""
-    try:
-        manifest = json.loads(source.read(entry))
-        if manifest["format"] == MANIFEST_FORMAT:
-            return frozenset(map(str, manifest["images"]))
-    except (Unusable, OSError, ValueError, LookupError, TypeError, RecursionError):
-        pass
-    return frozenset()
-
-
-def find_classes(
-    names: Sequence[str], candidates: Sequence[Entry]
-) -> tuple[list[int], tuple[str, ...]]:
-    """Return the labels of named samples, -1 for no class, and the class names in byte order.
-
-    If the source labels any of the `candidates`, its labels are the classes. Otherwise a class is a
-    folder directly below the common folder of all candidates.
-    """
-    given = {e.name: e.label or "" for e in candidates if e.label is not None}
-    if given:
-        sample_classes = [given.get(name, "") for name in names]
-    else:
-        sample_classes = folder_classes(names, [e.name for e in candidates])
-    class_names = sorted({name for name in sample_classes if name}, key=encode_name)
-    index = {"": -1} | {name: k for k, name in enumerate(class_names)}
-    return [index[name] for name in sample_classes], tuple(class_names)
-
-
 def folder_classes(names: Sequence[str], candidates: Sequence[str] | None = None) -> list[str]:
     """Return the folder of each file, directly below the common folder of all candidates.
 
@@ -302,3 +187,79 @@ def strip_common_folder(names: Sequence[str], every: Iterable[str]) -> list[str]
     folders = {name.rpartition("/")[0] for name in every}
     shared = posixpath.commonpath(folders) if folders else ""
     return [name.removeprefix(f"{shared}/") for name in names]
+
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
+MOST_SHARDS = 100_000
+
+
+def shards_at(path: Path, extension: str) -> list[Path] | None:
+    """Return the shards with an extension at a path, in the byte order of their names.
+
+    The path is a shard, a folder of shards, or a pattern such as `a-{000..099}.tar` or `a-*.tar`.
+    None for any other path. Files that are written out in braces need not exist.
+    """
+    text = str(path)
+    if is_folder(path):
+        shards = _list_shards(path, extension)
+    elif extension_of(path.name) != extension:
+        return None
+    elif is_file(path):
+        return [path]
+    else:
+        written = list(islice(_expand_braces(text), MOST_SHARDS))
+        if any(character in text for character in "*?["):
+            written = [name for pattern in written for name in glob.glob(pattern)]  # noqa: PTH207
+        elif "{" not in text:
+            return None
+        shards = [Path(name) for name in dict.fromkeys(written)]
+    return sorted(shards, key=os.fsencode) or None
+
+
+def _list_shards(path: Path, extension: str) -> list[Path]:
+    """Return the shards in a folder, or an empty list if it also has folders or samples."""
+    shards, media = [], media_by_extension()
+    with contextlib.suppress(OSError), os.scandir(str(path)) as children:
+        for child in children:
+            if child.name.startswith("."):
+                continue
+            kind = extension_of(child.name)
+            if kind in media or (child.is_dir() and not is_ignored_folder(child.name)):
+                return []
+            if kind == extension and child.is_file():
+                shards.append(path / child.name)
+    return shards
+
+
+def _expand_braces(text: str) -> Iterator[str]:
+    """Expand `a{0..2}` to `a0`, `a1`, `a2`, and `{a,b}c` to `ac`, `bc`, as a shell does."""
+    parts = _BRACES.split(text)
+    choices: list[Iterable[str]] = []
+    for place, part in enumerate(parts):
+        if place % 2 == 0:
+            choices.append([part])
+        elif match := _RANGE.fullmatch(part):
+            first, last = map(int, match.groups())
+            width = len(match[1]) if match[1][0] == "0" else 0
+            choices.append([f"{k:0{width}d}" for k in range(first, min(last, first + 10**6) + 1)])
+        else:
+            choices.append(part.split(","))
+    return map("".join, product(*choices))
+
+
+def short_names(shards: Sequence[Path]) -> dict[Path, str]:
+    """Return the file names of shards, or, if two are equal, their paths with `_` for `/`.
+
+    The paths begin below the folder that all shards share.
+
+    Raises:
+        DataError: a shard does not exist.
+    """
+    for shard in shards:
+        if not is_file(shard):
+            raise DataError(f"no such file: {show(shard)}", "Check the numbers in braces")
+    if len({shard.name for shard in shards}) == len(shards):
+        return {shard: shard.name for shard in shards}
+    shared = os.path.commonpath([shard.absolute().parent for shard in shards])
+    return {shard: os.path.relpath(shard, shared).replace(os.sep, "_") for shard in shards}

@@ -16,8 +16,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._shards import shards_at, short_names
-from diffuse_cli.data.sources.entries import Entry, MetadataRow, Source, extension_of
+from diffuse_cli.data.sources.entries import (
+    Entry,
+    MetadataRow,
+    Source,
+    extension_of,
+    shards_at,
+    short_names,
+)
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable

@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from diffuse_cli.data.sources._shards import shards_at, short_names
 from diffuse_cli.data.sources.entries import (
     Entry,
     MetadataRow,
@@ -27,6 +26,8 @@ from diffuse_cli.data.sources.entries import (
     folder_classes,
     is_file,
     plain_name,
+    shards_at,
+    short_names,
 )
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media import media_by_extension
