@@ -21,12 +21,11 @@ import PIL
 from diffuse_cli import system
 from diffuse_cli.data.decoding_threads import DecodedFile, DecodingTask, decode_all, decode_files
 from diffuse_cli.data.sources import Listing
-from diffuse_cli.data.sources.entries import Entry
+from diffuse_cli.data.sources.base import Entry
 from diffuse_cli.data.store import SECONDS_BETWEEN_EVENTS, KeptSamples, Shape, Store, make_blank
 from diffuse_cli.data.summary import NAMED
-from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size
+from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size, Unusable
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system import DataError, Progress, Work, files, show
 
 FORMAT = 1

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from diffuse_cli.data.sources import Entry, Source
-from diffuse_cli.media import MEDIA, Read, ReadSettings
+from diffuse_cli.media import MEDIA, Read, ReadSettings, Unusable
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import LARGE, Unusable, lock_large
+from diffuse_cli.media.file_errors import LARGE, lock_large
 from diffuse_cli.system.memory import is_out_of_memory
 
 SMALL = 2**12

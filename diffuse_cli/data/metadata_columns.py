@@ -14,8 +14,7 @@ from diffuse_cli.core import LabelColumn, MetadataTable, NumberColumn
 from diffuse_cli.core.conditions import MOST_COLUMNS, MOST_VALUES, UNTOLD, Column, Value
 from diffuse_cli.core.settings import digits
 from diffuse_cli.data.summary import format_names, plural
-from diffuse_cli.system import DataError, UsageError, lookup, shorten
-from diffuse_cli.system.errors import closest_name
+from diffuse_cli.system import DataError, UsageError, closest_name, lookup, shorten
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffuse_cli.data.sources import open_source
-from diffuse_cli.data.sources.entries import TABLES, Entry, MetadataRow, Source, encode_name
+from diffuse_cli.data.sources import base, open_source
+from diffuse_cli.data.sources.base import Entry, MetadataRow, Source
 from diffuse_cli.data.summary import format_names, plural
 from diffuse_cli.system import DataError, shorten, show
 
@@ -79,11 +79,11 @@ def read_cells(
         DataError: there is no table, one is broken, or none has a row for these samples.
     """
     with contextlib.closing(open_source(Path(path))) as source:
-        entries = [e for e in source.entries() if e.name.rpartition("/")[2] in TABLES]
+        entries = [e for e in source.entries() if e.name.rpartition("/")[2] in base.TABLES]
         if not entries and not source.tables:
-            text = f"no {' or '.join(TABLES)} in {show(path)}"
+            text = f"no {' or '.join(base.TABLES)} in {show(path)}"
             raise DataError(text, f"Put one next to the images, with a column {FILE_NAME}")
-        entries = sorted(entries, key=lambda e: encode_name(e.name))
+        entries = sorted(entries, key=lambda e: base.encode_name(e.name))
         rows: dict[str, MetadataRow] = {}
         columns: dict[str, None] = {}
         for row in _read_rows(source, entries, selection):
@@ -105,8 +105,8 @@ def _read_rows(
         DataError: a table is broken.
     """
     for entry in entries:
-        table, (folder, _, base) = show(entry.name), entry.name.rpartition("/")
-        for line, values in FORMATS[base.rpartition(".")[2]](_text(entry, source), table):
+        table, (folder, _, file_name) = show(entry.name), entry.name.rpartition("/")
+        for line, values in FORMATS[file_name.rpartition(".")[2]](_text(entry, source), table):
             named = values.pop(FILE_NAME, None)
             if named is None:
                 raise DataError(f"{table}, line {line:,}: no {FILE_NAME}")

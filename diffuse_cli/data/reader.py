@@ -24,7 +24,7 @@ from diffuse_cli.data.sources import (
     open_source,
     read_subset,
 )
-from diffuse_cli.data.sources.entries import Source
+from diffuse_cli.data.sources.base import Source
 from diffuse_cli.data.store import KeptSamples, store_stream
 from diffuse_cli.data.stream import Stream, StreamSource
 from diffuse_cli.data.summary import (
@@ -35,9 +35,8 @@ from diffuse_cli.data.summary import (
     remark_lines,
     skip_counts,
 )
-from diffuse_cli.media import MEDIA, Array, ReadSettings, Size, advice, advice_for
+from diffuse_cli.media import LARGEST_FILE, MEDIA, Array, ReadSettings, Size, advice, advice_for
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import LARGEST_FILE
 from diffuse_cli.system import DataError, Notice, Work, show, translate_errors
 
 LOOKED_AT = 256

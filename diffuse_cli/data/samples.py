@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from diffuse_cli.core import TRANSFORMS, Space
 from diffuse_cli.core.space import LEAST_STD
-from diffuse_cli.data.sources.entries import strip_common_folder
+from diffuse_cli.data.sources.base import strip_common_folder
 from diffuse_cli.data.summary import NAMED, Summary, format_names, plural
 from diffuse_cli.media import MEDIA, Array, Indices
 from diffuse_cli.system import DataError, lookup, show

@@ -23,12 +23,11 @@ from diffuse_cli import media
 from diffuse_cli.core import InvalidArgument, Space
 from diffuse_cli.core.registry import lookup
 from diffuse_cli.core.space import MOST_CHANNELS
-from diffuse_cli.media import Array, Read, ReadSettings, Size
+from diffuse_cli.media import Array, Read, ReadSettings, Size, Unusable
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_channels
 from diffuse_cli.media.file_errors import (
     LARGE,
-    Unusable,
     errors_as,
     lock_large,
     member_fault,

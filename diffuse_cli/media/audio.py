@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from diffuse_cli import media
 from diffuse_cli.core import InvalidArgument, Space
-from diffuse_cli.media import Array, Read, ReadSettings
+from diffuse_cli.media import Array, Read, ReadSettings, Unusable
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_sounds
-from diffuse_cli.media.file_errors import LARGE, Unusable, errors_as, lock_large
-from diffuse_cli.system.errors import extra_package
+from diffuse_cli.media.file_errors import LARGE, errors_as, lock_large
+from diffuse_cli.system import extra_package
 
 if TYPE_CHECKING:
     from soundfile import SoundFile

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.data.sources.entries import extension_of
+from diffuse_cli.data.sources.base import extension_of
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import OutputError, UsageError, files, outputs
 

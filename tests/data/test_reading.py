@@ -23,7 +23,7 @@ from PIL import Image
 from diffuse_cli.data import Dataset, open_index, read_images, save_index, store
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
 from diffuse_cli.data.sources import find_classes, read_subset
-from diffuse_cli.data.sources.entries import Entry, Source
+from diffuse_cli.data.sources.base import Entry, Source
 from diffuse_cli.data.store import Store
 from diffuse_cli.data.summary import describe_fit
 from diffuse_cli.media import file_errors as reasons

@@ -156,11 +156,11 @@ def test_headers_are_read_as_tarfile_reads_them(tmp_path: Path, form: int) -> No
     members: dict[str, Entry] = {}
     assert headers.list_members(path, members) == ""
     with tarfile.open(path) as archive:
-        found = [(headers.plain_name(m.name), f"{m.offset_data}:{m.size}:{path}") for m in archive]
+        found = [(headers.base.plain_name(m.name), f"{m.offset_data}:{m.size}:{path}") for m in archive]
         assert [(name, member.key) for name, member in members.items()] == found
     with contextlib.closing(open_source(path)) as source:
         found = {e.name: source.read(e) for e in source.entries()}
-    assert found == {headers.plain_name(name): data for name, data in files.items()}
+    assert found == {headers.base.plain_name(name): data for name, data in files.items()}
 
 
 def test_the_last_of_a_name_counts_and_hidden_members_do_not(tmp_path: Path) -> None:

@@ -14,19 +14,12 @@ from random import Random
 
 from diffuse_cli import media
 from diffuse_cli.core import Modules
-from diffuse_cli.data.sources.entries import (
-    HINT,
-    TABLES,
-    encode_name,
-    extension_of,
-    folder_classes,
-    is_file,
-    is_folder,
-)
-from diffuse_cli.data.sources.entries import Entry as Entry
-from diffuse_cli.data.sources.entries import Source as Source
+from diffuse_cli.data.sources import base
+from diffuse_cli.data.sources.base import Entry as Entry
+from diffuse_cli.data.sources.base import Source as Source
 from diffuse_cli.data.sources.folder import SingleFile
-from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable, stat_of
+from diffuse_cli.media import LARGEST_FILE, Unusable
+from diffuse_cli.media.file_errors import stat_of
 from diffuse_cli.system import DataError, Progress, Work, file_types, run_reader, show
 from diffuse_cli.system.hub_models import is_name
 
@@ -34,7 +27,7 @@ LOOKED_AT = 8
 """Number of files that decide whether another medium claims the files of an extension."""
 
 SOURCES: Mapping[str, type[Source]] = Modules(
-    "sources", __name__, __path__, helpers=("entries",), value="SOURCE"
+    "sources", __name__, __path__, helpers=("base",), value="SOURCE"
 )
 """Source classes by name. `find_source_kind` tries `folder` last, the others in the order of their
 names."""
@@ -49,7 +42,7 @@ def find_source_kind(path: Path, *, single: bool = False) -> str:
 
     With `single`, a file that is one sample is not a source.
     """
-    if is_folder(path) and run_reader.find_run(path):
+    if base.is_folder(path) and run_reader.find_run(path):
         return ""
     sources = sorted(SOURCES.items(), key=lambda item: item[0] == "folder")
     kind = next((name for name, source in sources if source.recognizes(path)), "")
@@ -78,7 +71,7 @@ def is_images(path: Path, *, single: bool = False) -> bool:
 
 def is_sample(path: Path) -> bool:
     """Whether a path is a file that a medium can read, by its extension."""
-    return extension_of(path.name) in media.media_by_extension() and is_file(path)
+    return base.extension_of(path.name) in media.media_by_extension() and base.is_file(path)
 
 
 def open_source(path: Path, *, single: bool = False) -> Source:
@@ -92,9 +85,9 @@ def open_source(path: Path, *, single: bool = False) -> Source:
     if is_name(path):
         name = str(path).removeprefix("hf:").lstrip("/")
         raise DataError(f"not a data set: hf://{show(name)}", "Pass hf://datasets/ORG/NAME")
-    mode = stat_of(path, "file or folder", HINT).st_mode
+    mode = stat_of(path, "file or folder", base.HINT).st_mode
     todo = media.advice_for(path.name)
-    hint = todo or HINT
+    hint = todo or base.HINT
     if run_reader.find_run(path):
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
     if single and is_sample(path):
@@ -102,7 +95,7 @@ def open_source(path: Path, *, single: bool = False) -> Source:
     if stat.S_ISREG(mode) and (file_kind := file_types.recognize_path(path)):
         message, kind_hint = file_types.kind_error(file_kind, path, "images")
         raise DataError(message, todo or kind_hint or hint)
-    if extension_of(path.name) in media.media_by_extension():
+    if base.extension_of(path.name) in media.media_by_extension():
         hint = "Pass the folder that holds the images as DATA"
     raise DataError(f"neither a folder nor a file of images: {show(path)}", hint)
 
@@ -149,25 +142,29 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     unlisted: list[Entry] = []
     samples: dict[str, frozenset[str]] = {}
     num_others, unread, tables = 0, Counter[str](), list[str]()
-    changed = source.path.stat().st_mtime_ns if is_file(source.path) else 0
+    changed = source.path.stat().st_mtime_ns if base.is_file(source.path) else 0
     for entry in source.entries():
         if changed:
             entry = entry._replace(changed=changed)
-        folder, _, base = entry.name.rpartition("/")
-        if not base:  # a folder that cannot be listed
+        folder, _, file_name = entry.name.rpartition("/")
+        if not file_name:  # a folder that cannot be listed
             unlisted.append(entry)
-        elif reader := readers.get(extension := extension_of(base)):
+        elif reader := readers.get(extension := base.extension_of(file_name)):
             by_medium.setdefault(reader, []).append(entry)
-        elif base in TABLES:
+        elif file_name in base.TABLES:
             tables.append(entry.name)
         else:
             num_others += 1
             if extension in hints:
                 unread[extension] += 1
-            if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
+            if (
+                file_name == MANIFEST
+                and not entry.fault
+                and (names := _read_manifest(source, entry))
+            ):
                 samples[folder] = names
     for name, kind in media.MEDIA.items():
-        claimed = [e for e in by_medium["image"] if extension_of(e.name) in kind.claimed]
+        claimed = [e for e in by_medium["image"] if base.extension_of(e.name) in kind.claimed]
         claims = [*map(kind.claims, read_subset(source, claimed, LOOKED_AT, LARGEST_FILE))]
         if claims and all(claims):
             claimed_set = set(claimed)
@@ -176,8 +173,8 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     chosen = medium or max(by_medium, key=lambda name: len(by_medium[name]))
     sample_entries = [e for e in by_medium.get(chosen, []) if _is_listed(e.name, samples)]
     num_others += sum(len(entries) for name, entries in by_medium.items() if name != chosen)
-    ordered = sorted([*sample_entries, *unlisted], key=lambda e: encode_name(e.name))
-    listed = (*sorted(tables, key=encode_name), *source.tables)
+    ordered = sorted([*sample_entries, *unlisted], key=lambda e: base.encode_name(e.name))
+    listed = (*sorted(tables, key=base.encode_name), *source.tables)
     return Listing(chosen, tuple(ordered), num_others, unread, listed, source.origin)
 
 
@@ -194,8 +191,8 @@ def read_subset(source: Source, entries: Sequence[Entry], count: int, size: int)
 
 
 def _is_listed(name: str, samples: dict[str, frozenset[str]]) -> bool:
-    folder, _, base = name.rpartition("/")
-    return folder not in samples or base in samples[folder]
+    folder, _, file_name = name.rpartition("/")
+    return folder not in samples or file_name in samples[folder]
 
 
 def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
@@ -221,7 +218,7 @@ def find_classes(
     if given:
         sample_classes = [given.get(name, "") for name in names]
     else:
-        sample_classes = folder_classes(names, [e.name for e in candidates])
-    class_names = sorted({name for name in sample_classes if name}, key=encode_name)
+        sample_classes = base.folder_classes(names, [e.name for e in candidates])
+    class_names = sorted({name for name in sample_classes if name}, key=base.encode_name)
     index = {"": -1} | {name: k for k, name in enumerate(class_names)}
     return [index[name] for name in sample_classes], tuple(class_names)

@@ -7,15 +7,10 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from diffuse_cli.data.sources.entries import (
-    Entry,
-    Source,
-    extension_of,
-    is_folder,
-    is_ignored_folder,
-)
+from diffuse_cli.data.sources import base
+from diffuse_cli.data.sources.base import Entry, Source
+from diffuse_cli.media import LARGEST_FILE, Unusable
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.descriptors import open_to_read
 
 _AT_ONCE = 2**20
@@ -37,7 +32,7 @@ class Folder(Source):
 
     @staticmethod
     def recognizes(path: Path) -> bool:
-        return is_folder(path)
+        return base.is_folder(path)
 
     def entries(self) -> Iterator[Entry]:
         visited: set[tuple[int, int]] = set()
@@ -58,8 +53,8 @@ class Folder(Source):
                 continue
             for child in children:
                 relative = f"{name}/{child.name}" if name else child.name
-                if _is_folder(child) and extension_of(child.name) not in STORES:
-                    if not is_ignored_folder(child.name):
+                if _is_folder(child) and base.extension_of(child.name) not in STORES:
+                    if not base.is_ignored_folder(child.name):
                         (links if child.is_symlink() else real).append((relative, child.path))
                 elif child.name[0] != "." and (self._names is None or relative in self._names):
                     yield _file_entry(relative, child)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from diffuse_cli.data.sources.entries import TABLES, Source, extension_of, plain_name
+from diffuse_cli.data.sources.base import TABLES, Source, extension_of, plain_name
 from diffuse_cli.data.sources.folder import Folder
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import DataError, files

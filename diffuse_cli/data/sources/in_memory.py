@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.core import InvalidArgument
-from diffuse_cli.data.sources.entries import Entry, MetadataRow, Source
+from diffuse_cli.data.sources.base import Entry, MetadataRow, Source
 from diffuse_cli.media import MEDIA, Array, infer_layout
 from diffuse_cli.system import DataError
 from diffuse_cli.system.run_reader import MEMORY

@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from diffuse_cli.data.sources.entries import Entry, Source, extension_of, is_file
+from diffuse_cli.data.sources.base import Entry, Source, extension_of, is_file
 from diffuse_cli.data.sources.in_memory import encode_sample
 from diffuse_cli.data.sources.npz_batch import NOT_ONE, NpzBatch
-from diffuse_cli.media import Array
+from diffuse_cli.media import Array, Unusable
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array import read_array
-from diffuse_cli.media.file_errors import Unusable, read_required_file
-from diffuse_cli.system import DataError, shorten, show
-from diffuse_cli.system.memory import raise_if_full
+from diffuse_cli.media.file_errors import read_required_file
+from diffuse_cli.system import DataError, raise_if_full, shorten, show
 
 
 class NpyRows(Source):

@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from diffuse_cli.data.sources.entries import HINT, Entry, Source, is_file
+from diffuse_cli.data.sources.base import HINT, Entry, Source, is_file
 from diffuse_cli.data.sources.in_memory import encode_image
 from diffuse_cli.media import Array
 from diffuse_cli.media.array import HEADERS

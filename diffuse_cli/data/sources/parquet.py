@@ -16,20 +16,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources.entries import (
-    Entry,
-    MetadataRow,
-    Source,
-    extension_of,
-    shards_at,
-    short_names,
-)
+from diffuse_cli.data.sources import base
+from diffuse_cli.data.sources.base import Entry, MetadataRow, Source
+from diffuse_cli.media import LARGEST_FILE, Unusable, media_by_extension
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media import media_by_extension
-from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
-from diffuse_cli.system import DataError, shorten, show
-from diffuse_cli.system.errors import extra_package
-from diffuse_cli.system.memory import raise_if_full
+from diffuse_cli.system import DataError, extra_package, raise_if_full, shorten, show
 
 EXTENSION = ".parquet"
 
@@ -75,16 +66,16 @@ class Parquet(Source):
 
     @staticmethod
     def recognizes(path: Path) -> bool:
-        return shards_at(path, EXTENSION) is not None
+        return base.shards_at(path, EXTENSION) is not None
 
     @classmethod
     def open(cls, path: Path) -> Parquet:
         extra_package("pyarrow.parquet", "parquet", f"pyarrow is needed to read {show(path)}")
-        return cls(path, shards_at(path, EXTENSION) or [path])
+        return cls(path, base.shards_at(path, EXTENSION) or [path])
 
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
         super().__init__(path)
-        self._names = {path.absolute(): name for path, name in short_names(shards).items()}
+        self._names = {path.absolute(): name for path, name in base.short_names(shards).items()}
         self._open: OrderedDict[str, tuple[ParquetShard, ColumnRoles]] = OrderedDict()
         self._blocks = Blocks()
         self._lock = threading.Lock()
@@ -171,7 +162,7 @@ class Parquet(Source):
         start = Path(self._names[Path(path)]).stem + "/" if len(self._names) > 1 else ""
         columns = zip(names, labels, shard.sizes(layout), strict=True)
         for row, (name, label, size) in enumerate(columns):
-            extension = extension_of(name.rpartition("/")[2]) if isinstance(name, str) else ""
+            extension = base.extension_of(name.rpartition("/")[2]) if isinstance(name, str) else ""
             if extension not in readers:
                 extension = usual = usual or _extension(shard, layout)
             class_name = "" if label is None else str(label)

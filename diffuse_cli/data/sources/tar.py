@@ -18,23 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from diffuse_cli.data.sources.entries import (
-    Entry,
-    MetadataRow,
-    Source,
-    extension_of,
-    folder_classes,
-    is_file,
-    plain_name,
-    shards_at,
-    short_names,
-)
+from diffuse_cli.data.sources import base
+from diffuse_cli.data.sources.base import Entry, MetadataRow, Source
+from diffuse_cli.media import LARGEST_FILE, Unusable, media_by_extension
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media import media_by_extension
-from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
-from diffuse_cli.system import DataError, file_types, shorten, show
+from diffuse_cli.system import DataError, file_types, raise_if_full, shorten, show
 from diffuse_cli.system.descriptors import open_to_read, read_at
-from diffuse_cli.system.memory import raise_if_full
 
 EXTENSION = ".tar"
 CLASS, COLUMNS = ".cls", ".json"
@@ -76,14 +65,15 @@ class Tar(Source):
 
     @staticmethod
     def recognizes(path: Path) -> bool:
-        if is_file(path):
+        if base.is_file(path):
             kind = file_types.recognize_path(path)
-            return kind == file_types.TAR or (not kind and extension_of(path.name) == EXTENSION)
-        return shards_at(path, EXTENSION) is not None
+            unknown = not kind and base.extension_of(path.name) == EXTENSION
+            return kind == file_types.TAR or unknown
+        return base.shards_at(path, EXTENSION) is not None
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        short = short_names(shards_at(path, EXTENSION) or [path])
+        short = base.short_names(base.shards_at(path, EXTENSION) or [path])
         self._shards = {shard.absolute(): name for shard, name in short.items()}
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -153,7 +143,7 @@ class Tar(Source):
             for name, member in shard_members.items():
                 entry = member._replace(name=prefix + name)
                 stem, extension = _split_name(entry.name)
-                if extension_of(name) in readers:
+                if base.extension_of(name) in readers:
                     index.media.setdefault(stem, []).append(entry)
                 else:
                     other_members.append((stem, extension, entry))
@@ -177,13 +167,13 @@ class Tar(Source):
     def _folders(self, samples: list[Entry]) -> list[str]:
         """Return the folder of each sample, below the folder that all samples of a medium share."""
         readers, inside = media_by_extension(), dict[str, list[str]]()
-        media = [readers[extension_of(entry.name)] for entry in samples]
+        media = [readers[base.extension_of(entry.name)] for entry in samples]
         for medium, entry in zip(media, samples, strict=True):
             name = entry.name
             if self._index.prefixed:  # the shard's name is not a folder
                 name = name.partition("/")[2]
             inside.setdefault(medium, []).append(name)
-        folders = {medium: iter(folder_classes(names)) for medium, names in inside.items()}
+        folders = {medium: iter(base.folder_classes(names)) for medium, names in inside.items()}
         return [next(folders[medium]) for medium in media]
 
     def _label(self, stem: str) -> str:
@@ -205,8 +195,8 @@ class Tar(Source):
 
 def _split_name(name: str) -> tuple[str, str]:
     """Split `a/b.mask.PNG` into `a/b` and `.mask.png`."""
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
+    folder, slash, file_name = name.rpartition("/")
+    stem, dot, extension = file_name.partition(".")
     return folder + slash + stem, dot + extension.lower()
 
 
@@ -236,7 +226,7 @@ def list_members(shard: Path, members: dict[str, Entry]) -> str:
                 archive.members.clear()  # type: ignore[attr-defined]
                 if info.size < 0 or archive.offset > end:
                     return reasons.CORRUPT
-                if not info.isdir() and (name := plain_name(info.name)):
+                if not info.isdir() and (name := base.plain_name(info.name)):
                     key = f"{info.offset_data}:{info.size}:{shard}"
                     members[name] = Entry(name, info.size, key, _fault(info))
             # tarfile stops at a damaged header as at the blocks of zeros after the last member.

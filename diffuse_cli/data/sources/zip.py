@@ -6,12 +6,12 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffuse_cli.data.sources.entries import HINT, Entry, Source, extension_of, is_file, plain_name
+from diffuse_cli.data.sources import base
+from diffuse_cli.data.sources.base import Entry, Source
+from diffuse_cli.media import Unusable, media_by_extension
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media import media_by_extension
-from diffuse_cli.media.file_errors import Unusable, member_fault, read_member
-from diffuse_cli.system import DataError, file_types, show
-from diffuse_cli.system.memory import raise_if_full
+from diffuse_cli.media.file_errors import member_fault, read_member
+from diffuse_cli.system import DataError, file_types, raise_if_full, show
 
 
 class Zip(Source):
@@ -20,7 +20,7 @@ class Zip(Source):
     @staticmethod
     def recognizes(path: Path) -> bool:
         """Whether the file is a zip that is not a torch model, or one with samples."""
-        kind = file_types.recognize_path(path) if is_file(path) else ""
+        kind = file_types.recognize_path(path) if base.is_file(path) else ""
         if kind != file_types.TORCH:
             return kind == file_types.ZIP
         try:
@@ -30,7 +30,7 @@ class Zip(Source):
             raise_if_full(error)
             return False
         readers = media_by_extension()
-        return any(extension_of(name.rpartition("/")[2]) in readers for name in names)
+        return any(base.extension_of(name.rpartition("/")[2]) in readers for name in names)
 
     @classmethod
     def open(cls, path: Path) -> Zip:
@@ -38,7 +38,7 @@ class Zip(Source):
             return cls(path)
         except Exception as error:
             raise_if_full(error)
-            raise DataError(f"cannot read the zip file {show(path)}: {error}", HINT) from error
+            raise DataError(f"cannot read the zip file {show(path)}: {error}", base.HINT) from error
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -47,7 +47,7 @@ class Zip(Source):
     def entries(self) -> Iterator[Entry]:
         members: dict[str, zipfile.ZipInfo] = {}
         for info in self._file.infolist():
-            if not info.is_dir() and (name := plain_name(info.filename)):
+            if not info.is_dir() and (name := base.plain_name(info.filename)):
                 members[name] = info  # the last of a name, like unzip
         for name, info in members.items():
             yield Entry(name, info.file_size, info.filename, member_fault(info))

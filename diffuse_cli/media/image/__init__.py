@@ -18,10 +18,10 @@ from xxhash import xxh3_128_digest
 
 from diffuse_cli import media
 from diffuse_cli.core import InvalidArgument, Space
-from diffuse_cli.media import Array, Read, ReadSettings, Size, figures
+from diffuse_cli.media import Array, Read, ReadSettings, Size, Unusable, figures
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_channels
-from diffuse_cli.media.file_errors import ADVICE, Unusable
+from diffuse_cli.media.file_errors import ADVICE
 from diffuse_cli.media.image import planes
 from diffuse_cli.media.image.decoding import DecodedImage, decode_image, read_pages
 from diffuse_cli.media.image.image_metadata import EXTENSIONS, silence_pillow

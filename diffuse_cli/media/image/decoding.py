@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from diffuse_cli.core.space import MOST_CHANNELS
-from diffuse_cli.media import Array, Size, advice_for
+from diffuse_cli.media import Array, Size, Unusable, advice_for
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import LARGE, Unusable, errors_as, lock_large, read_required_file
+from diffuse_cli.media.file_errors import LARGE, errors_as, lock_large, read_required_file
 from diffuse_cli.media.image import image_metadata, planes
 from diffuse_cli.media.image.image_metadata import Conversion
 

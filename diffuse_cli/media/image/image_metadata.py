@@ -27,9 +27,10 @@ from PIL import (
     features,
 )
 
+from diffuse_cli.media import Unusable
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable, errors_as
-from diffuse_cli.system.memory import raise_if_full
+from diffuse_cli.media.file_errors import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, errors_as
+from diffuse_cli.system import raise_if_full
 
 AVIF = ("AVIF",) if features.check("avif") else ()
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *AVIF)

@@ -12,9 +12,9 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffuse_cli.media import media_by_extension
-from diffuse_cli.media.file_errors import Unusable, require_usable
+from diffuse_cli.media import Unusable, media_by_extension
 from diffuse_cli.media.file_errors import extension_of as extension_of
+from diffuse_cli.media.file_errors import require_usable
 from diffuse_cli.system import DataError, show
 
 HINT = "DATA is a folder, or a .zip, .tar, .parquet or .npy file, of images"
