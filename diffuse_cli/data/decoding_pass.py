@@ -22,11 +22,11 @@ from diffuse_cli import system
 from diffuse_cli.data.decoding_threads import DecodedFile, DecodingTask, decode_all, decode_files
 from diffuse_cli.data.sources import Listing
 from diffuse_cli.data.sources.base import Entry
-from diffuse_cli.data.store import SECONDS_BETWEEN_EVENTS, KeptSamples, Shape, Store, make_blank
+from diffuse_cli.data.store import SECONDS_BETWEEN_EVENTS, KeptSamples, Store, make_blank
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size, Unusable
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.system import DataError, Progress, Work, files, show
+from diffuse_cli.system import Progress, Work, files
 
 FORMAT = 1
 
@@ -109,8 +109,10 @@ def decode_listing(
                     read, reason = None, reasons.SHAPE
             if read is None:
                 if strict:
-                    text = f"{show(entry.name)}: {reason}"
-                    raise DataError(text, "Remove it, or leave --strict out to skip such files")
+                    text = f"{system.show(entry.name)}: {reason}"
+                    raise system.DataError(
+                        text, "Remove it, or leave --strict out to skip such files"
+                    )
                 _count_reason(tally.skipped, reason, entry)
             else:
                 tally.add(entry, read)
@@ -172,7 +174,7 @@ def _can_store(store: Store | None, read: Read, kind: Medium) -> bool:
 
 def _resolve_common(
     settings: ReadSettings, store: Store | None, values: Array, kind: Medium
-) -> tuple[ReadSettings, Shape, np.dtype[Any]]:
+) -> tuple[ReadSettings, Size, np.dtype[Any]]:
     """Return the request, the shape and the type that stored samples share with another sample.
 
     Samples of several sizes get the medium's size. If the medium has several bit depths, the type

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.core import LabelColumn, MetadataTable, NumberColumn
-from diffuse_cli.core.conditions import MOST_COLUMNS, MOST_VALUES, UNTOLD, Column, Value
+from diffuse_cli.core import LabelColumn, MetadataTable, NumberColumn, conditions
+from diffuse_cli.core.conditions import Column, Value
 from diffuse_cli.core.settings import digits
 from diffuse_cli.data.summary import format_names, plural
 from diffuse_cli.system import DataError, UsageError, closest_name, lookup, shorten
@@ -55,8 +55,10 @@ def parse_column_names(columns: Sequence[str]) -> list[str]:
     names = [parse_column(one)[0] for one in columns]
     if len(set(names)) < len(names):
         raise UsageError("--condition-on names a column twice", "Name it once")
-    if len(names) > MOST_COLUMNS:
-        raise UsageError(f"--condition-on: at most {MOST_COLUMNS} columns, not {len(names):,}")
+    if len(names) > conditions.MOST_COLUMNS:
+        raise UsageError(
+            f"--condition-on: at most {conditions.MOST_COLUMNS} columns, not {len(names):,}"
+        )
     return names
 
 
@@ -132,10 +134,10 @@ def _labels(
             f"--condition-on {shorten(name)}:label",
         )
     values = sorted({cell.text for cell in cells})
-    if len(values) > MOST_VALUES:
+    if len(values) > conditions.MOST_VALUES:
         raise DataError(
             f"--condition-on {shorten(name)}: {len(values):,} different labels, such as "
-            f"{shorten(values[0], 60)!r}. A column can have at most {MOST_VALUES:,}",
+            f"{shorten(values[0], 60)!r}. A column can have at most {conditions.MOST_VALUES:,}",
             "Choose a column with fewer different values",
         )
     if len(values) < 2:
@@ -214,13 +216,13 @@ def describe_unknown_labels(table: MetadataTable, cells: Cells) -> Iterator[str]
 
 def _code(column: Column, cell: Cell | None) -> float:
     if cell is None:
-        return UNTOLD
+        return conditions.UNTOLD
     if isinstance(column, LabelColumn):
         return column.code(cell.text)
     if cell.number is None or math.isinf(cell.number):
         reason = f"{shorten(column.name)} is {shorten(cell.text)!r}, not a number"
         raise DataError(f"{cell.place}: {reason}")
-    return UNTOLD if math.isnan(cell.number) else column.code(cell.number)
+    return conditions.UNTOLD if math.isnan(cell.number) else column.code(cell.number)
 
 
 def parse_rows(table: MetadataTable, on: Sequence[str]) -> tuple[tuple[float, ...], ...]:
@@ -272,7 +274,7 @@ def describe_out_of_range(table: MetadataTable, on: Sequence[str]) -> Iterator[s
 
 def find_missing_columns(table: MetadataTable, rows: Sequence[Sequence[float]]) -> list[str]:
     """Return the columns that some rows leave out, though every training sample has them."""
-    blank = (UNTOLD,) * len(table)
+    blank = (conditions.UNTOLD,) * len(table)
     return [
         column.name
         for k, column in enumerate(table.columns)

@@ -12,30 +12,16 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageColor
 
-from diffuse_cli.core import dimensions
+from diffuse_cli import media
+from diffuse_cli.data import sources
 from diffuse_cli.data.decoding_pass import DatasetIndex, Tally, decode_listing
 from diffuse_cli.data.decoding_threads import DecodingTask, cores
 from diffuse_cli.data.samples import Dataset
-from diffuse_cli.data.sources import (
-    Listing,
-    fetch_source,
-    find_classes,
-    list_samples,
-    open_source,
-    read_subset,
-)
 from diffuse_cli.data.sources.base import Source
 from diffuse_cli.data.store import KeptSamples, store_stream
 from diffuse_cli.data.stream import Stream, StreamSource
-from diffuse_cli.data.summary import (
-    Summary,
-    describe_fit,
-    format_sizes,
-    plural,
-    remark_lines,
-    skip_counts,
-)
-from diffuse_cli.media import LARGEST_FILE, MEDIA, Array, ReadSettings, Size, advice, advice_for
+from diffuse_cli.data.summary import Summary, plural, remark_lines, skip_counts
+from diffuse_cli.media import Array, ReadSettings, Size
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import DataError, Notice, Work, show, translate_errors
 
@@ -92,14 +78,14 @@ def read_images(
         index: the file of a `DatasetIndex`, for a data set that may be larger than `keep`.
         goes_on: use a complete index even if the source has changed since.
         sizable: whether the caller has --size, which the notice of resized samples names. If not,
-            it reports resized samples by itself, with `describe_resizing`.
+            it reports resized samples by itself, with `Summary.describe_resizing`.
 
     Raises:
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
         UsageError: the medium does not support the fit, the layout or the number of sides.
     """
-    yield from fetch_source(Path(source))
+    yield from sources.fetch_source(Path(source))
     color = ImageColor.getrgb(background)[:3]
     settings = ReadSettings(size, channels, color, fit, layout=layout, numbers=numbers, rate=rate)
     about = {
@@ -111,9 +97,9 @@ def read_images(
         "size": size[:1] if size and len(set(size)) == 1 else size,
     }
     dataset_index = DatasetIndex(index, about, goes_on)
-    with contextlib.closing(open_source(Path(source), single=single)) as opened:
+    with contextlib.closing(sources.open_source(Path(source), single=single)) as opened:
         before = dataset_index.listing() if goes_on else None
-        listing = before or list_samples(opened, medium)
+        listing = before or sources.list_samples(opened, medium)
         settings = yield from _complete_settings(settings, bits, opened, listing)
         reading = DecodingTask(opened, listing.medium, settings)
         bound = max_sample_bytes(listing, settings)
@@ -142,9 +128,9 @@ def read_images(
         stored = yield from store_stream(stream, store, num_workers)
     images = _samples(source, stored, listing, tally, transform, settings.rate)
     summary = images.summary
-    notice = sizable and settings.size is None and describe_resizing(summary, stored.shape[2:], fit)
-    if notice:
-        yield Notice(f"{notice}; {_suggest_size(summary, stored.shape[2:])}")
+    unsized = sizable and settings.size is None
+    if unsized and (notice := summary.describe_resizing(stored.shape[2:], fit)):
+        yield Notice(f"{notice}; {summary.suggest_size(stored.shape[2:])}")
     deep = [mode for mode in tally.modes if mode[:1] == "I" or mode[-3:] == ";16"]
     lost = sum(tally.modes[mode] for mode in deep)
     if settings.numbers is None and stored.dtype == np.uint8 and lost:
@@ -155,31 +141,31 @@ def read_images(
 
 
 def _complete_settings(
-    settings: ReadSettings, bits: int | None, source: Source, listing: Listing
+    settings: ReadSettings, bits: int | None, source: Source, listing: sources.Listing
 ) -> Work[ReadSettings]:
     """Complete a request by the limits of the medium and by some of the files.
 
     Raises:
         UsageError: the medium does not support the request.
     """
-    kind, every = MEDIA[listing.medium], listing.candidates
+    kind, every = media.MEDIA[listing.medium], listing.candidates
     with translate_errors():
         settings = kind.resolve_settings(settings, bits)
         kind.prepare()
-        files = read_subset(source, every, LOOKED_AT, LARGEST_FILE)
+        files = sources.read_subset(source, every, LOOKED_AT)
         settings, notice = kind.settled(settings, files)
     if notice and every:
         yield Notice(notice)
     return settings
 
 
-def max_sample_bytes(listing: Listing, settings: ReadSettings) -> int:
+def max_sample_bytes(listing: sources.Listing, settings: ReadSettings) -> int:
     """Return a bound of the samples' bytes, which compressed arrays and pages can exceed.
 
     It counts the requested channels and type, by default four channels of bytes, or the size of the
     files.
     """
-    kind, size = MEDIA[listing.medium], settings.size
+    kind, size = media.MEDIA[listing.medium], settings.size
     usual = kind.sides.get(2, 0)
     pixel_bytes = np.dtype(settings.numbers or "uint8").itemsize * (settings.channels or 4)
     bound = len(listing.candidates) * pixel_bytes * math.prod(size or (usual, usual))
@@ -188,14 +174,14 @@ def max_sample_bytes(listing: Listing, settings: ReadSettings) -> int:
     return max(bound, sum(entry.size for entry in listing.candidates))
 
 
-def _no_samples_error(source: str | Path, listing: Listing, tally: Tally) -> DataError:
+def _no_samples_error(source: str | Path, listing: sources.Listing, tally: Tally) -> DataError:
     """Return an error that lists the other files, with advice for the most frequent kind."""
-    many = MEDIA[listing.medium].many
+    many = media.MEDIA[listing.medium].many
     unread = sorted(listing.unread.items(), key=lambda item: -item[1])
     counts = [f"{count:,} {extension}" for extension, count in unread]
     if unnamed := listing.others - sum(listing.unread.values()):
         counts.append(plural(unnamed, "file of another kind", "files of other kinds"))
-    hint = advice()[unread[0][0]] if unread else advice_for(str(source))
+    hint = media.advice()[unread[0][0]] if unread else media.advice_for(str(source))
     other_files = f" ({', '.join(counts)})" if counts else ""
     usable, skips = ("usable ", f": {skip_counts(tally.skipped)}") if tally.skipped else ("", "")
     text = f"no {usable}{many} in {show(source)}{skips}{other_files}"
@@ -213,40 +199,16 @@ def _warnings(summary: Summary, settings: ReadSettings) -> Iterator[Notice]:
         yield Notice(f"{line}{todo}", warning=True)
 
 
-def describe_resizing(summary: Summary, result: Size, fit: str) -> str:
-    """Describe how samples were resized without a size. Empty if none were."""
-    kind, sizes = MEDIA[summary.medium], summary.sizes
-    if list(sizes) == [result[::-1]]:
-        return ""
-    subject = f"all {kind.many} are" if len(sizes) == 1 else f"{kind.many} of"
-    cut = describe_fit(sizes, result, fit, summary.medium)
-    return f"{subject} {format_sizes(sizes)}: {kind.fitted} to {dimensions(result)}{cut}"
-
-
-def _suggest_size(summary: Summary, result: Size) -> str:
-    """Suggest a --size for samples that were resized."""
-    kind, sizes = MEDIA[summary.medium], summary.sizes
-    usual_size = max(sizes, key=sizes.__getitem__)
-    usual, side = min(usual_size), kind.sides[len(result)]
-    if kind.fitted != "resized" and len(sizes) == 1:
-        return f"pass --size {'x'.join(map(str, usual_size[::-1]))} to keep them whole"
-    if usual > side:
-        return f"pass --size {2 * side} for more detail"
-    if usual < side:
-        return f"pass --size {usual} to keep the usual size"
-    return "pass --size for another size"
-
-
 def _samples(
     source: str | Path,
     stored: Array,
-    listing: Listing,
+    listing: sources.Listing,
     tally: Tally,
     transform: str | None,
     rate: int | None,
 ) -> Dataset:
     names = tuple(entry.name for entry in tally.entries)
-    labels, class_names = find_classes(names, listing.candidates)
+    labels, class_names = sources.find_classes(names, listing.candidates)
     counts = Counter(labels)
     summary = Summary(
         source=show(source),

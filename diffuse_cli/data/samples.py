@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from posixpath import splitext
 from typing import Any
 
 import numpy as np
@@ -185,10 +186,6 @@ class Pairs:
         images: Array = self.given.stored[self.rows[indices]]
         return images
 
-    def select_part(self, part: Any) -> Pairs:
-        """Return the same pairs, with only `given.stored[part]` of each conditioning image."""
-        return replace(self, given=replace(self.given, stored=self.given.stored[part]))
-
     def describe_unpaired(self) -> Iterator[str]:
         """Yield a sentence for each side that has images without a pair."""
         used = np.zeros(len(self.given), np.bool_)
@@ -224,14 +221,8 @@ def match_pairs(samples: Dataset, given: Dataset) -> Pairs:
 def _rows(sample_names: Sequence[str], given_names: Sequence[str]) -> Indices:
     """Return the index in `given_names` of each name of `sample_names`, -1 for none."""
     whole = {name: k for k, name in enumerate(given_names)}
-    stems = {_stem(name): k for k, name in reversed(list(enumerate(given_names)))}
-    return np.array([whole.get(n, stems.get(_stem(n), -1)) for n in sample_names], np.int64)
-
-
-def _stem(name: str) -> str:
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.rpartition(".")
-    return folder + slash + (stem if dot else extension)
+    stems = {splitext(name)[0]: k for k, name in reversed(list(enumerate(given_names)))}
+    return np.array([whole.get(n, stems.get(splitext(n)[0], -1)) for n in sample_names], np.int64)
 
 
 # -- measuring ------------------------------------------------------------------------------------

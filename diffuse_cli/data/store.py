@@ -19,7 +19,7 @@ from diffuse_cli.core import dimensions
 from diffuse_cli.data import summary
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.stream import Stream, lists_to_tuples
-from diffuse_cli.media import MEDIA, Array, Indices
+from diffuse_cli.media import MEDIA, Array, Indices, Size
 from diffuse_cli.system import DataError, Progress, Work, files
 
 PIXELS = "pixels.u8"
@@ -30,10 +30,8 @@ PLAIN = ("class_names", "names", "medium", "layout", "transform", "rate")
 
 SECONDS_BETWEEN_EVENTS = 0.1
 
-Shape = tuple[int, ...]
 
-
-def make_blank(shape: Shape, dtype: npt.DTypeLike) -> Array:
+def make_blank(shape: Size, dtype: npt.DTypeLike) -> Array:
     """Return zeros with a shape and a type, which take no memory."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 
@@ -53,7 +51,7 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path | None, capacity: int, shape: Shape, dtype: np.dtype[Any]
+        self, folder: Path | None, capacity: int, shape: Size, dtype: np.dtype[Any]
     ) -> None:
         self.capacity, self.shape, self.dtype, self.count = capacity, shape, dtype, 0
         self._folder = folder
@@ -120,7 +118,7 @@ class KeptSamples:
             remove_index(folder)
 
     def replace_store(
-        self, shape: Shape, dtype: np.dtype[Any], samples: Iterable[Array | None] | None = None
+        self, shape: Size, dtype: np.dtype[Any], samples: Iterable[Array | None] | None = None
     ) -> None:
         """Start a store of another shape with these samples, by default those kept so far."""
         kept_samples: Iterable[Array] = () if self.store is None else self.store.finish()
@@ -142,7 +140,7 @@ class KeptSamples:
             self.store.append(values)
 
 
-def map_file(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
+def map_file(path: Path, shape: Size, dtype: np.dtype[Any]) -> Array:
     """Return the samples in a file, mapped read-only."""
     if shape[0] == 0:  # an empty file cannot be mapped
         return np.empty(shape, dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.core import dimensions
-from diffuse_cli.media import MEDIA, advice, file_errors
+from diffuse_cli.media import MEDIA, Size, advice, file_errors
 from diffuse_cli.system import DataError, show
 
 NAMED = 5
@@ -45,7 +45,7 @@ class Summary:
     found: int
     usable: int
     channels: int
-    sizes: Mapping[tuple[int, ...], int] = field(default_factory=dict)
+    sizes: Mapping[Size, int] = field(default_factory=dict)
     modes: Mapping[str, int] = field(default_factory=dict)
     greyed: int = 0
     classes: Mapping[str, int] = field(default_factory=dict)
@@ -96,6 +96,27 @@ class Summary:
     def format_samples(self, count: int) -> str:
         """Return `1 image` or `2 images`, in the medium's words."""
         return plural(count, MEDIA[self.medium].one, MEDIA[self.medium].many)
+
+    def describe_resizing(self, result: Size, fit: str) -> str:
+        """Describe how samples were resized without a size. Empty if none were."""
+        kind = MEDIA[self.medium]
+        if list(self.sizes) == [result[::-1]]:
+            return ""
+        subject = f"all {kind.many} are" if len(self.sizes) == 1 else f"{kind.many} of"
+        cut = describe_fit(self.sizes, result, fit, self.medium)
+        return f"{subject} {format_sizes(self.sizes)}: {kind.fitted} to {dimensions(result)}{cut}"
+
+    def suggest_size(self, result: Size) -> str:
+        """Suggest a --size for samples that were resized."""
+        kind, usual_size = MEDIA[self.medium], max(self.sizes, key=self.sizes.__getitem__)
+        usual, side = min(usual_size), kind.sides[len(result)]
+        if kind.fitted != "resized" and len(self.sizes) == 1:
+            return f"pass --size {'x'.join(map(str, usual_size[::-1]))} to keep them whole"
+        if usual > side:
+            return f"pass --size {2 * side} for more detail"
+        if usual < side:
+            return f"pass --size {usual} to keep the usual size"
+        return "pass --size for another size"
 
     @property
     def kind(self) -> str:
@@ -177,7 +198,7 @@ def skip_counts(skipped: Skips) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, (count, _) in ranked)
 
 
-def format_sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
+def format_sizes(sizes: Mapping[Size, int]) -> str:
     """Return `28x28`, or `12 sizes from 28x28 to 1500 high x 2000 wide` by area.
 
     Args:
@@ -189,8 +210,8 @@ def format_sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
 
 
 def describe_fit(
-    sizes: Iterable[tuple[int, ...]],
-    size: tuple[int, ...],
+    sizes: Iterable[Size],
+    size: Size,
     fit: str = "crop",
     medium: str = "image",
 ) -> str:

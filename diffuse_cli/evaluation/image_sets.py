@@ -14,7 +14,6 @@ from diffuse_cli.core import PAIRS, Space
 from diffuse_cli.core.space import longest_side
 from diffuse_cli.data import Dataset, Pairs, match_pairs, read_cells, read_images
 from diffuse_cli.data.metadata_columns import describe_unknown_labels, encode_rows
-from diffuse_cli.data.reader import describe_resizing
 from diffuse_cli.media import MEDIA, Array, Indices, can_judge, settings_for
 from diffuse_cli.metrics import memorization
 from diffuse_cli.metrics.features.feature_choice import words_of
@@ -344,7 +343,7 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
         samples = yield from read(config.subject, **uniform, bits=8)
         images = yield from read(config.data, **settings, bits=8)
     yield from _report_summaries(samples, images)
-    if not uniform and (text := describe_resizing(samples.summary, settings["size"], fit)):
+    if not uniform and (text := samples.summary.describe_resizing(settings["size"], fit)):
         yield Notice(text)
     names = images.class_names
     fakes, _ = _choose(config, LabeledSamples.from_dataset(samples, names), np.arange(len(samples)))

@@ -13,14 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.system.errors import UsageError, lookup
-from diffuse_cli.system.kernel_settings import (
-    hold_cuda_settings,
-    read_kernel_settings,
-    restore_kernel_settings,
-    set_kernel_settings,
-    set_product_precision,
-)
+from diffuse_cli.system import UsageError, __version__, kernel_settings, lookup
 from diffuse_cli.system.memory import keep_freed_memory
 from diffuse_cli.system.processes import world_size
 
@@ -84,9 +77,8 @@ def resolve_precision(
     if name != "auto":
         return name
     has = {"fp32": True, "bf16": has_bfloat16(device), "fp16": device != "cpu"}
-    for possible in has:
-        if model_precision == possible and has[possible]:
-            return possible
+    if isinstance(model_precision, str) and has.get(model_precision):
+        return model_precision
     min_width = bfloat16_width(device)
     return "bf16" if min_width is not None and (width is None or width >= min_width) else "fp32"
 
@@ -187,16 +179,16 @@ class RunProcessState:
         with (
             _hold_process_state(),
             torch.random.fork_rng([torch.cuda.current_device()] if has_cuda else []),
-            restore_kernel_settings(),
+            kernel_settings.restore_kernel_settings(),
         ):
             program_states = [dict(state) for state in shared]
             _set_states(shared, self._states)
             if self._settings is not None:
-                set_kernel_settings(self._settings)
+                kernel_settings.set_kernel_settings(self._settings)
             try:
                 yield
             finally:
-                self._settings = read_kernel_settings()
+                self._settings = kernel_settings.read_kernel_settings()
                 self._states = [dict(state) for state in shared]
                 _set_states(shared, program_states)
 
@@ -252,7 +244,7 @@ def open_accelerator(
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-    with hold_cuda_settings(device, precision):
+    with kernel_settings.hold_cuda_settings(device, precision):
         with _hold_process_state():
             # Its device is the first run's. With several processes, it also has their group.
             AcceleratorState._reset_state(reset_partial_state=world_size() == 1)
@@ -294,7 +286,7 @@ def apply_precision(accelerator: Accelerator, precision: str) -> str:
         accelerator.state._mixed_precision = PRECISIONS[precision]
         accelerator.native_amp = True
         if accelerator.device.type == "cuda":
-            set_product_precision(precision)
+            kernel_settings.set_product_precision(precision)
     return precision
 
 
@@ -332,8 +324,6 @@ def describe_environment(accelerator: Accelerator) -> dict[str, str]:
 
     import numpy as np
     import torch
-
-    from diffuse_cli.system import __version__
 
     device = accelerator.device.type
     if device == "cuda":

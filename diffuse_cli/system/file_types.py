@@ -16,8 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.files import show
+from diffuse_cli.system import ModelFileError, show
 
 SAFETENSORS, PICKLE, TORCH = "a safetensors file", "a pickle", "a pickle of torch"
 ZIP, CUT_ZIP = "a zip file", "a zip file that is cut short"

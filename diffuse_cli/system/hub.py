@@ -6,28 +6,32 @@ Files in the cache also work without a network.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import (
+from diffuse_cli.system import (
     DataError,
     DiffuseError,
     ModelFileError,
     OutputError,
     UsageError,
     extra_package,
+    files,
+    raise_if_full,
+    shorten,
 )
-from diffuse_cli.system.files import shorten
-from diffuse_cli.system.memory import raise_if_full
 
 OFFLINE = "HF_HUB_OFFLINE"
+AT_ONCE = 8
+"""Number of files that are downloaded at a time."""
 LOGIN = "log in with `hf auth login`"
 
 _PART = re.compile(r"-\d+-of-(\d+)(?=\.)")
@@ -197,6 +201,29 @@ def download_file(listing: HubListing, file: HubFile) -> None:
             "the Hub, and was deleted",
             "Run the command again",
         )
+
+
+def download_missing(
+    listing: HubListing, hub_files: Sequence[HubFile]
+) -> Iterator[tuple[int, int]]:
+    """Download files that are not in the cache, and yield the number of files there and of all.
+
+    Raises:
+        DataError, ModelFileError: see `download_file`, or the Hub does not answer.
+    """
+    missing = [file for file in hub_files if not listing.path(file).is_file()]
+    total, num_cached = len(hub_files), len(hub_files) - len(missing)
+    if not missing:
+        return
+    yield num_cached, total
+    listing.check_online(len(missing), total)
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="diffuse-hub") as pool:
+        try:
+            for _ in pool.map(functools.partial(download_file, listing), missing):
+                num_cached += 1
+                yield num_cached, total
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _make_listing(

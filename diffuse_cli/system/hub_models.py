@@ -11,22 +11,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import DiffuseError, ModelFileError, OutputError, UsageError
-from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.file_types import WEIGHTS
-from diffuse_cli.system.files import shorten
-from diffuse_cli.system.hub import (
-    LOGIN,
-    MODEL,
-    HubListing,
-    check_repository_path,
-    download_file,
-    list_repository,
-    package,
-    reason,
+from diffuse_cli.system import (
+    DiffuseError,
+    ModelFileError,
+    Notice,
+    OutputError,
+    Progress,
+    UsageError,
+    Work,
+    files,
+    hub,
+    raise_if_full,
+    shorten,
 )
-from diffuse_cli.system.memory import raise_if_full
+from diffuse_cli.system.file_types import WEIGHTS
+from diffuse_cli.system.hub import HubListing
 
 MAIN = "main"
 """The revision of a name without one."""
@@ -64,7 +63,7 @@ def model_name(path: str | Path) -> Name:
     form, address = FORM.fullmatch(text), re.sub(r"^hf:/+", "hf://", text)
     if form is None:
         raise ModelFileError(f"not a model: {files.show(address)}", "Use hf://ORG/NAME")
-    check_repository_path(address, *form.group("name", "revision", "path"))
+    hub.check_repository_path(address, *form.group("name", "revision", "path"))
     return Name(form["name"], unquote(form["revision"] or MAIN), form["path"] or "")
 
 
@@ -124,7 +123,7 @@ KNOWN: dict[Name, HubListing] = {}
 def _listing(name: Name) -> HubListing:
     repo_name = name._replace(file="")
     if repo_name not in KNOWN:
-        KNOWN[repo_name] = list_repository(name.repo, name.revision, MODEL)
+        KNOWN[repo_name] = hub.list_repository(name.repo, name.revision, hub.MODEL)
     return KNOWN[repo_name]
 
 
@@ -153,16 +152,10 @@ def _hint(listing: HubListing, title: str, extensions: tuple[str, ...]) -> str:
 def _download(listing: HubListing, names: Sequence[str]) -> Work[Path]:
     """Download files into the cache, and return the path of the first."""
     requested_files = [file for file in listing.files if file.name in {*names}]
-    missing = [file for file in requested_files if not listing.path(file).is_file()]
-    if missing:
-        listing.check_online(len(missing), len(requested_files))
-    elif listing.why:
+    for num_cached, total in hub.download_missing(listing, requested_files):
+        yield Progress("downloading files", num_cached, total)
+    if listing.why:
         yield Notice(f"{listing.title} is taken from the cache, as {listing.why}", warning=True)
-    for k, file in enumerate(missing):
-        yield Progress("downloading files", k, len(missing))
-        download_file(listing, file)
-    if missing:
-        yield Progress("downloading files", len(missing), len(missing))
     return listing.snapshot / names[0]
 
 
@@ -173,23 +166,23 @@ def check_unpublished(target: str) -> None:
         UsageError: not a name of a model.
         OutputError: it holds a model, or the Hub does not answer.
     """
-    with _open_push(target) as (name, hub):
+    with _open_push(target) as (name, huggingface):
         try:
-            repo_info = hub.HfApi().repo_info(name, repo_type=MODEL.repo_type)
-        except hub.errors.RepositoryNotFoundError:
+            repo_info = huggingface.HfApi().repo_info(name, repo_type=hub.MODEL.repo_type)
+        except huggingface.errors.RepositoryNotFoundError:
             return
     if any(file.rfilename == MODEL_FILE for file in repo_info.siblings or ()):
         hint = "Pass --overwrite to replace it. The Hub keeps the old model in the history"
-        raise OutputError(f"{MODEL.title(name)} holds a model already", hint)
+        raise OutputError(f"{hub.MODEL.title(name)} holds a model already", hint)
 
 
 @contextlib.contextmanager
 def _open_push(target: str) -> Iterator[tuple[str, Any]]:
     """Yield the ORG/NAME to write to and huggingface_hub, and turn refusals into `OutputError`."""
     name = push_target(target)
-    hub = package(MODEL._replace(error=OutputError), name)
+    huggingface = hub.package(hub.MODEL._replace(error=OutputError), name)
     try:
-        yield name, hub
+        yield name, huggingface
     except Exception as error:
         raise_if_full(error)
         raise _refusal_error(error, name) from error
@@ -210,17 +203,19 @@ def upload(
         UsageError: not a name, or one with a revision or a file.
         OutputError: the Hub refuses it or does not answer.
     """
-    with _open_push(target) as (name, hub):
+    with _open_push(target) as (name, huggingface):
         operations = [
-            hub.CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
+            huggingface.CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         ]
-        hub.HfApi().create_repo(name, private=private or None, exist_ok=True)
-        remote_files = {file.rfilename for file in hub.HfApi().repo_info(name).siblings or ()}
+        huggingface.HfApi().create_repo(name, private=private or None, exist_ok=True)
+        remote_files = {
+            file.rfilename for file in huggingface.HfApi().repo_info(name).siblings or ()
+        }
         deleted = remote_files & set(owned) - {operation.path_in_repo for operation in operations}
-        operations += [hub.CommitOperationDelete(path) for path in sorted(deleted)]
-        commit = hub.HfApi().create_commit(name, operations, commit_message=message)
+        operations += [huggingface.CommitOperationDelete(path) for path in sorted(deleted)]
+        commit = huggingface.HfApi().create_commit(name, operations, commit_message=message)
     for listed_name in [key for key in KNOWN if key.repo == name]:
         del KNOWN[listed_name]
     return str(commit.commit_url)
@@ -235,7 +230,7 @@ def push_target(target: str) -> str:
     form = FORM.fullmatch(target)
     if form is None or form["revision"] or form["path"]:
         raise UsageError(f"not a model on the Hub: {files.show(target)}", "Use hf://ORG/NAME")
-    check_repository_path(target, form["name"])
+    hub.check_repository_path(target, form["name"])
     return str(form["name"])
 
 
@@ -246,11 +241,13 @@ def _refusal_error(error: Exception, repo: str) -> OutputError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     closed = status in (401, 403) and not isinstance(error, errors.GatedRepoError)
     if closed or isinstance(error, errors.LocalTokenNotFoundError):
-        text = f"{constants.ENDPOINT} does not let you write to {MODEL.title(repo)}"
-        return OutputError(text, f"{LOGIN[0].upper()}{LOGIN[1:]}, with a token that may write")
+        text = f"{constants.ENDPOINT} does not let you write to {hub.MODEL.title(repo)}"
+        return OutputError(
+            text, f"{hub.LOGIN[0].upper()}{hub.LOGIN[1:]}, with a token that may write"
+        )
     try:
-        why = reason(error, MODEL, repo)
+        why = hub.reason(error, hub.MODEL, repo)
     except DiffuseError as refusal:
         return OutputError(refusal.message, refusal.hint)
-    text = f"cannot push to {MODEL.title(repo)}: {why}"
+    text = f"cannot push to {hub.MODEL.title(repo)}: {why}"
     return OutputError(text, "Run the command again, or write the files to a folder with -o FOLDER")

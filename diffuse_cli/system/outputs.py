@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.system import files
-from diffuse_cli.system.errors import BusyError, OutputError, UsageError
+from diffuse_cli.system import OutputError, UsageError, files
+from diffuse_cli.system.errors import BusyError
 from diffuse_cli.system.processes import rank
 
 WAIT = "Wait for it, or choose another -o"

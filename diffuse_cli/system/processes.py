@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from diffuse_cli.system.errors import DiffuseError, Interrupted, LostError, Terminated
-from diffuse_cli.system.events import StopRequest
+from diffuse_cli.system import DiffuseError, Interrupted, StopRequest, Terminated
+from diffuse_cli.system.errors import LostError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

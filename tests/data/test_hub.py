@@ -16,6 +16,7 @@ from test_sources import corpus, parquet_file, parquet_files, sharded
 from diffuse_cli.data import open_index, read_images, save_index, sources
 from diffuse_cli.data.sources import hub_dataset
 from diffuse_cli.models import model_file
+from diffuse_cli.system import hub
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.hub import HubFile, HubListing
@@ -145,8 +146,8 @@ def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Chosen:
         got.clear()
         listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
         with monkeypatch.context() as patch:
-            patch.setattr(hub_dataset, "list_repository", lambda *_: listing)
-            patch.setattr(hub_dataset, "download_file", lambda _, file: got.append(file.name))
+            patch.setattr(hub, "list_repository", lambda *_: listing)
+            patch.setattr(hub, "download_file", lambda _, file: got.append(file.name))
             patch.setattr(sources, "open_source", open_it)
             patch.setattr(hub_dataset, "Folder", lambda path, names: open_it(path))
             name = f"hf://datasets/{next(NAMES)}/{path}".rstrip("/")
@@ -203,7 +204,7 @@ def test_files_that_another_command_downloaded_are_not_used(
     fill(tmp_path, dict.fromkeys(names, b"x"))
     listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
     monkeypatch.setattr(HubListing, "snapshot", tmp_path)
-    monkeypatch.setattr(hub_dataset, "list_repository", lambda *_: listing)
+    monkeypatch.setattr(hub, "list_repository", lambda *_: listing)
     source = hub_dataset.HubDataset.open(Path(f"hf://datasets/{next(NAMES)}"))
     assert sorted(entry.name for entry in source.entries()) == names[1:]
 
@@ -221,7 +222,7 @@ def test_what_other_processes_decode_lies_where_the_first_opened_it(
     names = (f"data/{path.name}" for path in sorted((tmp_path / "data").iterdir()))
     listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
     monkeypatch.setattr(HubListing, "snapshot", tmp_path)
-    monkeypatch.setattr(hub_dataset, "list_repository", lambda *_: listing)
+    monkeypatch.setattr(hub, "list_repository", lambda *_: listing)
     name = f"hf://datasets/{next(NAMES)}"
     images = finish(read_images(name, keep=0, cache=tmp_path / "cache", workers=1))
     save_index(images, tmp_path / "cache")

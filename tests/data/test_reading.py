@@ -66,13 +66,13 @@ def test_a_subset_follows_no_pattern_of_the_names() -> None:
             return entry.key.encode()
 
     entries = [Entry(f"{k}.wav", 1, str(k)) for k in range(600)]
-    rows = [int(data) for data in read_subset(Numbers(Path("x")), entries, 256, 10)]
+    rows = [int(data) for data in read_subset(Numbers(Path("x")), entries, 256)]
     assert len(rows) == 256
     assert rows == sorted(set(rows))
     for period in (2, 3, 5):
         shares = np.bincount([row % period for row in rows]) / 256
         assert np.abs(shares - 1 / period).max() < 0.12
-    assert [*read_subset(Numbers(Path("x")), entries[:9], 256, 10)] == [b"%d" % k for k in range(9)]
+    assert [*read_subset(Numbers(Path("x")), entries[:9], 256)] == [b"%d" % k for k in range(9)]
 
 
 def test_common_folders_are_no_classes(tmp_path: Path) -> None:

@@ -156,7 +156,9 @@ def test_headers_are_read_as_tarfile_reads_them(tmp_path: Path, form: int) -> No
     members: dict[str, Entry] = {}
     assert headers.list_members(path, members) == ""
     with tarfile.open(path) as archive:
-        found = [(headers.base.plain_name(m.name), f"{m.offset_data}:{m.size}:{path}") for m in archive]
+        found = [
+            (headers.base.plain_name(m.name), f"{m.offset_data}:{m.size}:{path}") for m in archive
+        ]
         assert [(name, member.key) for name, member in members.items()] == found
     with contextlib.closing(open_source(path)) as source:
         found = {e.name: source.read(e) for e in source.entries()}

@@ -157,15 +157,11 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
             num_others += 1
             if extension in hints:
                 unread[extension] += 1
-            if (
-                file_name == MANIFEST
-                and not entry.fault
-                and (names := _read_manifest(source, entry))
-            ):
+            if file_name == MANIFEST and (names := _read_manifest(source, entry)):
                 samples[folder] = names
     for name, kind in media.MEDIA.items():
         claimed = [e for e in by_medium["image"] if base.extension_of(e.name) in kind.claimed]
-        claims = [*map(kind.claims, read_subset(source, claimed, LOOKED_AT, LARGEST_FILE))]
+        claims = [*map(kind.claims, read_subset(source, claimed, LOOKED_AT))]
         if claims and all(claims):
             claimed_set = set(claimed)
             by_medium["image"] = [e for e in by_medium["image"] if e not in claimed_set]
@@ -178,15 +174,15 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     return Listing(chosen, tuple(ordered), num_others, unread, listed, source.origin)
 
 
-def read_subset(source: Source, entries: Sequence[Entry], count: int, size: int) -> Iterator[bytes]:
+def read_subset(source: Source, entries: Sequence[Entry], count: int) -> Iterator[bytes]:
     """Yield the bytes of `count` random entries, always the same ones, in order.
 
-    Entries that are larger than `size`, or cannot be read, are left out.
+    Entries that are too large, or cannot be read, are left out.
     """
     chosen = Random(0).sample(range(len(entries)), min(count, len(entries)))
     for entry in (entries[row] for row in sorted(chosen)):
         with contextlib.suppress(Unusable, OSError):
-            if not entry.fault and entry.size <= size:
+            if not entry.fault and entry.size <= LARGEST_FILE:
                 yield source.read(entry)
 
 
@@ -197,6 +193,8 @@ def _is_listed(name: str, samples: dict[str, frozenset[str]]) -> bool:
 
 def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
     """Return the file names in a manifest of samples, or none for another file of that name."""
+    if entry.fault:
+        return frozenset()
     try:
         manifest = json.loads(source.read(entry))
         if manifest["format"] == MANIFEST_FORMAT:

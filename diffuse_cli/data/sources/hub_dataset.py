@@ -12,7 +12,6 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -20,14 +19,8 @@ from urllib.parse import unquote
 from diffuse_cli.data.sources.base import TABLES, Source, extension_of, plain_name
 from diffuse_cli.data.sources.folder import Folder
 from diffuse_cli.media import media_by_extension
-from diffuse_cli.system import DataError, files
-from diffuse_cli.system.hub import (
-    HubFile,
-    HubListing,
-    check_repository_path,
-    download_file,
-    list_repository,
-)
+from diffuse_cli.system import DataError, files, hub
+from diffuse_cli.system.hub import HubFile, HubListing
 
 SHARDS, ZIP = (".parquet", ".tar"), ".zip"
 """Kinds of data files, the preferred kinds first."""
@@ -36,8 +29,6 @@ DATA, DEFAULT = "data", "default"
 """The folder of shards that does not name a configuration, and the default configuration."""
 ALIASES = {"~parquet": "refs/convert/parquet"}
 """The branch with the hub's parquet conversion."""
-AT_ONCE = 8
-"""Number of files that are downloaded at a time."""
 
 _FORM = re.compile(
     r"hf:/+datasets/(?P<name>[^/@]+/[^/@]+)"
@@ -60,19 +51,7 @@ class HubDataset(Source):
             DataError: the data set does not exist, cannot be downloaded, or arrives damaged.
         """
         subset = _select_files(str(path))
-        missing = [file for file in subset.files if not subset.listing.path(file).is_file()]
-        total, num_cached = len(subset.files), len(subset.files) - len(missing)
-        if not missing:
-            return
-        yield num_cached, total
-        subset.listing.check_online(len(missing), total)
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="diffuse-hub") as pool:
-            try:
-                for _ in pool.map(functools.partial(download_file, subset.listing), missing):
-                    num_cached += 1
-                    yield num_cached, total
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        yield from hub.download_missing(subset.listing, subset.files)
 
     @classmethod
     def open(cls, path: Path) -> Source:
@@ -131,9 +110,9 @@ def _select_files(text: str) -> HubSelection:
     if form is None:
         address = files.show(re.sub(r"^hf:/+", "hf://", text))
         raise DataError(f"not a data set: {address}", "Pass hf://datasets/ORG/NAME")
-    check_repository_path(text, *form.group("name", "revision", "path"))
+    hub.check_repository_path(text, *form.group("name", "revision", "path"))
     revision = unquote(form["revision"] or "main")
-    listing = list_repository(form["name"], ALIASES.get(revision, revision))
+    listing = hub.list_repository(form["name"], ALIASES.get(revision, revision))
     path = (form["path"] or "").strip("/")
     chosen_files, folder = _choose_files(listing, path)
     ending = f"/{path}" if path else ""

@@ -135,15 +135,12 @@ class InMemorySamples(Source):
             yield MetadataRow(self.path.name, k + 1, names[k], values)
 
 
-def _split_label(given: Any) -> tuple[Any, Any]:
+def _split_label(value: Any) -> tuple[Any, Any]:
     """Split a sample from its class or columns, if any."""
-    if (
-        not isinstance(given, (tuple, list))
-        or isinstance(given, SampleFile)
-        or len(given) not in (1, 2)
-    ):
-        return given, None
-    return given[0], given[1] if len(given) == 2 else None
+    packed = isinstance(value, (tuple, list)) and not isinstance(value, SampleFile)
+    if not packed or len(value) not in (1, 2):
+        return value, None
+    return value[0], value[1] if len(value) == 2 else None
 
 
 def encode_sample(sample: Any) -> SampleFile:
@@ -163,7 +160,12 @@ def encode_sample(sample: Any) -> SampleFile:
     if hasattr(sample, "detach"):  # a tensor of PyTorch
         sample = sample.detach().cpu()
     if hasattr(sample, "__array__"):
-        return _encode_array(np.asarray(sample))
+        values = np.asarray(sample)
+        if (picture := _encode_levels(values)) is not None:
+            return picture
+        buffer = io.BytesIO()
+        np.save(buffer, values, allow_pickle=False)
+        return SampleFile(buffer.getvalue(), ".npy")
     kind = "None" if sample is None else f"a {type(sample).__name__}"
     raise TypeError(f"{kind} is not a Pillow image, an array or a path")
 
@@ -177,14 +179,6 @@ def encode_image(image: Image.Image, compress_level: int = 1) -> SampleFile:
     upright = ImageOps.exif_transpose(image)
     upright.save(buffer, "tiff", icc_profile=image.info.get("icc_profile"))
     return SampleFile(buffer.getvalue(), ".tif")
-
-
-def _encode_array(values: Array) -> SampleFile:
-    if (picture := _encode_levels(values)) is not None:
-        return picture
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    return SampleFile(buffer.getvalue(), ".npy")
 
 
 def _encode_levels(values: Array) -> SampleFile | None:

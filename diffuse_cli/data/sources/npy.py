@@ -39,8 +39,7 @@ class NpyRows(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        open_array = _map_array if extension_of(path.name) == ".npy" else _load_array
-        self._values = check_rows(open_array(path), path)
+        self._values = _open_array(path)
         self._bytes = path.stat().st_size
 
     def entries(self) -> Iterator[Entry]:
@@ -54,45 +53,35 @@ class NpyRows(Source):
         return encode_sample(self._values[int(entry.key)]).data
 
 
-def _map_array(path: Path) -> Array:
-    """Return the array of a file, mapped.
+def _open_array(path: Path) -> Array:
+    """Return the array of a .npy file, mapped, or of a .npz file, unpacked.
 
     Raises:
-        DataError: there is no array.
+        DataError: there is no usable array, it is too large, or its rows cannot be samples.
     """
+    if extension_of(path.name) == ".npy":
+        values = _map_array(path)
+    else:
+        hint = "Save it with numpy.save as a .npy file"
+        with read_required_file(path, "array", hint) as data:
+            values = read_array(data)
+    if values.ndim < 2 or values.size == 0:
+        shape = " x ".join(map(str, values.shape)) or "one number"
+        raise DataError(
+            f"{show(path)} is an array of {shape}, not of samples",
+            "Its first axis counts samples: N x H x W, N x C x H x W or N x H x W x C",
+        )
+    return values
+
+
+def _map_array(path: Path) -> Array:
     try:
         with np.errstate(over="ignore"):  # a damaged header can name a huge shape
-            values: Array = open_memmap(path, mode="r")
+            return open_memmap(path, mode="r")
     except Exception as error:  # the header is text of any kind
         raise_if_full(error)
         reason = getattr(error, "strerror", None) or shorten(error)
         raise DataError(f"cannot read {show(path)}: {reason}") from error
-    return values
-
-
-def _load_array(path: Path) -> Array:
-    """Return the array of a .npz file, unpacked.
-
-    Raises:
-        DataError: there is no usable array, or it is too large.
-    """
-    with read_required_file(path, "array", "Save it with numpy.save as a .npy file") as data:
-        return read_array(data)
-
-
-def check_rows(values: Array, path: Path) -> Array:
-    """Return the array of a file, whose rows are samples.
-
-    Raises:
-        DataError: its rows cannot be samples.
-    """
-    shape = " x ".join(map(str, values.shape))
-    if values.ndim < 2 or values.size == 0:
-        raise DataError(
-            f"{show(path)} is an array of {shape or 'one number'}, not of samples",
-            "Its first axis counts samples: N x H x W, N x C x H x W or N x H x W x C",
-        )
-    return values
 
 
 SOURCE = NpyRows

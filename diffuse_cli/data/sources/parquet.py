@@ -87,19 +87,16 @@ class Parquet(Source):
                 with self._lock:
                     shard, layout = self._open_shard(str(path))
                     entries = [*self._list_entries(shard, layout, str(path))]
+                if layout.plain:
+                    tables.append(name)
             except DataError:
                 if len(self._names) == 1:
                     raise
-                fault = reasons.NO_SAMPLES
+                entries = [Entry(f"{name}/", 0, str(path), reasons.NO_SAMPLES, label="")]
             except Exception as error:
                 raise_if_full(error)
-                fault = _reason(error, path)
-            else:
-                if layout.plain:
-                    tables.append(name)
-                yield from entries
-                continue
-            yield Entry(f"{name}/", 0, str(path), fault, label="")
+                entries = [Entry(f"{name}/", 0, str(path), _reason(error, path), label="")]
+            yield from entries
         self.tables = tuple(tables)
 
     def read(self, entry: Entry) -> bytes:

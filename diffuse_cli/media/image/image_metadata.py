@@ -29,7 +29,7 @@ from PIL import (
 
 from diffuse_cli.media import Unusable
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, errors_as
+from diffuse_cli.media.file_errors import errors_as
 from diffuse_cli.system import raise_if_full
 
 AVIF = ("AVIF",) if features.check("avif") else ()
@@ -87,7 +87,7 @@ def open_header(data: bytes) -> Image.Image:
     """
     if not data:
         raise Unusable(reasons.EMPTY)
-    with errors_as(CORRUPT):
+    with errors_as(reasons.CORRUPT):
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if _is_bomb(image, data):
@@ -95,7 +95,10 @@ def open_header(data: bytes) -> Image.Image:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise Unusable(reasons.BOMB) from None
         except UnidentifiedImageError:
-            raise Unusable(reason_of(data)) from None
+            if _CUT.match(data):
+                raise Unusable(reasons.CORRUPT) from None
+            foreign = _FOREIGN.match(data)
+            raise Unusable(reasons.OTHER_FORMAT if foreign else reasons.NOT_AN_IMAGE) from None
     return image
 
 
@@ -131,13 +134,6 @@ def _count_pixels(extents: tuple[int, int, int, int] | None) -> int:
     """Return the number of pixels of a strip or tile."""
     left, top, right, bottom = extents or (0, 0, 0, 0)
     return (right - left) * (bottom - top)
-
-
-def reason_of(data: bytes) -> str:
-    """Return the reason why Pillow could not open `data`, by its first bytes."""
-    if _CUT.match(data):
-        return CORRUPT
-    return OTHER_FORMAT if _FOREIGN.match(data) else NOT_AN_IMAGE
 
 
 # Embedded ICC profiles: convert the colors of a file to sRGB.
