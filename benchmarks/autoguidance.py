@@ -31,7 +31,8 @@ from diffuse_cli.metrics.precision_recall import measure_fractions
 from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, make_denoiser
 from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings
 from diffuse_cli.sampling.setting_search import FAR
-from diffuse_cli.system.devices import open_accelerator, resolve_precision
+from diffuse_cli.system.accelerator import open_accelerator
+from diffuse_cli.system.devices import resolve_precision
 from diffuse_cli.system.events import finish
 from diffuse_cli.training.recommendation import measure_contrast_and_detail
 

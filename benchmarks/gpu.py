@@ -41,7 +41,8 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Space
 from diffuse_cli.core.kernels import arrange_memory, arrange_weights
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system.devices import DEVICES, device_type, has_bfloat16, open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
+from diffuse_cli.system.devices import DEVICES, device_type, has_bfloat16
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.training.ema_weights import EVERY
 

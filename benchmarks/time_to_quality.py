@@ -33,7 +33,7 @@ from steps import say
 
 from diffuse_cli.media.figures import arrange_grid
 from diffuse_cli.metrics import frechet
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.memory import keep_freed_memory
 from diffuse_cli.system.rng import permutation
 

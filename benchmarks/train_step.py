@@ -51,12 +51,8 @@ from steps import (
     theirs,
 )
 
-from diffuse_cli.system.devices import (
-    device_type,
-    has_bfloat16,
-    open_accelerator,
-    resolve_precision,
-)
+from diffuse_cli.system.accelerator import open_accelerator
+from diffuse_cli.system.devices import device_type, has_bfloat16, resolve_precision
 from diffuse_cli.training.ema_weights import EVERY
 
 SIZE = 32

@@ -22,7 +22,7 @@ from diffuse_cli.core import InvalidArgument
 from diffuse_cli.core.settings import shorten_repr
 from diffuse_cli.data.sources.in_memory import register_samples
 from diffuse_cli.system import DiffuseError, Notice, Progress, UsageError, Work, to_usage_error
-from diffuse_cli.system.devices import forbid_accelerator
+from diffuse_cli.system.accelerator import forbid_accelerator
 
 T = TypeVar("T")
 

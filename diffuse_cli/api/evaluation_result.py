@@ -28,7 +28,7 @@ from diffuse_cli.evaluation.evaluation_run import evaluate as measure
 from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.metrics import METRICS, Measurement, read_measurement
 from diffuse_cli.system import Progress, UsageError, lookup, replace_nonfinite
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ from diffuse_cli.sampling.cascade import load_cascade
 from diffuse_cli.sampling.generation import choose_precision, make_denoiser
 from diffuse_cli.sampling.journal import split_parts
 from diffuse_cli.system import Progress, UsageError, Work, files, replace_nonfinite
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 
 
 def load(path: str | os.PathLike[str]) -> Model:

@@ -27,7 +27,7 @@ from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.core.settings import shorten_repr
 from diffuse_cli.system import Interrupted, Notice, Progress, Table, Terminated, UsageError, finish
-from diffuse_cli.system.devices import RunProcessState
+from diffuse_cli.system.accelerator import RunProcessState
 from diffuse_cli.system.processes import PendingSignal, note_interrupts
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.loop import fit

@@ -71,7 +71,7 @@ def tune_and_evaluate(
     from diffuse_cli.evaluation.evaluation_run import evaluate
     from diffuse_cli.evaluation.tune import tune
     from diffuse_cli.evaluation.tune.candidates import make_eval_config
-    from diffuse_cli.system.devices import reuse_accelerator
+    from diffuse_cli.system.accelerator import reuse_accelerator
 
     with reuse_accelerator(None, config.precision, config.device) as accelerator:
         tuned = yield from tune(config, accelerator)

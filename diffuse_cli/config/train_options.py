@@ -269,7 +269,7 @@ class TrainConfig(DiffusionConfig, FormConfig):
         True, "Save an early EMA checkpoint, for sample --guide-with self."
     )
     log: str | None = option.output.optional(
-        "Also log to an experiment tracker.", table="system.devices.TRACKERS", control=True
+        "Also log to an experiment tracker.", table="system.accelerator.TRACKERS", control=True
     )
     log_every: int = option.output(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
 

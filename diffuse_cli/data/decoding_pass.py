@@ -77,7 +77,7 @@ def decode_listing(
     kept_samples: KeptSamples,
     index: DatasetIndex,
     strict: bool,
-    workers: int,
+    workers: int | None,
 ) -> Work[DecodingTask]:
     """Decode every file into a store, and return the settings to read the samples again.
 

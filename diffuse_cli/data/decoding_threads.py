@@ -74,13 +74,15 @@ def cores() -> int:
 
 
 def decode_all(
-    reading: Callable[[], DecodingTask], entries: tuple[Entry, ...], workers: int
+    reading: Callable[[], DecodingTask], entries: tuple[Entry, ...], workers: int | None
 ) -> Iterator[DecodedFile]:
     """Yield the results in the order of `entries`, decoded a bounded number of chunks ahead.
 
     Args:
         reading: returns the settings for the next chunk of files.
+        workers: threads; None for one per core.
     """
+    workers = workers or cores()
     chunks = _chunks(entries, reading().settings)
     if workers == 1 or sum(entry.size for entry in entries) < SMALL * len(entries):
         for chunk in chunks:

@@ -15,7 +15,7 @@ from PIL import ImageColor
 from diffuse_cli import media
 from diffuse_cli.data import sources
 from diffuse_cli.data.decoding_pass import DatasetIndex, Tally, decode_listing
-from diffuse_cli.data.decoding_threads import DecodingTask, cores
+from diffuse_cli.data.decoding_threads import DecodingTask
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.sources.base import Source
 from diffuse_cli.data.store import KeptSamples, store_stream
@@ -108,9 +108,8 @@ def read_images(
             dataset_index = DatasetIndex(None, about)
         tally = Tally()
         kept_samples = KeptSamples(cache, len(listing.candidates), keep, map_over)
-        num_workers = workers or cores()
         reading = yield from decode_listing(
-            reading, listing, tally, kept_samples, dataset_index, strict, num_workers
+            reading, listing, tally, kept_samples, dataset_index, strict, workers
         )
         if (store := kept_samples.store) is None:
             raise _no_samples_error(source, listing, tally)
@@ -125,7 +124,7 @@ def read_images(
             single=single,
         )
         stream = Stream(origin, store.finish(), workers=workers, strict=strict)
-        stored = yield from store_stream(stream, store, num_workers)
+        stored = yield from store_stream(stream, store)
     images = _samples(source, stored, listing, tally, transform, settings.rate)
     summary = images.summary
     unsized = sizable and settings.size is None

@@ -19,7 +19,7 @@ from diffuse_cli.core import dimensions
 from diffuse_cli.data import summary
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.stream import Stream, lists_to_tuples
-from diffuse_cli.media import MEDIA, Array, Indices, Size
+from diffuse_cli.media import MEDIA, Array, Size
 from diffuse_cli.system import DataError, Progress, Work, files
 
 PIXELS = "pixels.u8"
@@ -155,34 +155,26 @@ def remove_index(folder: Path) -> None:
 class StreamArray:
     """Array interface (N, C, *size) to the samples of a stream, indexed along the first axis.
 
-    `[..., slices]` selects a part of each sample. It can be passed instead of an array of stored
-    samples, and decodes only the samples that are looked up.
+    It can be passed instead of an array of stored samples, and decodes only the samples that are
+    looked up.
     """
 
-    def __init__(self, stream: Stream, part: tuple[slice, ...] = ()) -> None:
-        self.stream, self._part = stream, part
-        self._of_each: Any = (..., *part)
-        origin = stream.origin
-        one = make_blank(origin.shape, origin.dtype)
-        self.shape: tuple[int, ...] = (len(origin.entries), *one[self._of_each].shape)
-        self.dtype, self.ndim = origin.dtype, len(self.shape)
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.shape: Size = (len(stream.origin.entries), *stream.origin.shape)
+        self.dtype, self.ndim = stream.origin.dtype, len(self.shape)
         self._places = np.arange(len(self))
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, tuple):
-            if not key or key[0] is not Ellipsis or self._part:
-                raise IndexError("a part is [..., slices]")
-            return StreamArray(self.stream, key[1:])
+    def __getitem__(self, key: Any) -> Array:
         rows = self._places[key]
-        return self._rows(rows) if np.ndim(rows) else self._rows(rows[None])[0]
-
-    def _rows(self, rows: Indices) -> Array:
+        if not np.ndim(rows):
+            return next(self.stream.look_up(rows[None]))
         samples = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for place, values in enumerate(self.stream.look_up(rows)):
-            samples[place] = values[self._of_each]
+            samples[place] = values
         return samples
 
     def __array__(self, *_: Any, **__: Any) -> Array:
@@ -194,23 +186,23 @@ def find_stream(stored: Any) -> Stream | None:
     return stored.stream if isinstance(stored, StreamArray) else None
 
 
-def store_stream(stream: Stream, store: Store, workers: int) -> Work[Any]:
+def store_stream(stream: Stream, store: Store) -> Work[Any]:
     """Return all samples of a stream if the store can keep them, else the stream as an array."""
     count = len(stream.origin.entries)
     if (room := min(store.capacity, count)) > len(stream.kept_samples):
-        yield from _keep_first(stream, store.make_empty(), room, workers)
+        yield from _keep_first(stream, store.make_empty(), room)
     if len(stream.kept_samples) == count and not stream.holes:
         return stream.kept_samples
     return StreamArray(stream)
 
 
-def _keep_first(stream: Stream, store: Store, count: int, workers: int) -> Work[None]:
+def _keep_first(stream: Stream, store: Store, count: int) -> Work[None]:
     """Keep the first `count` samples of a stream in an empty store."""
     task, holes, last = f"keeping {MEDIA[stream.origin.medium].many}", set[int](), time.monotonic()
     blank = make_blank(stream.origin.shape, stream.origin.dtype)
     yield Progress(task, 0, count)
     try:
-        for row, values in enumerate(stream.read_first(count, workers)):
+        for row, values in enumerate(stream.read_first(count)):
             if values is None:
                 holes.add(row)
             store.append(blank if values is None else values)

@@ -212,10 +212,10 @@ class Stream:
         settings = dataclasses.replace(self.origin.settings, size=self.origin.shape[1:])
         return DecodingTask(source, self.origin.medium, settings)
 
-    def read_first(self, count: int, workers: int) -> Iterator[Array | None]:
+    def read_first(self, count: int) -> Iterator[Array | None]:
         """Yield the first `count` samples, None for a fault."""
         entries = tuple(self.origin.entries[:count])
-        for row, result in enumerate(decode_all(lambda: self._reading, entries, workers)):
+        for row, result in enumerate(decode_all(lambda: self._reading, entries, self.workers)):
             yield self._check_results([row], [result]).get(row)
 
     def _check_results(
@@ -252,7 +252,7 @@ class Stream:
         if not rows:
             return {}
         entries = tuple(self.origin.entries[row] for row in rows)
-        decoded = decode_all(lambda: self._reading, entries, self.workers or cores())
+        decoded = decode_all(lambda: self._reading, entries, self.workers)
         samples = self._check_results(rows, decoded)
         self.remember(samples)
         return samples

@@ -45,7 +45,7 @@ from diffuse_cli.sampling.sampling_settings import (
     resolve_settings,
 )
 from diffuse_cli.system import DiffuseError, Notice, UsageError, Work, files
-from diffuse_cli.system.devices import describe_environment, reuse_accelerator
+from diffuse_cli.system.accelerator import describe_environment, reuse_accelerator
 from diffuse_cli.system.outputs import claim_option
 
 

@@ -30,8 +30,12 @@ from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import DivergedError, Notice, Progress, Work, translate_errors
-from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
-from diffuse_cli.system.kernel_settings import hold_cuda_settings
+from diffuse_cli.system.devices import (
+    PRECISIONS,
+    hold_cuda_settings,
+    resolve_precision,
+    slow_precision,
+)
 from diffuse_cli.system.memory import free_memory_of_process
 from diffuse_cli.system.rng import image_noise
 

@@ -38,7 +38,7 @@ from diffuse_cli.sampling.journal import (
     split_parts,
 )
 from diffuse_cli.system import Notice, OutputError, Progress, Work, files
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.processes import rank, run_on_first
 
 if TYPE_CHECKING:

@@ -1,25 +1,20 @@
-"""Accelerator, device and precision of a run."""
+"""Device and precision of a run, and the settings of PyTorch's kernels that follow from them.
+
+The settings belong to the whole process: TF32, cuDNN and attention. PyTorch has two interfaces for
+precision, and refuses to read the older one if they differ.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
-import os
-import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.system import UsageError, __version__, kernel_settings, lookup
-from diffuse_cli.system.memory import keep_freed_memory
-from diffuse_cli.system.processes import world_size
+from diffuse_cli.system import UsageError, lookup
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from PIL.Image import Image
 
 GAINING_WIDTHS = {("amx_bf16", ""): 32, ("avx512_bf16", "AMD"): 24}
 """Number of channels from which `auto` is bf16, by instruction and maker of the CPU. The first
@@ -29,14 +24,6 @@ PRECISIONS = {"auto": "", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Accelerate's names of the precisions."""
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
-
-LAUNCH = "Start them with torchrun, or with accelerate launch --multi_gpu"
-
-TRACKERS = ("tensorboard", "wandb", "mlflow")
-"""Accelerate's trackers to choose from, with the names of their packages."""
-
-IMAGE_LAYOUTS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": dict[str, str]()}
-"""Trackers that take images, with the arguments for a batch (N, H, W, 3)."""
 
 
 def device_type(device: str = "auto") -> str:
@@ -123,155 +110,6 @@ def slow_precision(name: str, device: str) -> Iterator[str]:
         yield "--precision bf16 may be slower than fp32 on this CPU. Try --precision fp32"
 
 
-ALONE = threading.RLock()
-"""Lock that a thread holds while it changes state of the whole process."""
-
-
-_reading = threading.local()
-
-
-@contextlib.contextmanager
-def forbid_accelerator() -> Iterator[None]:
-    """Refuse this thread an Accelerator inside the block, where a program's code makes a sample."""
-    _reading.sample = True
-    try:
-        yield
-    finally:
-        _reading.sample = False
-
-
-@contextlib.contextmanager
-def _hold_process_state() -> Iterator[None]:
-    """Hold `ALONE`.
-
-    Raises:
-        UsageError: code that makes a sample in memory asks for it. The thread that waits for the
-            sample may hold the lock, and computes with the state that would change.
-    """
-    if getattr(_reading, "sample", False):
-        text = "samples cannot be generated while a command reads them from memory"
-        raise UsageError(text, "Generate them first, into a list")
-    with ALONE:
-        yield
-
-
-class RunProcessState:
-    """Process state of a training run, which takes turns with other runs of this process.
-
-    During a turn, the generators of PyTorch, its settings of kernels and the state of Accelerate
-    belong to the run, and other threads wait.
-    """
-
-    def __init__(self) -> None:
-        self._states: list[dict[str, Any]] = []
-        self._settings: dict[str, Any] | None = None
-
-    @contextlib.contextmanager
-    def take_turn(self) -> Iterator[None]:
-        """Take a turn, and restore the program's state afterwards."""
-        import torch
-        from accelerate.state import AcceleratorState, GradientState, PartialState
-
-        shared = [AcceleratorState._shared_state, GradientState._shared_state]
-        if world_size() == 1:  # else all runs share the group of processes
-            shared.append(PartialState._shared_state)
-        has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-        with (
-            _hold_process_state(),
-            torch.random.fork_rng([torch.cuda.current_device()] if has_cuda else []),
-            kernel_settings.restore_kernel_settings(),
-        ):
-            program_states = [dict(state) for state in shared]
-            _set_states(shared, self._states)
-            if self._settings is not None:
-                kernel_settings.set_kernel_settings(self._settings)
-            try:
-                yield
-            finally:
-                self._settings = kernel_settings.read_kernel_settings()
-                self._states = [dict(state) for state in shared]
-                _set_states(shared, program_states)
-
-
-def _set_states(states: Iterable[dict[str, Any]], to: Iterable[dict[str, Any]]) -> None:
-    """Set the values of each state, which is never empty meanwhile."""
-    for state, values in zip(states, to, strict=False):
-        state.update(values)
-        for name in state.keys() - values.keys():
-            del state[name]
-
-
-WAIT = timedelta(days=1)
-"""Time limit for processes that wait for another. The defaults of torch, 10 minutes on GPUs and 30
-elsewhere, are too short. Launchers notice at once if a process dies."""
-
-
-_GROUPS: list[Any] = []
-"""Process groups, which are never freed. Freeing one waits for gloo's threads while it holds the
-GIL, and a thread that frees its last tensor waits for the GIL."""
-
-
-@contextlib.contextmanager
-def open_accelerator(
-    precision: str,
-    device: str = "auto",
-    *,
-    accumulation: int = 1,
-    log: str | None = None,
-    folder: Path | None = None,
-) -> Iterator[Accelerator]:
-    """Set up the Accelerator of a run, and end it on exit.
-
-    Args:
-        precision: the precision. `auto` is float32 until `apply_precision`, because it depends on
-            the network.
-        device: one of `DEVICES`.
-        accumulation: forward passes per step.
-        log: a tracker, which writes to `folder`.
-
-    Raises:
-        UsageError: see `resolve_precision`. Also if the processes of a launcher do not see each
-            other, the tracker is not installed, or code that makes a sample in memory asks for it.
-    """
-    device = device_type(device)
-    precision = "fp32" if precision == "auto" else resolve_precision(precision, device)
-    if world_size() > 1 and "MASTER_ADDR" not in os.environ:
-        raise UsageError(f"WORLD_SIZE is {world_size()}, but no launcher set MASTER_ADDR", LAUNCH)
-    if log is not None and importlib.util.find_spec(log) is None:
-        raise UsageError(f"--log {log}: it is not installed", f"Install it: pip install {log}")
-    import torch
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
-    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
-
-    with kernel_settings.hold_cuda_settings(device, precision):
-        with _hold_process_state():
-            # Its device is the first run's. With several processes, it also has their group.
-            AcceleratorState._reset_state(reset_partial_state=world_size() == 1)
-            GradientState._reset_state()
-            if device == "cpu":
-                keep_freed_memory()
-            accelerator = Accelerator(
-                mixed_precision=PRECISIONS[precision],
-                cpu=device == "cpu",
-                # A plugin, because an environment variable overrides the plain argument.
-                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
-                log_with=log,
-                project_dir=folder,
-            )
-        if accelerator.num_processes > 1:
-            _GROUPS.append(torch.distributed.group.WORLD)
-        if world_size() > 1 and accelerator.num_processes == 1:
-            text = f"{world_size()} processes were started, but each sees only itself"
-            raise UsageError(text, LAUNCH)
-        try:
-            yield accelerator
-        finally:
-            with redirect_trackers():
-                accelerator.end_training()
-
-
 def apply_precision(accelerator: Accelerator, precision: str) -> str:
     """Set the exact precision of an Accelerator that was made for `auto`, and return it.
 
@@ -286,53 +124,115 @@ def apply_precision(accelerator: Accelerator, precision: str) -> str:
         accelerator.state._mixed_precision = PRECISIONS[precision]
         accelerator.native_amp = True
         if accelerator.device.type == "cuda":
-            kernel_settings.set_product_precision(precision)
+            set_product_precision(precision)
     return precision
 
 
-def redirect_trackers() -> contextlib.AbstractContextManager[object]:
-    """Redirect the output of trackers to stderr, because stdout is for results."""
-    return contextlib.redirect_stdout(sys.stderr)
+FLAGS = "enabled", "deterministic", "benchmark"
+"""Settings of cuDNN that are independent of each other."""
 
 
-def log_image(accelerator: Accelerator, name: str, picture: Image, step: int) -> None:
-    """Log a picture to the Accelerator's trackers that take images."""
-    import numpy as np
-
-    images = {name: np.asarray(picture.convert("RGB"))[None]}
-    for tracker in accelerator.trackers:
-        if tracker.name in IMAGE_LAYOUTS:
-            tracker.log_images(images, step=step, **IMAGE_LAYOUTS[tracker.name])
-
-
-def reuse_accelerator(
-    given: Accelerator | None, precision: str, device: str = "auto"
-) -> contextlib.AbstractContextManager[Accelerator]:
-    """Return the given Accelerator, which stays open, or a new one.
-
-    Each of several processes can make only one Accelerator in its life.
-
-    Raises:
-        UsageError: see `open_accelerator`.
-    """
-    return open_accelerator(precision, device) if given is None else contextlib.nullcontext(given)
-
-
-def describe_environment(accelerator: Accelerator) -> dict[str, str]:
-    """Return the versions and the machine of a result, because others may round differently."""
-    import platform
-
-    import numpy as np
+@contextlib.contextmanager
+def hold_cuda_settings(device: str, precision: str) -> Iterator[None]:
+    """Compute with kernels that repeat exactly on CUDA, and then restore the program's settings."""
+    if device != "cuda":
+        yield
+        return
     import torch
 
-    device = accelerator.device.type
-    if device == "cuda":
-        device = torch.cuda.get_device_name(accelerator.device)
+    with restore_kernel_settings():
+        set_product_precision(precision)
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False  # it chooses kernels by their time
+        # Its backward pass has given NaN in half precision. The other fused kernels stay on.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        yield
+
+
+@contextlib.contextmanager
+def restore_kernel_settings() -> Iterator[None]:
+    """Restore the program's settings of PyTorch's kernels on exit."""
+    before = read_kernel_settings()
+    try:
+        yield
+    finally:
+        set_kernel_settings(before)
+
+
+def read_kernel_settings() -> dict[str, Any]:
+    """Return the process's settings of PyTorch's kernels."""
+    import torch
+
+    cudnn = torch.backends.cudnn
+    precisions = _read_precisions()
+    try:
+        matmul, tf32 = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:
+        # `fp32_precision` differs from these older settings, which can only be read if it is ieee.
+        _set_precisions(["ieee"] * len(precisions))
+        matmul = torch.get_float32_matmul_precision()
+        try:
+            tf32 = cudnn.allow_tf32
+        except RuntimeError:
+            tf32 = True
+        _set_precisions(precisions)
     return {
-        "diffuse": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "device": device,
-        "threads": str(torch.get_num_threads()),
+        "matmul": matmul,
+        "tf32": tf32,
+        "precisions": precisions,
+        "flags": [getattr(cudnn, name) for name in FLAGS],
+        "attention": torch.backends.cuda.cudnn_sdp_enabled(),
     }
+
+
+def set_kernel_settings(settings: Mapping[str, Any]) -> None:
+    """Set what `read_kernel_settings` returned."""
+    import torch
+
+    if settings == read_kernel_settings():
+        return  # setting a default makes it explicit
+    torch.set_float32_matmul_precision(settings["matmul"])
+    torch.backends.cudnn.allow_tf32 = settings["tf32"]
+    _set_precisions(settings["precisions"])  # afterwards, because both lines change them
+    for name, value in zip(FLAGS, settings["flags"], strict=True):
+        setattr(torch.backends.cudnn, name, value)
+    torch.backends.cuda.enable_cudnn_sdp(settings["attention"])
+
+
+def _list_precision_holders() -> list[tuple[Any, Any]]:
+    """Return the objects with an `fp32_precision`, each with the one that `none` inherits from."""
+    import torch
+
+    backends: Any = torch.backends  # whose type hints lack some of them
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    return [
+        (backends.cuda.matmul, cudnn),
+        (cudnn.conv, cudnn),
+        (cudnn.rnn, cudnn),
+        (mkldnn.matmul, mkldnn),
+    ]
+
+
+def _read_precisions() -> list[str]:
+    """Return the precision of each kind of operation, `none` where it is the inherited one."""
+    holders = _list_precision_holders()
+    pairs = [(holder.fp32_precision, parent.fp32_precision) for holder, parent in holders]
+    return ["none" if precision == inherited else precision for precision, inherited in pairs]
+
+
+def _set_precisions(precisions: Iterable[str]) -> None:
+    """Set the precision of each kind of operation."""
+    for (holder, _), precision in zip(_list_precision_holders(), precisions, strict=True):
+        holder.fp32_precision = precision
+
+
+def set_product_precision(precision: str) -> None:
+    """Allow TF32 on a GPU where it does not compute in 16 bits. fp32 stays exact."""
+    import torch
+
+    exact = precision == "fp32"
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    cudnn: Any = torch.backends.cudnn
+    cudnn.allow_tf32 = not exact
+    if exact:  # or they inherit the program's `torch.backends.fp32_precision`
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"

@@ -22,7 +22,7 @@ from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.data_gaussian import read
 from diffuse_cli.models import model_file
 from diffuse_cli.system import Notice, OutputError, UsageError, Work, files
-from diffuse_cli.system.devices import redirect_trackers
+from diffuse_cli.system.accelerator import redirect_trackers
 from diffuse_cli.training import copies
 from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS, EarlyWeights

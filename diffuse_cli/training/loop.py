@@ -25,7 +25,7 @@ from diffuse_cli.system import (
     Work,
     run_until,
 )
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.processes import rank, run_on_first
 from diffuse_cli.training import checkpoints
 from diffuse_cli.training.chores import PREVIEW, SAVE, plan_chores

@@ -33,7 +33,7 @@ from diffuse_cli.system import (
     files,
     run_until,
 )
-from diffuse_cli.system.devices import log_image
+from diffuse_cli.system.accelerator import log_image
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.training import chores, copies, previews, recommendation, validation
 from diffuse_cli.training.chores import COPIES, ERRORS, EVALUATION, PREVIEW, SETTINGS

@@ -25,7 +25,7 @@ from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import resolve_settings
 from diffuse_cli.sampling.tasks.variations import measure_psnr, slerp
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.events import finish
 
 QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32", "-q")

@@ -19,9 +19,9 @@ from accelerate.state import AcceleratorState, PartialState
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system import devices, processes
-from diffuse_cli.system.devices import PRECISIONS, resolve_precision
+from diffuse_cli.system.accelerator import RunProcessState, open_accelerator
+from diffuse_cli.system.devices import PRECISIONS, hold_cuda_settings, resolve_precision
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.kernel_settings import hold_cuda_settings
 from diffuse_cli.training.decisions import complete_config
 
 
@@ -139,7 +139,7 @@ def test_precision_follows_the_widest_level(few_instructions):
 def test_the_decided_precision_is_that_of_the_arithmetic(few_instructions, monkeypatch):
     seen = []
     conv = torch.nn.functional.conv2d
-    with devices.open_accelerator("auto") as accelerator:
+    with open_accelerator("auto") as accelerator:
         assert accelerator.mixed_precision == "no"
         assert devices.apply_precision(accelerator, "bf16") == "bf16"
         net = accelerator.prepare(torch.nn.Conv2d(1, 1, 1))
@@ -213,7 +213,7 @@ def test_a_machine_is_of_the_device_that_is_wanted(gpu, monkeypatch, device, on_
         monkeypatch.setattr(torch.backends.cudnn, name, name == "benchmark")
     fused = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", fused.append)
-    with pytest.raises(UsageError, match="no"), devices.open_accelerator("fp32", device):
+    with pytest.raises(UsageError, match="no"), open_accelerator("fp32", device):
         pass
     assert asked["cpu"] is on_processor
     assert asked["seen"] == (not on_processor, on_processor, False)
@@ -409,7 +409,7 @@ def second_device(monkeypatch: pytest.MonkeyPatch):
 def test_each_call_computes_on_the_device_that_it_asks_for(second_device):
     """Not on the one that the first call of the process asked for."""
     for device, found in (("cpu", "cpu"), ("auto", "meta"), ("cpu", "cpu")):
-        with devices.open_accelerator("fp32", device) as accelerator:
+        with open_accelerator("fp32", device) as accelerator:
             assert accelerator.device.type == found
 
 
@@ -417,9 +417,9 @@ def test_runs_that_take_turns_keep_their_devices(second_device):
     PartialState._reset_state()
     runs = []
     for device in ("cpu", "auto"):
-        process_state, stack = devices.RunProcessState(), contextlib.ExitStack()
+        process_state, stack = RunProcessState(), contextlib.ExitStack()
         with process_state.take_turn():
-            accelerator = stack.enter_context(devices.open_accelerator("fp32", device))
+            accelerator = stack.enter_context(open_accelerator("fp32", device))
         assert PartialState._shared_state == {}  # as in the program
         runs.append((process_state, stack, accelerator))
     for (process_state, stack, accelerator), found in zip(runs, ("cpu", "meta"), strict=True):
@@ -440,7 +440,7 @@ def test_runs_that_take_turns_keep_their_settings_of_kernels(kernel_settings, mo
     program = seen()
     runs = []
     for precision, products in (("fp32", ("highest", False)), ("bf16", ("high", True))):
-        process_state, stack = devices.RunProcessState(), contextlib.ExitStack()
+        process_state, stack = RunProcessState(), contextlib.ExitStack()
         with process_state.take_turn():
             stack.enter_context(hold_cuda_settings("cuda", precision))
         assert seen() == program
@@ -469,7 +469,7 @@ def test_processes_wait_for_one_that_works_alone(monkeypatch):
         raise UsageError("no")
 
     monkeypatch.setattr(accelerate, "Accelerator", refuse)
-    with pytest.raises(UsageError), devices.open_accelerator("fp32"):
+    with pytest.raises(UsageError), open_accelerator("fp32"):
         pass
     [waiting] = asked["kwargs_handlers"]
     assert isinstance(waiting, accelerate.InitProcessGroupKwargs)

@@ -10,7 +10,8 @@ import torch
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.core.kernels import arrange_memory, arrange_weights, attend, memory_format
-from diffuse_cli.system.devices import device_type, has_bfloat16, open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
+from diffuse_cli.system.devices import device_type, has_bfloat16
 from training.test_step_on_meta import trainer_of
 
 pytestmark = pytest.mark.gpu

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffuse_cli.core import Conditions
 from diffuse_cli.media import figures
-from diffuse_cli.system.devices import log_image
+from diffuse_cli.system.accelerator import log_image
 from diffuse_cli.training import chores
 from diffuse_cli.training.chores import preview_spacing
 

@@ -21,7 +21,7 @@ from diffuse_cli.core import PAIRS, Space
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models.model_report import collect_facts, describe_space, training_config
 from diffuse_cli.system import ModelFileError, Work, files, run_reader
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.processes import rank
 
 if TYPE_CHECKING:

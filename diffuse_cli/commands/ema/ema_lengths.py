@@ -26,7 +26,7 @@ from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
 from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system import ModelFileError, Notice, Progress, Work, files, lookup
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.outputs import claim_option
 from diffuse_cli.system.run_reader import run_folder
 from diffuse_cli.training import ema_weights

@@ -86,7 +86,7 @@ def _prepare_model(config: DemoConfig) -> Work[tuple[Trajectories, Trajectories]
     from diffuse_cli.data import read_images
     from diffuse_cli.media.image.decoding import read_image
     from diffuse_cli.sampling.generation import load_denoiser
-    from diffuse_cli.system.devices import open_accelerator
+    from diffuse_cli.system.accelerator import open_accelerator
 
     assert config.model is not None
     if medium_of(config.image) == "image":

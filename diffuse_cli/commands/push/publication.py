@@ -39,7 +39,7 @@ from diffuse_cli.system import (
     files,
     outputs,
 )
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.errors import INSTALL
 from diffuse_cli.system.hub_models import MODEL_FILE, check_unpublished, push_target, upload
 

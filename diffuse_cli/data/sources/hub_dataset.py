@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from diffuse_cli.data.sources.base import TABLES, Source, extension_of, plain_name
+from diffuse_cli.data.sources import base
+from diffuse_cli.data.sources.base import Source
 from diffuse_cli.data.sources.folder import Folder
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import DataError, files, hub
@@ -94,7 +95,7 @@ class HubSelection(NamedTuple):
         names = [file.name for file in self.files]
         if len(names) == 1:
             return root / names[0]
-        extension = extension_of(posixpath.basename(names[0]))
+        extension = base.extension_of(posixpath.basename(names[0]))
         return root / ("{" + ",".join(n.removesuffix(extension) for n in names) + "}" + extension)
 
 
@@ -129,24 +130,24 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
     """
     exact = [f for f in listing.files if f.name == path or fnmatch.fnmatchcase(f.name, path)]
     below = [f for f in listing.files if not path or f.name.startswith(f"{path}/")]
-    matches = exact or [f for f in below if plain_name(f.name.removeprefix(path))]
+    matches = exact or [f for f in below if base.plain_name(f.name.removeprefix(path))]
     if not matches:
         hint = _example_hint(listing, listing.files) if listing.files else "The data set is empty"
         text = f"no files at {path} in {listing.title}" if path else f"no files in {listing.title}"
         raise DataError(text, hint)
     for extension in SHARDS:
-        if shards := [f for f in matches if extension_of(f.name) == extension]:
+        if shards := [f for f in matches if base.extension_of(f.name) == extension]:
             return (shards if exact else _choose_shards(listing, shards)), None
     media = media_by_extension()
-    samples = [f for f in matches if extension_of(posixpath.basename(f.name)) in media]
-    zips = [f for f in matches if extension_of(f.name) == ZIP]
+    samples = [f for f in matches if base.extension_of(posixpath.basename(f.name)) in media]
+    zips = [f for f in matches if base.extension_of(f.name) == ZIP]
     if samples and exact and not zips:
         raise DataError(f"{path} names single files in {listing.title}", "Pass their folder")
     if samples and not exact:
         training = [f for f in samples if TRAIN.search(posixpath.dirname(f.name))]
         samples = training or samples
         folder = posixpath.commonpath([posixpath.dirname(f.name) for f in samples])
-        tables = [f for f in matches if posixpath.basename(f.name) in TABLES]
+        tables = [f for f in matches if posixpath.basename(f.name) in base.TABLES]
         within = f"{folder}/" if folder else ""
         return [*samples, *(f for f in tables if f.name.startswith(within))], folder
     zips = [f for f in zips if TRAIN.search(f.name)] or zips

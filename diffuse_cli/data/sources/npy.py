@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from diffuse_cli.data.sources.base import Entry, Source, extension_of, is_file
+from diffuse_cli.data.sources import base, npz_batch
+from diffuse_cli.data.sources.base import Entry, Source
 from diffuse_cli.data.sources.in_memory import encode_sample
-from diffuse_cli.data.sources.npz_batch import NOT_ONE, NpzBatch
 from diffuse_cli.media import Array, Unusable
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array import read_array
@@ -31,11 +31,11 @@ class NpyRows(Source):
 
     @staticmethod
     def recognizes(path: Path) -> bool:
-        extension = extension_of(path.name)
-        if extension == ".npz" and is_file(path) and not NpzBatch.recognizes(path):
-            with contextlib.suppress(*NOT_ONE), zipfile.ZipFile(path) as archive:
+        extension = base.extension_of(path.name)
+        if extension == ".npz" and base.is_file(path) and not npz_batch.NpzBatch.recognizes(path):
+            with contextlib.suppress(*npz_batch.NOT_ONE), zipfile.ZipFile(path) as archive:
                 return len(archive.namelist()) == 1
-        return extension == ".npy" and is_file(path)
+        return extension == ".npy" and base.is_file(path)
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -59,7 +59,7 @@ def _open_array(path: Path) -> Array:
     Raises:
         DataError: there is no usable array, it is too large, or its rows cannot be samples.
     """
-    if extension_of(path.name) == ".npy":
+    if base.extension_of(path.name) == ".npy":
         values = _map_array(path)
     else:
         hint = "Save it with numpy.save as a .npy file"

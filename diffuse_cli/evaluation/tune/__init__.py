@@ -29,7 +29,7 @@ from diffuse_cli.sampling.setting_search import (
     warn_of_low_variety,
 )
 from diffuse_cli.system import Progress, Work
-from diffuse_cli.system.devices import describe_environment, reuse_accelerator
+from diffuse_cli.system.accelerator import describe_environment, reuse_accelerator
 from diffuse_cli.system.outputs import claim_option
 
 

@@ -22,9 +22,7 @@ from diffuse_cli.media import Array, Read, ReadSettings, Size, Unusable, figures
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_channels
 from diffuse_cli.media.file_errors import ADVICE
-from diffuse_cli.media.image import planes
-from diffuse_cli.media.image.decoding import DecodedImage, decode_image, read_pages
-from diffuse_cli.media.image.image_metadata import EXTENSIONS, silence_pillow
+from diffuse_cli.media.image import decoding, image_metadata, planes
 
 SIDE = 64
 """Default size of images, unless all have the same smaller size."""
@@ -37,14 +35,14 @@ def read(data: bytes, settings: ReadSettings) -> Read:
     It is opaque, or composited on the background with its alpha as the last channel.
     """
     if settings.layout == media.PAGES:
-        values, mode = read_pages(data)
+        values, mode = decoding.read_pages(data)
         if settings.channels not in (None, len(values)):
             raise Unusable(reasons.CHANNELS)
         return _read_planes(values, mode, settings, len(values), media.PAGES)
     alpha = settings.layout is not None
     if alpha:
         settings = replace(settings, background=_background(settings.layout, settings.background))
-    decoded = decode_image(data, settings.background, alpha=alpha, deep=True)
+    decoded = decoding.decode_image(data, settings.background, alpha=alpha, deep=True)
     if decoded.planes is None:
         return _read_opaque(decoded, settings)
     layout = f"{media.ALPHA}:{bytes(settings.background).hex()}" if alpha else None
@@ -80,7 +78,7 @@ def _result_size(size: Size, settings: ReadSettings) -> Size:
     return (SIDE, SIDE) if max(size) > SIDE else size[::-1]
 
 
-def _read_opaque(decoded: DecodedImage, settings: ReadSettings) -> Read:
+def _read_opaque(decoded: decoding.DecodedImage, settings: ReadSettings) -> Read:
     image, to_srgb = decoded.image, decoded.to_srgb
     assert image is not None
     mode = MODES[settings.channels] if settings.channels is not None else _mode(image, settings)
@@ -181,7 +179,7 @@ def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
 
 
 MEDIUM = media.Medium(
-    extensions=EXTENSIONS,
+    extensions=image_metadata.EXTENSIONS,
     suffix=".png",
     one="image",
     many="images",
@@ -191,7 +189,7 @@ MEDIUM = media.Medium(
     space=space,
     encode=encode,
     look=render,
-    prepare=silence_pillow,
+    prepare=image_metadata.silence_pillow,
     check=check,
     fits=media.FITS,
     advice=ADVICE,

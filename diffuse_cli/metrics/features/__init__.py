@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core import Modules
 from diffuse_cli.system import Progress, UsageError, Work, lookup
-from diffuse_cli.system.kernel_settings import restore_kernel_settings, set_product_precision
+from diffuse_cli.system.devices import restore_kernel_settings, set_product_precision
 
 if TYPE_CHECKING:
     import numpy as np
