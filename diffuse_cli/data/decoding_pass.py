@@ -109,10 +109,8 @@ def decode_listing(
                     read, reason = None, reasons.SHAPE
             if read is None:
                 if strict:
-                    text = f"{system.show(entry.name)}: {reason}"
-                    raise system.DataError(
-                        text, "Remove it, or leave --strict out to skip such files"
-                    )
+                    hint = "Remove it, or leave --strict out to skip such files"
+                    raise system.DataError(f"{system.show(entry.name)}: {reason}", hint)
                 _count_reason(tally.skipped, reason, entry)
             else:
                 tally.add(entry, read)
@@ -123,8 +121,8 @@ def decode_listing(
                 again = None
                 if settings is not current.settings:
                     current = replace(current, settings=settings)
-                    kept = tally.entries[: store.count if store and kept_samples.open else 0]
-                    again = (result.read and result.read.values for result in decode(tuple(kept)))
+                    first = tally.entries[: store.count if store and kept_samples.open else 0]
+                    again = (result.read and result.read.values for result in decode(tuple(first)))
                 if store is None or (store.shape, store.dtype) != (shape, dtype):
                     kept_samples.replace_store(shape, dtype, again)
                 usable = kept_samples.open and not from_index

@@ -76,7 +76,7 @@ class Parquet(Source):
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
         super().__init__(path)
         self._names = {path.absolute(): name for path, name in base.short_names(shards).items()}
-        self._open: OrderedDict[str, tuple[ParquetShard, ColumnRoles]] = OrderedDict()
+        self._open: OrderedDict[str, ParquetShard] = OrderedDict()
         self._blocks = Blocks()
         self._lock = threading.Lock()
 
@@ -85,9 +85,9 @@ class Parquet(Source):
         for path, name in self._names.items():
             try:
                 with self._lock:
-                    shard, layout = self._open_shard(str(path))
-                    entries = [*self._list_entries(shard, layout, str(path))]
-                if layout.plain:
+                    shard = self._open_shard(str(path))
+                    entries = [*self._list_entries(shard, str(path))]
+                if shard.roles.plain:
                     tables.append(name)
             except DataError:
                 if len(self._names) == 1:
@@ -103,8 +103,7 @@ class Parquet(Source):
         row, _, path = entry.key.partition(":")
         with self._lock:
             try:
-                shard, layout = self._open_shard(path)
-                data = shard.sample(int(row), layout)
+                data = self._open_shard(path).sample(int(row))
             except Unusable:
                 raise
             except Exception as error:
@@ -118,10 +117,11 @@ class Parquet(Source):
         for path, name in self._names.items():
             try:
                 with self._lock:
-                    shard, layout = self._open_shard(str(path))
-                    columns = [c for c in layout.plain if selection is None or c in selection]
-                    values = {c: _values(shard, layout, c) for c in columns}
-                    entries = [*self._list_entries(shard, layout, str(path))]
+                    shard = self._open_shard(str(path))
+                    plain = shard.roles.plain
+                    columns = [c for c in plain if selection is None or c in selection]
+                    values = {c: shard.values(c) for c in columns}
+                    entries = [*self._list_entries(shard, str(path))]
             except DataError:  # a shard without samples, which `entries` reports
                 continue
             except Exception as error:
@@ -130,38 +130,37 @@ class Parquet(Source):
                     continue
                 raise DataError(f"cannot read the columns of {name}: {shorten(error)}") from error
             for row, entry in enumerate(entries):
-                cells = {c: values[c][row] if c in values else None for c in layout.plain}
+                cells = {c: values[c][row] if c in values else None for c in plain}
                 yield MetadataRow(show(name), row + 1, entry.name, cells)
 
     def close(self) -> None:
         with self._lock:
             while self._open:
-                self._open.popitem()[1][0].close()
+                self._open.popitem()[1].close()
 
-    def _open_shard(self, path: str) -> tuple[ParquetShard, ColumnRoles]:
-        """Return a shard, opened if it was not open, and the layout of its columns."""
+    def _open_shard(self, path: str) -> ParquetShard:
+        """Return a shard, opened if it was not open."""
         if path not in self._open:
-            shard = ParquetShard(path, self._blocks)
-            self._open[path] = shard, find_column_roles(shard.schema, path)
+            self._open[path] = ParquetShard(path, self._blocks)
             if len(self._open) > MOST_OPEN:
-                self._open.popitem(last=False)[1][0].close()
+                self._open.popitem(last=False)[1].close()
         self._open.move_to_end(path)
         return self._open[path]
 
-    def _list_entries(self, shard: ParquetShard, layout: ColumnRoles, path: str) -> Iterator[Entry]:
+    def _list_entries(self, shard: ParquetShard, path: str) -> Iterator[Entry]:
         """Yield the entries of a shard."""
-        readers, usual = media_by_extension(), ""
+        readers, usual, roles = media_by_extension(), "", shard.roles
         names: Sequence[Any] = [None] * shard.count  # of any type: a path may be a number
-        if "path" in layout.nested:
-            column = shard.columns([f"{layout.sample}.path"]).column(layout.sample)
+        if "path" in roles.nested:
+            column = shard.columns([f"{roles.sample}.path"]).column(roles.sample)
             names = [value and value["path"] for value in column.to_pylist()]
-        labels = _values(shard, layout, layout.label) if layout.label else [None] * shard.count
+        labels = shard.values(roles.label) if roles.label else [None] * shard.count
         start = Path(self._names[Path(path)]).stem + "/" if len(self._names) > 1 else ""
-        columns = zip(names, labels, shard.sizes(layout), strict=True)
+        columns = zip(names, labels, shard.sizes(), strict=True)
         for row, (name, label, size) in enumerate(columns):
             extension = base.extension_of(name.rpartition("/")[2]) if isinstance(name, str) else ""
             if extension not in readers:
-                extension = usual = usual or _extension(shard, layout)
+                extension = usual = usual or shard.extension()
             class_name = "" if label is None else str(label)
             yield Entry(f"{start}{row:08d}{extension}", size, f"{row}:{path}", label=class_name)
 
@@ -202,7 +201,7 @@ class ParquetShard:
         self._file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
         self._path, self._blocks = path, blocks
         metadata = self._file.metadata
-        self.schema, self.count = self._file.schema_arrow, metadata.num_rows
+        self.count, self.roles = metadata.num_rows, find_column_roles(self._file.schema_arrow, path)
         self._groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
         self._ends = [*accumulate(group.num_rows for group in self._groups)]
         self._decoder: Iterator[tuple[int, Any]] = iter(())
@@ -213,23 +212,23 @@ class ParquetShard:
         """Return a table of some columns. `a.b` is a field of `a`."""
         return self._file.read(columns=[*names], use_threads=False)
 
-    def sizes(self, layout: ColumnRoles) -> Iterator[int]:
+    def sizes(self) -> Iterator[int]:
         """Yield the approximate bytes of the sample of each row."""
         for k, group in enumerate(self._groups):
             for _ in range(group.num_rows):
-                yield self._size(k, layout)
+                yield self._size(k)
 
-    def sample(self, row: int, layout: ColumnRoles) -> bytes | None:
+    def sample(self, row: int) -> bytes | None:
         """Return the bytes of a sample."""
         group = bisect_right(self._ends, row)
         if group in self._damaged:
             raise Unusable(reasons.CORRUPT)
-        block_rows = max(1, min(MOST_ROWS, BLOCK_BYTES // max(1, self._size(group, layout))))
+        block_rows = max(1, min(MOST_ROWS, BLOCK_BYTES // max(1, self._size(group))))
         number, place = divmod(row - (self._ends[group] - self._groups[group].num_rows), block_rows)
         block = self._blocks.get((self._path, group, number))
         if block is None:
             try:
-                block = self._decode_block(group, number, block_rows, layout)
+                block = self._decode_block(group, number, block_rows)
             except Exception as error:
                 raise_if_full(error)
                 self._damaged.add(group)
@@ -238,22 +237,37 @@ class ParquetShard:
         contents: bytes | None = block[place].as_py()
         return contents
 
+    def values(self, column: str) -> list[Any]:
+        """Return the values of a plain column, with class names instead of their numbers."""
+        names = self.roles.names.get(column)
+        values = self.columns([column]).column(column).to_pylist()
+        if names is None:
+            return [_to_plain(value) for value in values]
+        return [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
+
+    def extension(self) -> str:
+        """Return the extension of the first sample, by its bytes."""
+        data = (self.sample(0) or b"") if self.count else b""
+        if data[:4] == b"RIFF":
+            return ".wav" if data[8:12] == b"WAVE" else ".webp"
+        return next((e for start, e in STARTS.items() if data.startswith(start)), ".png")
+
     def close(self) -> None:
         self._decoder = iter(())
         self._file.close()
 
-    def _size(self, group: int, layout: ColumnRoles) -> int:
+    def _size(self, group: int) -> int:
         """Return the average bytes of a sample in a group."""
         metadata = self._groups[group]
-        names = {layout.sample, f"{layout.sample}.bytes"}
+        names = {self.roles.sample, f"{self.roles.sample}.bytes"}
         chunks = map(metadata.column, range(metadata.num_columns))
         total = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in names)
         return max(0, int(total // max(1, metadata.num_rows)))
 
-    def _decode_block(self, group: int, number: int, block_rows: int, layout: ColumnRoles) -> Any:
+    def _decode_block(self, group: int, number: int, block_rows: int) -> Any:
         """Decode a block of a group, and keep each block that is decoded on the way."""
         if self._waits[0] != group or self._waits[1] > number:
-            column_name = f"{layout.sample}.bytes" if layout.nested else layout.sample
+            column_name = f"{self.roles.sample}.bytes" if self.roles.nested else self.roles.sample
             batches = self._file.iter_batches(
                 batch_size=block_rows, row_groups=[group], columns=[column_name], use_threads=False
             )
@@ -261,7 +275,7 @@ class ParquetShard:
         for current_number, batch in self._decoder:
             self._waits = group, current_number + 1
             column = batch.column(0)
-            block = column.field("bytes") if layout.nested else column
+            block = column.field("bytes") if self.roles.nested else column
             self._blocks.add((self._path, group, current_number), block)
             if current_number == number:
                 return block
@@ -276,23 +290,6 @@ def _reason(error: Exception, path: Path) -> str:
         if not path.stat().st_size:
             return reasons.EMPTY
     return reasons.UNREADABLE if isinstance(error, PermissionError) else reasons.CORRUPT
-
-
-def _extension(shard: ParquetShard, layout: ColumnRoles) -> str:
-    """Return the extension of the first sample, by its bytes."""
-    data = (shard.sample(0, layout) or b"") if shard.count else b""
-    if data[:4] == b"RIFF":
-        return ".wav" if data[8:12] == b"WAVE" else ".webp"
-    return next((e for start, e in STARTS.items() if data.startswith(start)), ".png")
-
-
-def _values(shard: ParquetShard, layout: ColumnRoles, column: str) -> list[Any]:
-    """Return the values of a plain column, with class names instead of their numbers."""
-    names = layout.names.get(column)
-    values = shard.columns([column]).column(column).to_pylist()
-    if names is None:
-        return [_to_plain(value) for value in values]
-    return [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
 
 
 def _to_plain(value: Any) -> Any:
