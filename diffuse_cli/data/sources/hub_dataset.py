@@ -61,8 +61,12 @@ class HubDataset(Source):
         for _ in cls.fetch(path):
             pass
         subset = _select_files(str(path))
-        local, folder = subset.local_path(), subset.folder
-        source = open_source(local) if folder is None else Folder(local, subset.names_below(folder))
+        root, names = subset.listing.snapshot, [file.name for file in subset.files]
+        if subset.folder is None:
+            source = open_source(root / _shard_pattern(names))
+        else:  # the cache may have other files there
+            start = f"{subset.folder}/" if subset.folder else ""
+            source = Folder(root / subset.folder, {n.removeprefix(start) for n in names})
         source.origin = subset.name
         return source
 
@@ -82,21 +86,13 @@ class HubSelection(NamedTuple):
     folder: str | None
     name: str
 
-    def names_below(self, folder: str) -> frozenset[str]:
-        """Return the names of the files below a folder. The cache may have other files there."""
-        start = f"{folder}/" if folder else ""
-        return frozenset(file.name.removeprefix(start) for file in self.files)
 
-    def local_path(self) -> Path:
-        """Return the local path of a source of these files."""
-        root = self.listing.snapshot
-        if self.folder is not None:
-            return root / self.folder
-        names = [file.name for file in self.files]
-        if len(names) == 1:
-            return root / names[0]
-        extension = base.extension_of(posixpath.basename(names[0]))
-        return root / ("{" + ",".join(n.removesuffix(extension) for n in names) + "}" + extension)
+def _shard_pattern(names: Sequence[str]) -> str:
+    """Return the name of a file, or the pattern of several shards."""
+    if len(names) == 1:
+        return names[0]
+    extension = base.extension_of(posixpath.basename(names[0]))
+    return "{" + ",".join(name.removesuffix(extension) for name in names) + "}" + extension
 
 
 @functools.lru_cache(maxsize=16)
