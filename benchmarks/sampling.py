@@ -24,7 +24,6 @@ from typing import Any
 
 import common
 import peers
-import samplers
 import torch
 import train_step
 from accelerate import Accelerator
@@ -43,8 +42,11 @@ from steps import (
     unbound,
 )
 
+from diffuse_cli.core import SAMPLERS
+from diffuse_cli.core.denoiser import Prediction
+from diffuse_cli.core.samplers import default_spacing
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import load_denoiser
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
 from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.devices import device_type, resolve_precision
 from diffuse_cli.system.events import finish
@@ -65,6 +67,22 @@ BATCHES = (64, 1)
 # -- quality --------------------------------------------------------------------------------------
 
 
+def count_evaluations(loaded: LoadedModel, sampler: str, steps: int, spacing: str | None) -> int:
+    """Count the network evaluations of one sample."""
+    calls = 0
+
+    def denoise(x: torch.Tensor, t: torch.Tensor, **condition: Any) -> Prediction:
+        nonlocal calls
+        calls += 1
+        return Prediction(0 * x, x)
+
+    process, x = loaded.denoiser.process, torch.zeros(1, 1, 1, 1)
+    times = process.times(steps, spacing or default_spacing(sampler, steps))
+    for _ in SAMPLERS[sampler](denoise, process, x, times, noise=lambda k: x):
+        pass
+    return calls
+
+
 def quality(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """KID and seconds of the reference, and of each sampler with few evaluations."""
     loaded = finish(load_denoiser(options.model, "ema", accelerator))
@@ -74,7 +92,7 @@ def quality(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, 
 
     def cell(sampler: str, steps: int, n: int) -> dict[str, Any]:
         pixels, seconds = draw(n=n, steps=steps, sampler=sampler)
-        evaluations = samplers.evaluations(loaded, accelerator, sampler, steps, options.spacing)
+        evaluations = count_evaluations(loaded, sampler, steps, options.spacing)
         if n != TIMED and evaluations <= max(options.steps):
             seconds = draw(n=TIMED, steps=steps, sampler=sampler)[1]
         else:
