@@ -20,7 +20,6 @@ from PIL import Image
 from diffuse_cli.config.options import flatten_settings, read_toml
 from diffuse_cli.media import figures
 from diffuse_cli.pages import has_display, open_file
-from diffuse_cli.pages.curves import read_curves
 from diffuse_cli.pages.templates import (
     POLICY,
     hash_script,
@@ -100,7 +99,6 @@ class RunPage:
 
     def render(self, state: str) -> str:
         """Render the page as HTML."""
-        curves = read_curves(self.run.metrics)
         script = read_script("run")
         start, last = self.start, self.last
         assert start is not None
@@ -110,10 +108,10 @@ class RunPage:
             resume = lines.pop("resume")
             lines = {"train more": extend_line(resume, 2 * self.steps), **lines}
         plots = []
-        if curves:
-            from diffuse_cli.pages.plots import plot_run  # importing matplotlib takes half a second
+        if self.run.metrics.exists():
+            from diffuse_cli.pages import curves  # importing matplotlib takes half a second
 
-            plots = plot_run(curves)
+            plots = curves.plot_run(curves.read_curves(self.run.metrics))
         return render_page(
             "run",
             f"Training {self.run.path.stem}",

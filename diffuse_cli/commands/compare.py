@@ -1,0 +1,383 @@
+"""Compare two runs or models.
+
+Prints the settings that differ, and the losses of both runs. With DATA, it also evaluates both
+models on the same real images and from the same noise, which makes the standard error of their
+difference smaller than with two evaluations. The result is about these two models: other seeds of
+the same settings can give the opposite result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.commands._cli.console import Console, brief, format_value
+from diffuse_cli.config import options, train_options
+from diffuse_cli.config.eval_options import CompareConfig
+from diffuse_cli.config.task_options import is_degradation
+from diffuse_cli.core import PAIRS
+from diffuse_cli.core.settings import digits
+from diffuse_cli.data.summary import plural
+from diffuse_cli.metrics import SIGNIFICANT, Measurement, label
+from diffuse_cli.metrics.features import KIDS
+from diffuse_cli.models import model_report
+from diffuse_cli.system import (
+    ModelFileError,
+    Work,
+    align_columns,
+    files,
+    outputs,
+    processes,
+    run_reader,
+)
+
+if TYPE_CHECKING:
+    from diffuse_cli.evaluation.paired_comparison import PairedComparison
+    from diffuse_cli.models.model_file import ModelFile
+
+CONFIG = CompareConfig
+EXAMPLES = ("diffuse compare a.run b.run", "diffuse compare a.safetensors b.safetensors photos")
+
+NONE = "–"
+
+MEANT = (
+    "size", "channels", "medium", "rate", "transform", "background", "fit", "classes",
+    "condition_on", "schedule", "betas", "num_timesteps", "log_snr_shift", "zero_terminal_snr",
+    "target", "variance", "loss", "weighting",
+)  # fmt: skip
+"""Settings without which two losses are not of the same quantity."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A run or a model. Settings and facts of a model file are untrusted. Escape them.
+
+    Attributes:
+        settings: training settings by name, those of the network as `unet.width`.
+        places: settings of the run alone, such as its data; None without a run directory.
+        file: the model, or the newest of a run; None if it has none yet.
+        facts: facts of the model file by name, empty without a model.
+        step, steps: of the model or the run, and of the whole training if it is known.
+        losses: the last loss and held-out loss logged up to that step.
+        lowest: the lowest held-out loss and KIDs by name, with their steps.
+    """
+
+    path: str
+    settings: Mapping[str, Any]
+    places: Mapping[str, Any] | None
+    file: ModelFile | None
+    facts: Mapping[str, Any]
+    step: int
+    steps: int | None
+    losses: Mapping[str, float | None]
+    lowest: Mapping[str, dict[str, float] | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, without the settings."""
+        return {
+            "path": self.path,
+            "sha256": self.facts.get("sha256"),
+            "step": self.step,
+            "steps": self.steps,
+            **self.losses,
+            **{f"lowest_{name}": lowest for name, lowest in self.lowest.items()},
+            "parameters": self.facts.get("parameters"),
+            "data": dict(self.facts.get("data", {})),
+            "versions": self.facts.get("versions"),
+        }
+
+    @property
+    def given_kind(self) -> str | None:
+        """The degradation that a run is conditioned on, `PAIRS`, or None."""
+        given: str | None = (self.places or {}).get("given")
+        return given if given is None or is_degradation(given) else PAIRS
+
+
+def run(config: CompareConfig, console: Console) -> None:
+    """Compare, and print what differs."""
+    with outputs.claim_option(config, "report", ".html") as report:
+        sides = console.follow(_read_sides(config))
+        differing = _differing_settings(*sides)
+        remarks, measured = [*_compare_losses(*sides, differing)], None
+        if config.data is not None:
+            files_of_both = [_require_model(side) for side in sides]
+            if remark := _compare_spaces(files_of_both):
+                remarks.append(remark)
+            else:
+                measured = console.follow(_evaluate(config, files_of_both))
+        if processes.rank() > 0:
+            return
+        rows = _table_rows(sides, differing)
+        if report:
+            files.write_text(report, _render_page(sides, rows, remarks))
+    values = {
+        **{name: side.to_dict() for name, side in zip("ab", sides, strict=True)},
+        "settings": {name: dict(zip("ab", pair, strict=True)) for name, pair in differing.items()},
+        "remarks": remarks,
+        "evaluation": measured and _to_json(measured),
+        **({"report": str(report)} if report else {}),
+    }
+    lines = [
+        *(f"{name}  {files.show(side.path)}" for name, side in zip("AB", sides, strict=True)),
+        "",
+        *align_columns(rows),
+        *(_evaluation_lines(measured) if measured else []),
+        *map(brief, remarks),
+        *([files.show(str(report))] if report else []),
+    ]
+    console.show(values, lines)
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def _read_sides(config: CompareConfig) -> Work[list[Side]]:
+    """Read both sides.
+
+    Raises:
+        ModelFileError: neither a model file nor a run.
+    """
+    a = yield from _read_side(config.a)
+    b = yield from _read_side(config.b)
+    return [a, b]
+
+
+def _read_side(path: str) -> Work[Side]:
+    """Read a model file, a run directory, or both where they lie side by side."""
+    from diffuse_cli.models import model_file
+
+    given, places, file, settings = Path(path), None, None, {}
+    run = run_reader.run_folder(given)
+    if (
+        given != run
+        or run_reader.list_checkpoints(run / run_reader.CHECKPOINTS)
+        or run_reader.model_path(run).exists()
+    ):
+        file = yield from model_file.find(given)
+        settings = options.flatten_settings(model_report.training_config(file))
+    config_path = run / run_reader.CONFIG
+    if config_path.is_file():
+        values = train_options.from_file(options.read_toml(config_path, "the run's"))
+        config = options.from_dict(train_options.TrainConfig, values, str(config_path))
+        of_run = options.flatten_settings(train_options.to_file(config, control=False))
+        names = [f.name for f, spec in options.option_fields(config) if spec.place]
+        places = {name: of_run.pop(name) for name in names if name in of_run}
+        settings = settings or of_run
+    if not settings:
+        raise ModelFileError(f"no such run or model file: {files.show(path)}")
+    log = run_reader.read_log(run / run_reader.METRICS)
+    rows = [row for row in log if file is None or row["step"] <= file.model.step]
+    last_step = max((int(row["step"]) for row in rows), default=0)
+    return Side(
+        path=path,
+        settings=settings,
+        places=places,
+        file=file,
+        facts=model_report.collect_facts(file) if file else {},
+        step=file.model.step if file else last_step,
+        steps=settings.get("steps"),
+        losses={name: run_reader.last_value(rows, name) for name in ("loss", "held_out_loss")},
+        lowest={name: _find_lowest(rows, name) for name in ("held_out_loss", *KIDS)},
+    )
+
+
+def _find_lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:
+    """Return the lowest number of this name with its error, if it has one, and its step."""
+    hits = [(v, row) for row in rows if (v := run_reader.finite_or_none(row.get(name))) is not None]
+    if not hits:
+        return None
+    value, row = min(hits, key=lambda hit: hit[0])
+    error = run_reader.finite_or_none(row.get(f"{name}_standard_error"))
+    return {"value": value, "step": row["step"]} | ({"standard_error": error} if error else {})
+
+
+# -- comparing ------------------------------------------------------------------------------------
+
+
+def _differing_settings(a: Side, b: Side) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of A and of B where they differ; None where one has none. Places are
+    compared only if both sides have them."""
+    old, new = a.settings, b.settings
+    if a.places is not None and b.places is not None:
+        old, new = {**a.places, **old}, {**b.places, **new}
+    pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _compare_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the losses of two runs are of the same quantity."""
+    if a.losses["loss"] is None or b.losses["loss"] is None:
+        return
+    names = [name for name in MEANT if name in differing]
+    if a.given_kind != b.given_kind:
+        names.append("given")
+    prints = [side.facts.get("data", {}).get("fingerprint") for side in (a, b)]
+    if prints[0] != prints[1] and None not in prints:
+        names.append("training images")
+    if names:
+        yield f"the losses cannot be compared, as these differ: {', '.join(names)}"
+
+
+def _require_model(side: Side) -> ModelFile:
+    if side.file is None:
+        text = f"{files.show(side.path)} has no model yet"
+        raise ModelFileError(text, "Leave out DATA, or wait for its first checkpoint")
+    return side.file
+
+
+def _compare_spaces(pair: Sequence[ModelFile]) -> str:
+    """Return why samples of two models cannot be measured together, or an empty string. They can
+    differ in the scale of the model's numbers."""
+    a, b = (file.model.blueprint.space for file in pair)
+    if replace(a, mean=b.mean, std=b.std, transform=b.transform) == b:
+        return ""
+    kinds = [model_report.describe_space(space) for space in (a, b)]
+    return f"the metrics cannot be compared: samples of A are {kinds[0]}, and of B {kinds[1]}"
+
+
+def _evaluate(config: CompareConfig, pair: Sequence[ModelFile]) -> Work[PairedComparison | None]:
+    """Evaluate both models on the same images.
+
+    Raises:
+        DataError, UsageError: DATA or an option cannot be used.
+    """
+    from diffuse_cli.evaluation.paired_comparison import compare_models
+    from diffuse_cli.sampling.generation import load_denoiser
+    from diffuse_cli.system.devices import open_accelerator
+
+    with open_accelerator(config.precision, config.device) as accelerator:
+        loaded = []
+        for file in pair:
+            names = config.weights, accelerator, config.precision
+            loaded.append((yield from load_denoiser(file, *names, typed=False)))
+        return (yield from compare_models(config, loaded, accelerator))
+
+
+# -- rendering ------------------------------------------------------------------------------------
+
+
+def _to_json(pair: PairedComparison) -> dict[str, Any]:
+    """Return the evaluation as plain values, each number with its error."""
+    return {
+        "n": {"real": pair.real, "generated": pair.generated},
+        "part": pair.part,
+        "features": pair.features,
+        "fingerprint": pair.fingerprint,
+        "settings": dict(zip("ab", pair.settings, strict=True)),
+        "values": dict(zip("ab", pair.values, strict=True)),
+        "differences": {
+            d.number.key: {
+                "difference": d.gap.value,
+                "standard_error": d.gap.error,
+                "paired": d.paired,
+                "better": d.better.lower() or None,
+            }
+            for d in pair.differences
+        },
+        "made_with": pair.made_with,
+    }
+
+
+def _table_rows(sides: Sequence[Side], differing: Mapping[str, tuple[Any, Any]]) -> list[list[str]]:
+    """Return a head, and the settings that differ and the facts of both as rows of cells."""
+    rows = [["", "A", "B"]]
+    rows += [[brief(name), *_setting(*pair)] for name, pair in differing.items()]
+    a, b = map(_facts, sides)
+    rows += [
+        [name, a[name], b[name]]
+        for name in a
+        if {a[name], b[name]} != {NONE} and (name != "written by" or a[name] != b[name])
+    ]
+    return rows
+
+
+def _setting(*pair: Any) -> list[str]:
+    """Return the values of a setting, with as many digits as tell them apart."""
+    short, long = (
+        [NONE if value is None else brief(format_value(value, *kind)) for value in pair]
+        for kind in ((), (digits,))
+    )
+    return short if short[0] != short[1] else long
+
+
+def _facts(side: Side) -> dict[str, str]:
+    """Return the facts of a run or model by their labels."""
+    parameters, versions = side.facts.get("parameters"), side.facts.get("versions", {})
+    loss, held_out_loss = (
+        NONE if value is None else str(Measurement(value)) for value in side.losses.values()
+    )
+    return {
+        "parameters": NONE if parameters is None else f"{parameters:,}",
+        "training images": _images(side.facts.get("data", {})),
+        "step": brief(f"{side.step:,} of {side.steps:,}" if side.steps else f"{side.step:,}"),
+        "loss": loss,
+        "held-out loss": held_out_loss,
+        "  lowest": _format_lowest(side.lowest["held_out_loss"]),
+        **{f"lowest {label(key)}": _format_lowest(side.lowest[key]) for key in KIDS},
+        "written by": brief(", ".join(f"{k} {format_value(v)}" for k, v in versions.items()))
+        or NONE,
+    }
+
+
+def _images(data: Mapping[str, Any]) -> str:
+    rule = data.get("held_out")
+    counts = [data.get("images"), rule.get("images") if isinstance(rule, Mapping) else 0]
+    if not all(isinstance(count, int) for count in counts):  # a converted model has none
+        return NONE
+    return brief(f"{counts[0]:,}, {counts[1]:,} held out")
+
+
+def _format_lowest(lowest: Mapping[str, float] | None) -> str:
+    if lowest is None:
+        return NONE
+    number = Measurement(lowest["value"], lowest.get("standard_error", 0.0))
+    return f"{number} at step {lowest['step']:,.0f}"
+
+
+def _evaluation_lines(pair: PairedComparison) -> list[str]:
+    """Return a table of the metrics, and lines about the samples and settings. A row has the
+    number of both, their difference, the kind of its error, and the better one."""
+    from diffuse_cli.metrics.features.feature_choice import describe_network, describe_part
+
+    rows = [["", "A", "B", "B less A", "error", "better"]]
+    for d in pair.differences:
+        gap = [f"{d.gap:+}", "paired" if d.paired else "independent"]
+        rows.append([
+            "  " * d.number.part + d.number.label,
+            *map(d.number.text, pair.values),
+            *(gap if all(map(d.number.can_show, pair.values)) else ("", "")),
+            d.better,
+        ])  # fmt: skip
+    part = describe_part(pair.part, pair.words)
+    samplers = [f"{s['sampler']}, {plural(s['steps'], 'step')}" for s in pair.settings]
+    how = samplers[0] if samplers[0] == samplers[1] else f"{samplers[0]} (A), {samplers[1]} (B)"
+    return [
+        "",
+        *align_columns(rows),
+        f"n = {pair.generated:,} generated against {pair.real:,} real ({part}); sampler: {how}; "
+        f"{describe_network(pair.features)}",
+        f"better: where the difference is more than {SIGNIFICANT} standard errors. This "
+        "compares two models, not their recipes: two seeds of one recipe differed by 4.7",
+    ]
+
+
+def _render_page(
+    sides: Sequence[Side], rows: Sequence[Sequence[str]], remarks: Sequence[str]
+) -> str:
+    """Render a comparison as HTML. The first of the rows is their head."""
+    from diffuse_cli.pages import curves
+    from diffuse_cli.pages.templates import render_page
+
+    logs = [run_reader.run_folder(Path(side.path)) / run_reader.METRICS for side in sides]
+    names = dict(zip("AB", (options.place_name(side.path) for side in sides), strict=True))
+    runs = dict(zip("AB", map(curves.read_curves, logs), strict=True))
+    return render_page(
+        "compare",
+        " and ".join(names.values()),
+        sides=names,
+        rows=rows,
+        plots=curves.plot_runs(runs),
+        remarks=remarks,
+    )
