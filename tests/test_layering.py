@@ -161,7 +161,7 @@ def test_the_checker_sees_every_kind_of_import():
 if TYPE_CHECKING:
     from diffuse_cli.app import main
 def f():
-    import diffuse_cli.commands.noise_demo.demonstration
+    import diffuse_cli.commands.noise_demo.demo_page
     from diffuse_cli import training
 from . import api
 from .core.process import Process

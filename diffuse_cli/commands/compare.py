@@ -133,7 +133,7 @@ def run(config: CompareConfig, console: Console) -> None:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def _read_sides(config: CompareConfig) -> Work[list[Side]]:
+def _read_sides(config: CompareConfig) -> Work[tuple[Side, Side]]:
     """Read both sides.
 
     Raises:
@@ -141,7 +141,7 @@ def _read_sides(config: CompareConfig) -> Work[list[Side]]:
     """
     a = yield from _read_side(config.a)
     b = yield from _read_side(config.b)
-    return [a, b]
+    return a, b
 
 
 def _read_side(path: str) -> Work[Side]:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from diffuse_cli.commands.noise_demo import demonstration, forward_process
+from diffuse_cli.commands import noise_demo
+from diffuse_cli.commands.noise_demo import forward_process
 from diffuse_cli.commands.noise_demo.demo_page import HOLD, PAGE, Layout, spread_evenly
-from diffuse_cli.config.noise_demo_options import DemoConfig
+from diffuse_cli.config.task_options import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.media import figures
 from diffuse_cli.system.errors import DataError, OutputError, UsageError
@@ -34,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(image: str = "grey.png", **options: Any) -> tuple[tuple[Path, ...], list[Any]]:
     events: list[Any] = []
-    work = demonstration.demonstrate(DemoConfig(image=image, **options))
+    work = noise_demo.demonstrate(DemoConfig(image=image, **options))
     return finish(work, events.append), events
 
 

@@ -61,7 +61,8 @@ def test_a_viewer_that_does_not_start_is_no_error(
 
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(webbrowser, "open", stand_in)
-    assert noise_demo.opened(Path("grey.png")) == "--open: the system has no viewer for grey.png"
+    reason = noise_demo.open_picture(Path("grey.png"))
+    assert reason == "--open: the system has no viewer for grey.png"
 
 
 @pytest.mark.usefixtures("silent")

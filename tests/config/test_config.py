@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from diffuse_cli.config.eval_options import EmaConfig, EvalConfig, TuneConfig
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.config.options import (
     Options,
     field_flag,
@@ -34,6 +33,7 @@ from diffuse_cli.config.parsers import (
 )
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.config.task_options import DemoConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.system.errors import UsageError, lookup
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,27 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffuse_cli.commands.noise_demo import demo_page
-from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP, Row
-from diffuse_cli.commands.noise_demo.forward_process import level, log_snr, set_time_axis
-from diffuse_cli.config.noise_demo_options import DemoConfig
+from diffuse_cli import media
+from diffuse_cli.commands.noise_demo import demo_page, forward_process
+from diffuse_cli.config.task_options import DemoConfig
 from diffuse_cli.core import SAMPLERS
-from diffuse_cli.media import (
-    MEDIA,
-    Array,
-    ReadSettings,
-    figures,
-    render_samples,
-    settings_for,
-)
-from diffuse_cli.media.figures import FAINT, Pixels, Sheet
-from diffuse_cli.metrics.nearest_neighbors import find_nearest, to_comparable
+from diffuse_cli.data import read_images
+from diffuse_cli.media import MEDIA, Array, figures
+from diffuse_cli.media.image.decoding import read_image
+from diffuse_cli.metrics import nearest_neighbors
+from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.blueprint import clamp_denoised
-from diffuse_cli.models.image_conditioning import degraded_inputs, stored_inputs
-from diffuse_cli.sampling.conditioning import Request, check_request, find_labels
-from diffuse_cli.sampling.generation import LoadedModel, to_stored
-from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
-from diffuse_cli.system import Notice, Progress, UsageError, Work, files
+from diffuse_cli.sampling import conditioning, generation
+from diffuse_cli.system import Progress, UsageError, Work, files
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
@@ -79,7 +71,7 @@ class DemoCondition:
 
 
 def read_condition(
-    config: DemoConfig, image: Array, loaded: LoadedModel, device: torch.device
+    config: DemoConfig, image: Array, loaded: generation.LoadedModel, device: torch.device
 ) -> Work[DemoCondition | None]:
     """Return the conditioning image (C, H, W); None for an unconditional model.
 
@@ -101,26 +93,17 @@ def read_condition(
                 f"{MEDIA[loaded.space.medium].one}",
                 "Leave it out",
             )
-        inputs = degraded_inputs(encoder, image[None], config.seed, "given")
+        inputs = image_conditioning.degraded_inputs(encoder, image[None], config.seed, "given")
     else:
         if config.given is None:
             text = "the model was trained on pairs"
             raise UsageError(text, "Pass --given FILE, the conditioning image")
-        pair = yield from _read_pair(config, encoder.input_space, loaded)
-        inputs = stored_inputs(encoder, pair[None])
+        pair_config = replace(config, image=config.given)
+        fit = config.fit or loaded.fit
+        pair = yield from forward_process.read_sample(pair_config, encoder.input_space, fit)
+        inputs = image_conditioning.stored_inputs(encoder, pair.values[None])
     given = inputs.encode([0], device)
     return DemoCondition(encoder.given.what, given, encoder.look(given)[0])
-
-
-def _read_pair(config: DemoConfig, space: Space, loaded: LoadedModel) -> Work[Array]:
-    """Return the other half of the pair, (C, H, W), fitted as the image is."""
-    assert config.given is not None
-    fields, fit = settings_for(space), config.fit or loaded.fit
-    settings = ReadSettings(**fields, background=rgb(str(config.background)), fit=fit)
-    picture = read_picture(config.given, space.medium, settings)
-    image_name = files.show(config.given)
-    yield from (Notice(f"{image_name}: {text}", warning=True) for text in picture.remarks)
-    return np.array(picture.values)
 
 
 @dataclass(frozen=True)
@@ -170,7 +153,10 @@ class Trajectories:
 
     def measure_distance(self, t: int) -> float:
         """Distance of the estimate from the image's x_t to the image."""
-        a, b = (to_comparable(self.space, sample) for sample in (self.forward.x0[t], self.image))
+        a, b = (
+            nearest_neighbors.to_comparable(self.space, sample)
+            for sample in (self.forward.x0[t], self.image)
+        )
         return math.sqrt(float(((a.astype(float) - b) ** 2).mean()))
 
     def format_distance(self, away: float) -> str:
@@ -179,7 +165,7 @@ class Trajectories:
 
     def look(self, stored: Array) -> Array:
         """Return a stored sample as a picture, uint8 (1 or 3, H, W)."""
-        picture: Array = render_samples(self.space, stored[None])[0]
+        picture: Array = media.render_samples(self.space, stored[None])[0]
         return picture
 
     def times(self, count: int) -> list[int]:
@@ -197,27 +183,29 @@ class Trajectories:
             return f"off by {self.format_distance(self.measure_distance(t))}"
 
         rows = [
-            Row("forward", BLUE, seen(self.forward.x), partial(level, self.process)),
-            Row("expected", BLUE, seen(self.forward.x0), off),
-            Row("reverse", RED, seen(self.reverse.x)),
-            Row("expected", RED, seen(self.reverse.x0)),
+            demo_page.Row(
+                "forward", BLUE, seen(self.forward.x), partial(forward_process.level, self.process)
+            ),
+            demo_page.Row("expected", BLUE, seen(self.forward.x0), off),
+            demo_page.Row("reverse", RED, seen(self.reverse.x)),
+            demo_page.Row("expected", RED, seen(self.reverse.x0)),
         ]
         one = MEDIA[self.space.medium].one
         legend = [(f"from the {one}", BLUE)]
         if given is not None:
             once: dict[int, Any] = {times[0]: given.picture}
-            rows.append(Row("given", FAINT, once.get, lambda t: given.what))
+            rows.append(demo_page.Row("given", figures.FAINT, once.get, lambda t: given.what))
         if near is not None:
             distances = near.distances
 
             def away(t: int) -> str:
                 return f"{self.format_distance(distances[t])} away"
 
-            rows.append(Row("nearest", GREEN, seen(near.images), away))
+            rows.append(demo_page.Row("nearest", GREEN, seen(near.images), away))
             legend += [(f"from the nearest {one} of DATA", GREEN), ("the same in reverse", RED)]
         plots: list[Callable[[Axes], object]] = [
             partial(_distances, journey=self),
-            partial(log_snr, processes={"": self.process}, times=times),
+            partial(forward_process.log_snr, processes={"": self.process}, times=times),
         ]
         formula = FORMULA.replace("{one}", one) + (GIVEN if given else "")
         return demo_page.draw(self.title, formula, rows, times, legend, plots)
@@ -225,16 +213,21 @@ class Trajectories:
     def animate(self) -> Work[bytes]:
         """Animate both ways and the expected samples on them, from t = T - 1 to 0."""
         zoom, w, h = demo_page.choose_zoom(self.look(self.image), WIDTH)
-        pitch = max(w, 0.9) + FRAME_GAP
+        pitch = max(w, 0.9) + demo_page.FRAME_GAP
         width = len(NAMES) * pitch
-        sheet = Sheet(width + FRAME_GAP, HEAD + h + FRAME_GAP, FRAME_DPI)
+        sheet = figures.Sheet(
+            width + demo_page.FRAME_GAP, HEAD + h + demo_page.FRAME_GAP, demo_page.FRAME_DPI
+        )
         label = sheet.text(width / 2, 0.26, "", ha="center", fontsize=11)
-        lefts = [FRAME_GAP + i * pitch + (pitch - FRAME_GAP - w) / 2 for i in range(len(NAMES))]
+        lefts = [
+            demo_page.FRAME_GAP + i * pitch + (pitch - demo_page.FRAME_GAP - w) / 2
+            for i in range(len(NAMES))
+        ]
         for name, x_left, color in zip(NAMES, lefts, (BLUE, BLUE, RED, RED), strict=True):
             sheet.text(x_left + w / 2, HEAD - 0.08, name, ha="center", fontsize=9, color=color)
         sides = [side for way in (self.forward, self.reverse) for side in (way.x, way.x0)]
 
-        def pictures(t: int) -> Iterator[tuple[float, float, Pixels]]:
+        def pictures(t: int) -> Iterator[tuple[float, float, figures.Pixels]]:
             for x_left, side in zip(lefts, sides, strict=True):
                 yield x_left, HEAD, self.look(side[t])
 
@@ -242,8 +235,32 @@ class Trajectories:
         return (yield from demo_page.animate(sheet, label, times, total, zoom, pictures))
 
 
+def prepare(config: DemoConfig) -> Work[Trajectories]:
+    """Return the process of a model, at its own size, and the model's estimates."""
+    assert config.model is not None
+    if forward_process.medium_of(config.image) == "image":
+        read_image(config.image)  # one that cannot be read is refused before the model is read
+    with open_accelerator("fp32") as accelerator:
+        loaded = yield from generation.load_denoiser(config.model, config.weights, accelerator)
+        space, fit = loaded.space, config.fit or loaded.fit
+        config = replace(config, background=config.background or loaded.background)
+        sample = yield from forward_process.read_sample(config, space, fit)
+        journey = yield from compute_trajectories(config, sample.values, loaded, accelerator.device)
+        if config.data is not None:
+            images = yield from read_images(
+                config.data,
+                **media.settings_for(space),
+                background=str(config.background),
+                fit=fit,
+                medium=space.medium,
+            )
+            forward, reverse = yield from nearest(journey, images.stored)
+            journey = replace(journey, forward_near=forward, reverse_near=reverse)
+    return journey
+
+
 def compute_trajectories(
-    config: DemoConfig, values: Array, loaded: LoadedModel, device: torch.device
+    config: DemoConfig, values: Array, loaded: generation.LoadedModel, device: torch.device
 ) -> Work[Trajectories]:
     """Both ways of a sample of the model's space, as stored.
 
@@ -266,12 +283,15 @@ def compute_trajectories(
 
 
 def _bind_condition(
-    loaded: LoadedModel, label: str | None, given: DemoCondition | None, device: torch.device
+    loaded: generation.LoadedModel,
+    label: str | None,
+    given: DemoCondition | None,
+    device: torch.device,
 ) -> Denoise:
     """Return the model, told a class, or none if it has classes, and its conditioning image."""
     conditions = loaded.model.blueprint.conditions
-    labels = find_labels(conditions, () if label is None else (label,))
-    check_request(Request(labels, None, given is not None), loaded.model)
+    labels = conditioning.find_labels(conditions, () if label is None else (label,))
+    conditioning.check_request(conditioning.Request(labels, None, given is not None), loaded.model)
     index = labels[0] if labels else -1
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
@@ -283,7 +303,11 @@ def _bind_condition(
 
 
 def _forward(
-    denoise: Denoise, x0: Tensor, noise: Tensor, times: Sequence[int], loaded: LoadedModel
+    denoise: Denoise,
+    x0: Tensor,
+    noise: Tensor,
+    times: Sequence[int],
+    loaded: generation.LoadedModel,
 ) -> Work[DemoTrajectory]:
     xs: dict[int, Array] = {}
     x0s: dict[int, Array] = {}
@@ -291,23 +315,23 @@ def _forward(
         part = list(times[start : start + BATCH])
         t = torch.tensor(part, device=x0.device)
         x_t = loaded.denoiser.process.diffuse(x0.expand(len(part), *x0.shape[1:]), t, noise)
-        xs |= zip(part, to_stored(loaded.space, x_t), strict=True)
-        x0s |= zip(part, to_stored(loaded.space, denoise(x_t, t).x0), strict=True)
+        xs |= zip(part, generation.to_stored(loaded.space, x_t), strict=True)
+        x0s |= zip(part, generation.to_stored(loaded.space, denoise(x_t, t).x0), strict=True)
         yield Progress("predicting", len(xs), len(times))
     return DemoTrajectory(xs, x0s)
 
 
 def _reverse(
-    denoise: Denoise, noise: Any, times: Sequence[int], loaded: LoadedModel
+    denoise: Denoise, noise: Any, times: Sequence[int], loaded: generation.LoadedModel
 ) -> Work[DemoTrajectory]:
     falling = [*reversed(times)]
     x = noise(-1)
-    xs, x0s = {falling[0]: to_stored(loaded.space, x)[0]}, {}
+    xs, x0s = {falling[0]: generation.to_stored(loaded.space, x)[0]}, {}
     states = SAMPLERS["ddpm"](denoise, loaded.denoiser.process, x, falling, noise=noise)
     for t, state in zip(falling, states, strict=True):
-        x0s[t] = to_stored(loaded.space, state.x0)[0]
+        x0s[t] = generation.to_stored(loaded.space, state.x0)[0]
         if state.t >= 0:
-            xs[int(state.t)] = to_stored(loaded.space, state.x)[0]
+            xs[int(state.t)] = generation.to_stored(loaded.space, state.x)[0]
         yield Progress("drawing", len(x0s), len(times))
     return DemoTrajectory(dict(sorted(xs.items())), dict(sorted(x0s.items())))
 
@@ -316,8 +340,10 @@ def nearest(journey: Trajectories, data: Array) -> Work[tuple[NearestImages, Nea
     """Return the nearest of some images to the estimates on both ways."""
     times = journey.timesteps
     queries = np.stack([way.x0[t] for way in (journey.forward, journey.reverse) for t in times])
-    see = partial(to_comparable, journey.space)
-    hits = yield from find_nearest(queries, queries[:0], data, np.arange(len(data)), see=see)
+    see = partial(nearest_neighbors.to_comparable, journey.space)
+    hits = yield from nearest_neighbors.find_nearest(
+        queries, queries[:0], data, np.arange(len(data)), see=see
+    )
     forward, reverse = (
         NearestImages(
             dict(zip(times, data[places], strict=True)), dict(zip(times, away, strict=True))
@@ -331,7 +357,9 @@ def _distances(axes: Axes, journey: Trajectories) -> None:
     """Distance of the expected x_0 from the image, and from its nearest of DATA, over t / T."""
     times, total = journey.timesteps, journey.process.num_timesteps
     unit = "deviations" if journey.space.levels is None else "levels"
-    set_time_axis(axes, f"expected $x_0$: how far away it is, in {unit} (root mean square)")
+    forward_process.set_time_axis(
+        axes, f"expected $x_0$: how far away it is, in {unit} (root mean square)"
+    )
     x = [t / total for t in times]
     style: dict[str, Any] = {"linewidth": 1.8, "clip_on": False, "zorder": 3}
     missed = [journey.measure_distance(t) for t in times]
