@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffuse_cli.commands.train import run as run
-from diffuse_cli.config.distill_options import SHARE, STEPS, DistillConfig
+from diffuse_cli.config import train_options
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.sample_options import DrawConfig
-from diffuse_cli.config.train_options import CONSISTENCY
+from diffuse_cli.config.train_options import DistillConfig
 from diffuse_cli.system import UsageError, finish
 from diffuse_cli.system.outputs import check_other_than
 
@@ -23,6 +23,9 @@ EXAMPLES = (
     "diffuse distill model.safetensors photos --minutes 10",
     "diffuse distill model.safetensors photos --guidance 2 --steps 2000",
 )
+
+SHARE = 4
+"""A step takes 1/SHARE of the model's batch: each of its samples costs as much as several."""
 
 
 def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) -> Any:
@@ -51,7 +54,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             text = f"--guidance {guidance:g} differs from the run's {run_guidance:g}"
             raise UsageError(text, "Leave it out to continue, or start again with --overwrite")
         return resumed
-    values |= {"init": model, "loss": CONSISTENCY, "keep_weak": False, "augment": ()}
+    values |= {"init": model, "loss": train_options.CONSISTENCY, "keep_weak": False, "augment": ()}
     values["timestep_draw"] = "uniform"  # a path has times of its own
     check_other_than(config.out, model)
     file = finish(find(model, weights=False))
@@ -68,5 +71,5 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     if guidance is not None:
         values["teacher_guidance"] = guidance
     if config.steps is None and config.minutes is None:
-        values["steps"] = STEPS
+        values["steps"] = train_options.DISTILL_STEPS
     return complete(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffuse_cli.config import parsers, sample_options, shared_options
 from diffuse_cli.config.options import (
     MODEL,
     OVERWRITE,
@@ -12,27 +13,6 @@ from diffuse_cli.config.options import (
     find_changed_flag,
     option,
 )
-from diffuse_cli.config.parsers import (
-    parse_color,
-    parse_file,
-    parse_ints,
-    parse_listed,
-    parse_scales,
-    parse_timesteps,
-)
-from diffuse_cli.config.sample_options import (
-    OWN,
-    ComputeConfig,
-    DrawConfig,
-    GuideConfig,
-    SamplerConfig,
-    SeedConfig,
-    StartConfig,
-    TrajectoryConfig,
-    VarianceConfig,
-    WeightsConfig,
-)
-from diffuse_cli.config.shared_options import BACKGROUND, BESIDE, FIT, AxesConfig, ReadingConfig
 from diffuse_cli.system import UsageError
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -54,22 +34,29 @@ class FeatureConfig(Options):
     )
     feature_weights: str | None = option.measuring.optional(
         "Weights file of the feature network.",
-        parse=parse_file,
+        parse=parsers.parse_file,
         place=True,
         shown="from the folder DIFFUSE_WEIGHTS, else downloaded",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSetsConfig(FeatureConfig, ComputeConfig, SeedConfig, ReadingConfig):
+class ImageSetsConfig(
+    FeatureConfig,
+    sample_options.ComputeConfig,
+    sample_options.SeedConfig,
+    shared_options.ReadingConfig,
+):
     """Numbers of generated and real images, and how to compare them."""
 
     n: int = option(1000, "Number of generated images, and of real images.", low=2, high=10_000_000)
     background: str | None = option.data.optional(
-        BACKGROUND, parse=parse_color, shown="the model's"
+        shared_options.BACKGROUND, parse=parsers.parse_color, shown="the model's"
     )
-    fit: str | None = option.data.optional(FIT, table="media.FITS", shown="the model's")
-    given: str | None = option.data.optional(BESIDE, place=True, metavar="PATH")
+    fit: str | None = option.data.optional(
+        shared_options.FIT, table="media.FITS", shown="the model's"
+    )
+    given: str | None = option.data.optional(shared_options.BESIDE, place=True, metavar="PATH")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +73,7 @@ class BoundConfig(Options):
     """Estimate of the variational bound."""
 
     timesteps: int | str = option(
-        8, "Timesteps per image for the variational bound, or 'all'.", parse=parse_timesteps
+        8, "Timesteps per image for the variational bound, or 'all'.", parse=parsers.parse_timesteps
     )
     respaced: int | None = option.measuring.optional(
         "Compute the variational bound over N of the model's timesteps.",
@@ -113,7 +100,12 @@ class BoundPlotConfig(BoundConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(
-    AxesConfig, MeasureConfig, BoundPlotConfig, StartConfig, DrawConfig, VarianceConfig
+    shared_options.AxesConfig,
+    MeasureConfig,
+    BoundPlotConfig,
+    sample_options.StartConfig,
+    sample_options.DrawConfig,
+    sample_options.VarianceConfig,
 ):
     """A model, or a folder of images, measured against real images. Only a folder takes the options
     of `AxesConfig`."""
@@ -124,7 +116,7 @@ class EvalConfig(
     metrics: tuple[str, ...] | None = option.optional(
         "Compute only these metrics, generating images only if needed.",
         table="metrics.METRICS",
-        parse=parse_listed,
+        parse=parsers.parse_listed,
         shown="all that suit the data, except likelihood-ode",
     )
     report: str | None = option.optional(
@@ -156,29 +148,34 @@ class EvalConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
+class TuneConfig(
+    MeasureConfig,
+    sample_options.GuideConfig,
+    sample_options.TrajectoryConfig,
+    sample_options.WeightsConfig,
+):
     """Samplers, steps and guidance scales of a model, compared."""
 
     samplers: tuple[str, ...] | None = option.optional(
         "Samplers to try.",
         table="core.samplers.SAMPLERS",
-        parse=parse_listed,
+        parse=parsers.parse_listed,
         shown="all that suit the model",
     )
     steps: tuple[int, ...] | None = option.optional(
         "Numbers of steps to try with each sampler.",
-        parse=parse_ints,
+        parse=parsers.parse_ints,
         shown=f"{','.join(map(str, TUNED_STEPS))}, "
         f"or {','.join(map(str, FEW_STEPS))} for a distilled model",
     )
     guidance: tuple[float, ...] | None = option.optional(
         "Guidance scales to try: all samplers at the first, the best at each.",
-        parse=parse_scales,
+        parse=parsers.parse_scales,
         shown=f"the model's, then {','.join(f'{scale:g}' for scale in TUNED_GUIDANCE)}",
     )
     weak_guidance: tuple[float, ...] | None = option.sampling.optional(
         "Autoguidance scales to try, with --guide-with or the early EMA checkpoint.",
-        parse=parse_scales,
+        parse=parsers.parse_scales,
         shown=f"{','.join(f'{scale:g}' for scale in TUNED_WEAK)} where there is one, "
         "and 2,3 at noise levels 0.3 to 3 without conditions",
     )
@@ -202,8 +199,10 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flag = find_changed_flag(self, TrajectoryConfig, WeightsConfig)
-        if self.guide_with not in (None, OWN):
+        flag = find_changed_flag(
+            self, sample_options.TrajectoryConfig, sample_options.WeightsConfig
+        )
+        if self.guide_with not in (None, sample_options.OWN):
             flag = "--guide-with"
         if self.out is not None and flag:
             text = f"-o: a model file cannot record {flag}, with which the setting was measured"
@@ -211,7 +210,7 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmaConfig(MeasureConfig, StartConfig, DrawConfig):
+class EmaConfig(MeasureConfig, sample_options.StartConfig, sample_options.DrawConfig):
     """Averages of many lengths of one training run, compared."""
 
     metric: str = option(
@@ -225,14 +224,22 @@ class EmaConfig(MeasureConfig, StartConfig, DrawConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flag = find_changed_flag(self, SamplerConfig, StartConfig, FeatureConfig)
+        flag = find_changed_flag(
+            self, sample_options.SamplerConfig, sample_options.StartConfig, FeatureConfig
+        )
         if self.metric == "held-out" and flag:
             text = f"{flag} has no effect: --metric held-out generates no images"
             raise UsageError(text, f"Leave out {flag}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(ImageSetsConfig, BoundConfig, StartConfig, DrawConfig, WeightsConfig):
+class CompareConfig(
+    ImageSetsConfig,
+    BoundConfig,
+    sample_options.StartConfig,
+    sample_options.DrawConfig,
+    sample_options.WeightsConfig,
+):
     """Two runs or models, side by side."""
 
     a: str = argument("A", MODEL)
@@ -250,7 +257,12 @@ class CompareConfig(ImageSetsConfig, BoundConfig, StartConfig, DrawConfig, Weigh
     def __post_init__(self) -> None:
         super().__post_init__()
         flag = find_changed_flag(
-            self, ImageSetsConfig, BoundConfig, StartConfig, DrawConfig, WeightsConfig
+            self,
+            ImageSetsConfig,
+            BoundConfig,
+            sample_options.StartConfig,
+            sample_options.DrawConfig,
+            sample_options.WeightsConfig,
         )
         if self.data is None and flag:
             raise UsageError(f"{flag} needs DATA, images to evaluate both on")

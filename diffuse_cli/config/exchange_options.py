@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffuse_cli.config import parsers
 from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
-from diffuse_cli.config.parsers import Size, parse_betas, parse_file, parse_license, parse_size
+from diffuse_cli.config.parsers import Size
 from diffuse_cli.system import UsageError, flag
 
 
@@ -65,7 +66,7 @@ class ConvertConfig(RuntimeConfig):
     )
 
     size: Size | None = option.data.optional(
-        "Image size.", parse=parse_size, shown="from SOURCE or preset"
+        "Image size.", parse=parsers.parse_size, shown="from SOURCE or preset"
     )
     class_names: str | None = option.data.optional(
         "Text file with a class name on each line.", metavar="FILE", shown="0, 1, 2, ..."
@@ -93,7 +94,7 @@ class ConvertConfig(RuntimeConfig):
         "Noise schedule.", table="core.schedules.SCHEDULES", shown="from SOURCE or preset"
     )
     betas: tuple[float, ...] | None = option.process.optional(
-        "Read the betas from a file.", parse=parse_betas
+        "Read the betas from a file.", parse=parsers.parse_betas
     )
     num_timesteps: int | None = option.process.optional(
         "Timesteps T of the process.", low=2, high=100_000, shown="from SOURCE or preset"
@@ -142,14 +143,17 @@ class PushConfig(RuntimeConfig):
     model: str = argument("MODEL", MODEL)
     target: str = argument("TARGET", "Name on the Hugging Face Hub, hf://ORG/NAME.")
     license: str | None = option.optional(
-        "License of the model (required), for example mit or cc-by-4.0.", parse=parse_license
+        "License of the model (required), for example mit or cc-by-4.0.",
+        parse=parsers.parse_license,
     )
     eval: str | None = option.optional(
-        "Metrics for the card, from diffuse eval --json.", parse=parse_file, metavar="FILE.json"
+        "Metrics for the card, from diffuse eval --json.",
+        parse=parsers.parse_file,
+        metavar="FILE.json",
     )
     samples: str | None = option.optional(
         "Image of samples for the card, for example grid.png.",
-        parse=parse_file,
+        parse=parsers.parse_file,
         metavar="FILE.png",
         shown="16 new samples",
     )

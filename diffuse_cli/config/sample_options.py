@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffuse_cli.config import parsers
 from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
-from diffuse_cli.config.parsers import (
-    parse_interval,
-    parse_names,
-    parse_range,
-    parse_settings,
-    parse_times,
-)
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.core.variances import MEASURED
 from diffuse_cli.system import UsageError, translate_errors
@@ -66,10 +60,12 @@ class SamplerChoice(Options):
     steps: int = option(help="Steps.", low=1, high=MOST_STEPS)
     guidance: float | None = option.optional("Guidance scale.", low=0, high=STRONGEST)
     weak_guidance: float | None = option.optional("Autoguidance scale.", low=0, high=STRONGEST)
-    times: tuple[float, ...] | None = option.optional("Learned timesteps.", parse=parse_times)
+    times: tuple[float, ...] | None = option.optional(
+        "Learned timesteps.", parse=parsers.parse_times
+    )
     start: str | None = option.optional("Initial noise.", table=STARTS)
     guidance_interval: tuple[float, float] | None = option.optional(
-        "Noise levels of weak guidance.", parse=parse_interval
+        "Noise levels of weak guidance.", parse=parsers.parse_interval
     )
 
     def __post_init__(self) -> None:
@@ -166,7 +162,9 @@ class TrajectoryConfig(Options):
         high=1,
     )
     guidance_interval: tuple[float, float] | None = option.sampling.optional(
-        "Noise levels (sigma/alpha) between which to guide.", parse=parse_interval, shown="all"
+        "Noise levels (sigma/alpha) between which to guide.",
+        parse=parsers.parse_interval,
+        shown="all",
     )
 
 
@@ -254,7 +252,7 @@ class SampleConfig(StartConfig, DrawConfig, VarianceConfig):
     )
     range: tuple[int, int] | None = option.output.optional(
         "Generate only images A to B - 1 of the seed, for example 0:500.",
-        parse=parse_range,
+        parse=parsers.parse_range,
         metavar="A:B",
     )
     out: str = option(
@@ -267,10 +265,12 @@ class SampleConfig(StartConfig, DrawConfig, VarianceConfig):
         (),
         "Class to generate (repeatable).",
         flag="--class",
-        parse=parse_names,
+        parse=parsers.parse_names,
         shown="all classes, alternating",
     )
-    on: tuple[str, ...] = option.conditioning((), ON, parse=parse_settings, shown="unconditional")
+    on: tuple[str, ...] = option.conditioning(
+        (), ON, parse=parsers.parse_settings, shown="unconditional"
+    )
     given: str | None = option.conditioning.optional(
         "Conditioning image, folder or zip, already degraded unless --degrade is set.",
         metavar="PATH",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffuse_cli.config import parsers
 from diffuse_cli.config.options import OVERWRITE, Options, argument, option
-from diffuse_cli.config.parsers import Size, parse_betas, parse_color, parse_length
+from diffuse_cli.config.parsers import Size
 from diffuse_cli.system import UsageError
 
 FIT = "Crop, pad or stretch images of another shape."
@@ -63,9 +64,11 @@ class InfoConfig(FormConfig):
 
     path: str = argument("PATH", "Training data, a model file, or a run directory.")
     size: Size | None = option.data.optional(
-        "Image size, as for train.", parse=parse_length, shown="from the data"
+        "Image size, as for train.", parse=parsers.parse_length, shown="from the data"
     )
-    background: str | None = option.data.optional(BACKGROUND, parse=parse_color, shown="white")
+    background: str | None = option.data.optional(
+        BACKGROUND, parse=parsers.parse_color, shown="white"
+    )
     fit: str | None = option.data.optional(FIT, table="media.FITS", shown="crop")
     out: str | None = option.optional(
         "Write a contact sheet of the images, or with --toml the configuration.",
@@ -110,7 +113,7 @@ class DiffusionConfig(Options):
         "cosine", "Noise schedule.", table="core.schedules.SCHEDULES"
     )
     betas: tuple[float, ...] | None = option.process.optional(
-        "Read the betas from a file.", parse=parse_betas
+        "Read the betas from a file.", parse=parsers.parse_betas
     )
     log_snr_shift: float = option.process(0.0, LOG_SNR_SHIFT, low=-10, high=10)
     zero_terminal_snr: bool = option.process(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffuse_cli.config import parsers, sample_options, shared_options
 from diffuse_cli.config.options import (
     MODEL,
     OVERWRITE,
@@ -17,15 +18,7 @@ from diffuse_cli.config.options import (
     find_changed_flag,
     option,
 )
-from diffuse_cli.config.parsers import Size, parse_color, parse_length, parse_names, parse_settings
-from diffuse_cli.config.sample_options import (
-    MOST_STEPS,
-    ON,
-    ComputeConfig,
-    DrawConfig,
-    WeightsConfig,
-)
-from diffuse_cli.config.shared_options import BACKGROUND, FIT, LOG_SNR_SHIFT, TIMESTEPS_SHOWN
+from diffuse_cli.config.parsers import Size
 from diffuse_cli.core import DEGRADATIONS, RESTORATIONS
 from diffuse_cli.core.degradations import parse
 from diffuse_cli.system import UsageError, translate_errors
@@ -66,7 +59,7 @@ def check_degradation(text: str, typed: bool) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTaskConfig(DrawConfig, WeightsConfig):
+class ImageTaskConfig(sample_options.DrawConfig, sample_options.WeightsConfig):
     """Samples that start from an image."""
 
     model: str = argument("MODEL", MODEL)
@@ -74,15 +67,23 @@ class ImageTaskConfig(DrawConfig, WeightsConfig):
     n: int = option(4, "Number of samples for each image.", low=1, high=100_000)
     out: str = option(flag="-o", help="Folder for the samples.", metavar="FOLDER", default="made")
     classes: tuple[str, ...] = option(
-        (), "Class to generate (repeatable).", flag="--class", parse=parse_names, shown="none"
+        (),
+        "Class to generate (repeatable).",
+        flag="--class",
+        parse=parsers.parse_names,
+        shown="none",
     )
-    on: tuple[str, ...] = option.conditioning((), ON, parse=parse_settings, shown="unconditional")
+    on: tuple[str, ...] = option.conditioning(
+        (), sample_options.ON, parse=parsers.parse_settings, shown="unconditional"
+    )
     size: Size | None = option.optional(
         "Size of the samples, in overlapping windows if larger than the model's.",
-        parse=parse_length,
+        parse=parsers.parse_length,
         shown="the model's",
     )
-    fit: str | None = option.data.optional(FIT, table="media.FITS", shown="as in training")
+    fit: str | None = option.data.optional(
+        shared_options.FIT, table="media.FITS", shown="as in training"
+    )
     grid: bool = option.output(True, "Write grid.png, with a row of samples for each image.")
     overwrite: bool = option(False, OVERWRITE)
 
@@ -130,7 +131,7 @@ class UpscaleConfig(ObservationConfig):
     factor: int = option(4, "Enlargement factor.", low=2, high=4096)
     size: Size | None = option.optional(
         "Size of the samples, in overlapping windows if larger than the model's.",
-        parse=parse_length,
+        parse=parsers.parse_length,
         shown="a single image's size times --factor, at least the model's",
     )
     out: str = option("upscaled", "Folder for the samples.", flag="-o", metavar="FOLDER")
@@ -167,7 +168,7 @@ class VaryConfig(ImageTaskConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterpolateConfig(ComputeConfig, WeightsConfig):
+class InterpolateConfig(sample_options.ComputeConfig, sample_options.WeightsConfig):
     """Images between two images."""
 
     model: str = argument("MODEL", MODEL)
@@ -177,7 +178,7 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
     steps: int | None = option.optional(
         "Steps from each image to its noise, and back.",
         low=1,
-        high=MOST_STEPS,
+        high=sample_options.MOST_STEPS,
         shown=f"{ENCODING_STEPS}",
     )
     label: str | None = option.optional(
@@ -186,9 +187,13 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
         metavar="NAME",
         shown="none",
     )
-    on: tuple[str, ...] = option.conditioning((), ON, parse=parse_settings, shown="unconditional")
+    on: tuple[str, ...] = option.conditioning(
+        (), sample_options.ON, parse=parsers.parse_settings, shown="unconditional"
+    )
     out: str = option("interpolated", "Folder for the images.", flag="-o", metavar="FOLDER")
-    fit: str | None = option.data.optional(FIT, table="media.FITS", shown="as in training")
+    fit: str | None = option.data.optional(
+        shared_options.FIT, table="media.FITS", shown="as in training"
+    )
     grid: bool = option.output(True, "Write grid.png, all images in a row.")
     overwrite: bool = option(False, OVERWRITE)
     precision: str = option.run(
@@ -207,17 +212,19 @@ class ForwardConfig(Options):
     schedule: tuple[str, ...] | None = option.optional(
         "Noise schedule (repeatable).",
         table="core.schedules.SCHEDULES",
-        parse=parse_names,
+        parse=parsers.parse_names,
         shown="all",
     )
     betas: str | None = option.process.optional("Also show the betas in a file.", metavar="FILE")
-    log_snr_shift: float = option.process(0.0, LOG_SNR_SHIFT, low=-10, high=10)
+    log_snr_shift: float = option.process(0.0, shared_options.LOG_SNR_SHIFT, low=-10, high=10)
     zero_terminal_snr: bool = option.process(False, "Rescale the betas to end in pure noise.")
     num_timesteps: int | None = option.process.optional(
-        "Timesteps T of the process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
+        "Timesteps T of the process.", low=2, high=100_000, shown=shared_options.TIMESTEPS_SHOWN
     )
     size: Size | None = option.optional(
-        "Size of the image.", parse=parse_length, shown="its own, at most 256, less in many rows"
+        "Size of the image.",
+        parse=parsers.parse_length,
+        shown="its own, at most 256, less in many rows",
     )
     layout: str | None = option.data.optional(
         "Axis order of an array, for example HWC.",
@@ -227,7 +234,7 @@ class ForwardConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReverseConfig(WeightsConfig):
+class ReverseConfig(sample_options.WeightsConfig):
     """Options for a model."""
 
     data: str | None = option.data.optional(
@@ -252,7 +259,7 @@ class DemoConfig(ForwardConfig, ReverseConfig):
     steps: int = option(8, "Images in each row.", low=2, high=64)
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
     background: str | None = option.data.optional(
-        BACKGROUND, parse=parse_color, shown="the model's, or white"
+        shared_options.BACKGROUND, parse=parsers.parse_color, shown="the model's, or white"
     )
     fit: str | None = option.data.optional(
         "With --size or --model: crop, pad or stretch images of another shape.",

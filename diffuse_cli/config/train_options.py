@@ -1,4 +1,4 @@
-"""Options of `train`."""
+"""Options of `train` and `distill`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffuse_cli.config.options import OVERWRITE, argument, option, to_dict
-from diffuse_cli.config.parsers import (
-    Size,
-    parse_augment,
-    parse_bytes,
-    parse_color,
-    parse_given,
-    parse_length,
-    parse_listed,
-)
-from diffuse_cli.config.shared_options import BACKGROUND, FIT, DiffusionConfig, FormConfig
+from diffuse_cli.config import parsers, shared_options
+from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option, to_dict
+from diffuse_cli.config.parsers import Size
 from diffuse_cli.core import NETWORKS
 from diffuse_cli.core.settings import setting
 from diffuse_cli.system import UsageError
@@ -41,7 +33,7 @@ GIVEN_DROPOUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DiffusionConfig, FormConfig):
+class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
     """Everything that decides the weights of a model, and how its run is kept.
 
     Attributes:
@@ -68,7 +60,9 @@ class TrainConfig(DiffusionConfig, FormConfig):
         metavar="FILE",
     )
     size: Size | None = option.optional(
-        "Image size, or length of sounds in samples.", parse=parse_length, shown="from the data"
+        "Image size, or length of sounds in samples.",
+        parse=parsers.parse_length,
+        shown="from the data",
     )
     preset: str | None = option.network.optional(
         "Network with its training settings.",
@@ -107,14 +101,14 @@ class TrainConfig(DiffusionConfig, FormConfig):
     )
     given: str | None = option.conditioning.optional(
         "Condition on images of the same names, or on a degradation, for example low-res:4.",
-        parse=parse_given,
+        parse=parsers.parse_given,
         place=True,
         metavar="FOLDER|DEGRADATION",
         shown="none, or as the --init model (nothing: drop it)",
     )
     condition_on: tuple[str, ...] | None = option.conditioning.optional(
         "Condition on columns of metadata.csv or metadata.jsonl, for example age,zip:label.",
-        parse=parse_listed,
+        parse=parsers.parse_listed,
         metavar="COLUMN,...",
         shown="none",
     )
@@ -124,16 +118,16 @@ class TrainConfig(DiffusionConfig, FormConfig):
     augment: tuple[str, ...] | None = option.data.optional(
         "Change training samples at random, with the changes as inputs of the network.",
         table="core.augmentations.AUGMENTATIONS",
-        parse=parse_augment,
+        parse=parsers.parse_augment,
         metavar="none|auto|NAME,...",
         shown="auto: if few samples are seen often",
     )
-    background: str = option.data("white", BACKGROUND, parse=parse_color)
-    fit: str = option.data("crop", FIT, table="media.FITS")
+    background: str = option.data("white", shared_options.BACKGROUND, parse=parsers.parse_color)
+    fit: str = option.data("crop", shared_options.FIT, table="media.FITS")
 
     cache: int | None = option.data.optional(
         "Memory or disk space for decoded images, for example 8GiB, or 0 for none.",
-        parse=parse_bytes,
+        parse=parsers.parse_bytes,
         control=True,
         shown="a quarter of free memory, or half of the free disk space if more",
     )
@@ -337,3 +331,69 @@ def to_file(config: TrainConfig, **kinds: bool) -> dict[str, Any]:
     fields = to_dict(config, **kinds)
     settings = fields.pop("architecture")
     return {**fields, config.network or NETWORK: settings} if settings else fields
+
+
+# -- distill --------------------------------------------------------------------------------------
+
+DISTILL_STEPS = 1000
+"""Default steps of `distill`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(Options):
+    """Options of a distillation run that do not come from the model."""
+
+    model: str = argument("MODEL", MODEL)
+    data: str = argument("DATA", "Training data of the model, or similar data.")
+    steps: int | None = option.optional(
+        "Training steps.", low=1, high=10**8, shown=f"{DISTILL_STEPS}"
+    )
+    minutes: float | None = option.optional(
+        "Distill for X minutes in total, over all resumes, instead of --steps.", low=0.01, high=1e6
+    )
+    out: str = option(
+        "distilled.safetensors",
+        "Model file, with its run directory created next to it.",
+        flag="-o",
+        metavar="FILE",
+    )
+    guidance: float | None = option.optional(
+        "Guidance scale to distill, which cannot be changed later.",
+        low=0,
+        high=100,
+        shown="the model's default",
+    )
+    resume: bool = option(False, "Continue from the last checkpoint.", control=True)
+    overwrite: bool = option(False, OVERWRITE)
+    given: str | None = option.data.optional(shared_options.BESIDE, metavar="PATH")
+    batch_size: int | None = option.optimizer.optional(
+        "Sampling trajectories per step, over all processes.",
+        low=1,
+        high=1_000_000,
+        shown="a quarter of the model's",
+    )
+    lr: float | None = option.optimizer.optional(
+        "Peak learning rate.", low=0, high=10, shown="half of the model's"
+    )
+    workers: int | None = option.run.optional(
+        "Threads that read images.", low=1, high=256, shown="one per core"
+    )
+    seed: int = option.run(0, "Seed of all random numbers.", low=0, high=2**63 - 1)
+    precision: str = option.run(
+        "auto", "Floating-point precision.", table="system.devices.PRECISIONS"
+    )
+    device: str = option.run(
+        "auto", "Device (auto: a GPU if PyTorch finds one).", table="system.devices.DEVICES"
+    )
+    stop_at: int | None = option.run.optional(
+        "Stop after this step, to continue later with --resume.", low=1
+    )
+    preview_every: int | None = option.run.optional(
+        "Steps between preview images.", low=1, shown="an eighth of the steps"
+    )
+    save_every: int | None = option.run.optional(
+        "Steps between checkpoints.",
+        low=1,
+        shown="500 and at each preview, if saving takes under 1 % of the time",
+    )
+    log_every: int = option.output(50, "Steps between lines of metrics.jsonl.", low=1)
