@@ -6,11 +6,11 @@ the program. What a command would say on stderr goes to the logger `diffuse`, or
 as an event.
 """
 
-from diffuse_cli.api.evaluation_result import Evaluation as Evaluation
-from diffuse_cli.api.evaluation_result import evaluate as evaluate
 from diffuse_cli.api.generated_samples import Samples as Samples
-from diffuse_cli.api.loaded_model import Model as Model
-from diffuse_cli.api.loaded_model import load as load
+from diffuse_cli.api.models import Evaluation as Evaluation
+from diffuse_cli.api.models import Model as Model
+from diffuse_cli.api.models import evaluate as evaluate
+from diffuse_cli.api.models import load as load
 from diffuse_cli.api.training_run import TrainingEvent as TrainingEvent
 from diffuse_cli.api.training_run import train as train
 from diffuse_cli.core import Denoiser as Denoiser

@@ -10,17 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
-from diffuse_cli.api.calls import (
-    HELD,
-    Data,
-    check_data,
-    convert_errors,
-    convert_keywords,
-    open_data,
-    path_of,
-    replace_flags,
-    use_torch_defaults,
-)
+from diffuse_cli.api import calls
+from diffuse_cli.api.calls import convert_errors, use_torch_defaults
 from diffuse_cli.api.keywords import TrainOptions
 from diffuse_cli.config.options import read_toml
 from diffuse_cli.config.parsers import to_plain
@@ -29,19 +20,20 @@ from diffuse_cli.core.settings import shorten_repr
 from diffuse_cli.system import Interrupted, Notice, Progress, Table, Terminated, UsageError, finish
 from diffuse_cli.system.accelerator import RunProcessState
 from diffuse_cli.system.processes import PendingSignal, note_interrupts
+from diffuse_cli.training import run_events as events
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.loop import fit
-from diffuse_cli.training.run_events import (
-    Compared,
-    Previewed,
-    Started,
-    Step,
-    Trained,
-    Validated,
-)
 
 TrainingEvent: TypeAlias = (
-    Progress | Notice | Table | Started | Step | Previewed | Compared | Validated | Trained
+    Progress
+    | Notice
+    | Table
+    | events.Started
+    | events.Step
+    | events.Previewed
+    | events.Compared
+    | events.Validated
+    | events.Trained
 )
 """Events of a training run. `Trained` is the last one."""
 
@@ -50,7 +42,7 @@ OUT = Path(TrainConfig.out)
 
 
 def train(
-    data: Data,
+    data: calls.Data,
     *,
     out: str | os.PathLike[str] = OUT,
     resume: bool = False,
@@ -84,10 +76,10 @@ def train(
     """
     typed: dict[str, Any] = {**options}
     if out is not OUT:  # `config` may name another
-        typed["out"] = path_of("out", out)
+        typed["out"] = calls.path_of("out", out)
     typed |= {name: True for name, on in (("resume", resume), ("overwrite", overwrite)) if on}
     # They are opened twice, and a generator ends.
-    typed |= {name: [*typed[name]] for name in HELD if isinstance(typed.get(name), Iterator)}
+    typed |= {name: [*typed[name]] for name in calls.HELD if isinstance(typed.get(name), Iterator)}
     with (
         contextlib.ExitStack() as stack,
         convert_errors(),
@@ -97,21 +89,20 @@ def train(
             text = f"config: {shorten_repr(config)} is not a path, and not a mapping of options"
             raise UsageError(text, "Pass a file, a dict or None")
         filed = read_toml(config) if isinstance(config, (str, Path)) else to_plain(config)
-        for name in ("dry_run", "measure"):
-            if typed.get(name) or (filed or {}).get(name):
-                raise UsageError(f"{name}: only the command prints a plan", "Leave it out")
-        check_data("data", data)
-        configure({"data": "", **from_file(convert_keywords(typed, stack))}, filed)
+        if typed.get("dry_run") or (filed or {}).get("dry_run"):
+            raise UsageError("dry_run: only the command prints a plan", "Leave it out")
+        calls.check_data("data", data)
+        configure({"data": "", **from_file(calls.convert_keywords(typed, stack))}, filed)
     return _events(data, typed, filed)
 
 
 def _events(
-    data: Data, typed: Mapping[str, Any], filed: Mapping[str, Any] | None
+    data: calls.Data, typed: Mapping[str, Any], filed: Mapping[str, Any] | None
 ) -> Iterator[TrainingEvent]:
     with contextlib.ExitStack() as stack, convert_errors():
         options = {
-            **from_file(convert_keywords(typed, stack)),
-            "data": stack.enter_context(open_data(data)),
+            **from_file(calls.convert_keywords(typed, stack)),
+            "data": stack.enter_context(calls.open_data(data)),
         }
         with use_torch_defaults():
             config = configure(options, filed)
@@ -134,7 +125,7 @@ def _run_training(config: TrainConfig) -> Iterator[TrainingEvent]:
         except Interrupted as error:
             raise KeyboardInterrupt(str(error)) from error
         if isinstance(event, Notice):
-            event = replace(event, text=replace_flags(event.text))
+            event = replace(event, text=calls.replace_flags(event.text))
         try:
             yield event
         except GeneratorExit:

@@ -1,4 +1,5 @@
-"""`load`: a model file as an object that generates samples."""
+"""`load` and `evaluate`: a model file as an object that generates samples, and metrics of it or of
+its samples against real images."""
 
 from __future__ import annotations
 
@@ -6,33 +7,33 @@ import contextlib
 import copy
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
+from accelerate.utils import gather_object
 from torch import nn
 
-from diffuse_cli.api.calls import (
-    convert_errors,
-    convert_keywords,
-    path_of,
-    run_work,
-    use_torch_defaults,
-)
+from diffuse_cli.api import calls, keywords
+from diffuse_cli.api.calls import convert_errors
 from diffuse_cli.api.generated_samples import Samples
-from diffuse_cli.api.keywords import Int, SampleOptions
+from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import Denoiser, Space
+from diffuse_cli.evaluation import evaluation_run
+from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.media import MEDIA, Array
+from diffuse_cli.metrics import METRICS, Measurement, read_measurement
 from diffuse_cli.models import model_file
 from diffuse_cli.models.model_report import collect_facts
+from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.cascade import load_cascade
-from diffuse_cli.sampling.generation import choose_precision, make_denoiser
 from diffuse_cli.sampling.journal import split_parts
-from diffuse_cli.system import Progress, UsageError, Work, files, replace_nonfinite
-from diffuse_cli.system.accelerator import open_accelerator
+from diffuse_cli.system import Progress, UsageError, Work, files, lookup, replace_nonfinite
+from diffuse_cli.system.devices import open_accelerator
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -44,7 +45,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     Raises:
         ModelFileError: it is missing, damaged, or not a model of `diffuse`.
     """
-    return Model(run_work(model_file.find(path_of("path", path))))
+    return Model(calls.run_work(model_file.find(calls.path_of("path", path))))
 
 
 OF_FILES = {"out", "gif", "grid", "overwrite"}
@@ -83,15 +84,15 @@ class Model:
 
     def sample(
         self,
-        n: Int | None = None,
+        n: keywords.Int | None = None,
         *,
-        seed: Int = 0,
-        label: str | Int | Sequence[str | Int] | None = None,
+        seed: keywords.Int = 0,
+        label: str | keywords.Int | Sequence[str | keywords.Int] | None = None,
         on: Mapping[str, Any] | None = None,
-        steps: Int | None = None,
+        steps: keywords.Int | None = None,
         sampler: str | None = None,
         progress: Callable[[Progress], object] | None = None,
-        **options: Unpack[SampleOptions],
+        **options: Unpack[keywords.SampleOptions],
     ) -> Samples:
         """Draw samples, the same as `diffuse sample` with these options writes.
 
@@ -126,8 +127,8 @@ class Model:
         typed |= {"sampler": sampler, "on": tuple(column_texts) or None, "model": str(self.path)}
         typed |= {"classes": None if label is None else [*map(str, _list_values("label", label))]}
         with contextlib.ExitStack() as stack, convert_errors():
-            config = from_dict(SampleConfig, convert_keywords(typed, stack), "sample")
-            return run_work(self._generate_samples(config), progress)
+            config = from_dict(SampleConfig, calls.convert_keywords(typed, stack), "sample")
+            return calls.run_work(self._generate_samples(config), progress)
 
     def _generate_samples(self, config: SampleConfig) -> Work[Samples]:
         with open_accelerator(config.precision, config.device) as accelerator:
@@ -154,17 +155,17 @@ class Model:
             ModelFileError: there are no such weights.
         """
         with (
-            use_torch_defaults(),
+            calls.use_torch_defaults(),
             convert_errors(),
             open_accelerator(precision, device) as accelerator,
         ):
-            exact = choose_precision(self._file.model, precision, accelerator)
-            return make_denoiser(self._file.model, weights, accelerator, exact)
+            exact = generation.choose_precision(self._file.model, precision, accelerator)
+            return generation.make_denoiser(self._file.model, weights, accelerator, exact)
 
     def network(self, weights: str = "ema") -> nn.Module:
         """Return a copy of the network, on the CPU, whose parameters can be trained. Weights as in
         `denoiser`."""
-        with use_torch_defaults(), convert_errors():
+        with calls.use_torch_defaults(), convert_errors():
             net: nn.Module = copy.deepcopy(self._file.model.network(weights))
         return net.requires_grad_(True)
 
@@ -180,3 +181,96 @@ def _list_values(name: str, value: Any) -> Iterable[Any]:
     if listed and not value:
         raise UsageError(f"{name} is an empty list", "Leave it out")
     return value if listed else (value,)
+
+
+# -- evaluate -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Mapping[str, Measurement]):
+    """The numbers of an evaluation: a mapping from the keys of the command's JSON, such as `kid`,
+    to the value and its standard error (0 where there is none).
+
+    Attributes:
+        numbers: the same as plain numbers. The error of `key` is `key_standard_error`.
+        classes: the numbers of each class.
+        real, generated: how many samples on each side.
+        part: the part of the data that the real images are from: `held-out` or `all`.
+        remarks: what should be read before the numbers are used.
+        json: what `diffuse eval --json` prints.
+    """
+
+    numbers: Mapping[str, float]
+    classes: Mapping[str, Mapping[str, float]]
+    real: int
+    generated: int
+    part: str
+    remarks: tuple[str, ...]
+    json: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Measurement:
+        return read_measurement(self.numbers, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in self.numbers if not key.endswith("_standard_error"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def evaluate(
+    model: Model | Samples | str | os.PathLike[str],
+    data: calls.Data,
+    *,
+    n: keywords.Int = 1000,
+    metrics: Sequence[str] | None = None,
+    progress: Callable[[Progress], object] | None = None,
+    **options: Unpack[keywords.EvalOptions],
+) -> Evaluation:
+    """Measure a model, or samples, against real images, as `diffuse eval` does.
+
+    Args:
+        model: a model or its path, generated samples, or a folder of images.
+        data: a path, or samples in memory, as for `train`.
+        n: most samples on each side.
+        metrics: which to measure, such as `["kid", "likelihood"]`. All that suit by default.
+        progress: a function that receives the progress.
+        options: others of `diffuse eval`, such as `steps=10` or `timesteps=4`.
+
+    Raises:
+        DataError, ModelFileError, UsageError: as the command.
+    """
+    if "report" in options:
+        raise UsageError("report: only the command writes pages", "Leave it out")
+    named = (metrics,) if isinstance(metrics, str) else metrics
+    named = None if named is None else tuple(named)
+    if named == ():
+        raise UsageError("metrics is an empty list", "Leave it out to measure all that suit")
+    for name in named or ():
+        lookup(METRICS, name, "metrics")
+    with contextlib.ExitStack() as stack, convert_errors():
+        typed = calls.convert_keywords({**options, "n": n, "metrics": named}, stack)
+        subject = model.path if isinstance(model, Model) else model
+        typed["subject"] = stack.enter_context(calls.open_data(subject, "model"))
+        typed["data"] = stack.enter_context(calls.open_data(data))
+        config = from_dict(EvalConfig, typed, "evaluate")
+        accelerator = stack.enter_context(open_accelerator(config.precision, config.device))
+        file = model._file if isinstance(model, Model) else None
+        scores = calls.run_work(
+            evaluation_run.evaluate(config, accelerator, model_file=file), progress
+        )
+        of_first: Evaluation = gather_object([scores and _make_evaluation(config, scores)])[0]
+    return of_first
+
+
+def _make_evaluation(config: EvalConfig, scores: EvaluationResult) -> Evaluation:
+    facts = json.loads(json.dumps(replace_nonfinite(scores.to_json(config))))
+    return Evaluation(
+        numbers=scores.values,
+        classes=scores.classes,
+        real=scores.real,
+        generated=scores.generated,
+        part=scores.part,
+        remarks=tuple(map(calls.replace_flags, facts["remarks"])),
+        json=facts,
+    )
