@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
+import inspect
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NoReturn
 
 import typer
@@ -17,23 +21,24 @@ import typer.main
 from typer.exceptions import TyperException
 
 from diffuse_cli.commands import COMMANDS
-from diffuse_cli.commands._cli import make_command
-from diffuse_cli.commands._cli.console import Console, escape_unencodable
+from diffuse_cli.commands._cli import Console, escape_unencodable
 from diffuse_cli.commands._cli.help import SHORT_HELP, HelpfulCommand, HelpfulGroup
-from diffuse_cli.commands._cli.suggestions import explain
-from diffuse_cli.config.options import option_fields
+from diffuse_cli.commands._cli.suggestions import explain, suggest_value
+from diffuse_cli.config import options, parsers
+from diffuse_cli.config.options import Option, Options, option
 from diffuse_cli.core import InvalidArgument
 from diffuse_cli.core.registry import SkippedExtension
-from diffuse_cli.system import DiffuseError, OutputError, UsageError, __version__, to_usage_error
-from diffuse_cli.system.memory import is_out_of_memory
-from diffuse_cli.system.processes import (
-    exit_on_signals,
-    lost_process_error,
-    raise_signals,
-    rank,
-    shorten_waits,
-    world_size,
+from diffuse_cli.core.settings import digits, field_annotation
+from diffuse_cli.system import (
+    DiffuseError,
+    OutputError,
+    UsageError,
+    __version__,
+    lookup,
+    processes,
+    to_usage_error,
 )
+from diffuse_cli.system.memory import is_out_of_memory
 
 CHAPTERS = {
     "Start": ("train", "sample", "noise-demo"),
@@ -123,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         escape_unencodable(stream)
     consoles = [Console()]
     try:
-        with raise_signals(), _print_skipped(consoles):
+        with processes.raise_signals(), _print_skipped(consoles):
             program, name = build(), "diffuse"
             code = program(arguments, prog_name=name, standalone_mode=False, obj=consoles)
         return int(code or 0)
@@ -143,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if isinstance(error, OSError):
             return _report_error(consoles[-1], OutputError(str(error)))
-        if process_error := lost_process_error(error):
+        if process_error := processes.lost_process_error(error):
             return _report_error(consoles[-1], process_error)
         traceback.print_exc()
         return 1
@@ -159,7 +164,7 @@ def _print_skipped(consoles: Sequence[Console]) -> Iterator[None]:
     ) -> None:
         if not issubclass(category, SkippedExtension):
             show(message, category, *place, **more)
-        elif str(message) not in lines and rank() == 0:
+        elif str(message) not in lines and processes.rank() == 0:
             lines.add(str(message))
             consoles[-1].warn(str(message))
 
@@ -173,24 +178,24 @@ def _print_skipped(consoles: Sequence[Console]) -> Iterator[None]:
 def _suggest_less_memory(words: Sequence[str]) -> str:
     """Suggest how a command takes less memory."""
     config = next((COMMANDS[word].CONFIG for word in words if word in COMMANDS), None)
-    names = {f.name for f, _ in option_fields(config)} if config else set()
+    names = {f.name for f, _ in options.option_fields(config)} if config else set()
     if "batch_size" in names:
         return f"Try a smaller --batch-size{' or --size' if 'size' in names else ''}"
     return "End other programs, or use a machine with more memory"
 
 
 def _report_error(console: Console, error: DiffuseError) -> int:
-    if rank() == 0 or not error.of_all:
+    if processes.rank() == 0 or not error.of_all:
         console.fail(error)
     return error.exit_code
 
 
 def run() -> None:
     """Run the command line of the process, as the entry point `diffuse`."""
-    exit_on_signals()
-    shorten_waits()
+    processes.exit_on_signals()
+    processes.shorten_waits()
     code = main()
-    if world_size() > 1:
+    if processes.world_size() > 1:
         _exit_at_once(code)
     sys.exit(code)
 
@@ -206,3 +211,162 @@ def _exit_at_once(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+# -- the command line of a command ----------------------------------------------------------------
+
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Universal(Options):
+    """The options of every command."""
+
+    config_file: str | None = option.run.optional(
+        "Read options from a file.", flag="--config", metavar="TOML"
+    )
+    json: bool = option.output(False, "Print one JSON object on stdout.", control=True)
+    quiet: bool = option.output(False, "Print only errors on stderr.", flag="-q", control=True)
+    debug: bool = option.output(False, "Print the traceback of an error.", control=True)
+
+
+def make_command(module: Any) -> Any:
+    """Return the function that Typer calls for a command. Its parameters are the options. It
+    appends its console to the `obj` of the context."""
+    kind = module.CONFIG
+    configure = getattr(
+        module, "configure", lambda typed, file: options.from_dict(kind, {**file, **typed})
+    )
+
+    def command(context: typer.Context, **typed: Any) -> None:
+        console = Console(
+            quiet=bool(typed["quiet"]) or processes.rank() > 0,
+            as_json=bool(typed["json"]),
+            debug=bool(typed["debug"]),
+        )
+        context.obj.append(console)
+        path = typed["config_file"]
+        given = options.given_options(kind, typed)
+        filed = options.read_toml(path) if path is not None else {}
+        check_names(kind, {**filed, **given})
+        module.run(configure(given, filed), console)
+
+    command.__doc__ = inspect.cleandoc(module.__doc__)
+    parameters = [inspect.Parameter("context", KEYWORD, annotation=typer.Context)]
+    parameters += _parameters(kind)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
+    """Refuse an unknown name before anything heavy is imported.
+
+    Raises:
+        UsageError: with the nearest name.
+    """
+    for f, spec in options.option_fields(kind):
+        value = given.get(f.name)
+        if spec.table and value is not None:
+            value = options.parse_options(kind, {f.name: value})[f.name]
+            if value is None:  # as a word
+                continue
+            table, flag = _table(spec.table), options.field_flag(f)
+            for name in map(str, value if isinstance(value, (list, tuple)) else [value]):
+                if name not in table and (hint := suggest_value(flag, name)):
+                    raise UsageError(f"{flag}: there is no '{name}'", hint)
+                lookup(table, name, flag)
+
+
+def _table(table: str | tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the entries that an option names. Listing them imports no torch."""
+    if isinstance(table, str):
+        module, _, name = table.rpartition(".")
+        table = getattr(import_module(f"diffuse_cli.{module}"), name)
+    return table if isinstance(table, Mapping) else dict.fromkeys(table)
+
+
+def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
+    """Arguments, then options: first a command's own, then those of its base classes."""
+    bases: dict[str, int] = {}
+    for i, base in enumerate(kind.__mro__):
+        for name in inspect.get_annotations(base):
+            bases.setdefault(name, i)
+    ordered = sorted(
+        options.option_fields(kind), key=lambda o: (not o[1].argument, bases[o[0].name])
+    )
+    short_help = inspect.Parameter("short_help", KEYWORD, default=SHORT_HELP, annotation=bool)
+    return [
+        *(_parameter(f, spec) for f, spec in [*ordered, *options.option_fields(Universal)]),
+        short_help,
+    ]
+
+
+def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
+    """Return an option as Typer sees it: it parses truth values and lists, `from_text` numbers."""
+    kind = field_annotation(f)
+    repeated = kind.startswith("tuple[str")
+    annotation: Any = (list[str] if repeated else bool if kind == "bool" else str) | None
+    info: Any
+    if spec.argument:
+        info = typer.Argument(None, metavar=spec.metavar, help=spec.help, show_default=False)
+    else:
+        flags = [options.field_flag(f), *([spec.flag] if spec.flag[:2] not in ("", "--") else [])]
+        if kind == "bool" and not spec.control and f.name != "overwrite":
+            flags[0] += "/--no-" + flags[0].removeprefix("--")
+        names = list(_table(spec.table))
+        info = typer.Option(
+            None,
+            *dict.fromkeys(flags),
+            help=_help(f, spec),
+            show_default=False,
+            metavar=spec.metavar or METAVARS.get(spec.parse or kind) or ("NAME" if names else None),
+            rich_help_panel=spec.group,
+            autocompletion=(lambda: names) if names else None,
+        )
+    return inspect.Parameter(f.name, KEYWORD, default=info, annotation=annotation)
+
+
+METAVARS: dict[Any, str] = {
+    "int": "N",
+    "float": "X",
+    parsers.parse_size: "H[xW]",
+    parsers.parse_length: "H[xW]",
+    parsers.parse_color: "COLOR",
+    parsers.parse_bytes: "SIZE",
+    parsers.parse_betas: "FILE",
+    parsers.parse_file: "FILE",
+    parsers.parse_interval: "LOW,HIGH",
+    parsers.parse_timesteps: "N|all",
+    parsers.parse_ints: "N,...",
+    parsers.parse_names: "NAME",
+    parsers.parse_listed: "NAME,...",
+    parsers.parse_settings: "NAME=VALUE",
+    parsers.parse_scales: "SCALE,...",
+}
+"""Placeholders of values in `--help`, by its parser or the kind of its field."""
+
+
+def _help(f: dataclasses.Field[Any], spec: Option) -> str:
+    """Return the help of a field: its sentence, the names it accepts, its default."""
+    parts = [spec.help]
+    if spec.table == "config.presets.PRESETS":
+        presets: Any = _table(spec.table)  # those of other packages are not imported for their help
+        named = (f"{k}: {presets[k].help}" if k in presets.entries else k for k in presets)
+        parts.append("; ".join(named) + ".")
+    elif spec.table:
+        parts.append(f"One of: {', '.join(_table(spec.table))}.")
+    if default := _default_text(f, spec):
+        parts.append(f"[default: {default}]")
+    return " ".join(parts)
+
+
+def _default_text(f: dataclasses.Field[Any], spec: Option) -> str:
+    """Return the default as `--help` prints it, or an empty string."""
+    if spec.shown or any(f.default is none for none in (dataclasses.MISSING, None, False)):
+        return spec.shown
+    if f.default is True:
+        return "on"
+    if isinstance(f.default, tuple):
+        return ",".join(map(str, f.default))
+    return digits(f.default) if isinstance(f.default, float) else str(f.default)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli.console import Console, brief, format_value
+from diffuse_cli.commands._cli import Console, brief, format_value
 from diffuse_cli.config import options, train_options
 from diffuse_cli.config.eval_options import CompareConfig
 from diffuse_cli.config.task_options import is_degradation

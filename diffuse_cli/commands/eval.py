@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.metrics import MetricNumber, Values, class_table, select_numbers
 from diffuse_cli.system import align_columns, files, replace_nonfinite

@@ -5,7 +5,7 @@ Works with any model. Where the mask is black, the image stays exactly the same.
 
 from __future__ import annotations
 
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.task_options import InpaintConfig
 
 CONFIG = InpaintConfig

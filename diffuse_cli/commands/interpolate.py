@@ -6,7 +6,7 @@ both images come back from their noise.
 
 from __future__ import annotations
 
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.task_options import InterpolateConfig
 
 CONFIG = InterpolateConfig

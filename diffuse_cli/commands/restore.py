@@ -5,7 +5,7 @@ The same degradation of the result gives the input again, unless the input has n
 
 from __future__ import annotations
 
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.task_options import RestoreConfig
 
 CONFIG = RestoreConfig

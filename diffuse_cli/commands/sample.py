@@ -6,7 +6,7 @@ stop the command, run it again to generate the rest.
 
 from __future__ import annotations
 
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.sample_options import SampleConfig
 
 CONFIG = SampleConfig

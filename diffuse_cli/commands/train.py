@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli.console import Console, format_seconds, format_speed
+from diffuse_cli.commands._cli import Console, format_seconds, format_speed
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.metrics import Measurement, label
 from diffuse_cli.metrics.features import KIDS

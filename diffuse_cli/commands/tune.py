@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffuse_cli.commands import eval as evaluation
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import format_measurement

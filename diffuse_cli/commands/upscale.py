@@ -5,7 +5,7 @@ The average of each block of the result is the pixel of the small image.
 
 from __future__ import annotations
 
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.task_options import UpscaleConfig
 
 CONFIG = UpscaleConfig

@@ -5,7 +5,7 @@ Adds noise to the image, which the model then removes.
 
 from __future__ import annotations
 
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.task_options import VaryConfig
 
 CONFIG = VaryConfig

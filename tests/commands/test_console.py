@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from diffuse_cli.commands._cli import console
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands import _cli
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Progress, Table
 
@@ -22,7 +22,7 @@ READING = "reading"
 def clock(monkeypatch):
     """A clock that goes where the test says."""
     now = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_cli.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -108,7 +108,7 @@ def test_quiet_leaves_errors_and_results(capfd):
     ],
 )
 def test_a_terminal_shows_where_many_files_are(capfd, monkeypatch, paths, terminal, lines):
-    monkeypatch.setattr(console, "is_terminal", lambda stream: terminal)
+    monkeypatch.setattr(_cli, "is_terminal", lambda stream: terminal)
     Console().result(map(Path, paths), {"out": "out"})
     assert capfd.readouterr().out.splitlines() == lines
     Console(as_json=True).result(map(Path, paths), {"out": "out"})
@@ -132,7 +132,7 @@ def test_a_table_is_lines_in_columns(capfd):
 
 def test_a_terminal_breaks_a_cell_within_its_column(monkeypatch, capfd):
     monkeypatch.setenv("COLUMNS", "24")
-    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(_cli, "is_terminal", lambda stream: True)
     shown = Console()
     shown.live = True
     shown.table(TABLE)
@@ -142,7 +142,7 @@ def test_a_terminal_breaks_a_cell_within_its_column(monkeypatch, capfd):
 
 def test_a_terminal_wraps_between_words(monkeypatch, capfd):
     monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(_cli, "is_terminal", lambda stream: True)
     words = "a sentence of several words which does not fit into forty columns"
     Console().say(words)
     lines = capfd.readouterr().err.splitlines()
@@ -191,8 +191,8 @@ def test_a_reader_that_has_gone_is_no_error(monkeypatch):
 
 def test_a_steady_stream_escapes_what_its_encoding_lacks():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    console.escape_unencodable(stream)
+    _cli.escape_unencodable(stream)
     stream.write("Fréchet")
     stream.flush()
     assert stream.buffer.getvalue() == b"Fr\\xe9chet"
-    console.escape_unencodable(None)
+    _cli.escape_unencodable(None)

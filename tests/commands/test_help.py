@@ -13,9 +13,9 @@ import sys
 import pytest
 from conftest import environment
 
-from diffuse_cli.app import CHAPTERS, build
+from diffuse_cli.app import CHAPTERS, build, check_names
 from diffuse_cli.commands import COMMANDS
-from diffuse_cli.commands._cli import check_names, help
+from diffuse_cli.commands._cli import help
 from diffuse_cli.commands._cli.suggestions import ADVICE, SYNONYMS, VALUES
 from diffuse_cli.config.options import GROUPS, field_flag, from_dict, given_options, option_fields
 

@@ -1,182 +1,305 @@
-"""The command line of a command, made from the fields of its configuration."""
+"""Output for users: progress and messages on stderr, results on stdout."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
-import typer
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
+from rich.text import Text
 
-from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.commands._cli.help import SHORT_HELP
-from diffuse_cli.commands._cli.suggestions import suggest_value
-from diffuse_cli.config import parsers
-from diffuse_cli.config.options import (
-    Option,
-    Options,
-    field_flag,
-    from_dict,
-    given_options,
-    option,
-    option_fields,
-    parse_options,
-    read_toml,
+from diffuse_cli.system import (
+    DiffuseError,
+    Notice,
+    OutputError,
+    Progress,
+    Table,
+    Work,
+    align_columns,
+    finish,
+    replace_nonfinite,
+    show,
 )
-from diffuse_cli.core.settings import digits, field_annotation
-from diffuse_cli.system import UsageError, lookup
-from diffuse_cli.system.processes import rank
 
-KEYWORD = inspect.Parameter.KEYWORD_ONLY
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 
-@dataclass(frozen=True, kw_only=True)
-class Universal(Options):
-    """The options of every command."""
+T = TypeVar("T")
 
-    config_file: str | None = option.run.optional(
-        "Read options from a file.", flag="--config", metavar="TOML"
-    )
-    json: bool = option.output(False, "Print one JSON object on stdout.", control=True)
-    quiet: bool = option.output(False, "Print only errors on stderr.", flag="-q", control=True)
-    debug: bool = option.output(False, "Print the traceback of an error.", control=True)
+FEW_PATHS = 4
+"""Most paths that a terminal shows."""
+
+PLAIN_SECONDS = 10.0
+"""Least time between lines of progress without a terminal."""
 
 
-def make_command(module: Any) -> Any:
-    """Return the function that Typer calls for a command. Its parameters are the options. It
-    appends its console to the `obj` of the context."""
-    kind = module.CONFIG
-    configure = getattr(module, "configure", lambda typed, file: from_dict(kind, {**file, **typed}))
+class Console:
+    """The output of a command.
 
-    def command(context: typer.Context, **typed: Any) -> None:
-        console = Console(
-            quiet=bool(typed["quiet"]) or rank() > 0,
-            as_json=bool(typed["json"]),
-            debug=bool(typed["debug"]),
-        )
-        context.obj.append(console)
-        path = typed["config_file"]
-        given = given_options(kind, typed)
-        filed = read_toml(path) if path is not None else {}
-        check_names(kind, {**filed, **given})
-        module.run(configure(given, filed), console)
-
-    command.__doc__ = inspect.cleandoc(module.__doc__)
-    parameters = [inspect.Parameter("context", KEYWORD, annotation=typer.Context)]
-    parameters += _parameters(kind)
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
-
-
-def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
-    """Refuse an unknown name before anything heavy is imported.
-
-    Raises:
-        UsageError: with the nearest name.
+    Args:
+        quiet: nothing on stderr but errors.
+        as_json: the result is one JSON object.
+        debug: print the traceback of an error.
     """
-    for f, spec in option_fields(kind):
-        value = given.get(f.name)
-        if spec.table and value is not None:
-            value = parse_options(kind, {f.name: value})[f.name]
-            if value is None:  # as a word
-                continue
-            table, flag = _table(spec.table), field_flag(f)
-            for name in map(str, value if isinstance(value, (list, tuple)) else [value]):
-                if name not in table and (hint := suggest_value(flag, name)):
-                    raise UsageError(f"{flag}: there is no '{name}'", hint)
-                lookup(table, name, flag)
 
-
-def _table(table: str | tuple[str, ...]) -> Mapping[str, Any]:
-    """Return the entries that an option names. Listing them imports no torch."""
-    if isinstance(table, str):
-        module, _, name = table.rpartition(".")
-        table = getattr(import_module(f"diffuse_cli.{module}"), name)
-    return table if isinstance(table, Mapping) else dict.fromkeys(table)
-
-
-def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
-    """Arguments, then options: first a command's own, then those of its base classes."""
-    bases: dict[str, int] = {}
-    for i, base in enumerate(kind.__mro__):
-        for name in inspect.get_annotations(base):
-            bases.setdefault(name, i)
-    ordered = sorted(option_fields(kind), key=lambda o: (not o[1].argument, bases[o[0].name]))
-    short_help = inspect.Parameter("short_help", KEYWORD, default=SHORT_HELP, annotation=bool)
-    return [*(_parameter(f, spec) for f, spec in [*ordered, *option_fields(Universal)]), short_help]
-
-
-def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
-    """Return an option as Typer sees it: it parses truth values and lists, `from_text` numbers."""
-    kind = field_annotation(f)
-    repeated = kind.startswith("tuple[str")
-    annotation: Any = (list[str] if repeated else bool if kind == "bool" else str) | None
-    info: Any
-    if spec.argument:
-        info = typer.Argument(None, metavar=spec.metavar, help=spec.help, show_default=False)
-    else:
-        flags = [field_flag(f), *([spec.flag] if spec.flag[:2] not in ("", "--") else [])]
-        if kind == "bool" and not spec.control and f.name != "overwrite":
-            flags[0] += "/--no-" + flags[0].removeprefix("--")
-        names = list(_table(spec.table))
-        info = typer.Option(
-            None,
-            *dict.fromkeys(flags),
-            help=_help(f, spec),
-            show_default=False,
-            metavar=spec.metavar or METAVARS.get(spec.parse or kind) or ("NAME" if names else None),
-            rich_help_panel=spec.group,
-            autocompletion=(lambda: names) if names else None,
+    def __init__(self, *, quiet: bool = False, as_json: bool = False, debug: bool = False) -> None:
+        self.quiet, self.as_json, self.debug = quiet, as_json, debug
+        # Without a terminal a message is one line; a terminal would break it within words.
+        self._err = RichConsole(
+            file=cast(TextIO, _SafeStream(sys.stderr)),
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=not is_terminal(sys.stderr),
         )
-    return inspect.Parameter(f.name, KEYWORD, default=info, annotation=annotation)
+        # FORCE_COLOR and the like ask for colors in a log, not for bars.
+        self.live = is_terminal(self._err.file) and not self._err.is_dumb_terminal
+
+    # -- stderr ------------------------------------------------------------------------------------
+
+    def say(self, line: str | RenderableType, style: str = "") -> None:
+        """Print a line on stderr unless quiet. Unprintable characters are escaped."""
+        if not self.quiet:
+            self._err.print(Text(show(line), style=style) if isinstance(line, str) else line)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.say(f"warning: {text}", style="yellow")
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Print rows of cells in columns. A terminal breaks long cells within their columns."""
+        if not self.live:
+            for line in align_columns(rows):
+                self.say(line)
+            return
+        from rich.table import Table as Grid
+
+        grid = Grid.grid(padding=(0, 2))
+        for row in rows:
+            grid.add_row(*(Text(show(cell)) for cell in row))
+        self.say(grid)
+
+    def fail(self, error: DiffuseError) -> None:
+        """Print an expected failure as one line, even when quiet."""
+        line = " ".join(f"diffuse: {error}".split("\n"))
+        self._err.print(Text(show(line), style="red"))
+        if self.debug:
+            self._err.print_exception()
+
+    def follow(self, work: Work[T], describe: Callable[[Any], Any] | None = None) -> T:
+        """Run `work` to its end, show its events, and return its result.
+
+        `describe` turns any other event into `Progress`, `Notice` or None.
+        """
+        bars: Any = _bars(self._err) if self.live and not self.quiet else contextlib.nullcontext()
+        with bars as progress:
+            display: Callable[[Progress], None] = _Bars(progress) if progress else _Lines(self.say)
+
+            def render(event: Any) -> None:
+                if describe and not isinstance(event, (Progress, Notice, Table)):
+                    event = describe(event)
+                if isinstance(event, Progress):
+                    display(event)
+                elif isinstance(event, Notice):
+                    (self.warn if event.warning else self.say)(event.text)
+                elif isinstance(event, Table):
+                    self.table(event.rows)
+
+            return finish(work, render)
+
+    def follow_samples(self, work: Work[Any], out: str) -> None:
+        """Run work that writes samples into a folder, and print their paths."""
+        if (files := self.follow(work)) is not None:
+            self.result(files.paths, {"out": out, **files.values})
+
+    # -- stdout ------------------------------------------------------------------------------------
+
+    def result(self, paths: Iterable[Path | str], values: dict[str, Any]) -> None:
+        """Print the result: a path per line, or the JSON object.
+
+        Instead of more than `FEW_PATHS`, a terminal shows their number and their folder.
+        """
+        lines = [*map(show, paths)]
+        if len(lines) > FEW_PATHS and is_terminal(sys.stdout):
+            lines = [f"{len(lines):,} files in {os.path.commonpath(lines) or os.curdir}"]
+        self.show(values, lines)
+
+    def show(self, values: dict[str, Any], lines: Iterable[str]) -> None:
+        """Print the JSON object, or else lines of text."""
+        self.write([json.dumps(replace_nonfinite(values))] if self.as_json else lines)
+
+    def write(self, lines: Iterable[str]) -> None:
+        """Print lines on stdout. A closed pipe is not an error."""
+        try:
+            for line in lines:
+                print(line, flush=True)
+        except BrokenPipeError:
+            discard_output(sys.stdout)
+        except OSError as error:
+            discard_output(sys.stdout)
+            raise OutputError(f"cannot write to stdout: {error.strerror}") from error
 
 
-METAVARS: dict[Any, str] = {
-    "int": "N",
-    "float": "X",
-    parsers.parse_size: "H[xW]",
-    parsers.parse_length: "H[xW]",
-    parsers.parse_color: "COLOR",
-    parsers.parse_bytes: "SIZE",
-    parsers.parse_betas: "FILE",
-    parsers.parse_file: "FILE",
-    parsers.parse_interval: "LOW,HIGH",
-    parsers.parse_timesteps: "N|all",
-    parsers.parse_ints: "N,...",
-    parsers.parse_names: "NAME",
-    parsers.parse_listed: "NAME,...",
-    parsers.parse_settings: "NAME=VALUE",
-    parsers.parse_scales: "SCALE,...",
-}
-"""Placeholders of values in `--help`, by its parser or the kind of its field."""
+class _SafeStream:
+    """A stream that drops text when its pipe is closed or its disk is full."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or io.StringIO()
+
+    def write(self, text: str) -> int:
+        """Write, or drop the text."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            discard_output(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
-def _help(f: dataclasses.Field[Any], spec: Option) -> str:
-    """Return the help of a field: its sentence, the names it accepts, its default."""
-    parts = [spec.help]
-    if spec.table == "config.presets.PRESETS":
-        from diffuse_cli.config.presets import PRESETS
-
-        presets = PRESETS.entries  # entries of other packages are not imported for their help
-        named = (f"{k}: {presets[k].help}" if k in presets else k for k in PRESETS)
-        parts.append("; ".join(named) + ".")
-    elif spec.table:
-        parts.append(f"One of: {', '.join(_table(spec.table))}.")
-    if default := _default_text(f, spec):
-        parts.append(f"[default: {default}]")
-    return " ".join(parts)
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether the stream is a terminal."""
+    try:
+        return stream is not None and stream.isatty()
+    except (AttributeError, ValueError):  # none, or a closed one
+        return False
 
 
-def _default_text(f: dataclasses.Field[Any], spec: Option) -> str:
-    """Return the default as `--help` prints it, or an empty string."""
-    if spec.shown or any(f.default is none for none in (dataclasses.MISSING, None, False)):
-        return spec.shown
-    if f.default is True:
-        return "on"
-    if isinstance(f.default, tuple):
-        return ",".join(map(str, f.default))
-    return digits(f.default) if isinstance(f.default, float) else str(f.default)
+def discard_output(stream: TextIO) -> None:
+    """Send further output to nowhere: else Python complains when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def escape_unencodable(stream: TextIO | None) -> None:
+    """Let a stream escape what its encoding lacks."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
+def _bars(console: RichConsole) -> Bars:
+    # Imported here because it is slow and `--help` needs no bars.
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=30),
+        progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        progress.TimeRemainingColumn(compact=True),
+        progress.TextColumn("{task.fields[detail]}"),
+        console=console,
+        transient=True,
+        get_time=time.monotonic,
+    )
+
+
+class _Bars:
+    """A bar for each task on a terminal."""
+
+    def __init__(self, bars: Bars) -> None:
+        self.bars = bars
+        self.tasks: dict[str, Any] = {}
+
+    def __call__(self, event: Progress) -> None:
+        if event.task not in self.tasks:
+            self.tasks[event.task] = self.bars.add_task(event.task, total=event.total, detail="")
+        task = self.tasks[event.task]
+        self.bars.update(task, completed=event.done, total=event.total, detail=event.detail)
+        if event.done >= event.total:
+            self.bars.remove_task(self.tasks.pop(event.task))
+
+
+class _Lines:
+    """A plain line now and then, without a terminal."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.last: dict[str, float] = {}
+
+    def __call__(self, event: Progress) -> None:
+        now = time.monotonic()
+        began = event.task not in self.last
+        if began:
+            self.last[event.task] = now
+        is_complete = event.done >= event.total
+        if (is_complete and not began) or now - self.last[event.task] >= PLAIN_SECONDS:
+            self.last[event.task] = now
+            detail = f"  {event.detail}" if event.detail else ""
+            self.say(f"{event.task} {event.done:,}/{event.total:,}{detail}")
+        if is_complete:
+            del self.last[event.task]
+
+
+LONGEST, MOST_VALUES = 200, 20
+"""The most characters of a text from a file to print, and values of a list."""
+
+
+def format_value(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
+    """Return a value as text, and a long list as its length."""
+    if isinstance(value, list):
+        if len(value) > MOST_VALUES:
+            return f"{len(value):,} values"
+        return f"[{', '.join(map(partial(format_value, number=number), value))}]"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def brief(text: str) -> str:
+    """Return the start of a text from a file, escaped."""
+    return show(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
+
+
+# -- text -----------------------------------------------------------------------------------------
+
+# Numbers and tables as text.
+
+
+def format_speed(speed: float) -> str:
+    """Return a number of samples per second, with two digits below 10."""
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """`3:05`, or `1:03:05` from an hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+MOST_LISTED = 100
+"""The most words in a list, and lines of settings, to print."""
+
+Rows = list[tuple[str, str]]
+"""Labels, each with a text."""
+
+
+def label_lines(label: str, texts: Iterable[str]) -> Rows:
+    """Return lines under one label, which is on the first."""
+    return [("" if i else label, text) for i, text in enumerate(texts)]
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Return the first of the words, and how many more there are."""
+    return ", ".join(map(brief, words[:MOST_LISTED])) + format_rest(len(words) - MOST_LISTED)
+
+
+def format_rest(count: int) -> str:
+    """Return how many more there are."""
+    return f" and {count:,} more" if count > 0 else ""

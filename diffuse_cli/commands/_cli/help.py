@@ -18,7 +18,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from diffuse_cli.commands._cli.console import Rows, is_terminal
+from diffuse_cli.commands._cli import Rows, is_terminal
 from diffuse_cli.commands._cli.suggestions import unknown_command_error
 from diffuse_cli.config.options import GROUPS
 from diffuse_cli.core import InvalidArgument

@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli.console import (
+from diffuse_cli.commands._cli import (
     MOST_LISTED,
     Rows,
     brief,

@@ -7,7 +7,7 @@ for another program.
 
 from __future__ import annotations
 
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.exchange_options import ConvertConfig
 
 CONFIG = ConvertConfig

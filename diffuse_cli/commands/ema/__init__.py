@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import format_measurement

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli.console import Console, format_seconds, format_speed
+from diffuse_cli.commands._cli import Console, format_seconds, format_speed
 from diffuse_cli.commands._cli.model_facts import model_rows
 from diffuse_cli.commands.info.reports import DataReport, inspect_data
 from diffuse_cli.config import options

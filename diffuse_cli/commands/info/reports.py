@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse_cli.commands._cli.console import Rows, brief, format_rest, label_lines
+from diffuse_cli.commands._cli import Rows, brief, format_rest, label_lines
 from diffuse_cli.commands.info import duplicates as near
 from diffuse_cli.commands.info.duplicates import Copies, count_copies
 from diffuse_cli.config.shared_options import InfoConfig

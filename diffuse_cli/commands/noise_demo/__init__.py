@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli import pages
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.task_options import DemoConfig
 from diffuse_cli.core import SCHEDULES
 from diffuse_cli.system import Progress, Work, files, outputs

@@ -6,7 +6,7 @@ Afterwards you can pass hf://ORG/NAME wherever a command takes a model.
 
 from __future__ import annotations
 
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.exchange_options import PushConfig
 
 CONFIG = PushConfig
