@@ -89,22 +89,15 @@ def to_json(tuned: TuningResult) -> dict[str, object]:
 
 def lines(tuned: TuningResult) -> list[str]:
     """Return a row for each setting, the recommendation, and the files written."""
-    first, keys = tuned.rows[0].setting, [tuned.metric]
+    keys = [tuned.metric]
     keys += [key for key in ("frechet_distance", "recall") if key in tuned.rows[0].values]
-    heads = (*HEADS, *map(label, keys))
-    absent = {
-        "start": not any(row.setting.start for row in tuned.rows),
-        "guidance": first.guidance is None,
-        "weak guidance": first.weak_guidance is None,
-        "noise levels": not any(row.setting.guidance_interval for row in tuned.rows),
-    }
-    columns = [i for i, head in enumerate(heads) if not absent.get(head)]
-    rows = [heads, *(_cells(row, keys) for row in tuned.rows)]
+    rows = [(*HEADS, *map(label, keys)), *(_cells(row, keys) for row in tuned.rows)]
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     from diffuse_cli.metrics.features.feature_choice import describe_network, describe_part
 
     part = describe_part(tuned.part, tuned.words)
     return [
-        *align_columns([[row[i] for i in columns] for row in rows]),
+        *align_columns([*zip(*columns, strict=True)]),
         f"n = {tuned.n:,} generated against {tuned.real:,} real ({part}) for each; "
         f"{describe_network(tuned.features)}; seconds per {tuned.words.one} on {tuned.device}",
         f"recommended: {tuned.recommended}",

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import IO, Any, TextIO, TypeVar, cast
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -29,10 +29,6 @@ from diffuse_cli.system import (
     replace_nonfinite,
     show,
 )
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-
 
 T = TypeVar("T")
 
@@ -101,20 +97,21 @@ class Console:
 
         `describe` turns any other event into `Progress`, `Notice` or None.
         """
-        bars: Any = _bars(self._err) if self.live and not self.quiet else contextlib.nullcontext()
-        with bars as progress:
-            display: Callable[[Progress], None] = _Bars(progress) if progress else _Lines(self.say)
+        display: _Bars | _Lines = (
+            _Bars(self._err) if self.live and not self.quiet else _Lines(self.say)
+        )
 
-            def render(event: Any) -> None:
-                if describe and not isinstance(event, (Progress, Notice, Table)):
-                    event = describe(event)
-                if isinstance(event, Progress):
-                    display(event)
-                elif isinstance(event, Notice):
-                    (self.warn if event.warning else self.say)(event.text)
-                elif isinstance(event, Table):
-                    self.table(event.rows)
+        def render(event: Any) -> None:
+            if describe and not isinstance(event, (Progress, Notice, Table)):
+                event = describe(event)
+            if isinstance(event, Progress):
+                display(event)
+            elif isinstance(event, Notice):
+                (self.warn if event.warning else self.say)(event.text)
+            elif isinstance(event, Table):
+                self.table(event.rows)
 
+        with display.bars:
             return finish(work, render)
 
     def follow_samples(self, work: Work[Any], out: str) -> None:
@@ -195,27 +192,23 @@ def escape_unencodable(stream: TextIO | None) -> None:
         reconfigure(errors="backslashreplace")
 
 
-def _bars(console: RichConsole) -> Bars:
-    # Imported here because it is slow and `--help` needs no bars.
-    from rich import progress
-
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(bar_width=30),
-        progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-        progress.TimeRemainingColumn(compact=True),
-        progress.TextColumn("{task.fields[detail]}"),
-        console=console,
-        transient=True,
-        get_time=time.monotonic,
-    )
-
-
 class _Bars:
     """A bar for each task on a terminal."""
 
-    def __init__(self, bars: Bars) -> None:
-        self.bars = bars
+    def __init__(self, console: RichConsole) -> None:
+        # Imported here because it is slow and `--help` needs no bars.
+        from rich import progress
+
+        self.bars = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=30),
+            progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            get_time=time.monotonic,
+        )
         self.tasks: dict[str, Any] = {}
 
     def __call__(self, event: Progress) -> None:
@@ -231,7 +224,7 @@ class _Lines:
     """A plain line now and then, without a terminal."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+        self.say, self.bars = say, contextlib.nullcontext()
         self.last: dict[str, float] = {}
 
     def __call__(self, event: Progress) -> None:

@@ -12,25 +12,31 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
+from diffuse_cli.config import train_options
 from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.config.options import from_dict
-from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.core import Denoiser
-from diffuse_cli.evaluation.evaluation_run import choose_network, load_feature_choice, load_model
-from diffuse_cli.evaluation.image_sets import Sides, prepare_inputs, read_sides, set_conditions
+from diffuse_cli.evaluation import evaluation_run, image_sets
+from diffuse_cli.evaluation.image_sets import Sides
 from diffuse_cli.metrics.presentation import make_entries
 from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import LoadedModel, generate_all, make_denoiser
+from diffuse_cli.sampling import generation, sampling_settings
+from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
 from diffuse_cli.sampling.setting_search import FeatureMeasure
-from diffuse_cli.system import ModelFileError, Notice, Progress, Work, files, lookup
-from diffuse_cli.system.accelerator import open_accelerator
-from diffuse_cli.system.outputs import claim_option
-from diffuse_cli.system.run_reader import run_folder
-from diffuse_cli.training import ema_weights
-from diffuse_cli.training.optimization import Objective, measure_losses
+from diffuse_cli.system import (
+    ModelFileError,
+    Notice,
+    Progress,
+    Work,
+    devices,
+    files,
+    lookup,
+    outputs,
+    run_reader,
+)
+from diffuse_cli.training import ema_weights, optimization
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
 """The lengths to try: standard deviations of the profile, as a fraction of the run."""
@@ -83,12 +89,12 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         OutputError: the output exists already, or cannot be written.
     """
     with (
-        claim_option(config, "out", ".safetensors") as out,
-        open_accelerator(config.precision, config.device) as accelerator,
+        outputs.claim_option(config, "out", ".safetensors") as out,
+        devices.open_accelerator(config.precision, config.device) as accelerator,
     ):
         if not accelerator.is_main_process:
             return None
-        loaded = yield from load_model(config, "ema", accelerator, alone=True)
+        loaded = yield from evaluation_run.load_model(config, "ema", accelerator, alone=True)
         given = _snapshots(Path(config.subject), loaded.model.step)
         if given[-1].step != loaded.model.step:
             yield Notice(
@@ -96,14 +102,15 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
                 f"{loaded.model.step:,}"
             )
         fits = yield from _fit_lengths(given)
-        sides = yield from read_sides(config, loaded)
+        sides = yield from image_sets.read_sides(config, loaded)
         make = lookup(EMA_METRICS, config.metric, "--metric")
         metric, measure = yield from make(config, loaded, sides, accelerator)
         rows: list[MeasuredLength] = []
         models = _models(loaded.model, given, fits)
         for k, ((length, fit), model) in enumerate(zip(fits.items(), models, strict=True), 1):
             yield Notice(f"length {length:.2f}, {k} of {len(fits)}")
-            values = yield from measure(make_denoiser(model, "ema", accelerator, loaded.precision))
+            denoiser = generation.make_denoiser(model, "ema", accelerator, loaded.precision)
+            values = yield from measure(denoiser)
             rows.append(MeasuredLength(length, fit.error, values))
             best = min(rows, key=lambda row: rank_value(row.values[metric]))
             if best is rows[-1]:
@@ -140,7 +147,7 @@ def rank_value(value: float) -> float:
 
 def _snapshots(path: Path, step: int) -> list[ema_weights.Snapshot]:
     """Return the snapshots of a model's run, up to its step."""
-    folder = run_folder(path) / "ema"
+    folder = run_reader.run_folder(path) / "ema"
     paths = [file for number, file in ema_weights.list_snapshots(folder) if number <= step]
     if not paths:
         raise ModelFileError(
@@ -211,18 +218,18 @@ def _kid(
     config: EmaConfig, loaded: LoadedModel, sides: Sides, accelerator: Accelerator
 ) -> Work[tuple[str, Measure]]:
     sides.check()
-    judge = yield from load_feature_choice(config, loaded.space, accelerator, alone=True)
-    network = yield from choose_network(config, judge, sides)
+    features = evaluation_run.load_feature_choice(config, loaded.space, accelerator, alone=True)
+    network = yield from evaluation_run.choose_network(config, (yield from features), sides)
     guide = yield from load_guide(config, loaded, accelerator, alone=True)
-    resolved = resolve_settings(config, loaded.model, guide=guide)
-    settings = set_conditions(resolved, loaded, sides, config.seed)
-    yield from report_settings(settings)
+    resolved = sampling_settings.resolve_settings(config, loaded.model, guide=guide)
+    settings = image_sets.set_conditions(resolved, loaded, sides, config.seed)
+    yield from sampling_settings.report_settings(settings)
     against = FeatureMeasure(network, sides.space, sides.real.samples, cached=True)
     yield from against.read_real()
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
         indices, device = range(config.n), accelerator.device
-        samples = yield from generate_all(
+        samples = yield from generation.generate_all(
             denoiser, settings, indices, space=loaded.space, device=device
         )
         return (yield from against.compare(samples))
@@ -236,18 +243,19 @@ def _loss(
     """Training loss on the real images, with the same draws for every length."""
     yield from ()
     real = sides.real
-    training = from_dict(TrainConfig, {"data": "", **from_file(loaded.model.training)})
-    objective = Objective(training, loaded.denoiser, accelerator.device)
+    fields = train_options.from_file(loaded.model.training)
+    training = from_dict(train_options.TrainConfig, {"data": "", **fields})
+    objective = optimization.Objective(training, loaded.denoiser, accelerator.device)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
         losses: list[float] = []
-        for part in measure_losses(
+        for part in optimization.measure_losses(
             objective,
             denoiser,
             loaded.model.blueprint,
             real.samples,
             real.labels,
-            given=prepare_inputs(loaded, real, config.seed),
+            given=image_sets.prepare_inputs(loaded, real, config.seed),
             rows=real.rows,
             seed=config.seed,
             batch_size=config.batch_size,
