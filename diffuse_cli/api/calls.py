@@ -13,16 +13,22 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from PIL.Image import Image
 
 from diffuse_cli.api.generated_samples import Samples
+from diffuse_cli.config import options, parsers
 from diffuse_cli.config.eval_options import EvalConfig
-from diffuse_cli.config.options import field_flag, option_fields
-from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import InvalidArgument
 from diffuse_cli.core.settings import shorten_repr
-from diffuse_cli.data.sources.in_memory import register_samples
-from diffuse_cli.system import DiffuseError, Notice, Progress, UsageError, Work, to_usage_error
-from diffuse_cli.system.accelerator import forbid_accelerator
+from diffuse_cli.data.sources import in_memory
+from diffuse_cli.system import (
+    DiffuseError,
+    Notice,
+    Progress,
+    UsageError,
+    Work,
+    devices,
+    to_usage_error,
+)
 
 T = TypeVar("T")
 
@@ -77,7 +83,7 @@ def open_data(data: Data, name: str = "data") -> Iterator[str]:
     samples: Any = [data] if isinstance(data, Image) else data
     if isinstance(samples, Samples):
         samples = [*samples.files()]
-    with register_samples(samples, around=forbid_accelerator) as data_name:
+    with in_memory.register_samples(samples, around=devices.forbid_accelerator) as data_name:
         yield data_name
 
 
@@ -95,7 +101,7 @@ def convert_keywords(keywords: Mapping[str, Any], stack: contextlib.ExitStack) -
             given[name] = stack.enter_context(open_data(value, name))
         else:
             path = isinstance(value, os.PathLike)
-            given[name] = os.fspath(value) if path else to_plain(value)
+            given[name] = os.fspath(value) if path else parsers.to_plain(value)
     return given
 
 
@@ -116,9 +122,9 @@ def _map_flags() -> Mapping[str, str]:
     """Return the keyword of each flag."""
     kinds = (EvalConfig, SampleConfig, TrainConfig)
     keywords = {
-        field_flag(f): f.name
+        options.field_flag(f): f.name
         for kind in kinds
-        for f, spec in option_fields(kind)
+        for f, spec in options.option_fields(kind)
         if not spec.argument
     }
     long = {flag: name for flag, name in keywords.items() if flag.startswith("--")}

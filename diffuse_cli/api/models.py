@@ -27,13 +27,9 @@ from diffuse_cli.evaluation import evaluation_run
 from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.media import MEDIA, Array
 from diffuse_cli.metrics import METRICS, Measurement, read_measurement
-from diffuse_cli.models import model_file
-from diffuse_cli.models.model_report import collect_facts
-from diffuse_cli.sampling import generation
-from diffuse_cli.sampling.cascade import load_cascade
-from diffuse_cli.sampling.journal import split_parts
-from diffuse_cli.system import Progress, UsageError, Work, files, lookup, replace_nonfinite
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.models import model_file, model_report
+from diffuse_cli.sampling import cascade, generation, journal
+from diffuse_cli.system import Progress, UsageError, Work, devices, files, lookup, replace_nonfinite
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -79,7 +75,8 @@ class Model:
     @property
     def info(self) -> dict[str, Any]:
         """What `diffuse info MODEL --json` prints."""
-        info: dict[str, Any] = json.loads(json.dumps(replace_nonfinite(collect_facts(self._file))))
+        facts = replace_nonfinite(model_report.collect_facts(self._file))
+        info: dict[str, Any] = json.loads(json.dumps(facts))
         return info
 
     def sample(
@@ -131,11 +128,11 @@ class Model:
             return calls.run_work(self._generate_samples(config), progress)
 
     def _generate_samples(self, config: SampleConfig) -> Work[Samples]:
-        with open_accelerator(config.precision, config.device) as accelerator:
-            chain = yield from load_cascade(config, accelerator, file=self._file)
+        with devices.open_accelerator(config.precision, config.device) as accelerator:
+            chain = yield from cascade.load_cascade(config, accelerator, file=self._file)
             indices = chain.list_indices(config)
             samples: list[Array] = []
-            for part in split_parts(indices, config.batch_size):
+            for part in journal.split_parts(indices, config.batch_size):
                 yield Progress("sampling", part.start - indices.start, len(indices))
                 samples.append(chain.generate_samples(part, accelerator))
             yield Progress("sampling", len(indices), len(indices))
@@ -157,7 +154,7 @@ class Model:
         with (
             calls.use_torch_defaults(),
             convert_errors(),
-            open_accelerator(precision, device) as accelerator,
+            devices.open_accelerator(precision, device) as accelerator,
         ):
             exact = generation.choose_precision(self._file.model, precision, accelerator)
             return generation.make_denoiser(self._file.model, weights, accelerator, exact)
@@ -254,7 +251,7 @@ def evaluate(
         typed["subject"] = stack.enter_context(calls.open_data(subject, "model"))
         typed["data"] = stack.enter_context(calls.open_data(data))
         config = from_dict(EvalConfig, typed, "evaluate")
-        accelerator = stack.enter_context(open_accelerator(config.precision, config.device))
+        accelerator = stack.enter_context(devices.open_accelerator(config.precision, config.device))
         file = model._file if isinstance(model, Model) else None
         scores = calls.run_work(
             evaluation_run.evaluate(config, accelerator, model_file=file), progress

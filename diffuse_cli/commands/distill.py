@@ -11,12 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffuse_cli.commands.train import run as run
-from diffuse_cli.config import train_options
-from diffuse_cli.config.options import from_dict, to_dict
+from diffuse_cli.config import options, train_options
 from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.config.train_options import DistillConfig
-from diffuse_cli.system import UsageError, finish
-from diffuse_cli.system.outputs import check_other_than
+from diffuse_cli.system import UsageError, finish, outputs
 
 CONFIG = DistillConfig
 EXAMPLES = (
@@ -36,16 +34,15 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             --given or --guidance.
     """
     from diffuse_cli.config.presets import BATCH
-    from diffuse_cli.models.image_conditioning import check_pairs_option
-    from diffuse_cli.models.model_file import find, training_options
+    from diffuse_cli.models import image_conditioning, model_file
     from diffuse_cli.sampling.conditioning import guidance_scale
     from diffuse_cli.training.configuration import configure as complete
 
     given = {**(filed or {}), **typed}
     if "steps" in typed or "minutes" in typed:  # either replaces both of the file
         given = {k: v for k, v in given.items() if k in typed or k not in ("steps", "minutes")}
-    config = from_dict(DistillConfig, given)
-    values = {k: v for k, v in to_dict(config).items() if k in given or k == "out"}
+    config = options.from_dict(DistillConfig, given)
+    values = {k: v for k, v in options.to_dict(config).items() if k in given or k == "out"}
     model, guidance = values.pop("model"), values.pop("guidance", None)
     if config.resume:
         resumed = complete({**values, "init": model})
@@ -56,10 +53,10 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         return resumed
     values |= {"init": model, "loss": train_options.CONSISTENCY, "keep_weak": False, "augment": ()}
     values["timestep_draw"] = "uniform"  # a path has times of its own
-    check_other_than(config.out, model)
-    file = finish(find(model, weights=False))
-    teacher, training = file.model, training_options(file)
-    check_pairs_option(config.given, teacher.blueprint.conditions.given)
+    outputs.check_other_than(config.out, model)
+    file = finish(model_file.find(model, weights=False))
+    teacher, training = file.model, model_file.training_options(file)
+    image_conditioning.check_pairs_option(config.given, teacher.blueprint.conditions.given)
     values.setdefault("batch_size", max(1, training.get("batch_size", BATCH) // SHARE))
     if "lr" in training:
         values.setdefault("lr", training["lr"] / 2)

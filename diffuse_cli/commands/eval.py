@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.metrics import MetricNumber, Values, class_table, select_numbers
-from diffuse_cli.system import align_columns, files, replace_nonfinite
-from diffuse_cli.system.outputs import claim_option
+from diffuse_cli.system import align_columns, files, outputs, replace_nonfinite
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.results import EvaluationResult
@@ -28,7 +27,7 @@ def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
     from diffuse_cli.evaluation.evaluation_run import evaluate
 
-    with claim_option(config, "report", ".html") as report:
+    with outputs.claim_option(config, "report", ".html") as report:
         scores = console.follow(evaluate(config))
         if scores is None:
             return

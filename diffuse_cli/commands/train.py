@@ -12,12 +12,11 @@ from diffuse_cli.commands._cli import Console, format_seconds, format_speed
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.metrics import Measurement, label
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.system import Notice, Progress, files
-from diffuse_cli.system.processes import defer_signals, rank
+from diffuse_cli.system import Notice, Progress, files, processes
 from diffuse_cli.training.configuration import configure as configure
 
 if TYPE_CHECKING:
-    from diffuse_cli.training.run_events import Compared, Trained
+    from diffuse_cli.training import run_events
 
 CONFIG = TrainConfig
 EXAMPLES = (
@@ -32,13 +31,13 @@ def run(config: TrainConfig, console: Console) -> None:
         from diffuse_cli.training.cost_estimate import estimate
 
         cost = console.follow(estimate(config))
-        if rank() == 0:
+        if processes.rank() == 0:
             console.show(cost.to_dict(), [cost.to_toml().rstrip("\n")])
         return
     began = time.monotonic()
     from diffuse_cli.training.loop import fit
 
-    with defer_signals() as stop:
+    with processes.defer_signals() as stop:
         spent = time.monotonic() - began
         work = fit(config, stop, debug=console.debug, spent=spent)
         trained = console.follow(work, _EventDescriber(live=console.live))
@@ -63,21 +62,21 @@ class _EventDescriber:
         self.text = ""
 
     def __call__(self, event: Any) -> Progress | Notice | None:
-        from diffuse_cli.training.run_events import Compared, Previewed, Started, Step, Validated
+        from diffuse_cli.training import run_events
 
-        if isinstance(event, Started):
+        if isinstance(event, run_events.Started):
             return Notice(f"Watch the run in a browser: {files.show(str(event.page))}")
-        if isinstance(event, Compared):
+        if isinstance(event, run_events.Compared):
             return Notice(f"step {event.step:,}  {_describe_signs(event)}")
-        if isinstance(event, Validated):
+        if isinstance(event, run_events.Validated):
             best = f"  best so far: {files.show(event.best)}" if event.best else ""
             return Notice(f"step {event.step:,}  {_kid(event.key, event.kid, event.error)}{best}")
-        if isinstance(event, Previewed):
+        if isinstance(event, run_events.Previewed):
             loss = event.held_out_loss
             held = f"  held-out {Measurement(loss)}" if loss is not None else ""
             where = f"  {event.preview}" if event.preview else ""
             return Notice(f"step {event.step:,}{held}{where}")
-        assert isinstance(event, Step)
+        assert isinstance(event, run_events.Step)
         if event.loss is not None and event.images_per_second is not None:
             speed = f"{format_speed(event.images_per_second)} {event.many}/s"
             self.text = f"loss {Measurement(event.loss)}  {speed}"
@@ -87,7 +86,7 @@ class _EventDescriber:
         return Progress("training", event.step, event.steps, self.text) if self.live else None
 
 
-def _describe_signs(event: Compared) -> str:
+def _describe_signs(event: run_events.Compared) -> str:
     if event.signs.level:
         return "samples are copies" if event.signs.level == "serious" else "samples may be copies"
     if event.noticed is None:
@@ -95,7 +94,7 @@ def _describe_signs(event: Compared) -> str:
     return f"no signs of copies ({100 * event.noticed:g}% would be noticed)"
 
 
-def _describe_copies(trained: Trained, many: str) -> str:
+def _describe_copies(trained: run_events.Trained, many: str) -> str:
     since = f"from step {trained.copies_from:,} on, samples were copies of training {many}"
     if trained.kept is not None:
         return f"The model file has step {trained.kept:,}: {since}"
@@ -106,7 +105,7 @@ def _kid(key: str, kid: float, error: float | None, between: str = "") -> str:
     return f"{label(key)}{between} {Measurement(kid, error or 0.0)}"
 
 
-def _summary(trained: Trained) -> str:
+def _summary(trained: run_events.Trained) -> str:
     minutes, seconds = divmod(round(trained.seconds), 60)
     lost = trained.held_out_loss
     held = f", held-out {Measurement(lost)}" if lost is not None else ""

@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING
 from diffuse_cli.commands import eval as evaluation
 from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
-from diffuse_cli.metrics import label
-from diffuse_cli.metrics.presentation import format_measurement
-from diffuse_cli.system import Work, align_columns, files, replace_nonfinite
-from diffuse_cli.system.outputs import claim_option
-from diffuse_cli.system.processes import rank
+from diffuse_cli.metrics import label, presentation
+from diffuse_cli.system import Work, align_columns, files, outputs, processes, replace_nonfinite
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.results import EvaluationResult, TuningResult
@@ -39,10 +36,10 @@ def run(config: TuneConfig, console: Console) -> None:
     """Tune, and print what was tried and recommended. With --report, also evaluate that."""
     from diffuse_cli.evaluation.tune import tune
 
-    with claim_option(config, "report", ".html") as report:
+    with outputs.claim_option(config, "report", ".html") as report:
         if report is None:
             tuned = console.follow(tune(config))
-            if rank() == 0:
+            if processes.rank() == 0:
                 values = {"subject": config.subject, "data": config.data, **to_json(tuned)}
                 console.show(values, lines(tuned))
             return
@@ -71,9 +68,9 @@ def tune_and_evaluate(
     from diffuse_cli.evaluation.evaluation_run import evaluate
     from diffuse_cli.evaluation.tune import tune
     from diffuse_cli.evaluation.tune.candidates import make_eval_config
-    from diffuse_cli.system.accelerator import reuse_accelerator
+    from diffuse_cli.system import devices
 
-    with reuse_accelerator(None, config.precision, config.device) as accelerator:
+    with devices.reuse_accelerator(None, config.precision, config.device) as accelerator:
         tuned = yield from tune(config, accelerator)
         chosen = make_eval_config(config, tuned.recommended)
         result = yield from evaluate(chosen, accelerator)
@@ -118,5 +115,5 @@ def _cells(row: Trial, keys: Sequence[str]) -> tuple[str, ...]:
         "{:g} to {:g}".format(*setting.guidance_interval) if setting.guidance_interval else "",
         f"{row.evaluations}",
         f"{row.seconds:.3g}",
-        *(format_measurement(row.values, key) for key in keys),
+        *(presentation.format_measurement(row.values, key) for key in keys),
     )

@@ -33,10 +33,10 @@ from diffuse_cli.system import (
     Work,
     align_columns,
     files,
+    hub_models,
     outputs,
     run_reader,
 )
-from diffuse_cli.system.hub_models import is_name
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile
@@ -64,12 +64,12 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
         OutputError: the contact sheet cannot be written.
     """
     path = Path(config.path)
-    path = path if is_name(path) else run_reader.name_path(path)
+    path = path if hub_models.is_name(path) else run_reader.name_path(path)
     if is_images(path) or is_sample(path):
         if config.toml:
             raise UsageError(f"--toml is for model files, and {files.show(path)} holds images")
         return (yield from inspect_data(config))
-    if not is_name(path):
+    if not hub_models.is_name(path):
         mode = stat_of(path, "file or folder", HINT).st_mode
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)

@@ -14,12 +14,10 @@ from PIL import Image
 
 from diffuse_cli.commands._cli import Rows, brief, format_rest, label_lines
 from diffuse_cli.commands.info import duplicates as near
-from diffuse_cli.commands.info.duplicates import Copies, count_copies
 from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.core import Space, dimensions
-from diffuse_cli.data import Dataset, Summary, is_images, read_cells, read_images
+from diffuse_cli.data import Dataset, Summary, is_images, read_cells, read_images, samples
 from diffuse_cli.data.metadata_columns import describe_columns
-from diffuse_cli.data.samples import limit_levels, moments, select_evenly
 from diffuse_cli.data.summary import describe_fit, format_sizes, plural, remark_lines, skip_lines
 from diffuse_cli.media import MEDIA, Array, figures, render_samples, resolve_layout
 from diffuse_cli.media.image.planes import to_pixels
@@ -79,8 +77,8 @@ class DataReport:
     size: tuple[int, ...]
     held_out: int
     pixels: Spread
-    duplicates: Copies
-    near_duplicates: Copies | None
+    duplicates: near.Copies
+    near_duplicates: near.Copies | None
     blank: int
     fingerprint: str
     ends: tuple[int, int] | None
@@ -161,25 +159,27 @@ def _check_sheet_path(config: InfoConfig) -> None:
 def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataReport]:
     top = {"uint8": 255, "uint16": 65_535}.get(images.stored.dtype.name)
     pictured = top is not None and images.stored.ndim == 4
-    ends = limit_levels(images.estimated_space, images.stored).level_range if top else None
+    ends = samples.limit_levels(images.estimated_space, images.stored).level_range if top else None
     everything = np.arange(len(images))
     if pictured and ends is not None:
         pixels, hashed, blank = yield from _measure(images, ends)
     else:
-        statistics = moments(images.estimated_space, images.stored, everything, images.names)
+        statistics = samples.moments(
+            images.estimated_space, images.stored, everything, images.names
+        )
         pixels = Spread(*(tuple(values.tolist()) for values in statistics))
     roots, similar = images.first_copies, None
     if pictured and near.can_compare(images.stored):
         different = np.flatnonzero((roots == everything) & ~blank)
         alike = yield from near.group_similar(images.stored, hashed, different)
-        similar = count_copies(images, alike, different)
+        similar = near.count_copies(images, alike, different)
     return DataReport(
         config=config,
         summary=images.summary,
         size=images.estimated_space.size,
         held_out=int(images.held_out.sum()),
         pixels=pixels,
-        duplicates=count_copies(images, roots, everything),
+        duplicates=near.count_copies(images, roots, everything),
         near_duplicates=similar,
         blank=int(blank.sum()) if pictured else 0,
         fingerprint=images.fingerprint,
@@ -325,7 +325,7 @@ def _format_near_duplicates(report: DataReport) -> list[str]:
     return lines
 
 
-def _copies(report: DataReport, copies: Copies, sign: str) -> list[str]:
+def _copies(report: DataReport, copies: near.Copies, sign: str) -> list[str]:
     if not copies.groups:
         return ["none"]
     one, many = MEDIA[report.summary.medium].one, MEDIA[report.summary.medium].many
@@ -365,17 +365,19 @@ def make_sheet(images: Dataset) -> Work[Image.Image]:
 
     Yields a `Notice` if there are more classes than rows.
     """
-    space = limit_levels(images.estimated_space, images.stored)
+    space = samples.limit_levels(images.estimated_space, images.stored)
     if not images.class_names:
-        indices = select_evenly(np.arange(len(images)), SHOWN)
+        indices = samples.select_evenly(np.arange(len(images)), SHOWN)
         return figures.arrange_grid(_shrink_images(images, space, indices))
     labels = list(range(len(images.class_names)))
     if (images.labels == -1).any():
         labels.append(-1)
     if len(labels) > ROWS:
         yield Notice(f"the contact sheet shows {ROWS} of {len(labels):,} classes")
-    chosen = [labels[i] for i in select_evenly(np.arange(len(labels)), ROWS)]
-    rows = [select_evenly(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen]
+    chosen = [labels[i] for i in samples.select_evenly(np.arange(len(labels)), ROWS)]
+    rows = [
+        samples.select_evenly(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen
+    ]
     return figures.arrange_grid(_fill_rows(images, space, rows), columns=max(map(len, rows)))
 
 
