@@ -98,9 +98,9 @@ class Side:
 def run(config: CompareConfig, console: Console) -> None:
     """Compare, and print what differs."""
     with outputs.claim_option(config, "report", ".html") as report:
-        sides = console.follow(_read_sides(config))
-        differing = _differing_settings(*sides)
-        remarks, measured = [*_compare_losses(*sides, differing)], None
+        sides = a, b = [console.follow(_read_side(path)) for path in (config.a, config.b)]
+        differing = _differing_settings(a, b)
+        remarks, measured = [*_compare_losses(a, b, differing)], None
         if config.data is not None:
             files_of_both = [_require_model(side) for side in sides]
             if remark := _compare_spaces(files_of_both):
@@ -133,19 +133,12 @@ def run(config: CompareConfig, console: Console) -> None:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def _read_sides(config: CompareConfig) -> Work[tuple[Side, Side]]:
-    """Read both sides.
+def _read_side(path: str) -> Work[Side]:
+    """Read a model file, a run directory, or both where they lie side by side.
 
     Raises:
         ModelFileError: neither a model file nor a run.
     """
-    a = yield from _read_side(config.a)
-    b = yield from _read_side(config.b)
-    return a, b
-
-
-def _read_side(path: str) -> Work[Side]:
-    """Read a model file, a run directory, or both where they lie side by side."""
     from diffuse_cli.models import model_file
 
     given, places, file, settings = Path(path), None, None, {}
