@@ -1,5 +1,4 @@
-"""Options of the commands for an image: `inpaint`, `upscale`, `restore`, `vary`, `interpolate` and
-`noise-demo`."""
+"""Options of `inpaint`, `upscale`, `restore`, `vary`, `interpolate` and `noise-demo`."""
 
 from __future__ import annotations
 
