@@ -26,7 +26,7 @@ from diffuse_cli.system import (
     Progress,
     UsageError,
     Work,
-    devices,
+    accelerator,
     to_usage_error,
 )
 
@@ -83,7 +83,7 @@ def open_data(data: Data, name: str = "data") -> Iterator[str]:
     samples: Any = [data] if isinstance(data, Image) else data
     if isinstance(samples, Samples):
         samples = [*samples.files()]
-    with in_memory.register_samples(samples, around=devices.forbid_accelerator) as data_name:
+    with in_memory.register_samples(samples, around=accelerator.forbid_accelerator) as data_name:
         yield data_name
 
 

@@ -29,7 +29,8 @@ from diffuse_cli.media import MEDIA, Array
 from diffuse_cli.metrics import METRICS, Measurement, read_measurement
 from diffuse_cli.models import model_file, model_report
 from diffuse_cli.sampling import cascade, generation, journal
-from diffuse_cli.system import Progress, UsageError, Work, devices, files, lookup, replace_nonfinite
+from diffuse_cli.system import Progress, UsageError, Work, files, lookup, replace_nonfinite
+from diffuse_cli.system.accelerator import open_accelerator
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -128,7 +129,7 @@ class Model:
             return calls.run_work(self._generate_samples(config), progress)
 
     def _generate_samples(self, config: SampleConfig) -> Work[Samples]:
-        with devices.open_accelerator(config.precision, config.device) as accelerator:
+        with open_accelerator(config.precision, config.device) as accelerator:
             chain = yield from cascade.load_cascade(config, accelerator, file=self._file)
             indices = chain.list_indices(config)
             samples: list[Array] = []
@@ -154,7 +155,7 @@ class Model:
         with (
             calls.use_torch_defaults(),
             convert_errors(),
-            devices.open_accelerator(precision, device) as accelerator,
+            open_accelerator(precision, device) as accelerator,
         ):
             exact = generation.choose_precision(self._file.model, precision, accelerator)
             return generation.make_denoiser(self._file.model, weights, accelerator, exact)
@@ -251,7 +252,7 @@ def evaluate(
         typed["subject"] = stack.enter_context(calls.open_data(subject, "model"))
         typed["data"] = stack.enter_context(calls.open_data(data))
         config = from_dict(EvalConfig, typed, "evaluate")
-        accelerator = stack.enter_context(devices.open_accelerator(config.precision, config.device))
+        accelerator = stack.enter_context(open_accelerator(config.precision, config.device))
         file = model._file if isinstance(model, Model) else None
         scores = calls.run_work(
             evaluation_run.evaluate(config, accelerator, model_file=file), progress

@@ -238,7 +238,7 @@ def _evaluate(config: CompareConfig, pair: Sequence[ModelFile]) -> Work[PairedCo
     """
     from diffuse_cli.evaluation.paired_comparison import compare_models
     from diffuse_cli.sampling.generation import load_denoiser
-    from diffuse_cli.system.devices import open_accelerator
+    from diffuse_cli.system.accelerator import open_accelerator
 
     with open_accelerator(config.precision, config.device) as accelerator:
         loaded = []

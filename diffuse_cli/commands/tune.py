@@ -68,9 +68,9 @@ def tune_and_evaluate(
     from diffuse_cli.evaluation.evaluation_run import evaluate
     from diffuse_cli.evaluation.tune import tune
     from diffuse_cli.evaluation.tune.candidates import make_eval_config
-    from diffuse_cli.system import devices
+    from diffuse_cli.system.accelerator import reuse_accelerator
 
-    with devices.reuse_accelerator(None, config.precision, config.device) as accelerator:
+    with reuse_accelerator(None, config.precision, config.device) as accelerator:
         tuned = yield from tune(config, accelerator)
         chosen = make_eval_config(config, tuned.recommended)
         result = yield from evaluate(chosen, accelerator)

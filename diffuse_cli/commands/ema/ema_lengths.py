@@ -30,12 +30,12 @@ from diffuse_cli.system import (
     Notice,
     Progress,
     Work,
-    devices,
     files,
     lookup,
     outputs,
     run_reader,
 )
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.training import ema_weights, optimization
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
@@ -90,7 +90,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
     """
     with (
         outputs.claim_option(config, "out", ".safetensors") as out,
-        devices.open_accelerator(config.precision, config.device) as accelerator,
+        open_accelerator(config.precision, config.device) as accelerator,
     ):
         if not accelerator.is_main_process:
             return None

@@ -28,7 +28,7 @@ from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling import conditioning, generation
 from diffuse_cli.system import Progress, UsageError, Work, files
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
