@@ -25,8 +25,9 @@ from image_corpus import fill
 from PIL import Image
 from xxhash import xxh3_128_digest
 
-from diffuse_cli.commands.info import duplicates, inspect, reports
+from diffuse_cli.commands.info import duplicates, reports
 from diffuse_cli.commands.info.duplicates import count_copies
+from diffuse_cli.commands.info.inspection import inspect
 from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.data import Dataset, Summary, read_images
 from diffuse_cli.media import figures
