@@ -26,11 +26,12 @@ from diffuse_cli.core import Denoiser, Space
 from diffuse_cli.evaluation import evaluation_run
 from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.media import MEDIA, Array
-from diffuse_cli.metrics import METRICS, Measurement, read_measurement
-from diffuse_cli.models import model_file, model_report
-from diffuse_cli.sampling import cascade, generation, journal
-from diffuse_cli.system import Progress, UsageError, Work, files, lookup, replace_nonfinite
-from diffuse_cli.system.accelerator import open_accelerator
+from diffuse_cli.models import model_file
+from diffuse_cli.sampling.cascade import load_cascade
+from diffuse_cli.sampling.generation import choose_precision, make_denoiser
+from diffuse_cli.sampling.journal import split_parts
+from diffuse_cli.system import Progress, UsageError, Work, files, replace_nonfinite
+from diffuse_cli.system.devices import open_accelerator
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -76,8 +77,7 @@ class Model:
     @property
     def info(self) -> dict[str, Any]:
         """What `diffuse info MODEL --json` prints."""
-        facts = replace_nonfinite(model_report.collect_facts(self._file))
-        info: dict[str, Any] = json.loads(json.dumps(facts))
+        info: dict[str, Any] = json.loads(json.dumps(replace_nonfinite(self._file.facts())))
         return info
 
     def sample(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
-from diffuse_cli.core import InvalidArgument, Modules, Registry
+from diffuse_cli.core import InvalidArgument, Modules, dimensions
 from diffuse_cli.core import Space as Space
 from diffuse_cli.core.registry import lookup
 from diffuse_cli.core.space import LONGEST_SIDE
@@ -346,6 +346,17 @@ def stored_dtype(space: Space) -> str:
     if space.levels is None:
         return "float32"
     return "bool" if space.levels == 2 else "uint8" if space.levels <= 256 else "uint16"
+
+
+def describe_space(space: Space) -> str:
+    """Return the kind of samples of a space: `28x28, grey`, or `5120 at 8,000 Hz, mono`."""
+    medium, count = MEDIA[space.medium], space.channels
+    rate = f" at {space.rate:,} Hz" if space.rate else ""
+    kind = f"{count} channel{'s' * (count != 1)}"
+    if space.layout not in medium.alike:
+        kind = medium.kinds.get(count, kind)
+    limits = ", levels {:,} to {:,}".format(*space.limits) if space.limits else ""
+    return f"{dimensions(space.size)}{rate}, {kind}{limits}"
 
 
 def settings_for(space: Space) -> dict[str, Any]:

@@ -22,16 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli.config.options import from_dict, option_fields
-from diffuse_cli.config.train_options import TrainConfig, from_file
+from diffuse_cli.config import train_options
+from diffuse_cli.config.options import from_dict, option_fields, to_dict
 from diffuse_cli.core import PAIRS, settings
-from diffuse_cli.models import tensor_file
-from diffuse_cli.models.model_header import (
-    SAMPLING,
-    describe_model,
-    parse_description,
-    rebuild_model,
-)
+from diffuse_cli.models import model_header, tensor_file
 from diffuse_cli.models.model_header import StoredModel as StoredModel
 from diffuse_cli.models.model_header import versions as versions
 from diffuse_cli.system import (
@@ -75,10 +69,10 @@ def split_weights(tensors: Weights) -> tuple[Weights, Weights, Weights]:
 
 def metadata(model: StoredModel) -> dict[str, str]:
     """Return the metadata that make a file of EMA weights a model file."""
-    blueprint = model.blueprint
+    blueprint, description = model.blueprint, model_header.describe_model(model)
     return {
         "format": "pt",
-        "diffuse.config": json.dumps(describe_model(model), sort_keys=True, separators=(",", ":")),
+        "diffuse.config": json.dumps(description, sort_keys=True, separators=(",", ":")),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"diffuse/{blueprint.network}",
         "modelspec.implementation": "diffuse",
@@ -100,6 +94,42 @@ class ModelFile:
     title: str
     size_bytes: int
     sha256: str
+
+    def facts(self) -> dict[str, Any]:
+        """Return the content as plain values. Escape its texts: they are untrusted."""
+        model, blueprint = self.model, self.model.blueprint
+        conditions, plain = blueprint.conditions, settings.to_dict
+        return {
+            "kind": "model",
+            "path": str(self.path),
+            "size_bytes": self.size_bytes,
+            "sha256": self.sha256,
+            "parameters": model.parameters,
+            "raw": model.raw is not None,
+            "weak": model.weak_step,
+            "title": self.title,
+            "step": model.step,
+            "classes": conditions.classes,
+            "data": model.data,
+            "training": model.training,
+            "sampling": to_dict(model.sampling) if model.sampling else None,
+            "distilled": model.distilled,
+            "versions": model.versions,
+            "space": plain(blueprint.space),
+            **({"given": plain(conditions.given)} if conditions.given else {}),
+            **({"columns": plain(conditions.table)["columns"]} if conditions.table else {}),
+            "network": {"name": blueprint.network, **plain(blueprint.config)},
+            "diffusion": to_dict(blueprint.diffusion),
+        }
+
+    def training_config(self) -> dict[str, Any]:
+        """Return the training configuration as for `train --config`, without paths.
+
+        Raises:
+            ModelFileError: as `training_options`.
+        """
+        config = from_dict(train_options.TrainConfig, {"data": "", **training_options(self)})
+        return train_options.to_file(config, control=False, places=False)
 
 
 def find(path: str | Path, *, weights: bool = True) -> Work[ModelFile]:
@@ -158,7 +188,7 @@ def _step(path: Path) -> float:
         _translate_errors(path),
         open_regular_file(path) as file,
     ):
-        return float(parse_description(tensor_file.read_header(file))["step"])
+        return float(model_header.parse_description(tensor_file.read_header(file))["step"])
     return math.inf
 
 
@@ -179,7 +209,7 @@ def _read_model(path: Path, weights: bool) -> ModelFile:
                     "Pass the run directory; if an older diffuse wrote it, resume the run first",
                 )
             raise file_types.foreign_error(header.entries, path)
-        model = rebuild_model(parse_description(header))
+        model = model_header.rebuild_model(model_header.parse_description(header))
         _check_shapes(model, header.entries)
         tensors = tensor_file.read_tensors(file, header) if weights else {}
         _check_finite(tensors)
@@ -204,16 +234,17 @@ def training_options(model_file: ModelFile) -> dict[str, Any]:
     """
     blueprint = model_file.model.blueprint
     with _translate_errors(model_file.path):
-        omitted = {f.name for f, spec in option_fields(TrainConfig) if spec.control or spec.place}
-        names = settings.fields_by_name(TrainConfig).keys() - omitted
-        stored = from_file(model_file.model.training)
+        fields = option_fields(train_options.TrainConfig)
+        omitted = {f.name for f, spec in fields if spec.control or spec.place}
+        names = settings.fields_by_name(train_options.TrainConfig).keys() - omitted
+        stored = train_options.from_file(model_file.model.training)
         training = {key: value for key, value in stored.items() if key in names}
         training["network"] = blueprint.network
         training["wiener"] = blueprint.wiener
         training["architecture"] = settings.to_dict(blueprint.config)
         if (given := blueprint.conditions.given) and given.what != PAIRS:
             training["given"] = given.what
-        from_dict(TrainConfig, {"data": "", **training})
+        from_dict(train_options.TrainConfig, {"data": "", **training})
     return training
 
 
@@ -224,9 +255,9 @@ def has_model(path: Path, model: StoredModel) -> bool:
     """
     try:
         with _translate_errors(path), open_regular_file(path) as file:
-            description = parse_description(tensor_file.read_header(file))
-            expected = json.loads(json.dumps(describe_model(model)))
-            ignored = dict.fromkeys((SAMPLING, "version", "versions"))
+            description = model_header.parse_description(tensor_file.read_header(file))
+            expected = json.loads(json.dumps(model_header.describe_model(model)))
+            ignored = dict.fromkeys((model_header.SAMPLING, "version", "versions"))
             return bool({**description, **ignored} == {**expected, **ignored})
     except ModelFileError:
         return False

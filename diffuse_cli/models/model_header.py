@@ -18,14 +18,11 @@ from diffuse_cli.config.train_options import DATA_FACTS
 from diffuse_cli.core import (
     SAMPLERS,
     Conditions,
-    DenoisingErrors,
+    data_gaussian,
     denoising_errors,
     output_channels,
     settings,
 )
-from diffuse_cli.core.data_gaussian import NAME as GAUSSIAN_KEY
-from diffuse_cli.core.data_gaussian import read
-from diffuse_cli.core.denoising_errors import NAME as ERRORS
 from diffuse_cli.core.space import from_plain
 from diffuse_cli.media import check, check_fit
 from diffuse_cli.models import tensor_file
@@ -82,7 +79,7 @@ class StoredModel:
     training: Mapping[str, Any] = field(default_factory=dict)
     sampling: SamplerChoice | None = None
     distilled: Mapping[str, Any] | None = None
-    errors: DenoisingErrors | None = None
+    errors: denoising_errors.DenoisingErrors | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -141,12 +138,12 @@ def describe_model(model: StoredModel) -> dict[str, Any]:
         "conditions": settings.to_dict(blueprint.conditions),
         "diffusion": to_dict(blueprint.diffusion),
         "step": model.step,
-        "data": {**model.data, **({GAUSSIAN_KEY: gaussian.plain} if gaussian else {})},
+        "data": {**model.data, **({data_gaussian.NAME: gaussian.plain} if gaussian else {})},
         "training": dict(model.training),
         **({SAMPLING: to_dict(model.sampling)} if model.sampling else {}),
         **({WEAK_KEY: {"step": model.weak_step}} if model.weak is not None else {}),
         **({DISTILLED: dict(model.distilled)} if model.distilled is not None else {}),
-        **({ERRORS: model.errors.plain} if model.errors else {}),
+        **({denoising_errors.NAME: model.errors.plain} if model.errors else {}),
         "versions": versions(),
     }
 
@@ -220,9 +217,9 @@ def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
     """Return the model without its tensors; `weak` is empty if the file has weak weights."""
     network = _check_settings(described["network"])
     name, data = network.pop("name"), dict(described["data"])
-    space, gaussian = from_plain(_check_settings(described["space"])), data.pop(GAUSSIAN_KEY, None)
-    if gaussian is not None:
-        gaussian = read(gaussian, space.channels, space.size)
+    space = from_plain(_check_settings(described["space"]))
+    if (gaussian := data.pop(data_gaussian.NAME, None)) is not None:
+        gaussian = data_gaussian.read(gaussian, space.channels, space.size)
     blueprint = Blueprint(
         space=space,
         network=name,
@@ -249,7 +246,12 @@ def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
         sampling = _read_choice(described[SAMPLING], blueprint.conditions, timesteps)
         if sampling.weak_guidance is not None and weak_step is None:
             raise ValueError("weak guidance is recommended, but the file has no weak weights")
-    model = StoredModel(
+        if sampling.start == GAUSSIAN and (blueprint.gaussian is None or blueprint.conditions):
+            raise ValueError("a start is recommended that the model does not support")
+    errors = None
+    if denoising_errors.NAME in described:
+        errors = denoising_errors.read(described[denoising_errors.NAME])
+    return StoredModel(
         blueprint=blueprint,
         ema={},
         weak=None if weak_step is None else {},
@@ -259,13 +261,9 @@ def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
         training=_check_settings(described["training"]),
         sampling=sampling,
         distilled=_check_teacher(described.get(DISTILLED)),
-        errors=denoising_errors.read(described[ERRORS]) if ERRORS in described else None,
+        errors=errors,
         versions=dict(described["versions"]),
     )
-    unstarted = blueprint.gaussian is None or bool(blueprint.conditions)
-    if sampling and sampling.start == GAUSSIAN and unstarted:
-        raise ValueError("a start is recommended that the model does not support")
-    return model
 
 
 def _check_teacher(values: Any) -> dict[str, Any] | None:

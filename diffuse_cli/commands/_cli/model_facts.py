@@ -18,7 +18,7 @@ from diffuse_cli.config.options import GROUPS, option_fields
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import NETWORKS
 from diffuse_cli.data.metadata_columns import describe_column
-from diffuse_cli.models.model_report import describe_space
+from diffuse_cli.media import describe_space
 from diffuse_cli.system import show
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from diffuse_cli.data.sources import is_sample
 from diffuse_cli.media import MEDIA
 from diffuse_cli.media.file_errors import stat_of
 from diffuse_cli.metrics import Measurement
-from diffuse_cli.models import model_report
 from diffuse_cli.system import (
     DataError,
     ModelFileError,
@@ -87,7 +86,7 @@ class ModelReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         toml = {"config": self.config, "toml": str(self.out) if self.out else None}
-        return {**model_report.collect_facts(self.file), **(toml if self.config else {})}
+        return {**self.file.facts(), **(toml if self.config else {})}
 
     def lines(self) -> list[str]:
         """Return the configuration, or the file it was written to, or else the facts as text."""
@@ -119,7 +118,7 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
     with outputs.claim_option(config, "out", ".toml") as out:
         yield Progress("reading model", 0, 1)
         file = yield from model_file.find(config.path)
-        training = model_report.training_config(file) if config.toml else None
+        training = file.training_config() if config.toml else None
         if out and training:
             files.write_text(out, options.to_toml(training))
     yield Progress("reading model", 1, 1)

@@ -21,12 +21,11 @@ from diffuse_cli.core import PAIRS
 from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.results import strip_folders
-from diffuse_cli.media import MEDIA, can_judge, figures, suffix
+from diffuse_cli.media import MEDIA, can_judge, describe_space, figures, suffix
 from diffuse_cli.media.image.planes import SIGNATURE
 from diffuse_cli.metrics import read_measurement, select_numbers
 from diffuse_cli.models import model_file
 from diffuse_cli.models.model_file import ModelFile
-from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.sampling.cascade import load_cascade
 from diffuse_cli.sampling.journal import LOCK, check_output_apart
 from diffuse_cli.system import (

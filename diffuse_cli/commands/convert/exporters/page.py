@@ -274,8 +274,7 @@ def render(
     from markupsafe import Markup
 
     from diffuse_cli.commands._cli.model_facts import model_rows, select_rows
-    from diffuse_cli.media import MEDIA
-    from diffuse_cli.models.model_report import describe_space
+    from diffuse_cli.media import MEDIA, describe_space
     from diffuse_cli.pages.templates import POLICY, hash_script, read_script, render_page
 
     script = "\n".join(map(read_script, SCRIPTS))
