@@ -60,7 +60,7 @@ def observed_space(space: Space, degradation: Degradation) -> Space:
         changes["rate"] = max(MEDIA[space.medium].rates[0], rate)
     if space.levels is None and channels != space.channels:
         mean, std = (_observe_values(v, space, degradation) for v in (space.mean, space.std))
-        changes = {"mean": mean, "std": std}
+        changes |= {"mean": mean, "std": std}
         squares = _observe_values([d**2 for d in space.std], space, degradation)
         if any(s > (1 + SAME) * d**2 for s, d in zip(squares, std, strict=True)):
             text = f"{degradation.text} averages channels, but their standard deviations differ"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
 from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.core.conditions import ConditioningArray
-from diffuse_cli.core.degradations import DEGRADATIONS
+from diffuse_cli.core.degradations import DEGRADATIONS, Degradation
 from diffuse_cli.core.space import Space
 from diffuse_cli.models.image_conditioning import (
     Conditioner,
     choose_inputs,
     degraded_inputs,
     masked_inputs,
+    observed_space,
     stored_inputs,
 )
 from diffuse_cli.system.errors import UsageError
@@ -145,3 +148,21 @@ def test_averages_of_floats_with_other_deviations_are_refused():
 def test_a_degradation_is_known_by_its_name():
     assert all(map(is_degradation, ("grey", "low-res:4", "blur:2+noise:0.1", "noise")))
     assert not any(map(is_degradation, ("./grey", "edges", "grey/", "greys", "a+b", "")))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MonoHalf(Degradation):
+    """Mean of both channels at every second sample, as another package could add it."""
+
+    NAME, EXAMPLE = "mono-half", "mono-half"
+
+    def apply(self, x0):
+        return x0.mean(1, keepdim=True)[..., ::2]
+
+
+def test_averaged_channels_of_fewer_samples_have_a_lower_rate():
+    stereo = Space(channels=2, size=(64,), medium="audio", levels=None, rate=16000,
+                   mean=(0.0, 1.0), std=(0.5, 0.5))  # fmt: skip
+    mono = observed_space(stereo, MonoHalf())
+    assert (mono.channels, mono.size, mono.mean, mono.std) == (1, (32,), (0.5,), (0.5,))
+    assert mono.rate == 8000
