@@ -28,7 +28,7 @@ import numpy as np
 from diffuse_cli.config.sample_options import OWN, SAMPLER
 from diffuse_cli.metrics.kid import kernel
 from diffuse_cli.metrics.precision_recall import measure_fractions
-from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, make_denoiser
+from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser, make_denoiser
 from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings
 from diffuse_cli.sampling.setting_search import FAR
 from diffuse_cli.system.accelerator import open_accelerator

@@ -21,7 +21,8 @@ from diffuse_cli.metrics import kid, precision_recall
 from diffuse_cli.metrics.features import extract_features, find_weights, load_network
 from diffuse_cli.metrics.features.feature_choice import build_random_network
 from diffuse_cli.sampling.conditioning import Condition
-from diffuse_cli.sampling.generation import LoadedModel, collect, generate_batches
+from diffuse_cli.sampling.generation import collect, generate_batches
+from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation

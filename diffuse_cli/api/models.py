@@ -28,8 +28,8 @@ from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.media import MEDIA, Array
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.cascade import load_cascade
-from diffuse_cli.sampling.generation import choose_precision, make_denoiser
 from diffuse_cli.sampling.journal import split_parts
+from diffuse_cli.sampling.model_loading import choose_precision, make_denoiser
 from diffuse_cli.system import Progress, UsageError, Work, files, replace_nonfinite
 from diffuse_cli.system.devices import open_accelerator
 

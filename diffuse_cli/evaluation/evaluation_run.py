@@ -37,8 +37,7 @@ from diffuse_cli.metrics.features import FeatureNetwork, feature_choice
 from diffuse_cli.metrics.features.feature_cache import Team
 from diffuse_cli.metrics.features.feature_choice import FeatureChoice, words_of
 from diffuse_cli.models.model_file import ModelFile
-from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
-from diffuse_cli.sampling.guidance_model import load_guide
+from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser, load_guide
 from diffuse_cli.sampling.sampling_settings import (
     SamplingSettings,
     report_settings,

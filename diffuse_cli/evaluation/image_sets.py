@@ -22,7 +22,7 @@ from diffuse_cli.models.image_conditioning import (
     check_pairs_option,
     choose_inputs,
 )
-from diffuse_cli.sampling.generation import LoadedModel
+from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, UsageError, Work
 from diffuse_cli.system.memory import count_local_processes, free_memory

@@ -23,7 +23,7 @@ from diffuse_cli.metrics import (
 )
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import check_pairs_option
-from diffuse_cli.sampling.generation import LoadedModel
+from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.system import Notice, UsageError, Work, files
 from diffuse_cli.system.accelerator import describe_environment
 

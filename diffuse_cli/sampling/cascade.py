@@ -19,14 +19,8 @@ from diffuse_cli.sampling.conditioning_inputs import (
     from_samples,
     read_inputs,
 )
-from diffuse_cli.sampling.generation import (
-    BatchState,
-    LoadedModel,
-    generate_batches,
-    load_denoiser,
-    to_stored,
-)
-from diffuse_cli.sampling.guidance_model import load_guide
+from diffuse_cli.sampling.generation import BatchState, generate_batches, to_stored
+from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser, load_guide
 from diffuse_cli.sampling.sampling_settings import (
     SamplingSettings,
     report_settings,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +24,8 @@ from diffuse_cli.models.image_conditioning import (
     stored_inputs,
 )
 from diffuse_cli.sampling.conditioning import guidance_scale
+from diffuse_cli.sampling.model_loading import LoadedModel, describe_channels
 from diffuse_cli.system import DataError, Notice, UsageError, Work, files
-
-if TYPE_CHECKING:
-    from diffuse_cli.sampling.generation import LoadedModel
-
 
 FAINT = 1 / 8
 """Fraction of white above which a mask is unknown, so that partly covered pixels are generated."""
@@ -178,12 +175,6 @@ def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
     if space.rate and input_space.rate and abs(space.rate - input_space.rate) > 1:
         text = f"{flag}: the model is conditioned on sounds at {input_space.rate:,} Hz"
         raise UsageError(text, f"MODEL generates them at {space.rate:,} Hz")
-
-
-def describe_channels(space: Space) -> str:
-    """Return the channels and levels of samples, in words."""
-    numbers = "floats" if space.levels is None else f"{space.levels:,} levels"
-    return f"{space.channels} channel{'s' * (space.channels != 1)} of {numbers}"
 
 
 def from_samples(

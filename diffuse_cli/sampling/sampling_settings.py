@@ -16,7 +16,6 @@ from diffuse_cli.config.sample_options import (
     SAMPLER,
     SAMPLING_STEPS,
     STARTS,
-    WEAK_GUIDANCE,
     DrawConfig,
     SamplerChoice,
     StartConfig,
@@ -46,7 +45,7 @@ class Guide:
     Attributes:
         path: the path of its file, `OWN` for the early EMA checkpoint in MODEL's file.
         scale: the guidance scale. 1 is only the model, 0 only the guidance model.
-        denoiser: the denoiser, from `guidance_model.load_guide`.
+        denoiser: the denoiser, from `model_loading.load_guide`.
         sha256: the hash of its file.
     """
 
@@ -201,7 +200,7 @@ def resolve_settings(
 
     Args:
         names, on, conditioning: see `resolve_condition`.
-        guide: the guidance model, from `guidance_model.load_guide`.
+        guide: the guidance model, from `model_loading.load_guide`.
         bound: whether the variational bound is computed, too.
 
     Raises:
@@ -216,7 +215,8 @@ def resolve_settings(
     recommended = model.sampling or SamplerChoice(SAMPLER, SAMPLING_STEPS)  # without guidance
     if condition and config.guidance is None and recommended.guidance == condition.scale:
         texts.append(f"guidance {condition.scale:g}")
-    if guide and config.weak_guidance is None and _recommended_scale(model, guide.path) is not None:
+    takes_scale = guide and guide.path == OWN and recommended.weak_guidance is not None
+    if guide and takes_scale and config.weak_guidance is None:
         levels = levels or recommended.guidance_interval
         texts.append(f"weak guidance {guide.scale:g}{describe_interval(levels)}")
     return SamplingSettings(
@@ -343,31 +343,6 @@ def _low_frequency_start(model: StoredModel, sampler: str) -> DataGaussian:
         text = "--start gaussian needs the low frequencies of the data, which the model file lacks"
         raise UsageError(text, "Train again with this version of diffuse, or leave out --start")
     return model.blueprint.gaussian
-
-
-def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | None:
-    """Return the path and scale of the guidance model that is named or recommended, if any.
-
-    Raises:
-        UsageError: `--weak-guidance` without a guidance model.
-    """
-    path, scale = config.guide_with or OWN, config.weak_guidance
-    recommended_scale = _recommended_scale(model, path)
-    if config.guide_with is None and scale is None and recommended_scale is None:
-        return None
-    if config.guide_with is None and scale is not None and model.weak is None:
-        if scale == 1:
-            return None
-        hint = "Pass a weaker model with --guide-with, or use a model trained with --keep-weak"
-        raise UsageError("--weak-guidance needs --guide-with", hint)
-    if scale is None:
-        scale = WEAK_GUIDANCE if recommended_scale is None else recommended_scale
-    return path, scale
-
-
-def _recommended_scale(model: StoredModel, path: str) -> float | None:
-    """Return the scale that the model file recommends for its early EMA checkpoint."""
-    return model.sampling.weak_guidance if model.sampling and path == OWN else None
 
 
 def report_settings(settings: SamplingSettings) -> Work[None]:

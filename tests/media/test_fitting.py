@@ -20,7 +20,7 @@ from diffuse_cli.evaluation.image_sets import read_sides
 from diffuse_cli.media import FITS, check_fit
 from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import LoadedModel
+from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.system.events import Notice, finish
 
 NAVY = (0, 0, 128)

@@ -23,11 +23,10 @@ from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.generation import generate_batches
-from diffuse_cli.sampling.guidance_model import check_fits
+from diffuse_cli.sampling.model_loading import check_fits, choose_guide
 from diffuse_cli.sampling.sampling_settings import (
     Guide,
     SamplingSettings,
-    choose_guide,
     resolve_settings,
 )
 from diffuse_cli.system.errors import UsageError

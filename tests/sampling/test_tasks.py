@@ -21,8 +21,7 @@ from diffuse_cli.core import RESTORATIONS
 from diffuse_cli.core.degradations import parse
 from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.sampling import tasks
-from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.sampling.guidance_model import load_guide
+from diffuse_cli.sampling.model_loading import load_denoiser, load_guide
 from diffuse_cli.sampling.sampling_settings import resolve_settings
 from diffuse_cli.sampling.tasks.variations import measure_psnr, slerp
 from diffuse_cli.system.accelerator import open_accelerator

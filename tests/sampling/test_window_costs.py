@@ -13,8 +13,8 @@ from diffuse_cli.core.tiling import WINDOWS
 from diffuse_cli.models import model_file
 from diffuse_cli.models.activation_memory import SLACK, count_kept_bytes
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.sampling import generation, tasks
-from diffuse_cli.sampling.generation import fit_windows
+from diffuse_cli.sampling import model_loading, tasks
+from diffuse_cli.sampling.model_loading import fit_windows
 from diffuse_cli.sampling.tasks import measure_seconds
 
 
@@ -31,7 +31,7 @@ def test_parts_are_halved_until_half_of_the_free_memory_holds_them(
     monkeypatch, blueprint, windows_free, fitting
 ):
     size = int(count_kept_bytes(blueprint, False, False).image * SLACK["cpu"])
-    monkeypatch.setattr(generation, "free_memory_of_process", lambda device: windows_free * size)
+    monkeypatch.setattr(model_loading, "free_memory_of_process", lambda device: windows_free * size)
     assert fit_windows(blueprint, "fp32", "cpu") == (fitting, fitting * size)
 
 
@@ -81,7 +81,7 @@ def test_samples_do_not_depend_on_the_free_memory(diffuse, monkeypatch, model, m
     rest = ("--steps", 3, "--sampler", "ddim", "--precision", "fp32", "-q", "--json", "-o")
     seen = []
     for name, free in (("large", 2**40), ("none", 0)):
-        monkeypatch.setattr(generation, "free_memory_of_process", lambda device, free=free: free)
+        monkeypatch.setattr(model_loading, "free_memory_of_process", lambda device, free=free: free)
         ran = diffuse(*line, *rest, name)
         assert ran.code == 0, ran.err
         seen.append(pixels(name, 1).astype(int))

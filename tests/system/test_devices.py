@@ -394,7 +394,7 @@ def test_threads_wait_briefly_from_before_torch_unless_the_user_says_how(found_i
 
 def test_a_library_leaves_the_environment_alone():
     """Up to when torch is first looked for: afterwards it would be too late."""
-    assert seen("import diffuse_cli.app, diffuse_cli.sampling.generation") == ["[None, None, None]"]
+    assert seen("import diffuse_cli.app, diffuse_cli.sampling.job") == ["[None, None, None]"]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from conftest import MODEL, RUN, in_process
 
 from diffuse_cli.models import model_file, tensor_file
-from diffuse_cli.sampling import generation
+from diffuse_cli.sampling import model_loading
 from diffuse_cli.system import files, run_reader
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, finish
@@ -163,8 +163,8 @@ def test_the_processes_of_one_command_take_the_same_checkpoint(stopped, monkeypa
     def gather(values):
         return values + (answers.pop(0) if answers else [])
 
-    monkeypatch.setattr(generation, "gather_object", gather)
-    loaded = finish(generation.load_denoiser(RUN, "ema", Accelerator(cpu=True)))
+    monkeypatch.setattr(model_loading, "gather_object", gather)
+    loaded = finish(model_loading.load_denoiser(RUN, "ema", Accelerator(cpu=True)))
     assert loaded.model.step == 6
     assert answers == []
 

@@ -21,9 +21,9 @@ from diffuse_cli.evaluation.image_sets import Sides
 from diffuse_cli.metrics.presentation import make_entries
 from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling import generation, sampling_settings
-from diffuse_cli.sampling.generation import LoadedModel
-from diffuse_cli.sampling.guidance_model import load_guide
+from diffuse_cli.sampling.generation import generate_all
+from diffuse_cli.sampling.model_loading import LoadedModel, load_guide, make_denoiser
+from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
 from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system import (
     ModelFileError,

@@ -26,9 +26,12 @@ from diffuse_cli.media.image.decoding import read_image
 from diffuse_cli.metrics import nearest_neighbors
 from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.blueprint import clamp_denoised
-from diffuse_cli.sampling import conditioning, generation
-from diffuse_cli.system import Progress, UsageError, Work, files
-from diffuse_cli.system.accelerator import open_accelerator
+from diffuse_cli.models.image_conditioning import degraded_inputs, stored_inputs
+from diffuse_cli.sampling.conditioning import Request, check_request, find_labels
+from diffuse_cli.sampling.generation import to_stored
+from diffuse_cli.sampling.model_loading import LoadedModel
+from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
+from diffuse_cli.system import Notice, Progress, UsageError, Work, files
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:

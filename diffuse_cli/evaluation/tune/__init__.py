@@ -19,7 +19,7 @@ from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
 from diffuse_cli.metrics.features.feature_cache import Team
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.guidance_model import load_guide
+from diffuse_cli.sampling.model_loading import load_guide
 from diffuse_cli.sampling.sampling_settings import resolve_settings
 from diffuse_cli.sampling.setting_search import (
     FeatureMeasure,

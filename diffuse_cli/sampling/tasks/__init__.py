@@ -21,9 +21,9 @@ from diffuse_cli.media import Array, figures, render_samples
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.cascade import CascadeStage
 from diffuse_cli.sampling.conditioning import report_out_of_range
-from diffuse_cli.sampling.generation import LoadedModel, fit_windows, load_denoiser, to_stored
-from diffuse_cli.sampling.guidance_model import load_guide
+from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.job import GRID_IMAGES, PartState, SampleFiles, SamplingJob, open_folder
+from diffuse_cli.sampling.model_loading import LoadedModel, fit_windows, load_denoiser, load_guide
 from diffuse_cli.sampling.sampling_settings import (
     SamplingSettings,
     report_settings,

@@ -26,8 +26,9 @@ from diffuse_cli.core.restoration import enforce_consistency
 from diffuse_cli.core.samplers import State
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import check_observed_files, observed_space
-from diffuse_cli.sampling.generation import LoadedModel, to_stored
+from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.job import SampleFiles
+from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.sampling.tasks import TaskPlan, run_task
 from diffuse_cli.sampling.tasks.task_inputs import (

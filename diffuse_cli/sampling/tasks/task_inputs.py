@@ -27,7 +27,7 @@ from diffuse_cli.media import (
 from diffuse_cli.media.file_errors import read_required_file
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.sampling.conditioning_inputs import is_dark, whiten_ones
-from diffuse_cli.sampling.generation import LoadedModel
+from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.system import DataError, Notice, UsageError, Work, files, translate_errors
 
 if TYPE_CHECKING:

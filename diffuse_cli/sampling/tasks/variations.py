@@ -16,8 +16,9 @@ from diffuse_cli.config.task_options import ENCODING_STEPS, InterpolateConfig, V
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.samplers import State, encode
 from diffuse_cli.sampling.conditioning import report_out_of_range, resolve_condition
-from diffuse_cli.sampling.generation import LoadedModel, guide_denoiser, load_denoiser
+from diffuse_cli.sampling.generation import guide_denoiser
 from diffuse_cli.sampling.job import SampleFiles
+from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.sampling.tasks import TaskJob, TaskPlan, open_task, run_task
 from diffuse_cli.sampling.tasks.task_inputs import (

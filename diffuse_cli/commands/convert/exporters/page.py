@@ -150,7 +150,8 @@ def check_shown(file: ModelFile) -> None:
 
 def describe_sampling(model: StoredModel) -> dict[str, Any]:
     """Return the settings of the page: noise levels by sampler and steps, and the controls."""
-    from diffuse_cli.sampling.sampling_settings import choose_guide, resolve_settings
+    from diffuse_cli.sampling.model_loading import choose_guide
+    from diffuse_cli.sampling.sampling_settings import resolve_settings
 
     blueprint = model.blueprint
     plain = SampleConfig(model="")
