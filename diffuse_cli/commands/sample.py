@@ -18,7 +18,7 @@ EXAMPLES = (
 
 def run(config: SampleConfig, console: Console) -> None:
     """Sample, and print the paths of the pictures."""
-    from diffuse_cli.sampling.job import generate
+    from diffuse_cli.sampling.cascade import generate
 
     files = console.follow(generate(config))
     if files is not None:

@@ -1,32 +1,39 @@
-"""Models of `diffuse sample`, MODEL and the one of `--then`, with their sampling settings."""
+"""`diffuse sample`: MODEL and the model of `--then`, their settings, and the job of both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from diffuse_cli.config.sample_options import IMAGES, SampleConfig
-from diffuse_cli.data.metadata_columns import decode_row
-from diffuse_cli.media import Array, figures, render_samples
-from diffuse_cli.models.image_conditioning import ConditioningInputs
+from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, render_samples, settings_for
+from diffuse_cli.models.image_conditioning import ConditioningInputs, stored_inputs
+from diffuse_cli.sampling import generation, journal
 from diffuse_cli.sampling.conditioning import report_out_of_range
-from diffuse_cli.sampling.conditioning_inputs import (
-    SampleInputs,
-    check_follows,
-    from_samples,
-    read_inputs,
+from diffuse_cli.sampling.input_pictures import SampleInputs, read_inputs
+from diffuse_cli.sampling.job import (
+    GRID_IMAGES,
+    PartState,
+    SampleFiles,
+    SamplingJob,
+    Stage,
+    array_file,
+    open_folder,
 )
-from diffuse_cli.sampling.generation import BatchState, generate_batches, to_stored
-from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser, load_guide
-from diffuse_cli.sampling.sampling_settings import (
-    SamplingSettings,
-    report_settings,
-    resolve_settings,
+from diffuse_cli.sampling.model_loading import (
+    LoadedModel,
+    describe_channels,
+    load_denoiser,
+    load_guide,
 )
-from diffuse_cli.system import Work
+from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
+from diffuse_cli.system import UsageError, Work, files
+from diffuse_cli.system.processes import rank
 from diffuse_cli.system.rng import key
 
 if TYPE_CHECKING:
@@ -36,89 +43,12 @@ if TYPE_CHECKING:
     from diffuse_cli.core import Space
     from diffuse_cli.models.model_file import ModelFile
 
-    Pictures = dict[int, list[Array]]
 
+GIF_IMAGES = 16
+"""Largest number of images in the animation."""
 
-DESCRIBED = ("seed", "eta", "order", "threshold", "weights")
-"""Options that the manifest lists. With sampler, steps and model they decide the images."""
-
-
-@dataclass(frozen=True)
-class CascadeStage:
-    """A model of a cascade, and its sampling settings."""
-
-    loaded: LoadedModel
-    settings: SamplingSettings
-
-    def show_inputs(self, indices: Iterable[int], given: ConditioningInputs | None) -> Pictures:
-        """Return the inputs of images by index, each a list of one picture, uint8 (1 or 3, H, W).
-
-        A model without inputs has none.
-        """
-        import torch
-
-        encoder = self.loaded.encoder
-        if encoder is None or given is None:
-            return {}
-        cpu = torch.device("cpu")
-        return {i: [*encoder.look(given.encode([i], cpu))] for i in indices}
-
-    def make_grid(
-        self, samples: Mapping[int, Array], inputs: Mapping[int, list[Array]] = {}, turn: int = 1
-    ) -> Image:
-        """Return a grid of samples by index, with a row for each input, which comes first.
-
-        Without inputs, it has a row for each condition, or is nearly square.
-
-        Args:
-            inputs: pictures of the input of image k, by k modulo `turn`.
-        """
-        order = sorted(samples)
-        stack = render_samples(self.loaded.space, np.stack([samples[i] for i in order]))
-        condition, rows = self.settings.condition, dict[Any, list[Array]]()
-        if inputs:
-            rows = {i: [*inputs[i]] for i in sorted({i % turn for i in order})}
-            for i, picture in zip(order, stack, strict=True):
-                rows[i % turn].append(picture)
-            return figures.arrange_rows(rows.values())
-        if condition and (condition.labels or condition.rows):
-            for i in range(max(len(condition.labels), len(condition.rows))):
-                rows[condition.label(i), condition.row(i)] = []
-            for i, picture in zip(order, stack, strict=True):
-                rows[condition.label(i), condition.row(i)].append(picture)
-        columns = max(map(len, rows.values()), default=0)
-        if len(rows) < 2 or columns < 2:
-            return figures.arrange_grid(stack)
-        blank = np.full_like(stack[0], 255)
-        filled = [cell for row in rows.values() for cell in (*row, *[blank] * (columns - len(row)))]
-        return figures.arrange_grid(np.stack(filled), columns)
-
-    def describe(self, config: Any) -> dict[str, Any]:
-        """Return the settings that decide its images, for the manifest."""
-        return {
-            **self.settings.describe_steps(),
-            **{name: getattr(config, name) for name in DESCRIBED},
-            "precision": self.loaded.precision,
-            "model": {"sha256": self.loaded.sha256},
-            **({"distilled": dict(recipe)} if (recipe := self.loaded.model.distilled) else {}),
-        }
-
-    def describe_conditions(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Return the class of each image, and its metadata columns, for the manifest."""
-        model, condition = self.loaded.model, self.settings.condition
-        described, table = dict[str, Any](), model.blueprint.conditions.table
-        if condition and condition.labels:
-            described["classes"] = [model.classes[condition.label(i)] for i in indices]
-        if condition and condition.rows and table:
-            described["on"] = [decode_row(table, condition.row(i)) for i in indices]
-        return described
-
-    def describe_cycle(self) -> dict[str, Any]:
-        """Return the conditions until they repeat, and how many images share each."""
-        condition = self.settings.condition
-        turn = condition.turn if condition else 1
-        count = max(len(condition.labels), len(condition.rows)) if condition else 0
-        return {**self.describe_conditions(range(0, count * turn, turn)), "turn": turn}
+GIF_FRAMES = 60
+"""Largest number of frames of the animation."""
 
 
 class StageState(NamedTuple):
@@ -131,7 +61,7 @@ class StageState(NamedTuple):
     """
 
     place: int
-    drawing: BatchState
+    drawing: generation.BatchState
     samples: Array | None
     given: ConditioningInputs | None
 
@@ -144,11 +74,11 @@ class Cascade:
         offered: inputs of the first model.
     """
 
-    stages: tuple[CascadeStage, ...]
+    stages: tuple[Stage, ...]
     offered: SampleInputs
 
     @property
-    def last(self) -> CascadeStage:
+    def last(self) -> Stage:
         """Stage whose samples are written."""
         return self.stages[-1]
 
@@ -163,15 +93,15 @@ class Cascade:
         samples: Array | None = None
         given: ConditioningInputs | None = None
         for place, stage in enumerate(self.stages):
-            loaded, settings = stage.loaded, stage.settings
+            loaded, space = stage.loaded, stage.loaded.space
             if samples is not None:
-                space = self.stages[place - 1].loaded.space
-                given = from_samples([*samples], space, loaded, part.start)
-            drawings = generate_batches(
-                loaded.denoiser, settings, part, space=loaded.space, device=device, given=given
+                previous = self.stages[place - 1].loaded.space
+                given = from_samples(samples, previous, loaded, part.start)
+            drawings = generation.generate_batches(
+                loaded.denoiser, stage.settings, part, space=space, device=device, given=given
             )
             for drawing in drawings:
-                samples = to_stored(loaded.space, drawing.state.x) if drawing.done else None
+                samples = generation.to_stored(space, drawing.state.x) if drawing.done else None
                 yield StageState(place, drawing, samples, given)
 
     def generate_samples(self, part: range, accelerator: Accelerator) -> Array:
@@ -238,11 +168,193 @@ def _load_stage(
     accelerator: Accelerator,
     given: ConditioningInputs | None,
     turn: int,
-) -> Work[CascadeStage]:
+) -> Work[Stage]:
     """Read the guidance model and resolve the settings of a stage."""
     guide = yield from load_guide(config, loaded, accelerator)
     has_input = loaded.model.blueprint.conditions.given is not None
     options = (config, loaded.model, config.classes, config.on)
     settings = resolve_settings(*options, guide=guide, has_input=has_input, given=given, turn=turn)
     yield from report_out_of_range(loaded.model, config.on)
-    return CascadeStage(loaded, settings)
+    return Stage(loaded, settings)
+
+
+def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
+    """Refuse a model that cannot be conditioned on samples of a space.
+
+    Raises:
+        UsageError: the model takes no input, needs a mask, or takes other channels or levels.
+    """
+    encoder, flag = loaded.encoder, f"--then {files.show(path)}"
+    if encoder is None or encoder.masks:
+        why = f"needs masks ({encoder.given.what})" if encoder else "was trained without --given"
+        hint = "Name a model that is conditioned on MODEL's samples, for example --given low-res:4"
+        raise UsageError(f"{flag}: the model {why}", hint)
+    input_space = encoder.input_space
+    # Float samples have the scale of the files, so mean and standard deviation may differ.
+    kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, input_space)]
+    if kinds[0] != kinds[1]:
+        raise UsageError(
+            f"{flag}: the model is conditioned on {describe_channels(input_space)}, "
+            f"and MODEL generates {describe_channels(space)}"
+        )
+    # Rates are rounded.
+    if space.rate and input_space.rate and abs(space.rate - input_space.rate) > 1:
+        text = f"{flag}: the model is conditioned on sounds at {input_space.rate:,} Hz"
+        raise UsageError(text, f"MODEL generates them at {space.rate:,} Hz")
+
+
+def from_samples(
+    samples: Array, space: Space, loaded: LoadedModel, first: int
+) -> ConditioningInputs:
+    """Return stored samples of a model as inputs of another, fitted to its size.
+
+    Call `check_follows` first.
+
+    Args:
+        first: the index of the first sample.
+    """
+    encoder = loaded.encoder
+    assert encoder is not None
+    input_space = encoder.input_space
+    settings = ReadSettings(**settings_for(input_space))
+    medium = MEDIA[space.medium]
+    fitted = [x if x.shape[1:] == input_space.size else medium.fit(x, settings) for x in samples]
+    return stored_inputs(encoder, np.stack(fitted), first)
+
+
+class CascadeJob(SamplingJob):
+    """Samples of the last model of `diffuse sample`, conditioned on earlier models' samples."""
+
+    def __init__(self, config: SampleConfig, chain: Cascade) -> None:
+        first, last = chain.stages[0], chain.last
+        self.chain, self.condition = chain, last.settings.condition
+        self.cascaded, indices = first is not last, chain.list_indices(config)
+        hidden = {"told": last.describe_cycle()}
+        described = {
+            **last.describe(config),
+            "batch_size": config.batch_size,
+            **chain.offered.described,
+        }
+        if self.cascaded:
+            described["first"] = first.describe(config)
+            hidden["told_first"] = first.describe_cycle()
+        folder = journal.choose_folder(Path(config.out))
+        super().__init__(config, chain.space, indices, described, hidden, folder)
+        self.grid_indices = self.indices[: GRID_IMAGES * (config.grid and self.cascaded)]
+        self.moving = self.indices[: GIF_IMAGES * config.gif]
+        if config.gif:
+            self.figures[journal.GIF] = self._make_gif
+
+    def list_files(self, part: range) -> list[str]:
+        """Return the names of a part's files, and of arrays that grid and animation show."""
+        arrays = {"frames": self.moving, "inputs": self.grid_indices}
+        names = [name for name, indices in arrays.items() if part.start in indices]
+        return [*super().list_files(part), *(array_file(part, name) for name in names)]
+
+    def begin(self) -> list[range] | None:
+        """Return the parts to generate, None if the job is complete or packed."""
+        if self.folder != self.out and self.out.exists() and not self.overwrite:
+            names = (self.record.path(i).name for i in self.indices)
+            journal.check_same(self.out, self.record.key, names)
+            return None
+        return super().begin()
+
+    def generate_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
+        """Generate samples, and keep the arrays that grid and animation show."""
+        arrays: dict[str, Array] = {}
+        frames: list[Array] = []
+        moving, models = sum(i in self.moving for i in part), len(self.chain.stages)
+        for k, drawing, samples, given in self.chain.generate_states(part, accelerator):
+            if moving and k + 1 == models:
+                frames.append(generation.to_stored(self.space, drawing.state.x[:moving]))
+            if drawing.done:
+                if frames:
+                    arrays["frames"] = np.stack(frames, 1)
+                indices = [i for i in part if i in self.grid_indices]
+                if inputs := self.chain.stages[k].show_inputs(indices, given):
+                    arrays["inputs"] = np.stack([inputs[i][0] for i in indices])
+            share = (k + drawing.step / drawing.steps) / models
+            yield PartState(drawing.step, drawing.steps, share, samples, arrays)
+
+    def make_grid(self, indices: Sequence[int]) -> Image:
+        """Return the grid of the written samples, next to their inputs."""
+        if self.cascaded:  # The inputs of samples of earlier commands are not kept.
+            indices = self.grid_indices
+        samples = {i: self.read(self.record.path(i)) for i in indices[:GRID_IMAGES]}
+        given = self.condition.given if self.condition else None
+        turn = len(given) if given else max(samples) + 1
+        if self.cascaded:
+            rows = np.concatenate(self._load_arrays("inputs", self.grid_indices))
+            inputs = {i: [row] for i, row in zip(self.grid_indices, rows, strict=True)}
+        else:
+            inputs = self.chain.last.show_inputs(sorted({i % turn for i in samples}), given)
+        return self.chain.last.make_grid(samples, inputs, turn)
+
+    def _make_gif(self, indices: Sequence[int]) -> bytes:
+        """Return an animation from noise to sample, in at most `GIF_FRAMES` frames."""
+        arrays = self._load_arrays("frames", self.moving)
+        last = arrays[0].shape[1] - 1
+        steps = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
+        stacks = (np.concatenate([frames[:, step] for frames in arrays]) for step in steps)
+        grids = [figures.arrange_grid(render_samples(self.space, stack)) for stack in stacks]
+        return figures.encode_gif(grids, seconds=3.0, hold=2.0)
+
+    def _load_arrays(self, name: str, indices: range) -> list[Array]:
+        """Return arrays of the first samples, which are kept until the job ends, by part."""
+        parts = [part for part in self.parts if part.start in indices]
+        return [np.load(self.folder / array_file(part, name)) for part in parts]
+
+    def describe(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return the smallest `-n` that includes these samples, gaps in it, and the conditions."""
+        per = self.chain.offered.per
+        whole = -(-(indices[-1] + 1) // per)
+        counted: dict[str, Any] = {"n": whole}
+        if len(indices) != whole * per:
+            gaps = [i for a, b in pairwise(indices) if b != a + 1 for i in (a + 1, b)]
+            ends = [indices[0], *gaps, indices[-1] + 1]
+            counted["ranges"] = [ends[k : k + 2] for k in range(0, len(ends), 2)]
+        entries = {**counted, **self.chain.last.describe_conditions(indices)}
+        if self.cascaded:
+            conditions = self.chain.stages[0].describe_conditions(indices)
+            entries["first"] = {**self.described["first"], **conditions}
+        return entries
+
+    def pack(self) -> Path | None:
+        """Pack the folder into the archive that the command names, if any, and remove it."""
+        if self.folder == self.out:
+            return None
+        if not self.record.hashes:  # the file was complete before
+            if journal.read_earlier(self.folder).get(journal.KEY) == self.record.key:
+                files.remove(self.folder)  # which a stopped command has left
+            return self.out
+        condition, indices = self.condition, self.record.indices
+        labels = [condition.label(i) for i in indices] if condition and condition.labels else None
+        journal.pack(self.out, self.folder, self.read, labels)
+        files.remove(self.folder)
+        return self.out
+
+
+def generate(config: SampleConfig) -> Work[SampleFiles | None]:
+    """Generate images with a model file and write them with a manifest (see `SamplingJob`).
+
+    Yields `Progress`.
+
+    Returns:
+        The files, or None on every process but the first.
+
+    Raises:
+        OutputError: the folder holds other samples already, or cannot be written.
+        ModelFileError: not a model file.
+        UsageError: options that cannot be combined.
+    """
+    out = Path(config.out)
+    folder, before = journal.choose_folder(out), dict[str, Any]()
+    if rank() == 0:
+        journal.check_output_apart(out, *filter(None, (config.given, config.mask)))
+        journal.check_output(out, config.overwrite)
+    with open_folder(folder, config.precision, config.device) as accelerator:
+        if not config.overwrite:
+            before = journal.read_earlier(folder) or journal.read_packed_manifest(out)
+        chain = yield from load_cascade(config, accelerator, before)
+        journal.check_kind(out, chain.space, config.gif)
+        return (yield from CascadeJob(config, chain).run(accelerator))

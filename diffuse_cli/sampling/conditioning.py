@@ -12,11 +12,7 @@ import torch
 from diffuse_cli.config.sample_options import GUIDANCE, DrawConfig
 from diffuse_cli.core import NumberColumn
 from diffuse_cli.core.conditions import partial_dropout
-from diffuse_cli.data.metadata_columns import (
-    describe_out_of_range,
-    find_missing_columns,
-    parse_rows,
-)
+from diffuse_cli.data import metadata_columns
 from diffuse_cli.system import Notice, UsageError, Work, lookup, shorten
 
 if TYPE_CHECKING:
@@ -75,23 +71,6 @@ class Condition:
         return partial(guided, **cond)
 
 
-@dataclass(frozen=True)
-class Request:
-    """Conditions that a command requests for its images.
-
-    Attributes:
-        labels: class labels.
-        rows: codes of metadata columns, None if the command has no option for columns.
-        has_input: whether the model is conditioned on an input.
-        scale: the guidance scale.
-    """
-
-    labels: Sequence[int] = ()
-    rows: Sequence[tuple[float, ...]] | None = ()
-    has_input: bool = False
-    scale: float = 1.0
-
-
 def resolve_condition(
     config: DrawConfig,
     model: StoredModel,
@@ -135,9 +114,9 @@ def resolve_condition(
     scale = guidance_scale(config, model)
     if every:
         labels = labels or tuple(range(conditions.num_classes))
-    rows = parse_rows(conditions.table, on) if conditions.table and on else ()
+    rows = metadata_columns.parse_rows(conditions.table, on) if conditions.table and on else ()
     if has_input is not None:
-        check_request(Request(labels, rows, has_input, scale), model)
+        check_request(model, labels, rows, has_input, scale)
         if not (labels or rows or has_input):
             if not every:
                 _check_unguided(config, conditions, guided)
@@ -212,26 +191,37 @@ def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
     return GUIDANCE
 
 
-def check_request(request: Request, model: StoredModel) -> None:
+def check_request(
+    model: StoredModel,
+    labels: Sequence[int],
+    rows: Sequence[tuple[float, ...]] | None,
+    has_input: bool,
+    scale: float = 1.0,
+) -> None:
     """Refuse a combination of class, columns and input that training never had.
 
     Training drops all by one random number (`Conditions.drop_conditions`). Class and columns are
     dropped together. Only they or the input, with the larger dropout, are ever missing alone.
+
+    Args:
+        labels: class labels.
+        rows: codes of metadata columns, None if the command has no option for columns.
+        has_input: whether the model is conditioned on an input.
+        scale: the guidance scale.
 
     Raises:
         UsageError: a class or columns are missing, or cannot be used without an input.
     """
     conditions, dropout = model.blueprint.conditions, model.training.get("label_dropout")
     table, given = conditions.table, conditions.given
-    labels, rows, has_input = request.labels, request.rows, request.has_input
     if not isinstance(dropout, int | float):
         return
     # Columns are missing for random numbers below `end`, and the input for those below its dropout.
     why, end = "", dropout + partial_dropout(dropout)
-    missing = find_missing_columns(table, rows or ()) if table else []
+    missing = metadata_columns.find_missing_columns(table, rows or ()) if table else []
     if dropout == 0:
         why = "was trained with --label-dropout 0 and needs every column"
-    elif given and has_input and request.scale and given.dropout >= end:
+    elif given and has_input and scale and given.dropout >= end:
         why = "was not trained to use its input without every column"
     if why and missing and rows is None:
         raise UsageError(f"the model {why}", "Use diffuse sample --on COLUMN=VALUE")
@@ -259,5 +249,5 @@ def check_request(request: Request, model: StoredModel) -> None:
 def report_out_of_range(model: StoredModel, on: Sequence[str]) -> Work[None]:
     """Warn of each number of --on outside the range of the training data."""
     if table := model.blueprint.conditions.table:
-        for line in describe_out_of_range(table, on):
+        for line in metadata_columns.describe_out_of_range(table, on):
             yield Notice(line, warning=True)

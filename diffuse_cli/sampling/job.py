@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import Space
-from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.metadata_columns import decode_row
+from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.media import (
     MEDIA,
     Array,
@@ -25,18 +25,10 @@ from diffuse_cli.media import (
     settings_for,
     suffix,
 )
-from diffuse_cli.sampling import journal, sample_archive
-from diffuse_cli.sampling.cascade import Cascade, load_cascade
-from diffuse_cli.sampling.generation import to_stored
-from diffuse_cli.sampling.journal import (
-    GIF,
-    GRID,
-    KEY,
-    WORK,
-    SamplingRecord,
-    lock_folder,
-    split_parts,
-)
+from diffuse_cli.models.image_conditioning import ConditioningInputs
+from diffuse_cli.sampling import journal
+from diffuse_cli.sampling.model_loading import LoadedModel
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, OutputError, Progress, Work, files
 from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.processes import rank, run_on_first
@@ -49,11 +41,88 @@ if TYPE_CHECKING:
 GRID_IMAGES = 400
 """Largest number of images in the grid."""
 
-GIF_IMAGES = 16
-"""Largest number of images in the animation."""
+DESCRIBED = ("seed", "eta", "order", "threshold", "weights")
+"""Options that the manifest lists. With sampler, steps and model they decide the images."""
 
-GIF_FRAMES = 60
-"""Largest number of frames of the animation."""
+
+@dataclass(frozen=True)
+class Stage:
+    """A model, and its sampling settings."""
+
+    loaded: LoadedModel
+    settings: SamplingSettings
+
+    def show_inputs(
+        self, indices: Iterable[int], given: ConditioningInputs | None
+    ) -> dict[int, list[Array]]:
+        """Return the inputs of images by index, each a list of one picture, uint8 (1 or 3, H, W).
+
+        A model without inputs has none.
+        """
+
+        encoder = self.loaded.encoder
+        if encoder is None or given is None:
+            return {}
+        cpu = torch.device("cpu")
+        return {i: [*encoder.look(given.encode([i], cpu))] for i in indices}
+
+    def make_grid(
+        self, samples: Mapping[int, Array], inputs: Mapping[int, list[Array]] = {}, turn: int = 1
+    ) -> Image:
+        """Return a grid of samples by index, with a row for each input, which comes first.
+
+        Without inputs, it has a row for each condition, or is nearly square.
+
+        Args:
+            inputs: pictures of the input of image k, by k modulo `turn`.
+        """
+        order = sorted(samples)
+        stack = render_samples(self.loaded.space, np.stack([samples[i] for i in order]))
+        condition, rows = self.settings.condition, dict[Any, list[Array]]()
+        if inputs:
+            rows = {i: [*inputs[i]] for i in sorted({i % turn for i in order})}
+            for i, picture in zip(order, stack, strict=True):
+                rows[i % turn].append(picture)
+            return figures.arrange_rows(rows.values())
+        if condition and (condition.labels or condition.rows):
+            for i in range(max(len(condition.labels), len(condition.rows))):
+                rows[condition.label(i), condition.row(i)] = []
+            for i, picture in zip(order, stack, strict=True):
+                rows[condition.label(i), condition.row(i)].append(picture)
+        columns = max(map(len, rows.values()), default=0)
+        if len(rows) < 2 or columns < 2:
+            return figures.arrange_grid(stack)
+        blank = np.full_like(stack[0], 255)
+        filled = [cell for row in rows.values() for cell in (*row, *[blank] * (columns - len(row)))]
+        return figures.arrange_grid(np.stack(filled), columns)
+
+    def describe(self, config: Any) -> dict[str, Any]:
+        """Return the settings that decide its images, for the manifest."""
+        return {
+            **self.settings.describe_steps(),
+            **self.settings.describe_guidance(),
+            **{name: getattr(config, name) for name in DESCRIBED},
+            "precision": self.loaded.precision,
+            "model": {"sha256": self.loaded.sha256},
+            **({"distilled": dict(recipe)} if (recipe := self.loaded.model.distilled) else {}),
+        }
+
+    def describe_conditions(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return the class of each image, and its metadata columns, for the manifest."""
+        model, condition = self.loaded.model, self.settings.condition
+        described, table = dict[str, Any](), model.blueprint.conditions.table
+        if condition and condition.labels:
+            described["classes"] = [model.classes[condition.label(i)] for i in indices]
+        if condition and condition.rows and table:
+            described["on"] = [decode_row(table, condition.row(i)) for i in indices]
+        return described
+
+    def describe_cycle(self) -> dict[str, Any]:
+        """Return the conditions until they repeat, and how many images share each."""
+        condition = self.settings.condition
+        turn = condition.turn if condition else 1
+        count = max(len(condition.labels), len(condition.rows)) if condition else 0
+        return {**self.describe_conditions(range(0, count * turn, turn)), "turn": turn}
 
 
 @dataclass(frozen=True)
@@ -131,11 +200,11 @@ class SamplingJob(ABC):
         self.out, self.overwrite = Path(config.out), bool(config.overwrite)
         self.folder, self.space, self.indices = folder or self.out, space, indices
         self.described = {"format": MANIFEST_FORMAT, **described}
-        self.record = SamplingRecord(self.folder, self.described, hidden, suffix(space))
-        self.parts = split_parts(indices, config.batch_size)
+        self.record = journal.SamplingRecord(self.folder, self.described, hidden, suffix(space))
+        self.parts = journal.split_parts(indices, config.batch_size)
         self.figures: dict[str, Callable[[Sequence[int]], bytes]] = {}
         if config.grid:
-            self.figures[GRID] = lambda indices: figures.encode_png(self.make_grid(indices))
+            self.figures[journal.GRID] = lambda indices: figures.encode_png(self.make_grid(indices))
         MEDIA[space.medium].prepare()
         self.medium = MEDIA[space.medium]
 
@@ -196,7 +265,8 @@ class SamplingJob(ABC):
             return None
         if packed := self.pack():
             return SampleFiles((), None, None, None, accelerator.num_processes, packed)
-        grid, gif = (self.folder / n if n in self.figures else None for n in (GRID, GIF))
+        names = journal.GRID, journal.GIF
+        grid, gif = (self.folder / name if name in self.figures else None for name in names)
         paths = tuple(self.record.path(i) for i in self.indices)
         return SampleFiles(paths, grid, gif, self.folder / MANIFEST, accelerator.num_processes)
 
@@ -213,7 +283,7 @@ class SamplingJob(ABC):
             for name, array in state.arrays.items():
                 file = io.BytesIO()
                 np.save(file, array, allow_pickle=False)
-                contents[_array_file(part, name)] = file.getvalue()
+                contents[array_file(part, name)] = file.getvalue()
             self.record.add(f"{part.start}-{part.stop}", contents)
             written += len(part)
 
@@ -242,155 +312,16 @@ class SamplingJob(ABC):
             return self.medium.read(path.read_bytes(), settings).values
 
 
-class CascadeJob(SamplingJob):
-    """Samples of the last model of `diffuse sample`, conditioned on earlier models' samples."""
-
-    def __init__(self, config: SampleConfig, chain: Cascade) -> None:
-        first, last = chain.stages[0], chain.last
-        self.chain, self.condition = chain, last.settings.condition
-        self.cascaded = first is not last
-        hidden = {"told": last.describe_cycle()}
-        described = {
-            **last.describe(config),
-            "batch_size": config.batch_size,
-            **last.settings.describe_guidance(),
-            **chain.offered.described,
-        }
-        if self.cascaded:
-            described["first"] = {**first.describe(config), **first.settings.describe_guidance()}
-            hidden["told_first"] = first.describe_cycle()
-        folder = sample_archive.choose_folder(Path(config.out))
-        super().__init__(config, chain.space, chain.list_indices(config), described, hidden, folder)
-        self.grid_indices = self.indices[: GRID_IMAGES * (config.grid and self.cascaded)]
-        self.moving = self.indices[: GIF_IMAGES * config.gif]
-        if config.gif:
-            self.figures[GIF] = self._make_gif
-
-    def list_files(self, part: range) -> list[str]:
-        """Return the names of a part's files, and of arrays that grid and animation show."""
-        arrays = {"frames": self.moving, "inputs": self.grid_indices}
-        names = [name for name, indices in arrays.items() if part.start in indices]
-        return [*super().list_files(part), *(_array_file(part, name) for name in names)]
-
-    def begin(self) -> list[range] | None:
-        """Return the parts to generate, None if the job is complete or packed."""
-        if self.folder != self.out and self.out.exists() and not self.overwrite:
-            names = (self.record.path(i).name for i in self.indices)
-            sample_archive.check_same(self.out, self.record.key, names)
-            return None
-        return super().begin()
-
-    def generate_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
-        """Generate samples, and keep the arrays that grid and animation show."""
-        arrays: dict[str, Array] = {}
-        frames: list[Array] = []
-        moving, models = sum(i in self.moving for i in part), len(self.chain.stages)
-        for k, drawing, samples, given in self.chain.generate_states(part, accelerator):
-            if moving and k + 1 == models:
-                frames.append(to_stored(self.space, drawing.state.x[:moving]))
-            if drawing.done:
-                if frames:
-                    arrays["frames"] = np.stack(frames, 1)
-                indices = [i for i in part if i in self.grid_indices]
-                if inputs := self.chain.stages[k].show_inputs(indices, given):
-                    arrays["inputs"] = np.stack([inputs[i][0] for i in indices])
-            share = (k + drawing.step / drawing.steps) / models
-            yield PartState(drawing.step, drawing.steps, share, samples, arrays)
-
-    def make_grid(self, indices: Sequence[int]) -> Image:
-        """Return the grid of the written samples, next to their inputs."""
-        if self.cascaded:  # The inputs of samples of earlier commands are not kept.
-            indices = self.grid_indices
-        samples = {i: self.read(self.record.path(i)) for i in indices[:GRID_IMAGES]}
-        given = self.condition.given if self.condition else None
-        turn = len(given) if given else max(samples) + 1
-        if self.cascaded:
-            rows = np.concatenate(self._load_arrays("inputs", self.grid_indices))
-            inputs = {i: [row] for i, row in zip(self.grid_indices, rows, strict=True)}
-        else:
-            inputs = self.chain.last.show_inputs(sorted({i % turn for i in samples}), given)
-        return self.chain.last.make_grid(samples, inputs, turn)
-
-    def _make_gif(self, indices: Sequence[int]) -> bytes:
-        """Return an animation from noise to sample, in at most `GIF_FRAMES` frames."""
-        arrays = self._load_arrays("frames", self.moving)
-        last = arrays[0].shape[1] - 1
-        steps = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
-        stacks = (np.concatenate([frames[:, step] for frames in arrays]) for step in steps)
-        grids = [figures.arrange_grid(render_samples(self.space, stack)) for stack in stacks]
-        return figures.encode_gif(grids, seconds=3.0, hold=2.0)
-
-    def _load_arrays(self, name: str, indices: range) -> list[Array]:
-        """Return arrays of the first samples, which are kept until the job ends, by part."""
-        parts = [part for part in self.parts if part.start in indices]
-        return [np.load(self.folder / _array_file(part, name)) for part in parts]
-
-    def describe(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Return the smallest `-n` that includes these samples, gaps in it, and the conditions."""
-        per = self.chain.offered.per
-        whole = -(-(indices[-1] + 1) // per)
-        counted: dict[str, Any] = {"n": whole}
-        if len(indices) != whole * per:
-            gaps = [i for a, b in pairwise(indices) if b != a + 1 for i in (a + 1, b)]
-            ends = [indices[0], *gaps, indices[-1] + 1]
-            counted["ranges"] = [ends[k : k + 2] for k in range(0, len(ends), 2)]
-        entries = {**counted, **self.chain.last.describe_conditions(indices)}
-        if self.cascaded:
-            conditions = self.chain.stages[0].describe_conditions(indices)
-            entries["first"] = {**self.described["first"], **conditions}
-        return entries
-
-    def pack(self) -> Path | None:
-        """Pack the folder into the archive that the command names, if any, and remove it."""
-        if self.folder == self.out:
-            return None
-        if not self.record.hashes:  # the file was complete before
-            if journal.read_earlier(self.folder).get(KEY) == self.record.key:
-                files.remove(self.folder)  # which a stopped command has left
-            return self.out
-        condition, indices = self.condition, self.record.indices
-        labels = [condition.label(i) for i in indices] if condition and condition.labels else None
-        sample_archive.pack(self.out, self.folder, self.read, labels)
-        files.remove(self.folder)
-        return self.out
-
-
-def _array_file(part: range, name: str) -> str:
-    """Return the name of the file with an array of a part, which the job removes at its end."""
-    return f"{WORK}/{part.start}-{part.stop}.{name}.npy"
+def array_file(part: range, name: str) -> str:
+    """Return the name of the file with an array of a part, which a job removes at its end."""
+    return f"{journal.WORK}/{part.start}-{part.stop}.{name}.npy"
 
 
 @contextlib.contextmanager
-def open_folder(config: Any, folder: Path) -> Iterator[Accelerator]:
-    """Lock a command's output folder, which has been checked, and set up its Accelerator."""
+def open_folder(folder: Path, precision: str, device: str) -> Iterator[Accelerator]:
+    """Lock an output folder, which has been checked, and set up an Accelerator."""
     with (
-        lock_folder(folder) if rank() == 0 else contextlib.nullcontext(),
-        open_accelerator(config.precision, config.device) as accelerator,
+        journal.lock_folder(folder) if rank() == 0 else contextlib.nullcontext(),
+        open_accelerator(precision, device) as accelerator,
     ):
         yield accelerator
-
-
-def generate(config: SampleConfig) -> Work[SampleFiles | None]:
-    """Generate images with a model file and write them with a manifest (see `SamplingJob`).
-
-    Yields `Progress`.
-
-    Returns:
-        The files, or None on every process but the first.
-
-    Raises:
-        OutputError: the folder holds other samples already, or cannot be written.
-        ModelFileError: not a model file.
-        UsageError: options that cannot be combined.
-    """
-    out = Path(config.out)
-    folder, before = sample_archive.choose_folder(out), dict[str, Any]()
-    if rank() == 0:
-        journal.check_output_apart(out, *filter(None, (config.given, config.mask)))
-        sample_archive.check_output(out, config.overwrite)
-    with open_folder(config, folder) as accelerator:
-        if not config.overwrite:
-            before = journal.read_earlier(folder) or sample_archive.read_packed_manifest(out)
-        chain = yield from load_cascade(config, accelerator, before)
-        sample_archive.check_kind(out, chain.space, config.gif)
-        return (yield from CascadeJob(config, chain).run(accelerator))

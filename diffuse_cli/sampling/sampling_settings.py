@@ -7,26 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config.sample_options import (
-    DISTILLED_STEPS,
-    GAUSSIAN,
-    LEARNED,
-    NOISE,
-    OWN,
-    SAMPLER,
-    SAMPLING_STEPS,
-    STARTS,
-    DrawConfig,
-    SamplerChoice,
-    StartConfig,
-    VarianceConfig,
-    describe_interval,
-)
-from diffuse_cli.core import VARIANCES
-from diffuse_cli.core.guidance import guide_away, interval, make_unconditional
-from diffuse_cli.core.samplers import OF_DISTILLED, WITH_VARIANCE, default_spacing, sampler_options
-from diffuse_cli.core.variances import LEARNED as LEARNED_VARIANCES
-from diffuse_cli.core.variances import MEASURED
+from diffuse_cli.config import sample_options
+from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice
+from diffuse_cli.core import VARIANCES, guidance, samplers, variances
 from diffuse_cli.sampling.conditioning import Condition, resolve_condition
 from diffuse_cli.system import Notice, UsageError, Work, lookup
 
@@ -73,8 +56,8 @@ class SamplingSettings:
         recommendations: the recommendations of the model file in use, in words.
     """
 
-    sampler: str = SAMPLER
-    steps: int = SAMPLING_STEPS
+    sampler: str = sample_options.SAMPLER
+    steps: int = sample_options.SAMPLING_STEPS
     spacing: str | None = None
     times: tuple[float, ...] | None = None
     start: DataGaussian | None = None
@@ -94,7 +77,7 @@ class SamplingSettings:
         """Settings that `tune` chooses."""
         scale = self.condition.scale if self.condition else None
         weak = self.guide.scale if self.guide else None
-        start = GAUSSIAN if self.start else None
+        start = sample_options.GAUSSIAN if self.start else None
         levels = self.noise_levels if self.guide else None
         return SamplerChoice(self.sampler, self.steps, scale, weak, self.times, start, levels)
 
@@ -114,7 +97,7 @@ class SamplingSettings:
             sampler=choice.sampler,
             steps=choice.steps,
             times=choice.times,
-            start=gaussian if choice.start == GAUSSIAN else None,
+            start=gaussian if choice.start == sample_options.GAUSSIAN else None,
             condition=condition,
             guide=guide,
             noise_levels=choice.guidance_interval or self.noise_levels,
@@ -123,7 +106,7 @@ class SamplingSettings:
     @property
     def resolved_spacing(self) -> str:
         """Spacing of timesteps that are not learned."""
-        return self.spacing or default_spacing(self.sampler, self.steps)
+        return self.spacing or samplers.default_spacing(self.sampler, self.steps)
 
     def resolve_times(self, process: Process) -> Sequence[int] | Sequence[float]:
         """Return the timesteps to visit, from noise to data.
@@ -151,9 +134,9 @@ class SamplingSettings:
         entries = {
             "sampler": self.sampler,
             "steps": self.steps,
-            "spacing": LEARNED if self.times else self.resolved_spacing,
+            "spacing": sample_options.LEARNED if self.times else self.resolved_spacing,
             "times": list(self.times) if self.times else None,
-            "start": GAUSSIAN if self.start else None,
+            "start": sample_options.GAUSSIAN if self.start else None,
             "variance": self.variance,
         }
         return {name: value for name, value in entries.items() if value is not None}
@@ -164,7 +147,7 @@ class SamplingSettings:
         if self.condition:
             described["guidance"] = self.condition.scale
         if self.guide:
-            weights = "weak" if self.guide.path == OWN else "ema"
+            weights = "weak" if self.guide.path == sample_options.OWN else "ema"
             described["weak_guidance"] = self.guide.scale
             described["guide"] = {"sha256": self.guide.sha256, "weights": weights}
         return {**described, "guidance_interval": self.noise_levels} if described else {}
@@ -173,13 +156,13 @@ class SamplingSettings:
         """Return `denoise` with both kinds of guidance. It still needs conditions, if any."""
         guides: list[tuple[Denoise, float]] = []
         if self.condition:
-            guides.append((make_unconditional(denoise), self.condition.scale))
+            guides.append((guidance.make_unconditional(denoise), self.condition.scale))
         if self.guide:
             guides.append((self.guide.denoiser, self.guide.scale))
-        whole = guide_away(denoise, *guides) if guides else denoise
+        whole = guidance.guide_away(denoise, *guides) if guides else denoise
         if self.noise_levels is None:
             return whole
-        return interval(whole, denoise, *self.noise_levels)
+        return guidance.interval(whole, denoise, *self.noise_levels)
 
 
 def resolve_settings(
@@ -208,29 +191,36 @@ def resolve_settings(
             does not support.
         InvalidArgument: an option that the sampler does not take.
     """
-    condition = resolve_condition(config, model, names, on, **conditioning)
     _check_supported(config, model, guide)
     choice, text = _choose_sampler(config, model)
+    variance = _choose_variance(config, model, choice.sampler, bound)
+    condition = resolve_condition(
+        config, model, names, on, guided=guide is not None, **conditioning
+    )
     texts, levels = [text] if text else [], config.guidance_interval
-    recommended = model.sampling or SamplerChoice(SAMPLER, SAMPLING_STEPS)  # without guidance
+    recommended = model.sampling or choice  # which has no guidance
     if condition and config.guidance is None and recommended.guidance == condition.scale:
         texts.append(f"guidance {condition.scale:g}")
-    takes_scale = guide and guide.path == OWN and recommended.weak_guidance is not None
-    if guide and takes_scale and config.weak_guidance is None:
+    takes_scale = config.weak_guidance is None and recommended.weak_guidance is not None
+    if guide and guide.path == sample_options.OWN and takes_scale:
         levels = levels or recommended.guidance_interval
-        texts.append(f"weak guidance {guide.scale:g}{describe_interval(levels)}")
+        interval = sample_options.describe_interval(levels)
+        texts.append(f"weak guidance {guide.scale:g}{interval}")
+    start = None
+    if choice.start == sample_options.GAUSSIAN:
+        start = _low_frequency_start(model, choice.sampler)
     return SamplingSettings(
         sampler=choice.sampler,
         steps=choice.steps,
         spacing=config.spacing,
         times=choice.times,
-        start=_low_frequency_start(model, choice.sampler) if choice.start == GAUSSIAN else None,
-        options=sampler_options(choice.sampler, **config.sampler_options),
+        start=start,
+        options=samplers.sampler_options(choice.sampler, **config.sampler_options),
         condition=condition,
         guide=guide,
         noise_levels=levels,
         threshold=config.threshold,
-        variance=_choose_variance(config, model, choice.sampler, bound),
+        variance=variance,
         errors=model.errors,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -250,7 +240,7 @@ def _check_supported(config: DrawConfig, model: StoredModel, guide: Guide | None
     if config.threshold is not None and model.blueprint.space.levels is None:
         text = "--threshold is for models of images with levels, and this model generates floats"
         raise UsageError(text, "Leave it out")
-    if config.sampler in OF_DISTILLED and model.distilled is None:
+    if config.sampler in samplers.OF_DISTILLED and model.distilled is None:
         text = f"--sampler {config.sampler} is for distilled models, and this is not one"
         raise UsageError(text, "Distill it: diffuse distill MODEL DATA -o fast.safetensors")
 
@@ -261,22 +251,26 @@ def _choose_sampler(config: DrawConfig, model: StoredModel) -> tuple[SamplerChoi
     Raises:
         UsageError: an unknown start.
     """
-    start = config.start if isinstance(config, StartConfig) else NOISE
+    start = config.start if isinstance(config, sample_options.StartConfig) else sample_options.NOISE
     if start is not None:
-        lookup(dict.fromkeys(STARTS), start, "--start")
+        lookup(dict.fromkeys(sample_options.STARTS), start, "--start")
     used = model.sampling
     if used and config.sampler in (None, used.sampler) and config.steps in (None, used.steps):
-        times = used.times if config.spacing is None and start != GAUSSIAN else None
-        recommended_start = used.start if start is None else None
-        used = SamplerChoice(used.sampler, used.steps, times=times, start=recommended_start)
-        is_typed = None not in (config.sampler, config.steps) and not (times or recommended_start)
-        return replace(used, start=start or recommended_start), "" if is_typed else str(used)
-    sampler, steps = config.sampler or SAMPLER, SAMPLING_STEPS
+        is_typed = config.sampler is not None and config.steps is not None
+        used = SamplerChoice(used.sampler, used.steps, times=used.times, start=used.start)
+        if config.spacing or start == sample_options.GAUSSIAN:
+            used = replace(used, times=None)
+        if start is not None:
+            used = replace(used, start=None)
+        text = "" if is_typed and not (used.times or used.start) else str(used)
+        return replace(used, start=start or used.start), text
+    sampler, steps = sample_options.SAMPLER, sample_options.SAMPLING_STEPS
     if model.distilled is not None:
-        sampler, steps = config.sampler or "consistency", DISTILLED_STEPS
+        sampler, steps = "consistency", sample_options.DISTILLED_STEPS
+    sampler = config.sampler or sampler
     steps = config.steps or min(steps, model.blueprint.diffusion.num_timesteps)
-    if start is None and sampler not in OF_DISTILLED:
-        start = GAUSSIAN if starts_from_gaussian(model.blueprint, steps) else NOISE
+    if start is None and sampler not in samplers.OF_DISTILLED:
+        start = sample_options.GAUSSIAN if starts_from_gaussian(model.blueprint, steps) else None
     return SamplerChoice(sampler, steps, start=start), ""
 
 
@@ -291,18 +285,18 @@ def _choose_variance(
     Raises:
         UsageError: nothing uses it, or the model does not have it.
     """
-    variance = config.variance if isinstance(config, VarianceConfig) else None
+    variance = config.variance if isinstance(config, sample_options.VarianceConfig) else None
     if variance is None:
         return None
     lookup(VARIANCES, variance, "--variance")
-    if not bound and sampler not in WITH_VARIANCE:
-        hint = f"Leave it out, or pass --sampler {' or '.join(WITH_VARIANCE)}"
+    if not bound and sampler not in samplers.WITH_VARIANCE:
+        hint = f"Leave it out, or pass --sampler {' or '.join(samplers.WITH_VARIANCE)}"
         raise UsageError(f"--variance: the sampler '{sampler}' has none", hint)
     trained = model.blueprint.diffusion.variance
-    if variance in LEARNED_VARIANCES and trained not in LEARNED_VARIANCES:
+    if variance in variances.LEARNED and trained not in variances.LEARNED:
         text = f"--variance {variance} is not in the model, which has a fixed variance, '{trained}'"
         raise UsageError(text, f"Train with --variance {variance}, or leave it out")
-    if variance in MEASURED and model.errors is None:
+    if variance in variances.MEASURED and model.errors is None:
         text = f"--variance {variance} needs errors that train measures, which the model file lacks"
         hint = "Use the last model of its run, after diffuse train DATA --resume"
         raise UsageError(text, "Leave it out" if model.distilled else hint)
@@ -337,7 +331,7 @@ def _low_frequency_start(model: StoredModel, sampler: str) -> DataGaussian:
     hint = "Leave out --start, or choose --start noise"
     if model.blueprint.conditions:
         raise UsageError("--start gaussian is for unconditional models", hint)
-    if sampler in OF_DISTILLED:
+    if sampler in samplers.OF_DISTILLED:
         raise UsageError(f"--start gaussian cannot be combined with --sampler {sampler}", hint)
     if model.blueprint.gaussian is None:
         text = "--start gaussian needs the low frequencies of the data, which the model file lacks"

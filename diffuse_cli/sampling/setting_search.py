@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +26,9 @@ from diffuse_cli.metrics import (
     precision_recall,
     read_measurement,
 )
-from diffuse_cli.metrics.features import KIDS, FeatureNetwork
-from diffuse_cli.metrics.features.feature_cache import (
-    ALONE,
-    Team,
-    cache_features,
-    compute_features,
-)
+from diffuse_cli.metrics.features import KIDS, FeatureNetwork, feature_cache
 from diffuse_cli.metrics.presentation import make_entries
-from diffuse_cli.sampling.generation import collect, generate_batches, to_stored
+from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, can_start_from_gaussian
 from diffuse_cli.system import DivergedError, Notice, Progress, Work
 from diffuse_cli.system.rng import philox
@@ -74,7 +68,7 @@ class FeatureMeasure:
         network: FeatureNetwork,
         space: Space,
         real: Array,
-        team: Team = ALONE,
+        team: feature_cache.Team = feature_cache.ALONE,
         *,
         cached: bool = False,
     ) -> None:
@@ -97,10 +91,10 @@ class FeatureMeasure:
     def extract(self, samples: Array, *, cached: bool = False) -> Work[Array]:
         """Return float64 features (N, network.dim) of stored samples (N, C, *size)."""
         inputs = self.network.prepare_input(self.space, samples)
+        work = feature_cache.compute_features(self.network, inputs, self.team)
         if cached:
-            features = yield from cache_features(self.network, inputs, self.team, tell=True)
-        else:
-            features = yield from compute_features(self.network, inputs, self.team)
+            work = feature_cache.cache_features(self.network, inputs, self.team, tell=True)
+        features = yield from work
         return np.asarray(features, np.float64)
 
     def compare(self, samples: Array) -> Work[dict[str, float]]:
@@ -115,7 +109,8 @@ class FeatureMeasure:
         """
         rng, shape = philox(0, "landmarks"), (baselines.IMAGES, *self.space.shape)
         x = rng.normal(size=shape) if self.space.levels is None else rng.uniform(-1, 1, shape)
-        values = yield from self.compare(to_stored(self.space, torch.from_numpy(x).float()))
+        samples = generation.to_stored(self.space, torch.from_numpy(x).float())
+        values = yield from self.compare(samples)
         noise = read_measurement(values, self.network.kid)
         return noise.is_above(Measurement(0.0)) and not noise.is_above(value)
 
@@ -210,14 +205,8 @@ class SettingSearch:
             settings = replace(settings, guide=replace(settings.guide, denoiser=weaker))
         began = time.perf_counter()
         indices = team.share(self.n, settings.batch_size)
-        batches = generate_batches(
-            counter.count_images(self.denoiser),
-            settings,
-            indices,
-            space=self.blueprint.space,
-            device=self.measure.network.device,
-        )
-        part = yield from collect(batches, self.blueprint.space, len(indices))
+        batches = self._generate(counter.count_images(self.denoiser), settings, indices)
+        part = yield from generation.collect(batches, self.blueprint.space, len(indices))
         costs = team.gather((counter.images, time.perf_counter() - began))
         samples = team.gather_samples(part)
         real = yield from self.measure.read_real()
@@ -238,10 +227,14 @@ class SettingSearch:
         """Generate a batch in one step, so that the first setting does not pay one-off costs."""
         guide = replace(self.base.guide, scale=2.0) if self.base.guide else None
         settings = replace(self.base, sampler="ddim", steps=1, guide=guide)
-        batch, device = range(min(self.n, settings.batch_size)), self.measure.network.device
-        space = self.blueprint.space
-        for _ in generate_batches(self.denoiser, settings, batch, space=space, device=device):
+        for _ in self._generate(self.denoiser, settings, range(min(self.n, settings.batch_size))):
             pass
+
+    def _generate(
+        self, denoiser: Denoiser, settings: SamplingSettings, indices: range
+    ) -> Iterator[generation.BatchState]:
+        space, device = self.blueprint.space, self.measure.network.device
+        return generation.generate_batches(denoiser, settings, indices, space=space, device=device)
 
 
 def measure_images(samples: Array, features: Array, real: Array) -> dict[str, float]:

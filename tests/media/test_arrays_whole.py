@@ -19,7 +19,7 @@ from diffuse_cli.data import match_pairs, read_images
 from diffuse_cli.media.file_errors import LARGE
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import to_stored
-from diffuse_cli.sampling.tasks.task_inputs import read_alpha_mask
+from diffuse_cli.sampling.input_pictures import read_alpha_mask
 from diffuse_cli.system.errors import DivergedError, UsageError
 from diffuse_cli.system.events import finish
 

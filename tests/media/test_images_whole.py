@@ -17,7 +17,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import read_images
 from diffuse_cli.media import ReadSettings, image
 from diffuse_cli.media.image.planes import encode_png
-from diffuse_cli.sampling.tasks.task_inputs import read_pictures
+from diffuse_cli.sampling import input_pictures
 from diffuse_cli.system.events import finish
 
 COUNT = 48
@@ -95,7 +95,7 @@ def test_levels_outside_of_the_models_are_named(tmp_path: Path) -> None:
         values = np.full((1, 8, 8), 9, np.uint16)
         values[0, 0, 0] = most
         (tmp_path / "a.png").write_bytes(encode_png(values))
-        found = finish(read_pictures(str(tmp_path / "a.png"), loaded, None, space))
+        found = finish(input_pictures.read(str(tmp_path / "a.png"), loaded, None, space))
         assert len(found.notices) == len(said)
         for notice, part in zip(found.notices, said, strict=True):
             assert notice.warning

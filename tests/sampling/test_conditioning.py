@@ -22,7 +22,6 @@ from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.sampling.conditioning import (
     Condition,
-    Request,
     check_request,
     resolve_condition,
 )
@@ -237,7 +236,7 @@ def combinations_of_training(conditions: Conditions, label_dropout: float):
 def is_taken(model: StoredModel, labeled: bool, columns: int, told: bool) -> bool:
     """Whether a task takes this combination."""
     try:
-        check_request(Request((0,) * labeled, ROWS[columns], told), model)
+        check_request(model, (0,) * labeled, ROWS[columns], told)
     except UsageError:
         return False
     return True

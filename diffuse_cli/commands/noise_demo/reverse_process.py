@@ -27,10 +27,10 @@ from diffuse_cli.metrics import nearest_neighbors
 from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import degraded_inputs, stored_inputs
-from diffuse_cli.sampling.conditioning import Request, check_request, find_labels
+from diffuse_cli.sampling.conditioning import check_request, find_labels
 from diffuse_cli.sampling.generation import to_stored
+from diffuse_cli.sampling.input_pictures import read_picture, rgb
 from diffuse_cli.sampling.model_loading import LoadedModel
-from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
 from diffuse_cli.system import Notice, Progress, UsageError, Work, files
 from diffuse_cli.system.rng import image_noise
 
@@ -293,8 +293,8 @@ def _bind_condition(
 ) -> Denoise:
     """Return the model, told a class, or none if it has classes, and its conditioning image."""
     conditions = loaded.model.blueprint.conditions
-    labels = conditioning.find_labels(conditions, () if label is None else (label,))
-    conditioning.check_request(conditioning.Request(labels, None, given is not None), loaded.model)
+    labels = find_labels(conditions, () if label is None else (label,))
+    check_request(loaded.model, labels, None, given is not None)
     index = labels[0] if labels else -1
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Any:

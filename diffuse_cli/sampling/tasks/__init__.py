@@ -15,21 +15,28 @@ import numpy as np
 import torch
 
 from diffuse_cli.config.task_options import ImageTaskConfig
-from diffuse_cli.core import dimensions
+from diffuse_cli.core import PAIRS, Degradation, State, dimensions
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import Array, figures, render_samples
+from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.sampling import journal
-from diffuse_cli.sampling.cascade import CascadeStage
 from diffuse_cli.sampling.conditioning import report_out_of_range
 from diffuse_cli.sampling.generation import to_stored
-from diffuse_cli.sampling.job import GRID_IMAGES, PartState, SampleFiles, SamplingJob, open_folder
+from diffuse_cli.sampling.job import (
+    GRID_IMAGES,
+    PartState,
+    SampleFiles,
+    SamplingJob,
+    Stage,
+    open_folder,
+)
 from diffuse_cli.sampling.model_loading import LoadedModel, fit_windows, load_denoiser, load_guide
 from diffuse_cli.sampling.sampling_settings import (
     SamplingSettings,
     report_settings,
     resolve_settings,
 )
-from diffuse_cli.system import Notice, Work, files, format_duration
+from diffuse_cli.system import Notice, UsageError, Work, files, format_duration
 from diffuse_cli.system.memory import format_bytes
 from diffuse_cli.system.processes import rank, world_size
 from diffuse_cli.system.rng import image_noise
@@ -40,7 +47,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core import Denoise
-    from diffuse_cli.core.samplers import State
     from diffuse_cli.core.solvers import Noise
     from diffuse_cli.media import Size
 
@@ -132,14 +138,14 @@ def run_task(
     config: ImageTaskConfig,
     task: str,
     plan_task: PlanTask,
-    *,
-    is_conditioned: Callable[[LoadedModel], bool],
+    flag: str,
+    degradation: Degradation | None = None,
     size: Callable[[LoadedModel], Size | None] = lambda loaded: None,
 ) -> Work[SampleFiles | None]:
     """Generate `config.n` samples for each picture, and write them with a grid and a manifest.
 
     Args:
-        is_conditioned: a function that returns whether the model is conditioned on the picture.
+        flag, degradation: see `is_conditioned`.
         size: a function that returns the size of the samples without `--size`, None for the
             model's size.
 
@@ -158,15 +164,14 @@ def run_task(
         loaded = yield from load_denoiser(*options, earlier=earlier)
         loaded = loaded.enlarge(config.size or size(loaded))
         guide = yield from load_guide(config, loaded, accelerator)
-        has_input, guided = is_conditioned(loaded), guide is not None
+        has_input = is_conditioned(loaded, degradation, flag)
         request = (config, loaded.model, config.classes, config.on)  # unconditional without them
-        settings = resolve_settings(
-            *request, guide=guide, every=False, has_input=has_input, guided=guided
-        )
+        settings = resolve_settings(*request, guide=guide, every=False, has_input=has_input)
         yield from report_settings(settings)
         yield from report_out_of_range(loaded.model, config.on)
         plan = yield from plan_task(loaded, settings, has_input)
-        stage, n, device = CascadeStage(loaded, settings), config.n, accelerator.device
+        yield from report_input(loaded, has_input)
+        stage, n, device = Stage(loaded, settings), config.n, accelerator.device
         if loaded.windows > 1:
             yield Notice(_describe_windows(loaded, settings, plan, n, device))
 
@@ -186,7 +191,6 @@ def run_task(
         described = {
             "task": task,
             **stage.describe(config),
-            **settings.describe_guidance(),
             **stage.describe_conditions([*range(n)] * len(plan.names)),
             "inputs": [files.show(name) for name in plan.names],
             **plan.described,
@@ -230,6 +234,63 @@ def measure_seconds(denoise: Denoise, x: Tensor, t: int, gradients: int) -> floa
     return time.perf_counter() - began
 
 
+def is_conditioned(loaded: LoadedModel, degradation: Degradation | None, flag: str) -> bool:
+    """Whether the model was trained for a degradation, and so is conditioned on the picture.
+
+    Otherwise the model runs unconditionally, as in part of its training.
+
+    Args:
+        degradation: the degradation of the task, if any.
+        flag: the option that sets it, for the message.
+
+    Raises:
+        UsageError: the model needs an input, and of another kind.
+    """
+    encoder = loaded.encoder
+    if encoder is None:
+        return False
+    if degradation is not None and _fits(encoder, degradation):
+        return True
+    if encoder.given.dropout == 0:
+        line = (
+            f"{flag}: the model was trained {_purpose(encoder)} only, and always needs that input"
+        )
+        raise UsageError(line, f"Use diffuse {_command(encoder)}")
+    return False
+
+
+def _fits(encoder: Conditioner, degradation: Degradation) -> bool:
+    """Whether kind, noise and value are the model's. For masks, the value may differ."""
+    trained = encoder.degradation
+    if trained is None or (trained.NAME, trained.sigma) != (degradation.NAME, degradation.sigma):
+        return False
+    return trained.HIDES or trained.text == degradation.text
+
+
+def _purpose(encoder: Conditioner) -> str:
+    what = encoder.given.what
+    return "on pairs" if what == PAIRS else f"for {what}"
+
+
+def _command(encoder: Conditioner) -> str:
+    """Return a command line that suits the model."""
+    degradation = encoder.degradation
+    if degradation is None:
+        return "sample MODEL --given FILE"
+    if degradation.HIDES and not degradation.sigma:
+        return "inpaint MODEL IMAGE --mask FILE"
+    flag = " --degrade" if degradation.uniforms else ""
+    return f"restore MODEL IMAGE --degradation {encoder.given.what}{flag}"
+
+
+def report_input(loaded: LoadedModel, has_input: bool) -> Work[None]:
+    """Report whether a model of --given is conditioned on the picture."""
+    encoder = loaded.encoder
+    if encoder is not None:
+        use = "is conditioned on the picture" if has_input else "runs without an input here"
+        yield Notice(f"the model was trained {_purpose(encoder)}, and {use}")
+
+
 def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:
     """Check and lock the output folder of a task, and set up its Accelerator.
 
@@ -241,4 +302,4 @@ def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:
     if rank() == 0:
         journal.check_output_apart(folder, *inputs)
         journal.check_folder(folder, config.overwrite)
-    return open_folder(config, folder)
+    return open_folder(folder, config.precision, config.device)

@@ -19,28 +19,24 @@ from diffuse_cli.config.task_options import (
     RestoreConfig,
     UpscaleConfig,
 )
-from diffuse_cli.core import DEGRADATIONS, RESTORATIONS, SAMPLERS, Degradation
-from diffuse_cli.core.degradations import parse
-from diffuse_cli.core.inpainting import count_steps, sample_with_jumps, split_path
-from diffuse_cli.core.restoration import enforce_consistency
-from diffuse_cli.core.samplers import State
+from diffuse_cli.core import (
+    DEGRADATIONS,
+    RESTORATIONS,
+    SAMPLERS,
+    Degradation,
+    State,
+    degradations,
+    inpainting,
+    restoration,
+)
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import check_observed_files, observed_space
+from diffuse_cli.sampling import input_pictures
 from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.sampling.tasks import TaskPlan, run_task
-from diffuse_cli.sampling.tasks.task_inputs import (
-    Pictures,
-    check_transform,
-    enlarge_size,
-    is_conditioned,
-    read_alpha_mask,
-    read_mask,
-    read_pictures,
-    report_input,
-)
 from diffuse_cli.system import UsageError, Work, translate_errors
 from diffuse_cli.system.rng import draw_noise, philox
 
@@ -90,10 +86,10 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
 
     def observe(loaded: LoadedModel) -> Work[Observation]:
         if config.mask is None:  # refuse a folder before it is read
-            mask = read_alpha_mask(config.image, loaded, config.fit)
-        pictures = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
+            mask = input_pictures.read_alpha_mask(config.image, loaded, config.fit)
+        pictures = yield from input_pictures.read(config.image, loaded, config.fit, loaded.space)
         if config.mask is not None:
-            mask = read_mask(config.mask, loaded, config.fit, pictures.sizes)
+            mask = input_pictures.read_mask(config.mask, loaded, config.fit, pictures.sizes)
         yield from pictures.notices
         degradation = DEGRADATIONS["mask"](mask=torch.from_numpy(mask))  # type: ignore[call-arg]
         return _degrade(config, loaded, pictures, degradation, mask)
@@ -103,15 +99,15 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
 
 def upscale(config: UpscaleConfig) -> Work[SampleFiles | None]:
     """Generate each picture `factor` times larger (see `tasks.run_task`)."""
-    degradation, flag = parse(f"low-res:{config.factor}"), f"--factor {config.factor}"
+    degradation, flag = degradations.parse(f"low-res:{config.factor}"), f"--factor {config.factor}"
     observe = partial(_read_observation, config, degradation=degradation, flag="--factor")
-    size = partial(enlarge_size, config.image, factor=config.factor)
+    size = partial(input_pictures.enlarge_size, config.image, factor=config.factor)
     return (yield from _restore(config, "upscale", degradation, flag, observe, size))
 
 
 def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
     """Generate originals of each degraded picture (see `tasks.run_task`)."""
-    degradation = parse(config.degradation)
+    degradation = degradations.parse(config.degradation)
     flag = f"--degradation {degradation.text}"
 
     def observe(loaded: LoadedModel) -> Work[Observation]:
@@ -122,7 +118,7 @@ def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
             raise UsageError(text, "Pass --degrade, or use diffuse inpaint --mask FILE")
         if not config.degrade:
             return (yield from _read_observation(config, loaded, degradation, "--degradation"))
-        pictures = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
+        pictures = yield from input_pictures.read(config.image, loaded, config.fit, loaded.space)
         yield from pictures.notices
         return _degrade(config, loaded, pictures, degradation)
 
@@ -137,21 +133,21 @@ def _read_observation(
         fitted = degradation.fit_shape(loaded.space.shape)
         space = observed_space(loaded.space, fitted)
     check_observed_files(loaded.space, space, fitted)
-    pictures = yield from read_pictures(config.image, loaded, config.fit, space)
+    pictures = yield from input_pictures.read(config.image, loaded, config.fit, space)
     yield from pictures.notices
     y = space.to_model(torch.from_numpy(np.array(pictures.values)))
     u = _draw_uniforms(config.seed, fitted, len(y))
     # The unknown part is shown grey. Samples do not depend on the file's values there.
     realization = fitted.draw_parts(u)
     y = realization.apply(realization.pinv(y))
-    check_transform(y, space, pictures.names)
+    input_pictures.check_transform(y, space, pictures.names)
     return Observation(pictures.names, fitted, u, y, [pictures.values])
 
 
 def _degrade(
     config: ObservationConfig,
     loaded: LoadedModel,
-    whole: Pictures,
+    whole: input_pictures.Pictures,
     degradation: Degradation,
     *masks: Array,
 ) -> Observation:
@@ -162,7 +158,7 @@ def _degrade(
     shape = degradation.observation_shape(loaded.space.shape) if degradation.sigma else (0,)
     noise = [draw_noise(config.seed, "observed", i, shape=shape) for i in range(len(x0))]
     y = fitted.draw_parts(u).observe(x0, torch.stack(noise))
-    check_transform(y, loaded.space, whole.names)
+    input_pictures.check_transform(y, loaded.space, whole.names)
     return Observation(whole.names, fitted, u, y, [values, *masks], values)
 
 
@@ -185,10 +181,9 @@ def _restore(
     ) -> Work[TaskPlan]:
         method = _choose_method(config, flag, has_input, floats=loaded.space.levels is None)
         observation = yield from observe(loaded)
-        yield from report_input(loaded, has_input)
         times = settings.resolve_times(loaded.denoiser.process)
-        path = split_path(times, max(1, round(len(times) / JUMPS)), config.jumps)
-        steps = count_steps(path)
+        path = inpainting.split_path(times, max(1, round(len(times) / JUMPS)), config.jumps)
+        steps = inpainting.count_steps(path)
         in_range = partial(clamp_denoised, denoiser=loaded.denoiser, percentile=settings.threshold)
 
         def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
@@ -205,11 +200,11 @@ def _restore(
             else:
                 denoise = fit(in_range(guided), process, degradation, y)
             sample = partial(SAMPLERS[settings.sampler], denoise, process, **settings.options)
-            visited = sample_with_jumps(sample, process, start, path, noise=noise)
+            visited = inpainting.sample_with_jumps(sample, process, start, path, noise=noise)
             for step, state in enumerate(visited, 1):
                 if step == steps and not degradation.sigma:
                     bounded = loaded.space.levels is not None
-                    x = enforce_consistency(state.x, degradation, y, bounded=bounded)
+                    x = restoration.enforce_consistency(state.x, degradation, y, bounded=bounded)
                     state = replace(state, x=x)
                 yield state
 
@@ -221,8 +216,7 @@ def _restore(
         files = (observation.names, steps, states, observation.pictures, pictures)
         return TaskPlan(*files, described, gradients)
 
-    conditioned = partial(is_conditioned, degradation=requested_degradation, flag=flag)
-    return (yield from run_task(config, task, plan_task, is_conditioned=conditioned, size=size))
+    return (yield from run_task(config, task, plan_task, flag, requested_degradation, size))
 
 
 def _choose_method(config: ObservationConfig, flag: str, has_input: bool, floats: bool) -> str:

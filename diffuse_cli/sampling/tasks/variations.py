@@ -13,20 +13,14 @@ import torch
 
 from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.config.task_options import ENCODING_STEPS, InterpolateConfig, VaryConfig
-from diffuse_cli.core import SAMPLERS
-from diffuse_cli.core.samplers import State, encode
+from diffuse_cli.core import SAMPLERS, State
+from diffuse_cli.core.samplers import encode
+from diffuse_cli.sampling import input_pictures, tasks
 from diffuse_cli.sampling.conditioning import report_out_of_range, resolve_condition
 from diffuse_cli.sampling.generation import guide_denoiser
 from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.sampling.tasks import TaskJob, TaskPlan, open_task, run_task
-from diffuse_cli.sampling.tasks.task_inputs import (
-    check_transform,
-    is_conditioned,
-    read_pictures,
-    report_input,
-)
 from diffuse_cli.system import DataError, Notice, Progress, UsageError, Work, show
 
 if TYPE_CHECKING:
@@ -35,10 +29,9 @@ if TYPE_CHECKING:
     from diffuse_cli.core import Denoise
     from diffuse_cli.core.solvers import Noise
     from diffuse_cli.media import Array
-    from diffuse_cli.sampling.tasks import Bind
 
 
-class InterpolationJob(TaskJob):
+class InterpolationJob(tasks.TaskJob):
     """Pictures between two input pictures."""
 
     @cached_property
@@ -67,18 +60,18 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
         InvalidArgument: there are too few steps to find the noise of a picture.
         OutputError, ModelFileError, UsageError, DataError: see `tasks.run_task`.
     """
-    with open_task(config, config.first, config.second) as accelerator:
+    with tasks.open_task(config, config.first, config.second) as accelerator:
         loaded = yield from load_denoiser(
             config.model, config.weights, accelerator, config.precision
         )
-        is_conditioned(loaded, None, "interpolate")
+        tasks.is_conditioned(loaded, None, "interpolate")
         process, denoise = loaded.denoiser.process, _condition_denoiser(config, loaded)
         yield from report_out_of_range(loaded.model, config.on)
         names, ends = yield from _read_ends(config, loaded)
-        yield from report_input(loaded, has_input=False)
+        yield from tasks.report_input(loaded, has_input=False)
         times = process.times(config.steps or min(ENCODING_STEPS, process.num_timesteps))
         x0 = loaded.space.to_model(torch.from_numpy(np.stack(ends)))
-        check_transform(x0, loaded.space, names)
+        input_pictures.check_transform(x0, loaded.space, names)
         x0 = x0.to(accelerator.device)
         for step, state in enumerate(encode(denoise, process, x0, times), 1):
             yield Progress("encoding", step, len(times))
@@ -116,7 +109,7 @@ def _read_ends(
     """Return the names and the stored values of A and B."""
     names, ends, notices = list[str](), [], list[Notice]()
     for path in (config.first, config.second):
-        pictures = yield from read_pictures(path, loaded, config.fit, loaded.space)
+        pictures = yield from input_pictures.read(path, loaded, config.fit, loaded.space)
         if (count := len(pictures.names)) != 1:
             raise DataError(f"{show(path)} holds {count:,} images", "Pass one of them")
         names += pictures.names
@@ -184,25 +177,23 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
 
     def plan_task(
         loaded: LoadedModel, settings: SamplingSettings, has_input: bool
-    ) -> Work[TaskPlan]:
-        pictures = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
+    ) -> Work[tasks.TaskPlan]:
+        pictures = yield from input_pictures.read(config.image, loaded, config.fit, loaded.space)
         yield from pictures.notices
-        yield from report_input(loaded, has_input)
         x0 = loaded.space.to_model(torch.from_numpy(np.array(pictures.values)))
-        check_transform(x0, loaded.space, pictures.names)
+        input_pictures.check_transform(x0, loaded.space, pictures.names)
         process = loaded.denoiser.process
         every = settings.resolve_times(process)
         times = every[len(every) - max(1, round(config.strength * len(every))) :]
         denoise = guide_denoiser(loaded.denoiser, settings)
 
-        def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
+        def states(rows: Sequence[int], bind: tasks.Bind, noise: Noise) -> Iterator[State]:
             first = noise(-1)
             start = process.diffuse(x0[list(rows)].to(first.device), times[0], first)
             sample = partial(SAMPLERS[settings.sampler], **settings.options)
             return sample(bind(denoise), process, start, times, noise=noise)
 
         values, described = [pictures.values], {"strength": config.strength}
-        return TaskPlan(pictures.names, len(times), states, values, values, described)
+        return tasks.TaskPlan(pictures.names, len(times), states, values, values, described)
 
-    conditioned = partial(is_conditioned, degradation=None, flag="vary")
-    return (yield from run_task(config, "vary", plan_task, is_conditioned=conditioned))
+    return (yield from tasks.run_task(config, "vary", plan_task, "vary"))

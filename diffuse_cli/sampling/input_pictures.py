@@ -1,18 +1,18 @@
-"""Input pictures of a task, their masks, and whether the model is conditioned on them."""
+"""Pictures that a command reads: inputs of `sample --given` and of tasks, and their masks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.core import PAIRS, TRANSFORMS, Degradation, Space, Tiling, dimensions
+from diffuse_cli.config.sample_options import SampleConfig
+from diffuse_cli.core import TRANSFORMS, Space, Tiling, dimensions
 from diffuse_cli.core.space import longest_side
-from diffuse_cli.data import is_images, read_images
-from diffuse_cli.data.summary import describe_fit, format_sizes, skip_lines
+from diffuse_cli.data import Dataset, file_hashes, is_images, match_pairs, read_images, summary
 from diffuse_cli.media import (
     ALPHA,
     MEDIA,
@@ -25,8 +25,9 @@ from diffuse_cli.media import (
     settings_for,
 )
 from diffuse_cli.media.file_errors import read_required_file
-from diffuse_cli.models.image_conditioning import Conditioner
-from diffuse_cli.sampling.conditioning_inputs import is_dark, whiten_ones
+from diffuse_cli.models import image_conditioning
+from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
+from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.system import DataError, Notice, UsageError, Work, files, translate_errors
 
@@ -36,8 +37,128 @@ if TYPE_CHECKING:
     from diffuse_cli.media import Read, Size
 
 
+FAINT = 1 / 8
+"""Fraction of white above which a mask is unknown, so that partly covered pixels are generated."""
+
 THIN = 1 / 32
 """Fraction of transparency above which a pixel is unknown. Less of it is not visible."""
+
+
+@dataclass(frozen=True)
+class SampleInputs:
+    """Conditioning inputs of the images of a command.
+
+    Attributes:
+        inputs: the model's inputs.
+        per: the number of images per `-n`, one for each input.
+        described: entries of the manifest.
+    """
+
+    inputs: ConditioningInputs | None = None
+    per: int = 1
+    described: dict[str, Any] = field(default_factory=dict)
+
+
+def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]:
+    """Read the inputs of the images, if the model takes any.
+
+    Raises:
+        UsageError: `--given` is missing, or the model takes no input.
+        DataError: an input cannot be used.
+    """
+    encoder = loaded.encoder
+    if encoder is None:
+        if config.given:
+            text = "--given: the model was trained without --given"
+            raise UsageError(text, "Leave it out, or train a model with --given")
+        return SampleInputs()
+    if config.given is None:
+        if guidance_scale(config, loaded.model) == 0:
+            return SampleInputs()
+        space = encoder.input_space
+        color = {1: "grey ", 3: "color "}.get(space.channels, "")
+        text = f"{color}images of {dimensions(space.size)} ({encoder.given.what})"
+        dropped = loaded.model.has_unconditional
+        free = ", or --guidance 0 to generate without any" if dropped else ""
+        text = f"--given is missing: the model is conditioned on {text}"
+        raise UsageError(text, f"Pass --given PATH{free}")
+    _check_options(config, encoder)
+    space = encoder.space if config.degrade or config.mask else encoder.input_space
+    if encoder.degradation is not None:
+        image_conditioning.check_observed_files(encoder.space, space, encoder.degradation)
+    samples = yield from _read_stored(config.given, loaded, settings_for(space))
+    sizes = samples.summary.sizes
+    if [size[::-1] for size in sizes] != [space.size]:
+        fit = summary.describe_fit(sizes, space.size, loaded.fit, space.medium)
+        text = f"--given of {summary.format_sizes(sizes)}"
+        yield Notice(f"{text}: resized to {dimensions(space.size)}{fit}")
+    described = _describe_files(config.given, samples.names)
+    if config.mask:
+        settings = {**mask_settings_for(encoder.space), "size": space.size, "background": "black"}
+        masks = yield from _read_stored(config.mask, loaded, settings)
+        known_pixels = _known_pixels(samples, masks, Path(config.mask), space)
+        inputs = image_conditioning.masked_inputs(encoder, samples.stored, known_pixels)
+        described["mask"] = _describe_files(config.mask, masks.names)
+    elif config.degrade:
+        inputs = image_conditioning.degraded_inputs(encoder, samples.stored, config.seed, "given")
+        described["degraded"] = encoder.given.what
+    else:
+        inputs = image_conditioning.stored_inputs(encoder, samples.stored)
+    return SampleInputs(inputs, len(samples), {"given": described})
+
+
+def _read_stored(path: str, loaded: LoadedModel, settings: dict[str, Any]) -> Work[Dataset]:
+    """Read samples, fitted as in training unless the settings say otherwise."""
+    defaults = {"background": loaded.background, "fit": loaded.fit, "medium": loaded.space.medium}
+    return (yield from read_images(path, **{**defaults, **settings}, single=True))
+
+
+def _check_options(config: SampleConfig, encoder: Conditioner) -> None:
+    """Refuse options that do not suit the model's kind of input."""
+    masks = encoder.masks
+    if config.degrade and encoder.degradation is None:
+        raise UsageError("--degrade: the model was trained on pairs", "Leave it out")
+    if config.mask and not masks:
+        text = f"--mask: the model was trained with --given {encoder.given.what}"
+        raise UsageError(text, "Leave it out")
+    if masks and not (config.mask or config.degrade):
+        raise UsageError(
+            f"--mask is missing: the model is conditioned on masked images ({encoder.given.what})",
+            "Pass --mask PATH, white where to generate, or --degrade to mask as in training",
+        )
+
+
+def _known_pixels(samples: Dataset, masks: Dataset, path: Path, space: Space) -> Array:
+    """Return 1 where each sample is known, by one mask for all, or by masks of the same names.
+
+    Raises:
+        DataError: a mask is missing, or has another size than its sample.
+    """
+    sizes, mask_sizes = samples.summary.sizes, masks.summary.sizes
+    if {*sizes} - {*mask_sizes}:
+        text = f"--mask of {summary.format_sizes(mask_sizes)}"
+        hint = "Resize the mask" if len(sizes) == 1 else "Pass a mask for each image"
+        raise DataError(f"{text}, and --given of {summary.format_sizes(sizes)}", hint)
+    if space.rate and max(sizes)[0] > space.size[0]:
+        text = "--mask: of sounds longer than the model's, the parts may differ"
+        raise DataError(text, f"Cut the sounds and their masks to {space.size[0]} samples")
+    stored = masks.stored
+    if len(masks) > 1 or path.is_dir():
+        pairs = match_pairs(samples, masks)
+        if not pairs.matched.all():
+            line = next(pairs.describe_unpaired())
+            raise DataError(f"--mask: {line}", "Pass a mask for each image, or one for all")
+        stored = stored[pairs.rows]
+    return is_dark(whiten_ones(stored))
+
+
+def _describe_files(path: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return the name and SHA-256 of each file, for the manifest.
+
+    Image k is conditioned on file k, modulo the number of files.
+    """
+    hashes = file_hashes(Path(path), names)
+    return {"files": [{"name": files.show(name), "sha256": hashes[name]} for name in names]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +178,7 @@ class Pictures:
     notices: tuple[Notice, ...]
 
 
-def read_pictures(path: str, loaded: LoadedModel, fit: str | None, space: Space) -> Work[Pictures]:
+def read(path: str, loaded: LoadedModel, fit: str | None, space: Space) -> Work[Pictures]:
     """Read the pictures of a file, a folder or a zip file, fitted to a space.
 
     Args:
@@ -76,7 +197,7 @@ def read_pictures(path: str, loaded: LoadedModel, fit: str | None, space: Space)
         samples = yield from read_images(
             path, **settings, background=loaded.background, fit=fit, medium=medium
         )
-        lines = list(skip_lines(samples.summary.skipped))
+        lines = list(summary.skip_lines(samples.summary.skipped))
         names, values, sizes = samples.names, samples.stored, frozenset(samples.summary.sizes)
     else:
         read_settings = ReadSettings(**settings, background=rgb(loaded.background), fit=fit)
@@ -91,8 +212,8 @@ def read_pictures(path: str, loaded: LoadedModel, fit: str | None, space: Space)
             lines.append(f"{text} to the model's {low:,} to {high:,}")
     notices = [Notice(line, warning=True) for line in lines]
     if sizes != {size[::-1]}:
-        text = f"{format_sizes(dict.fromkeys(sizes, 1))}: {MEDIA[medium].fitted} to "
-        text += f"{dimensions(size)}{describe_fit(sizes, size, fit, medium)}"
+        text = f"{summary.format_sizes(dict.fromkeys(sizes, 1))}: {MEDIA[medium].fitted} to "
+        text += f"{dimensions(size)}{summary.describe_fit(sizes, size, fit, medium)}"
         notices.append(Notice(text + _suggest_size(sizes, loaded, size)))
     return Pictures(names, values, sizes, tuple(notices))
 
@@ -240,58 +361,13 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     return mask
 
 
-def is_conditioned(loaded: LoadedModel, degradation: Degradation | None, flag: str) -> bool:
-    """Whether the model was trained for a degradation, and so is conditioned on the picture.
-
-    Otherwise the model runs unconditionally, as in part of its training.
-
-    Args:
-        degradation: the degradation of the task, if any.
-        flag: the option that sets it, for the message.
-
-    Raises:
-        UsageError: the model needs an input, and of another kind.
-    """
-    encoder = loaded.encoder
-    if encoder is None:
-        return False
-    if degradation is not None and _fits(encoder, degradation):
-        return True
-    if encoder.given.dropout == 0:
-        line = (
-            f"{flag}: the model was trained {_purpose(encoder)} only, and always needs that input"
-        )
-        raise UsageError(line, f"Use diffuse {_command(encoder)}")
-    return False
+def whiten_ones(mask: Array) -> Array:
+    """Return a mask in black and white if its levels are only 0 and 1, as of a segmentation."""
+    ones = mask.dtype.kind == "u" and mask.max() == 1
+    return mask * np.iinfo(mask.dtype).max if ones else mask
 
 
-def _fits(encoder: Conditioner, degradation: Degradation) -> bool:
-    """Whether kind, noise and value are the model's. For masks, the value may differ."""
-    trained = encoder.degradation
-    if trained is None or (trained.NAME, trained.sigma) != (degradation.NAME, degradation.sigma):
-        return False
-    return trained.HIDES or trained.text == degradation.text
-
-
-def _purpose(encoder: Conditioner) -> str:
-    what = encoder.given.what
-    return "on pairs" if what == PAIRS else f"for {what}"
-
-
-def _command(encoder: Conditioner) -> str:
-    """Return a command line that suits the model."""
-    degradation = encoder.degradation
-    if degradation is None:
-        return "sample MODEL --given FILE"
-    if degradation.HIDES and not degradation.sigma:
-        return "inpaint MODEL IMAGE --mask FILE"
-    flag = " --degrade" if degradation.uniforms else ""
-    return f"restore MODEL IMAGE --degradation {encoder.given.what}{flag}"
-
-
-def report_input(loaded: LoadedModel, has_input: bool) -> Work[None]:
-    """Report whether a model of --given is conditioned on the picture."""
-    encoder = loaded.encoder
-    if encoder is not None:
-        use = "is conditioned on the picture" if has_input else "runs without an input here"
-        yield Notice(f"the model was trained {_purpose(encoder)}, and {use}")
+def is_dark(values: Array, fraction: float = FAINT) -> Array:
+    """Return 1 where stored values are at most a fraction of white, else 0, float32."""
+    white = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+    return (values <= white * fraction).astype(np.float32)
