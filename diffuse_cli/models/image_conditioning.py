@@ -92,20 +92,6 @@ def _observe_values(
     return tuple(y.flatten(2)[0, :, 0].tolist())
 
 
-def _read_degradation(
-    given: ConditioningArray, space: Space
-) -> tuple[Degradation | None, Space | None]:
-    """Return the degradation of a conditioning array, and the space of observations, if any."""
-    if given.what == PAIRS:
-        return None, None
-    if given.channels != space.channels:
-        text = f"has {given.channels} channels, but samples have {space.channels}"
-        raise UsageError(f"{given.what} {text}")
-    with translate_errors(lambda _: "--given"):
-        degradation = degradations.parse(given.what).fit_shape(space.shape)
-        return degradation, observed_space(space, degradation)
-
-
 def _rendered_space(given: ConditioningArray, space: Space) -> Space:
     """Return the space of a conditioning array's values, in samples of `space`."""
     changes: dict[str, Any] = {n: getattr(given, n) for n in ("mean", "std") if given.mean}
@@ -146,8 +132,17 @@ class Conditioner:
         return cls(given, blueprint.space) if given else None
 
     def __post_init__(self) -> None:
-        degradation, input_space = _read_degradation(self.given, self.space)
-        rendered_space = _rendered_space(self.given, self.space)
+        given, space = self.given, self.space
+        degradation: Degradation | None = None
+        input_space: Space | None = None
+        if given.what != PAIRS:
+            if given.channels != space.channels:
+                text = f"has {given.channels} channels, but samples have {space.channels}"
+                raise UsageError(f"{given.what} {text}")
+            with translate_errors(lambda _: "--given"):
+                degradation = degradations.parse(given.what).fit_shape(space.shape)
+                input_space = observed_space(space, degradation)
+        rendered_space = _rendered_space(given, space)
         object.__setattr__(self, "degradation", degradation)
         object.__setattr__(self, "rendered_space", rendered_space)
         object.__setattr__(self, "input_space", input_space or rendered_space)
@@ -197,8 +192,8 @@ class Conditioner:
     ) -> GivenDraws:
         """Draw the random numbers for some positions of a step."""
         degradation, none = self.degradation, (0,)
-        shape = self.space.shape
         uniforms = degradation.uniforms if degradation else 0
+        shape = self.space.shape
         observed = (
             degradation.observation_shape(shape) if degradation and degradation.sigma else none
         )
