@@ -14,7 +14,6 @@ from diffuse_cli.config.sample_options import IMAGES, SampleConfig
 from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, render_samples, settings_for
 from diffuse_cli.models.image_conditioning import ConditioningInputs, stored_inputs
 from diffuse_cli.sampling import generation, journal
-from diffuse_cli.sampling.conditioning import report_out_of_range
 from diffuse_cli.sampling.input_pictures import SampleInputs, read_inputs
 from diffuse_cli.sampling.job import (
     GRID_IMAGES,
@@ -23,15 +22,14 @@ from diffuse_cli.sampling.job import (
     SamplingJob,
     Stage,
     array_file,
+    load_stage,
     open_folder,
 )
 from diffuse_cli.sampling.model_loading import (
     LoadedModel,
     describe_channels,
     load_denoiser,
-    load_guide,
 )
-from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
 from diffuse_cli.system import UsageError, Work, files
 from diffuse_cli.system.processes import rank
 from diffuse_cli.system.rng import key
@@ -140,7 +138,8 @@ def load_cascade(
     options = (config.weights, accelerator, config.precision)
     loaded = yield from load_denoiser(file or config.model, *options, earlier=first)
     given = yield from read_inputs(config, loaded)
-    stages = [(yield from _load_stage(config, loaded, accelerator, given.inputs, given.per))]
+    turn = given.per
+    stages = [(yield from load_stage(config, loaded, accelerator, given=given.inputs, turn=turn))]
     if config.then:
         last = yield from load_denoiser(config.then, *options, earlier=before)
         check_follows(loaded.space, last, config.then)
@@ -156,26 +155,8 @@ def load_cascade(
             classes=config.classes if conditions.classes else (),
             on=config.on if conditions.table else (),
         )
-        stages.append((yield from _load_stage(last_config, last, accelerator, None, given.per)))
-    for stage in stages:
-        yield from report_settings(stage.settings)
+        stages.append((yield from load_stage(last_config, last, accelerator, turn=turn)))
     return Cascade(tuple(stages), given)
-
-
-def _load_stage(
-    config: SampleConfig,
-    loaded: LoadedModel,
-    accelerator: Accelerator,
-    given: ConditioningInputs | None,
-    turn: int,
-) -> Work[Stage]:
-    """Read the guidance model and resolve the settings of a stage."""
-    guide = yield from load_guide(config, loaded, accelerator)
-    has_input = loaded.model.blueprint.conditions.given is not None
-    options = (config, loaded.model, config.classes, config.on)
-    settings = resolve_settings(*options, guide=guide, has_input=has_input, given=given, turn=turn)
-    yield from report_out_of_range(loaded.model, config.on)
-    return Stage(loaded, settings)
 
 
 def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:

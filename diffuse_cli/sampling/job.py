@@ -27,8 +27,13 @@ from diffuse_cli.media import (
 )
 from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.sampling import journal
-from diffuse_cli.sampling.model_loading import LoadedModel
-from diffuse_cli.sampling.sampling_settings import SamplingSettings
+from diffuse_cli.sampling.conditioning import report_out_of_range
+from diffuse_cli.sampling.model_loading import LoadedModel, load_guide
+from diffuse_cli.sampling.sampling_settings import (
+    SamplingSettings,
+    report_settings,
+    resolve_settings,
+)
 from diffuse_cli.system import Notice, OutputError, Progress, Work, files
 from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.processes import rank, run_on_first
@@ -123,6 +128,33 @@ class Stage:
         turn = condition.turn if condition else 1
         count = max(len(condition.labels), len(condition.rows)) if condition else 0
         return {**self.describe_conditions(range(0, count * turn, turn)), "turn": turn}
+
+
+def load_stage(
+    config: Any,
+    loaded: LoadedModel,
+    accelerator: Accelerator,
+    has_input: bool | None = None,
+    **conditioning: Any,
+) -> Work[Stage]:
+    """Read the guidance model of a model, and resolve and report the settings.
+
+    Args:
+        config: options of sampling, with `classes` and `on`.
+        has_input: whether the model is conditioned on an input, None if it takes any.
+        conditioning: see `resolve_condition`.
+
+    Raises:
+        UsageError, ModelFileError: see `load_guide` and `resolve_settings`.
+    """
+    guide = yield from load_guide(config, loaded, accelerator)
+    if has_input is None:
+        has_input = loaded.model.blueprint.conditions.given is not None
+    request = (config, loaded.model, config.classes, config.on)
+    settings = resolve_settings(*request, guide=guide, has_input=has_input, **conditioning)
+    yield from report_settings(settings)
+    yield from report_out_of_range(loaded.model, config.on)
+    return Stage(loaded, settings)
 
 
 @dataclass(frozen=True)

@@ -20,22 +20,17 @@ from diffuse_cli.data.summary import plural
 from diffuse_cli.media import Array, figures, render_samples
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.sampling import journal
-from diffuse_cli.sampling.conditioning import report_out_of_range
 from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.job import (
     GRID_IMAGES,
     PartState,
     SampleFiles,
     SamplingJob,
-    Stage,
+    load_stage,
     open_folder,
 )
-from diffuse_cli.sampling.model_loading import LoadedModel, fit_windows, load_denoiser, load_guide
-from diffuse_cli.sampling.sampling_settings import (
-    SamplingSettings,
-    report_settings,
-    resolve_settings,
-)
+from diffuse_cli.sampling.model_loading import LoadedModel, fit_windows, load_denoiser
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, UsageError, Work, files, format_duration
 from diffuse_cli.system.memory import format_bytes
 from diffuse_cli.system.processes import rank, world_size
@@ -163,15 +158,12 @@ def run_task(
         earlier = None if config.overwrite else journal.read_earlier(Path(config.out))
         loaded = yield from load_denoiser(*options, earlier=earlier)
         loaded = loaded.enlarge(config.size or size(loaded))
-        guide = yield from load_guide(config, loaded, accelerator)
         has_input = is_conditioned(loaded, degradation, flag)
-        request = (config, loaded.model, config.classes, config.on)  # unconditional without them
-        settings = resolve_settings(*request, guide=guide, every=False, has_input=has_input)
-        yield from report_settings(settings)
-        yield from report_out_of_range(loaded.model, config.on)
+        # Without classes and columns it is unconditional.
+        stage = yield from load_stage(config, loaded, accelerator, has_input, every=False)
+        settings, n, device = stage.settings, config.n, accelerator.device
         plan = yield from plan_task(loaded, settings, has_input)
         yield from report_input(loaded, has_input)
-        stage, n, device = Stage(loaded, settings), config.n, accelerator.device
         if loaded.windows > 1:
             yield Notice(_describe_windows(loaded, settings, plan, n, device))
 
