@@ -32,7 +32,7 @@ from diffuse_cli.models.image_conditioning import (
 )
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation
 

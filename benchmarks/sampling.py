@@ -46,8 +46,9 @@ from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.denoiser import Prediction
 from diffuse_cli.core.samplers import default_spacing
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.model_loading import load_denoiser
-from diffuse_cli.system.devices import device_type, open_accelerator, resolve_precision
+from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser
+from diffuse_cli.system.accelerator import open_accelerator
+from diffuse_cli.system.devices import device_type, resolve_precision
 from diffuse_cli.system.events import finish
 
 SIZE, TIMED = train_step.SIZE, 64

@@ -26,12 +26,13 @@ from diffuse_cli.core import Denoiser, Space
 from diffuse_cli.evaluation import evaluation_run
 from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.media import MEDIA, Array
+from diffuse_cli.metrics import METRICS, Measurement, read_measurement
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.cascade import load_cascade
 from diffuse_cli.sampling.journal import split_parts
 from diffuse_cli.sampling.model_loading import choose_precision, make_denoiser
-from diffuse_cli.system import Progress, UsageError, Work, files, replace_nonfinite
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system import Progress, UsageError, Work, files, lookup, replace_nonfinite
+from diffuse_cli.system.accelerator import open_accelerator
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -130,10 +131,10 @@ class Model:
 
     def _generate_samples(self, config: SampleConfig) -> Work[Samples]:
         with open_accelerator(config.precision, config.device) as accelerator:
-            chain = yield from cascade.load_cascade(config, accelerator, file=self._file)
+            chain = yield from load_cascade(config, accelerator, file=self._file)
             indices = chain.list_indices(config)
             samples: list[Array] = []
-            for part in journal.split_parts(indices, config.batch_size):
+            for part in split_parts(indices, config.batch_size):
                 yield Progress("sampling", part.start - indices.start, len(indices))
                 samples.append(chain.generate_samples(part, accelerator))
             yield Progress("sampling", len(indices), len(indices))
@@ -157,8 +158,8 @@ class Model:
             convert_errors(),
             open_accelerator(precision, device) as accelerator,
         ):
-            exact = generation.choose_precision(self._file.model, precision, accelerator)
-            return generation.make_denoiser(self._file.model, weights, accelerator, exact)
+            exact = choose_precision(self._file.model, precision, accelerator)
+            return make_denoiser(self._file.model, weights, accelerator, exact)
 
     def network(self, weights: str = "ema") -> nn.Module:
         """Return a copy of the network, on the CPU, whose parameters can be trained. Weights as in

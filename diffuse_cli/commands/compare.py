@@ -20,9 +20,9 @@ from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.core import PAIRS
 from diffuse_cli.core.settings import digits
 from diffuse_cli.data.summary import plural
+from diffuse_cli.media import describe_space
 from diffuse_cli.metrics import SIGNIFICANT, Measurement, label
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.models import model_report
 from diffuse_cli.system import (
     ModelFileError,
     Work,
@@ -149,7 +149,7 @@ def _read_side(path: str) -> Work[Side]:
         or run_reader.model_path(run).exists()
     ):
         file = yield from model_file.find(given)
-        settings = options.flatten_settings(model_report.training_config(file))
+        settings = options.flatten_settings(file.training_config())
     config_path = run / run_reader.CONFIG
     if config_path.is_file():
         values = train_options.from_file(options.read_toml(config_path, "the run's"))
@@ -168,7 +168,7 @@ def _read_side(path: str) -> Work[Side]:
         settings=settings,
         places=places,
         file=file,
-        facts=model_report.collect_facts(file) if file else {},
+        facts=file.facts() if file else {},
         step=file.model.step if file else last_step,
         steps=settings.get("steps"),
         losses={name: run_reader.last_value(rows, name) for name in ("loss", "held_out_loss")},
@@ -226,7 +226,7 @@ def _compare_spaces(pair: Sequence[ModelFile]) -> str:
     a, b = (file.model.blueprint.space for file in pair)
     if replace(a, mean=b.mean, std=b.std, transform=b.transform) == b:
         return ""
-    kinds = [model_report.describe_space(space) for space in (a, b)]
+    kinds = [describe_space(space) for space in (a, b)]
     return f"the metrics cannot be compared: samples of A are {kinds[0]}, and of B {kinds[1]}"
 
 
@@ -237,7 +237,7 @@ def _evaluate(config: CompareConfig, pair: Sequence[ModelFile]) -> Work[PairedCo
         DataError, UsageError: DATA or an option cannot be used.
     """
     from diffuse_cli.evaluation.paired_comparison import compare_models
-    from diffuse_cli.sampling.generation import load_denoiser
+    from diffuse_cli.sampling.model_loading import load_denoiser
     from diffuse_cli.system.accelerator import open_accelerator
 
     with open_accelerator(config.precision, config.device) as accelerator:

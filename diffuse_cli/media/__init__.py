@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
-from diffuse_cli.core import InvalidArgument, Modules, dimensions
+from diffuse_cli.core import InvalidArgument, Modules, Registry, dimensions
 from diffuse_cli.core import Space as Space
 from diffuse_cli.core.registry import lookup
 from diffuse_cli.core.space import LONGEST_SIDE

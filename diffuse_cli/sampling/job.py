@@ -15,7 +15,7 @@ import torch
 
 from diffuse_cli.core import Space
 from diffuse_cli.data.metadata_columns import decode_row
-from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.media import (
     MEDIA,
     Array,

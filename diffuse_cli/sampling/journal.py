@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.core import Space
-from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT, extension_of
+from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources.base import extension_of
 from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
 from diffuse_cli.media import Array, media_by_extension
 from diffuse_cli.system import OutputError, UsageError, files, outputs

@@ -26,7 +26,7 @@ from diffuse_cli.system import (
     files,
     translate_errors,
 )
-from diffuse_cli.system.kernel_settings import hold_cuda_settings
+from diffuse_cli.system.devices import hold_cuda_settings
 from diffuse_cli.system.memory import free_memory_of_process
 
 if TYPE_CHECKING:

@@ -109,7 +109,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         models = _models(loaded.model, given, fits)
         for k, ((length, fit), model) in enumerate(zip(fits.items(), models, strict=True), 1):
             yield Notice(f"length {length:.2f}, {k} of {len(fits)}")
-            denoiser = generation.make_denoiser(model, "ema", accelerator, loaded.precision)
+            denoiser = make_denoiser(model, "ema", accelerator, loaded.precision)
             values = yield from measure(denoiser)
             rows.append(MeasuredLength(length, fit.error, values))
             best = min(rows, key=lambda row: rank_value(row.values[metric]))
@@ -221,15 +221,15 @@ def _kid(
     features = evaluation_run.load_feature_choice(config, loaded.space, accelerator, alone=True)
     network = yield from evaluation_run.choose_network(config, (yield from features), sides)
     guide = yield from load_guide(config, loaded, accelerator, alone=True)
-    resolved = sampling_settings.resolve_settings(config, loaded.model, guide=guide)
+    resolved = resolve_settings(config, loaded.model, guide=guide)
     settings = image_sets.set_conditions(resolved, loaded, sides, config.seed)
-    yield from sampling_settings.report_settings(settings)
+    yield from report_settings(settings)
     against = FeatureMeasure(network, sides.space, sides.real.samples, cached=True)
     yield from against.read_real()
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
         indices, device = range(config.n), accelerator.device
-        samples = yield from generation.generate_all(
+        samples = yield from generate_all(
             denoiser, settings, indices, space=loaded.space, device=device
         )
         return (yield from against.compare(samples))

@@ -277,7 +277,7 @@ def read_sample(
     if medium == "image" and space is None:
         return (yield from _read_own_image(config, panels))
     from diffuse_cli.data.samples import limit_levels, measure_space
-    from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
+    from diffuse_cli.sampling.input_pictures import read_picture, rgb
 
     MEDIA[medium].prepare()
     fields = media.settings_for(space) if space else {"size": size, "layout": config.layout}
@@ -305,7 +305,7 @@ def _read_own_image(config: DemoConfig, panels: int) -> Work[DemoSample]:
     """Return an image at the requested size, or its own up to a limit, in 8 bits."""
     from diffuse_cli.media.image.decoding import read_image
     from diffuse_cli.media.image.planes import fit_image, to_pixels
-    from diffuse_cli.sampling.tasks.task_inputs import rgb
+    from diffuse_cli.sampling.input_pictures import rgb
 
     background = config.background or WHITE
     picture, remarks = read_image(config.image, background)

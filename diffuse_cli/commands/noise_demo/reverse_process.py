@@ -26,12 +26,11 @@ from diffuse_cli.media.image.decoding import read_image
 from diffuse_cli.metrics import nearest_neighbors
 from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.blueprint import clamp_denoised
-from diffuse_cli.models.image_conditioning import degraded_inputs, stored_inputs
 from diffuse_cli.sampling.conditioning import check_request, find_labels
 from diffuse_cli.sampling.generation import to_stored
-from diffuse_cli.sampling.input_pictures import read_picture, rgb
-from diffuse_cli.sampling.model_loading import LoadedModel
-from diffuse_cli.system import Notice, Progress, UsageError, Work, files
+from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser
+from diffuse_cli.system import Progress, UsageError, Work, files
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class DemoCondition:
 
 
 def read_condition(
-    config: DemoConfig, image: Array, loaded: generation.LoadedModel, device: torch.device
+    config: DemoConfig, image: Array, loaded: LoadedModel, device: torch.device
 ) -> Work[DemoCondition | None]:
     """Return the conditioning image (C, H, W); None for an unconditional model.
 
@@ -244,7 +243,7 @@ def prepare(config: DemoConfig) -> Work[Trajectories]:
     if forward_process.medium_of(config.image) == "image":
         read_image(config.image)  # one that cannot be read is refused before the model is read
     with open_accelerator("fp32") as accelerator:
-        loaded = yield from generation.load_denoiser(config.model, config.weights, accelerator)
+        loaded = yield from load_denoiser(config.model, config.weights, accelerator)
         space, fit = loaded.space, config.fit or loaded.fit
         config = replace(config, background=config.background or loaded.background)
         sample = yield from forward_process.read_sample(config, space, fit)
@@ -263,7 +262,7 @@ def prepare(config: DemoConfig) -> Work[Trajectories]:
 
 
 def compute_trajectories(
-    config: DemoConfig, values: Array, loaded: generation.LoadedModel, device: torch.device
+    config: DemoConfig, values: Array, loaded: LoadedModel, device: torch.device
 ) -> Work[Trajectories]:
     """Both ways of a sample of the model's space, as stored.
 
@@ -286,7 +285,7 @@ def compute_trajectories(
 
 
 def _bind_condition(
-    loaded: generation.LoadedModel,
+    loaded: LoadedModel,
     label: str | None,
     given: DemoCondition | None,
     device: torch.device,
@@ -310,7 +309,7 @@ def _forward(
     x0: Tensor,
     noise: Tensor,
     times: Sequence[int],
-    loaded: generation.LoadedModel,
+    loaded: LoadedModel,
 ) -> Work[DemoTrajectory]:
     xs: dict[int, Array] = {}
     x0s: dict[int, Array] = {}
@@ -318,23 +317,23 @@ def _forward(
         part = list(times[start : start + BATCH])
         t = torch.tensor(part, device=x0.device)
         x_t = loaded.denoiser.process.diffuse(x0.expand(len(part), *x0.shape[1:]), t, noise)
-        xs |= zip(part, generation.to_stored(loaded.space, x_t), strict=True)
-        x0s |= zip(part, generation.to_stored(loaded.space, denoise(x_t, t).x0), strict=True)
+        xs |= zip(part, to_stored(loaded.space, x_t), strict=True)
+        x0s |= zip(part, to_stored(loaded.space, denoise(x_t, t).x0), strict=True)
         yield Progress("predicting", len(xs), len(times))
     return DemoTrajectory(xs, x0s)
 
 
 def _reverse(
-    denoise: Denoise, noise: Any, times: Sequence[int], loaded: generation.LoadedModel
+    denoise: Denoise, noise: Any, times: Sequence[int], loaded: LoadedModel
 ) -> Work[DemoTrajectory]:
     falling = [*reversed(times)]
     x = noise(-1)
-    xs, x0s = {falling[0]: generation.to_stored(loaded.space, x)[0]}, {}
+    xs, x0s = {falling[0]: to_stored(loaded.space, x)[0]}, {}
     states = SAMPLERS["ddpm"](denoise, loaded.denoiser.process, x, falling, noise=noise)
     for t, state in zip(falling, states, strict=True):
-        x0s[t] = generation.to_stored(loaded.space, state.x0)[0]
+        x0s[t] = to_stored(loaded.space, state.x0)[0]
         if state.t >= 0:
-            xs[int(state.t)] = generation.to_stored(loaded.space, state.x)[0]
+            xs[int(state.t)] = to_stored(loaded.space, state.x)[0]
         yield Progress("drawing", len(x0s), len(times))
     return DemoTrajectory(dict(sorted(xs.items())), dict(sorted(x0s.items())))
 
