@@ -24,8 +24,7 @@ from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run, metric_inputs
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
-from diffuse_cli.evaluation.report import COLORS
-from diffuse_cli.evaluation.report.sections import sweep
+from diffuse_cli.evaluation.report import COLORS, show_sweep
 from diffuse_cli.evaluation.results import TuningResult, strip_folders
 from diffuse_cli.metrics import METRICS, Measurement, Metric, Words
 from diffuse_cli.pages import charts, curves, templates
@@ -490,7 +489,7 @@ def test_a_sweep_has_a_row_for_each_setting(guidance):
     swept = TuningResult(
         rows, rows[2].setting, "kid", 500, 400, "all", {}, {}, "cpu", None, None, Words("images")
     )
-    page = Page(render("sweep", **sweep(swept)))
+    page = Page(render("sweep", **show_sweep(swept)))
     assert page.text.count("recommended") == 2
     assert "500 images" in page.text
     guided = "" if guidance is None else ", guidance 1.5"

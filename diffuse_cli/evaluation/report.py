@@ -1,8 +1,10 @@
-"""Contents of the report's sections."""
+"""HTML report of an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,20 @@ from typing import Any
 from markupsafe import Markup
 
 from diffuse_cli import metrics
+from diffuse_cli.config import options
+from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
+from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.examples import ReportImages
-from diffuse_cli.evaluation.image_sets import LabeledSamples
-from diffuse_cli.evaluation.results import EvaluationResult, TuningResult
-from diffuse_cli.metrics import Measurement, MetricNumber, Values, Words, label, read_measurement
+from diffuse_cli.evaluation.image_sets import FINGERPRINTS
+from diffuse_cli.evaluation.results import EvaluationResult, TuningResult, strip_folders
+from diffuse_cli.metrics import Measurement, read_measurement
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.pages import charts
-from diffuse_cli.pages.charts import Dot, Line
-from diffuse_cli.pages.curves import Curve, read_curves
-from diffuse_cli.pages.templates import Picture, make_pictures
+from diffuse_cli.pages import charts, curves, templates
+from diffuse_cli.pages.charts import Line
 from diffuse_cli.sampling.setting_search import Trial
-from diffuse_cli.system.run_reader import METRICS, run_folder
+from diffuse_cli.system import run_reader
+
+COLORS = {1: "grey", 3: "color"}
 
 SAMPLE, SMALL, LARGE = 56, 48, 84
 """Approximate side of an image on the screen: among many, in a row, in a pair."""
@@ -29,7 +34,101 @@ DATA_BUDGET = 200_000
 """The most uncompressed bytes of pixels in one set of images."""
 
 
-def numbers(result: EvaluationResult) -> dict[str, Any]:
+def page(
+    config: EvalConfig,
+    result: EvaluationResult,
+    numbers: Mapping[str, Any],
+    swept: TuningResult | None = None,
+    tune_config: TuneConfig | None = None,
+) -> str:
+    """Render an evaluation as HTML. A repeated evaluation differs only in the seconds.
+
+    Args:
+        numbers: the object that `--json` prints.
+        swept: the result of `tune` before the evaluation, or None.
+        tune_config: the configuration of `tune`.
+    """
+    images, subject = result.images, options.place_name(config.subject)
+    assert images is not None
+    parts: dict[str, tuple[str, dict[str, Any]]] = {
+        "samples": ("Samples", show_samples(result, images)),
+        "numbers": ("Metrics", show_numbers(result)),
+        "distributions": ("Channels and frequencies", show_distributions(result)),
+        "answers": ("Conditions and results", show_paired_images(images)),
+        "classes": ("Class by class", show_classes(result, images)),
+        "bits": ("Bits by timestep", show_bits(result)),
+        "training": ("Training", show_training(result, Path(config.subject))),
+        "sweep": ("Samplers, steps and guidance", show_sweep(swept)),
+        "nearest": (f"Nearest training {result.words.many}", show_nearest(result, images)),
+        "repeat": ("Repeat this", _repeat(config, result, numbers, tune_config)),
+    }
+    every = {"words": result.words, "model": result.model}
+    return templates.render_page(
+        "page",
+        f"Evaluation of {subject}",
+        subject=subject,
+        data=options.place_name(config.data),
+        result=result,
+        color=COLORS if result.words.one == "image" else {},
+        plural=plural,
+        verdict=[remark for remark in result.remarks if remark.level != "note"],
+        sections=[
+            (name, title, templates.render(name, **every, **data))
+            for name, (title, data) in parts.items()
+            if data
+        ],
+    )
+
+
+def _repeat(
+    config: EvalConfig,
+    result: EvaluationResult,
+    numbers: Mapping[str, Any],
+    tune_config: TuneConfig | None,
+) -> dict[str, Any]:
+    name = "tune" if tune_config else "eval"
+    typed = [name, *options.to_arguments(tune_config or config, places=False)]
+    return {
+        "command": shlex.join(["diffuse", *typed]),
+        "facts": {name: _format_value(value) for name, value in _facts(config, result).items()},
+        "json": json.dumps(strip_folders(numbers), indent=2),
+    }
+
+
+def _facts(config: EvalConfig, result: EvaluationResult) -> dict[str, Any]:
+    """Return everything that the metrics depend on, by readable names."""
+    many = result.words.many
+    subject = {"model" if result.model else f"generated {many}": options.place_name(config.subject)}
+    names = {key: f"fingerprint of {text.format(many=many)}" for key, text in FINGERPRINTS.items()}
+    versions = {f"model made with {k}": v for k, v in result.model.get("versions", {}).items()}
+    return {
+        **subject,
+        f"real {many}": options.place_name(config.data),
+        "which of them": {"held-out": "the held-out part", "all": "all"}[result.part],
+        f"number of {many}": f"{result.generated:,} generated, {result.real:,} real",
+        **{names[key]: value for key, value in result.fingerprints.items()},
+        **{name.replace("_", " "): value for name, value in result.settings.items()},
+        **{f"feature network: {k.replace('_', ' ')}": v for k, v in result.features.items()},
+        **versions,
+        **result.made_with,
+        **(
+            {f"training {many} compared in features": f"at most {config.train_n:,}"}
+            if "memorized_features" in result.values
+            else {}
+        ),
+        "seconds": f"{result.seconds:,.1f}",
+    }
+
+
+def _format_value(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def show_numbers(result: EvaluationResult) -> dict[str, Any]:
     """Group metrics by the question that they answer, with a plot for each axis."""
     groups = []
     for question, group in groupby(metrics.select_numbers(result.values), lambda n: n.question):
@@ -44,17 +143,22 @@ def numbers(result: EvaluationResult) -> dict[str, Any]:
     return {"groups": groups, "notes": [r for r in result.remarks if r.level == "note"]}
 
 
-def _plots(question: str, group: Sequence[MetricNumber], values: Values) -> Iterator[Markup]:
+def _plots(
+    question: str, group: Sequence[metrics.MetricNumber], values: metrics.Values
+) -> Iterator[Markup]:
     """Yield a dot plot for each axis with two metrics or a reference."""
     for place, axis in enumerate(dict.fromkeys(n.axis for n in group if n.axis)):
         members = [n for n in group if n.axis == axis and n.can_show(values)]
-        rows = [Dot(n.label, read_measurement(values, n.key), n.reference(values)) for n in members]
+        rows = [
+            charts.Dot(n.label, read_measurement(values, n.key), n.reference(values))
+            for n in members
+        ]
         if len(rows) > 1 or any(row.reference for row in rows):
             text = "; ".join(f"{n.label} {n.text(values)}" for n in members)
             yield charts.dots(f"{question}-{place}", rows, f"Plot: {text}", axis)
 
 
-def samples(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
+def show_samples(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show the first images of both sides."""
     sides = []
     for title, side, count in (
@@ -64,18 +168,13 @@ def samples(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
         room = max(4, DATA_BUDGET // min(int(side.samples[0].size), SAMPLE**2 * 3))
         first = side.samples[:room]
         what = f"{title.lower()} {result.words.one}"
-        words = [_alt(f"{what} {k}", k, side, images.names) for k in range(len(first))]
-        sides.append((title, make_pictures(first, words, SAMPLE), count))
+        named = {k: f" of class {name}" for k, name in enumerate(images.names)}
+        words = [f"{what} {k}{named.get(int(side.labels[k]), '')}" for k in range(len(first))]
+        sides.append((title, templates.make_pictures(first, words, SAMPLE), count))
     return {"sides": sides}
 
 
-def _alt(what: str, k: int, images: LabeledSamples, names: Sequence[str]) -> str:
-    label = int(images.labels[k])
-    named = f" of class {names[label]}" if 0 <= label < len(names) else ""
-    return f"{what}{named}"
-
-
-def classes(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
+def show_classes(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show a row of images of both sides for each class, and its metrics."""
     head, *rows = metrics.class_table(result.classes)
     return {
@@ -89,7 +188,7 @@ def classes(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
 
 def _class_images(
     images: ReportImages, what: str
-) -> Iterator[tuple[str, list[tuple[str, list[Picture]]]]]:
+) -> Iterator[tuple[str, list[tuple[str, list[templates.Picture]]]]]:
     if not images.classes:
         return
     size = 2 * min(int(images.classes[0].generated[0].size), SMALL**2 * 3)
@@ -99,33 +198,41 @@ def _class_images(
         for side, pixels in (("generated", one.generated), ("real", one.real)):
             first = pixels[:room]
             words = [f"{side} {what} {k} of class {one.name}" for k in range(len(first))]
-            cells.append((side, make_pictures(first, words, SMALL)))
+            cells.append((side, templates.make_pictures(first, words, SMALL)))
         yield one.name, cells
 
 
-def paired_images(images: ReportImages) -> dict[str, Any]:
-    """Show a row for each of the first real images: its condition, samples and baselines."""
+def show_paired_images(images: ReportImages) -> dict[str, Any]:
+    """Show a row for each of the first real images: its condition, samples and baselines.
+
+    Empty for a model that is not conditioned on images.
+    """
     sides = images.paired_images
+    if not sides:
+        return {}
     size = len(sides) * min(int(next(iter(sides.values()))[0].size), LARGE**2 * 3)
     room = max(3, DATA_BUDGET // size)
     rows = zip(*(side[:room] for side in sides.values()), strict=True)
-    words = [[f"{name}, of image {k}" for name in sides] for k in range(room)]
     return {
         "names": list(sides),
-        "rows": [make_pictures(row, alts, LARGE) for row, alts in zip(rows, words, strict=False)],
+        "rows": [
+            templates.make_pictures(row, [f"{name}, of image {k}" for name in sides], LARGE)
+            for k, row in enumerate(rows)
+        ],
     }
 
 
-def nearest(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
+def show_nearest(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show the generated images nearest to training images, each next to that image."""
     pairs, one = [], result.words.one
     for twin in images.twins:
         words = (f"generated {one} {twin.pair.sample}", f"its nearest training {one}")
-        pairs.append((make_pictures((twin.generated, twin.training), words, LARGE), twin.pair))
+        pixels = twin.generated, twin.training
+        pairs.append((templates.make_pictures(pixels, words, LARGE), twin.pair))
     return {"pairs": pairs, "remarks": [r for r in result.remarks if r.kind == "memorization"]}
 
 
-def bits(result: EvaluationResult) -> dict[str, Any]:
+def show_bits(result: EvaluationResult) -> dict[str, Any]:
     """Show the terms of the variational bound by timestep."""
     terms = result.terms
     if not terms:
@@ -138,31 +245,31 @@ def bits(result: EvaluationResult) -> dict[str, Any]:
         f"the first to {Measurement(values[-1])} at the last"
     )
     axis = f"bits per dimension{density}, each"
-    plot = charts.stairs("bits", values, edges, alt, "timestep + 1", axis)
     keys = {"total": "bits_per_dim", "first": "bits_decoder", "others": "bits_middle",
             "left": "bits_prior"}  # fmt: skip
     return {
-        "plot": plot,
+        "plot": charts.stairs("bits", values, edges, alt, "timestep + 1", axis),
         **{name: read_measurement(result.values, key) for name, key in keys.items()},
     }
 
 
-def training(result: EvaluationResult, model: Path) -> dict[str, Any]:
+def show_training(result: EvaluationResult, model: Path) -> dict[str, Any]:
     """Show the curves of the model's run, if its log is next to the model file."""
-    log = run_folder(model) / METRICS if result.model else None
-    curves = read_curves(log) if log else {}
-    step = float(result.model["step"]) if curves else 0.0
+    log = run_reader.run_folder(model) / run_reader.METRICS if result.model else None
+    run_curves = curves.read_curves(log) if log else {}
+    step = float(result.model["step"]) if run_curves else 0.0
     loss = {"loss": "training", "held_out_loss": f"held-out {result.words.many}"}
     series = [
-        Line(name, curves[key].steps, curves[key].values, marks=len(curves[key].steps) < charts.FEW)
+        Line(name, curve.steps, curve.values, marks=len(curve.steps) < charts.FEW)
         for key, name in loss.items()
-        if key in curves
+        if (curve := run_curves.get(key))
     ]
+    kid = next((key for key in KIDS if key in run_curves), None)
     return {
         "log": log and f"{log.parent.name}/{log.name}",
         "loss": _loss(series, step) if series else None,
-        "kid": next((_kid(curves[key], key, step) for key in KIDS if key in curves), None),
-        "kid_label": next((label(key) for key in KIDS if key in curves), ""),
+        "kid": _kid(run_curves[kid], kid, step) if kid else None,
+        "kid_label": metrics.label(kid) if kid else "",
     }
 
 
@@ -173,8 +280,8 @@ def _loss(series: list[Line], step: float) -> Markup:
                         log_y=positive, mark=(step, "measured"))  # fmt: skip
 
 
-def _kid(curve: Curve, key: str, step: float) -> Markup:
-    name = label(key)
+def _kid(curve: curves.Curve, key: str, step: float) -> Markup:
+    name = metrics.label(key)
     line = Line(name, curve.steps, curve.values, curve.errors, marks=True)
     best = min(range(len(curve.values)), key=curve.values.__getitem__)
     lowest = Measurement(curve.values[best], curve.errors[best])
@@ -182,10 +289,12 @@ def _kid(curve: Curve, key: str, step: float) -> Markup:
     return charts.lines("kid", [line], alt, "step", name, mark=(step, "measured"))
 
 
-def sweep(swept: TuningResult) -> dict[str, Any]:
-    """Show a row for each setting, and a plot of quality against cost."""
+def show_sweep(swept: TuningResult | None) -> dict[str, Any]:
+    """Show a row for each setting, and a plot of quality against cost. Empty without `tune`."""
+    if swept is None:
+        return {}
     rows = [(row, read_measurement(row.values, swept.metric)) for row in swept.rows]
-    name = label(swept.metric)
+    name = metrics.label(swept.metric)
     return {"swept": swept, "label": name, "rows": rows, "plot": _quality(swept, name)}
 
 
@@ -193,9 +302,7 @@ def _quality(swept: TuningResult, label: str) -> Markup:
     """Plot a line for each sampler, start and scale over evaluations."""
     groups: dict[str, list[Trial]] = {}
     for row in swept.rows:
-        setting = row.setting
-        name = setting.sampler + setting.description
-        groups.setdefault(name, []).append(row)
+        groups.setdefault(row.setting.sampler + row.setting.description, []).append(row)
     series = []
     for name, group in groups.items():
         group.sort(key=lambda row: row.evaluations)
@@ -215,7 +322,7 @@ CHANNELS = 8
 SIDES = ("real", "generated")
 
 
-def distributions(result: EvaluationResult) -> dict[str, Any]:
+def show_distributions(result: EvaluationResult) -> dict[str, Any]:
     """Plot each channel's density, and the power by frequency."""
     channels = result.details.get("marginals", [])
     spectrum = result.details.get("spectrum")
@@ -226,7 +333,7 @@ def distributions(result: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def _channel(k: int, channel: dict[str, Any], words: Words) -> tuple[Markup, str]:
+def _channel(k: int, channel: dict[str, Any], words: metrics.Words) -> tuple[Markup, str]:
     """Plot a channel's density, and return its caption too."""
     density = channel["density"]
     name = words.channel(k)
