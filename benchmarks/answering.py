@@ -23,8 +23,8 @@ from PIL import Image
 from diffuse_cli.core.degradations import LowRes
 from diffuse_cli.data import match_pairs
 from diffuse_cli.metrics import frechet
+from diffuse_cli.metrics.estimates import average
 from diffuse_cli.metrics.paired import psnr
-from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models.image_conditioning import (
     Conditioner,
     ConditioningInputs,

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.metrics import MetricNumber, Values, class_table, select_numbers
-from diffuse_cli.system import align_columns, files, outputs, replace_nonfinite
+from diffuse_cli.metrics.features import describe_network
+from diffuse_cli.system import align_columns, files, replace_nonfinite
+from diffuse_cli.system.outputs import claim_option
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.results import EvaluationResult
@@ -45,9 +47,7 @@ def lines(scores: EvaluationResult) -> list[str]:
         ["", "measured", "reference"],
         *(_row(n, scores.values) for n in select_numbers(scores.values)),
     ]
-    from diffuse_cli.metrics.features.feature_choice import describe_network, describe_part
-
-    part = describe_part(scores.part, scores.words)
+    part = scores.words.name_part(scores.part)
     features = f"; {describe_network(scores.features)}" if scores.features.get("name") else ""
     measured = "memorized_expected" in scores.values
     remarks = [

@@ -98,6 +98,11 @@ class BoundPlotConfig(BoundConfig):
     )
 
 
+OF_MODELS = (BoundPlotConfig, StartConfig, SamplerConfig, VarianceConfig)
+OF_FOLDERS = (AxesConfig,)
+"""Options of `eval` that only a model takes, and that only a folder of samples takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(
     shared_options.AxesConfig,
@@ -107,8 +112,7 @@ class EvalConfig(
     sample_options.DrawConfig,
     sample_options.VarianceConfig,
 ):
-    """A model, or a folder of images, measured against real images. Only a folder takes the options
-    of `AxesConfig`."""
+    """A model, or a folder of images, measured against real images."""
 
     subject: str = argument(
         "MODEL_OR_FOLDER", "Model, run directory, or folder of generated images."

@@ -9,43 +9,30 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffuse_cli.config import eval_options
-from diffuse_cli.config.eval_options import EvalConfig, MeasureConfig, TuneConfig
-from diffuse_cli.config.options import find_changed_flag
-from diffuse_cli.config.sample_options import SamplerConfig, StartConfig, VarianceConfig
-from diffuse_cli.config.shared_options import AxesConfig
-from diffuse_cli.core import PAIRS, Space
-from diffuse_cli.data import is_images
-from diffuse_cli.evaluation import examples, ode_likelihood, variational_bound
-from diffuse_cli.evaluation.image_sets import (
-    Sides,
-    read_folder,
-    read_sides,
-    report_classes,
-    set_conditions,
+from diffuse_cli import metrics
+from diffuse_cli.config.eval_options import (
+    OF_FOLDERS,
+    OF_MODELS,
+    EvalConfig,
+    MeasureConfig,
+    TuneConfig,
 )
-from diffuse_cli.evaluation.input_builders import make_part
+from diffuse_cli.config.options import find_changed_flag
+from diffuse_cli.data import is_images
+from diffuse_cli.evaluation import examples, image_sets, input_builders, likelihood
 from diffuse_cli.evaluation.metric_inputs import (
     EvaluationRun,
     find_missing_parts,
     report_unmeasured,
 )
 from diffuse_cli.evaluation.results import EvaluationResult
-from diffuse_cli.media import figures
-from diffuse_cli.metrics import METRICS, Facts, Remark, Words, features, remarks
-from diffuse_cli.metrics.features import FeatureNetwork, feature_choice
-from diffuse_cli.metrics.features.feature_cache import Team
-from diffuse_cli.metrics.features.feature_choice import FeatureChoice, words_of
+from diffuse_cli.metrics import Remark, Words
+from diffuse_cli.metrics.features import feature_choice
 from diffuse_cli.models.model_file import ModelFile
-from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser, load_guide
-from diffuse_cli.sampling.sampling_settings import (
-    SamplingSettings,
-    report_settings,
-    resolve_settings,
-)
-from diffuse_cli.system import DiffuseError, Notice, UsageError, Work, files
-from diffuse_cli.system.accelerator import describe_environment, reuse_accelerator
-from diffuse_cli.system.outputs import claim_option
+from diffuse_cli.sampling import guidance_model, sampling_settings
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
+from diffuse_cli.system import UsageError, Work, devices, files, outputs
 
 
 def evaluate(
@@ -69,18 +56,17 @@ def evaluate(
     began = time.monotonic()
     subject = Path(config.subject)
     folder = model_file is None and is_images(subject)
-    kinds = eval_options.BoundPlotConfig, StartConfig, SamplerConfig, VarianceConfig
-    flag = find_changed_flag(config, *kinds)
-    if folder and (flag := "--given" if config.given else flag):
+    flag = "--given" if config.given else find_changed_flag(config, *OF_MODELS)
+    if folder and flag:
         text = f"{flag} needs a model, and {files.show(subject)} is a folder of images"
         raise UsageError(text, "Remove it, or pass a model file")
-    if not folder and (flag := find_changed_flag(config, AxesConfig)):
+    if not folder and (flag := find_changed_flag(config, *OF_FOLDERS)):
         text = f"{flag} needs a folder of samples: {files.show(subject)} has its own {flag[2:]}"
         raise UsageError(text, "Remove it")
     with (
-        claim_option(config, "plot", ".png") as plot,
-        claim_option(config, "pairs", ".png") as page,
-        reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
+        outputs.claim_option(config, "plot", ".png") as plot,
+        outputs.claim_option(config, "pairs", ".png") as page,
+        devices.reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
     ):
         loaded, settings, described = None, None, {}
         if not folder:
@@ -88,33 +74,30 @@ def evaluate(
                 model_file or subject, config.weights, accelerator, config.precision
             )
             settings = yield from prepare_settings(config, loaded, accelerator)
-            yield from report_settings(settings)
+            yield from sampling_settings.report_settings(settings)
             described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
             lacks = find_missing_parts(loaded.space, loaded, training=config.train_n > 0)
             # Notices follow once DATA is read, which may differ from the training data.
             list(report_unmeasured(config.metrics or (), lacks))
         space = loaded.space if loaded else None
-        judge = yield from load_feature_choice(config, space, accelerator)
-        sides = yield from read_sides(config, loaded) if loaded else read_folder(config)
+        trained = yield from feature_choice.load_trained_network(config, space, accelerator)
+        read = image_sets.read_sides(config, loaded) if loaded else image_sets.read_folder(config)
+        sides = yield from read
         sides.check()
-        words = words_of(sides.space)
+        words = sides.words
         if loaded and settings:
-            settings = set_conditions(settings, loaded, sides, config.seed)
-            if given := loaded.model.blueprint.conditions.given:
-                inputs = f"the paired {words.many}" if given.what == PAIRS else given.what
-                yield Notice(f"conditioned on the real {words.many}: {inputs}")
-            elif sides.real.rows is not None:
-                yield Notice(f"conditioned on the metadata of the real {words.many}")
-            elif settings.condition:
-                yield report_classes(sides)
+            settings = image_sets.set_conditions(settings, loaded, sides, config.seed)
+            yield from image_sets.report_conditions(sides, loaded)
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(
                 "--pairs needs the model's training data as DATA, with a held-out part",
                 f"Use the training data, 40 {words.many} or more, without --train-n 0",
             )
-        network = yield from choose_network(config, judge, sides)
+        network = yield from feature_choice.choose_network(
+            config, trained, sides.space, sides.real.samples, accelerator.device
+        )
         evaluation = EvaluationRun(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
@@ -122,24 +105,22 @@ def evaluate(
         yield from report_unmeasured(config.metrics or (), evaluation.missing_parts)
         values = yield from compute_metrics(evaluation)
         if "ode_bits" in evaluation.made_parts:
-            described["ode_steps"] = config.ode_steps or ode_likelihood.STEPS
+            described["ode_steps"] = config.ode_steps or likelihood.ODE_STEPS
         if config.metrics is None:
-            yield from make_part(evaluation, "generated")
+            yield from input_builders.make_part(evaluation, "generated")
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
-            picture = variational_bound.plot_bound(
-                evaluation.bound, files.show(subject.name), density=evaluation.floats
-            )
-            files.write_bytes(plot, figures.encode_png(picture))
+            name, density = files.show(subject.name), evaluation.floats
+            files.write_bytes(plot, likelihood.plot_bound(evaluation.bound, name, density=density))
         if page:
             twins = examples.find_image_pairs(evaluation, examples.PAIRS)
-            files.write_bytes(page, figures.encode_png(examples.plot_pairs(twins, words)))
+            files.write_bytes(page, examples.plot_pairs(twins, words))
         real = len(sides.real)
         generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
         dim = evaluation.fake_features.shape[1]
         details = {k: m.details(evaluation) for k, m in evaluation.metrics.items() if m.details}
-        facts = Facts(
+        facts = metrics.Facts(
             values, real, generated, dim, loaded is not None, sides.space.bins, details, words
         )
         return EvaluationResult(
@@ -155,21 +136,19 @@ def evaluate(
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},
             fingerprints=sides.fingerprints,
-            made_with=describe_environment(accelerator),
+            made_with=devices.describe_environment(accelerator),
             plot=plot,
             pairs=page,
             report=Path(config.report) if config.report else None,
-            remarks=[*remarks(facts), *_describe_choice(settings, sides, words)],
+            remarks=[*metrics.remarks(facts), *_remark_choice(settings, sides.part, words)],
             words=words,
             images=examples.choose_images(evaluation, sides.classes) if config.report else None,
         )
 
 
-def _describe_choice(
-    settings: SamplingSettings | None, sides: Sides, words: Words
-) -> Iterator[Remark]:
+def _remark_choice(settings: SamplingSettings | None, part: str, words: Words) -> Iterator[Remark]:
     """Yield a note if `tune` may have chosen the sampling settings with the real samples."""
-    if settings and settings.recommendations and sides.part == "held-out":
+    if settings and settings.recommendations and part == "held-out":
         text = (
             f"if tune chose the recommended settings ({settings.recommendations}) with the same "
             f"held-out {words.many}, KID can be a little too low. Evaluate other {words.many} "
@@ -186,10 +165,10 @@ def prepare_settings(
     Raises:
         UsageError: there are more timesteps than the model has.
     """
-    guide = yield from load_guide(config, loaded, accelerator)
-    names = map(METRICS.current, config.metrics or ())
-    bound = config.metrics is None or any("bits" in METRICS[name].NEEDS for name in names)
-    settings = resolve_settings(config, loaded.model, guide=guide, bound=bound)
+    guide = yield from guidance_model.load_guide(config, loaded, accelerator)
+    names = config.metrics
+    bound = names is None or any("bits" in metrics.METRICS[name].NEEDS for name in names)
+    settings = sampling_settings.resolve_settings(config, loaded.model, guide=guide, bound=bound)
     process = loaded.denoiser.process
     settings.resolve_times(process)
     if config.respaced is not None and config.respaced > process.num_timesteps:
@@ -208,60 +187,10 @@ def compute_metrics(evaluation: EvaluationRun) -> Work[dict[str, float]]:
     values: dict[str, float] = {}
     for metric in evaluation.metrics.values():
         for need in metric.NEEDS:
-            yield from make_part(evaluation, need)
+            yield from input_builders.make_part(evaluation, need)
         if evaluation.accelerator.is_main_process:
             values |= metric.compute(evaluation)
     return values
-
-
-def load_feature_network(
-    config: MeasureConfig, accelerator: Accelerator, *, alone: bool = False
-) -> Work[FeatureNetwork]:
-    """Load the feature network before the work starts, as its weights may be missing or wrong.
-
-    Args:
-        alone: whether only the first process calls it.
-    """
-    name, device = config.features, accelerator.device
-    if not alone and config.feature_weights is None:
-        failed = None
-        if accelerator.is_local_main_process:  # downloads; the others wait
-            try:
-                yield from features.find_weights(name)
-            except DiffuseError as error:
-                failed = error
-        for reason in filter(None, Team.from_accelerator(accelerator).gather(failed)):
-            raise reason
-    return (yield from features.prepare_network(name, device, config.feature_weights))
-
-
-def load_feature_choice(
-    config: MeasureConfig, space: Space | None, accelerator: Accelerator, *, alone: bool = False
-) -> Work[FeatureChoice]:
-    """Find the choice of feature network for samples of a space. None if the space is unknown."""
-    trained = load_feature_network(config, accelerator, alone=alone)
-    return (yield from feature_choice.load_choice(space, accelerator.device, trained))
-
-
-def choose_network(
-    config: MeasureConfig, judge: FeatureChoice, sides: Sides
-) -> Work[FeatureNetwork]:
-    """Choose the feature network for the sides, and report if its features are random.
-
-    Raises:
-        UsageError: the user asked for a network trained on photographs.
-    """
-    network = judge.choose_network(sides.space, sides.real.samples)
-    if not network.pictures:
-        many = words_of(sides.space).many
-        if flag := find_changed_flag(config, eval_options.FeatureConfig):
-            text = f"{flag} uses features of photographs, which do not suit {many}"
-            raise UsageError(text, "Remove it: the KID then uses random features")
-        yield Notice(
-            f"KID uses random features, because features of photographs do not suit {many}. Other "
-            "metrics of such features are left out"
-        )
-    return network
 
 
 def load_model(

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.media import Array, figures
 from diffuse_cli.media.image.planes import to_pixels
 from diffuse_cli.metrics import Words
-from diffuse_cli.metrics.inputs import NearestDistances
 from diffuse_cli.metrics.memorization import select_finite
+from diffuse_cli.metrics.nearest_neighbors import NearestDistances
 
 PAIRS, COLUMNS = 24, 4
 """Pairs on the page, and in a row."""
@@ -64,8 +63,8 @@ def find_closest_pairs(nearest: Mapping[str, NearestDistances], count: int) -> l
     return sorted(pairs.values(), key=lambda p: (p.ratio, p.sample))[:count]
 
 
-def plot_pairs(twins: Sequence[ImagePair], words: Words) -> Image.Image:
-    """Plot a page of pairs: each generated image next to its nearest training image."""
+def plot_pairs(twins: Sequence[ImagePair], words: Words) -> bytes:
+    """Plot a page of pairs as PNG: each generated image next to its nearest training image."""
     image_pairs = [[_resize_image(twin.generated), _resize_image(twin.training)] for twin in twins]
     side = max(max(image.shape[1:]) for pair in image_pairs for image in pair) / DPI
     columns = min(COLUMNS, len(twins))
@@ -80,7 +79,7 @@ def plot_pairs(twins: Sequence[ImagePair], words: Words) -> Image.Image:
         for place, image in enumerate(images):
             sheet.image(x + place * (side + 0.05), y, image)
         sheet.text(x, y + side + 0.15, f"{words.one} {twin.pair}", pitch_x - 0.15, fontsize=7.5)
-    return sheet.render()
+    return figures.encode_png(sheet.render())
 
 
 def _resize_image(image: Array) -> Array:
@@ -138,6 +137,8 @@ def choose_images(evaluation: EvaluationRun, names: Sequence[str]) -> ReportImag
         for k, name in enumerate(names)
         if all((side.labels == k).any() for side in sides)
     ]
+    paired = "paired_values" in evaluation.made_parts
+    first = evaluation.paired_values.first if paired else {}
     return ReportImages(
         generated=generated,
         real=real,
@@ -145,7 +146,7 @@ def choose_images(evaluation: EvaluationRun, names: Sequence[str]) -> ReportImag
         classes=tuple(classes[:CLASSES]),
         more_classes=max(0, len(classes) - CLASSES),
         twins=tuple(find_image_pairs(evaluation, TWINS)) if evaluation.training else (),
-        paired_images={k: look(samples) for k, samples in evaluation.paired_values.first.items()},
+        paired_images={k: look(samples) for k, samples in first.items()},
     )
 
 

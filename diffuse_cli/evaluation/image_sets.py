@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,21 +12,14 @@ import numpy as np
 from diffuse_cli.config.eval_options import EvalConfig, ImageSetsConfig, MeasureConfig
 from diffuse_cli.core import PAIRS, Space
 from diffuse_cli.core.space import longest_side
-from diffuse_cli.data import Dataset, Pairs, match_pairs, read_cells, read_images
-from diffuse_cli.data.metadata_columns import describe_unknown_labels, encode_rows
+from diffuse_cli.data import Dataset, Pairs, match_pairs, metadata_columns, read_cells, reader
 from diffuse_cli.media import MEDIA, Array, Indices, can_judge, settings_for
-from diffuse_cli.metrics import memorization
-from diffuse_cli.metrics.features.feature_choice import words_of
-from diffuse_cli.models.image_conditioning import (
-    ConditioningInputs,
-    check_pairs_option,
-    choose_inputs,
-)
-from diffuse_cli.sampling.model_loading import LoadedModel
+from diffuse_cli.metrics import Words, memorization
+from diffuse_cli.models import image_conditioning
+from diffuse_cli.models.image_conditioning import ConditioningInputs
+from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.system import Notice, UsageError, Work
-from diffuse_cli.system.memory import count_local_processes, free_memory
-from diffuse_cli.system.rng import permutation
+from diffuse_cli.system import Notice, UsageError, Work, memory, rng
 
 
 @dataclass(frozen=True)
@@ -68,9 +61,6 @@ class LabeledSamples:
 FEWEST = 2
 """The fewest images of a side."""
 
-KEPT_SHARE = 2
-"""Images are kept in memory up to 1/KEPT_SHARE of the free memory."""
-
 
 @dataclass(frozen=True)
 class TrainingSamples:
@@ -95,15 +85,6 @@ class TrainingSamples:
         return self.pool[self.order[:n]]
 
 
-FINGERPRINTS: Mapping[str, str] = {
-    "data": "the real {many}",
-    "subject": "the generated {many}",
-    "given": "the conditioning {many}",
-    "table": "the metadata columns",
-}
-"""Readable names of data with a fingerprint, by key."""
-
-
 @dataclass(frozen=True)
 class Sides:
     """Real images, and the generated images if a folder is measured.
@@ -114,7 +95,8 @@ class Sides:
             split as in training, if it is large enough.
         part: the part of DATA in `real`: `held-out` or `all`.
         classes: the name of each label.
-        fingerprints: the fingerprints of DATA and of other inputs, by the keys of `FINGERPRINTS`.
+        fingerprints: the fingerprints of DATA and of other inputs, by `data`,
+            `subject`, `given` and `table`.
         space: the space of the samples on all sides.
     """
 
@@ -127,9 +109,14 @@ class Sides:
     fingerprints: dict[str, str]
     space: Space
 
+    @property
+    def words(self) -> Words:
+        """Words for the samples."""
+        return Words.of(self.space)
+
     def check(self) -> None:
         """Raise a `UsageError` if a side has fewer than two images."""
-        many = words_of(self.space).many
+        many = self.words.many
         for name, side in (("real", self.real), ("generated", self.fakes)):
             if side is not None and len(side) < FEWEST:
                 text = f"an evaluation needs two {many} on each side, not {len(side)} {name}"
@@ -138,7 +125,7 @@ class Sides:
 
 def read_sides(config: MeasureConfig, loaded: LoadedModel) -> Work[Sides]:
     """Read the real images for a model."""
-    check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
+    image_conditioning.check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
     [sides] = yield from read_common_sides(config, [loaded])
     return sides
 
@@ -153,6 +140,7 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
     yield from _report_summaries(images)
     held_out = any(is_trained_on(model, images) for model in models)
     usable, read = np.ones(len(images), np.bool_), []
+    words = Words.of(models[0].space)
     for model in models:
         dataset = yield from _read_rows(config.data, images, model)
         pairs = yield from _read_pairs(config, images, model)
@@ -160,13 +148,15 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
             usable &= pairs.matched
         read.append((dataset, model, pairs))
     if held_out and (count := int((images.held_out & usable).sum())) < FEWEST:
-        held_out, words = False, words_of(models[0].space)
+        held_out = False
         yield Notice(
             f"only {count} {words.one if count == 1 else words.many} held out: training "
             f"{words.many} stand in as real {words.many}, so distances and likelihood are too good",
             warning=True,
         )
-    yield _report_part(images, held_out)
+    count = int(images.held_out.sum()) if held_out else len(images)
+    part = "the held-out part" if held_out else "all"
+    yield Notice(f"real {words.many}: {part}, {count:,} of {len(images):,}")
     return [_make_sides(config, *sources, usable, held_out=held_out) for sources in read]
 
 
@@ -174,7 +164,7 @@ def _read_in_space(
     space: Space, data: str, config: ImageSetsConfig, loaded: LoadedModel
 ) -> Work[Dataset]:
     """Read samples of a space, with the options' fit and background, or else the model's."""
-    images = yield from read_images(
+    work = reader.read_images(
         data,
         **settings_for(space),
         background=config.background or loaded.background,
@@ -184,12 +174,15 @@ def _read_in_space(
         workers=config.workers,
         keep=kept_bytes(),
     )
-    return images
+    return (yield from work)
 
 
 def kept_bytes() -> int:
-    """Return the bytes of a set to keep in memory. Other images are decoded on demand."""
-    return free_memory("cpu") // (KEPT_SHARE * count_local_processes())
+    """Return the bytes of a set to keep in memory: half of the memory that is free.
+
+    Other images are decoded on demand.
+    """
+    return memory.free_memory("cpu") // (2 * memory.count_local_processes())
 
 
 def _read_rows(data: str, images: Dataset, loaded: LoadedModel) -> Work[Dataset]:
@@ -203,9 +196,9 @@ def _read_rows(data: str, images: Dataset, loaded: LoadedModel) -> Work[Dataset]
     if table is None:
         return images
     cells = read_cells(data, images.names, table.names)
-    for line in (*cells.lines, *describe_unknown_labels(table, cells)):
+    for line in (*cells.lines, *metadata_columns.describe_unknown_labels(table, cells)):
         yield Notice(line, warning=True)
-    return replace(images, rows=encode_rows(table, cells))
+    return replace(images, rows=metadata_columns.encode_rows(table, cells))
 
 
 def _read_pairs(config: ImageSetsConfig, data: Dataset, loaded: LoadedModel) -> Work[Pairs | None]:
@@ -231,14 +224,21 @@ def prepare_inputs(
     """Return the conditioning inputs of images, or None for a model without them."""
     if loaded.encoder is None:
         return None
-    return choose_inputs(loaded.encoder, images.samples, images.pairs, seed)
+    return image_conditioning.choose_inputs(loaded.encoder, images.samples, images.pairs, seed)
 
 
-def report_classes(sides: Sides) -> Notice:
-    """Report the classes of the generated samples of a model conditioned only on classes."""
-    if _classes_of(sides):
-        return Notice("generating classes in the proportions of DATA")
-    return Notice("DATA has none of the model's classes: generating all evenly")
+def report_conditions(sides: Sides, loaded: LoadedModel) -> Work[None]:
+    """Report the conditions of generated samples, for a conditional model."""
+    conditions, many = loaded.model.blueprint.conditions, sides.words.many
+    if conditions.given:
+        inputs = f"the paired {many}" if conditions.given.what == PAIRS else conditions.given.what
+        yield Notice(f"conditioned on the real {many}: {inputs}")
+    elif sides.real.rows is not None:
+        yield Notice(f"conditioned on the metadata of the real {many}")
+    elif conditions and _classes_of(sides):
+        yield Notice("generating classes in the proportions of DATA")
+    elif conditions:
+        yield Notice("DATA has none of the model's classes: generating all evenly")
 
 
 def set_conditions(
@@ -304,18 +304,11 @@ def _make_sides(
     return Sides(real, more, None, training, part, names, prints, loaded.space)
 
 
-def _report_part(images: Dataset, held_out: bool) -> Notice:
-    """Report which images of DATA are the real images."""
-    which = "the held-out part" if held_out else "all"
-    count = int(images.held_out.sum()) if held_out else len(images)
-    return Notice(f"real {MEDIA[images.medium].many}: {which}, {count:,} of {len(images):,}")
-
-
 def read_folder(config: EvalConfig) -> Work[Sides]:
     """Read generated images at their own size if it is uniform, and real images at that size."""
     fit = config.fit or "crop"
     read = partial(
-        read_images,
+        reader.read_images,
         background=config.background or "white",
         fit=fit,
         layout=config.layout,
@@ -333,8 +326,12 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
     if len(sizes) == 1 and sizes[0] != samples.stored.shape[2:] and max(sizes[0]) <= longest:
         uniform["size"] = sizes[0]
         samples = yield from read(config.subject, **uniform)
-    settings = {name: getattr(samples, name) for name in ("medium", "layout", "rate")}
-    settings["size"] = samples.stored.shape[2:]
+    settings: dict[str, Any] = {
+        "medium": samples.medium,
+        "layout": samples.layout,
+        "rate": samples.rate,
+        "size": samples.stored.shape[2:],
+    }
     # Feature networks compare grey photos with color photos.
     if not can_judge(samples.estimated_space):
         settings["channels"] = samples.stored.shape[1]
@@ -343,7 +340,7 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
         samples = yield from read(config.subject, **uniform, bits=8)
         images = yield from read(config.data, **settings, bits=8)
     yield from _report_summaries(samples, images)
-    if not uniform and (text := samples.summary.describe_resizing(settings["size"], fit)):
+    if not uniform and (text := reader.describe_resizing(samples.summary, settings["size"], fit)):
         yield Notice(text)
     names = images.class_names
     fakes, _ = _choose(config, LabeledSamples.from_dataset(samples, names), np.arange(len(samples)))
@@ -374,7 +371,7 @@ def _choose(
     config: MeasureConfig, pool: LabeledSamples, chosen: Array
 ) -> tuple[LabeledSamples, LabeledSamples]:
     """Return at most n of the chosen images, shuffled, and at most n of the rest."""
-    order = chosen[permutation(config.seed, 0, len(chosen))]
+    order = chosen[rng.permutation(config.seed, 0, len(chosen))]
     return pool[order[: config.n]], pool[order[config.n : 2 * config.n]]
 
 
@@ -393,5 +390,5 @@ def _training(
 def _shuffle_training(seed: int, held_out: Array, usable: Array) -> Array:
     """Return the indices of the training images, shuffled. For masks see `_training`."""
     indices = np.flatnonzero(~held_out & usable)
-    shuffled: Indices = indices[permutation(seed, 1, len(indices))]
+    shuffled: Indices = indices[rng.permutation(seed, 1, len(indices))]
     return shuffled

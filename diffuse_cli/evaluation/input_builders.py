@@ -11,26 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse_cli.evaluation import likelihood
 from diffuse_cli.evaluation.image_sets import FEWEST, LabeledSamples, TrainingSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
-from diffuse_cli.evaluation.ode_likelihood import make_ode_bits
-from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.baselines import make_baseline_images
-from diffuse_cli.metrics.channel_distributions import measure_marginals
-from diffuse_cli.metrics.features.feature_cache import cache_features, compute_features
-from diffuse_cli.metrics.inputs import NearestDistances, PairedValues
-from diffuse_cli.metrics.nearest_neighbors import (
-    add_candidates,
-    blocks,
-    find_nearest,
-    merge,
-    to_comparable,
+from diffuse_cli.metrics import (
+    baselines,
+    channel_distributions,
+    nearest_neighbors,
+    paired,
+    spectrum,
 )
-from diffuse_cli.metrics.paired import compute_pixel_metrics, feature_distances
-from diffuse_cli.metrics.spectrum import measure_spectra
+from diffuse_cli.metrics.features.feature_cache import cache_features, compute_features
+from diffuse_cli.metrics.nearest_neighbors import NearestDistances
 from diffuse_cli.models import image_conditioning
-from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs, choose_inputs
+from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.generation import generate_all
 from diffuse_cli.system import Work
 
@@ -53,7 +48,7 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
     second = fakes[len(real) : len(real) + count]
     if len(second) < count:
         second = yield from _generate(evaluation, range(len(real), len(real) + count))
-    baselines, features = yield from _make_baselines(evaluation, encoder, count)
+    baseline_images, features = yield from _make_baselines(evaluation, encoder, count)
     if not evaluation.accelerator.is_main_process:
         return
     every = range(count)
@@ -62,7 +57,7 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
             encoder,
             real.samples[list(rows)],
             [fakes[list(rows)], second[list(rows)]],
-            {name: images[list(rows)] for name, images in baselines.items()},
+            {name: images[list(rows)] for name, images in baseline_images.items()},
             config.seed,
             rows,
         )
@@ -71,16 +66,16 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
     values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     real_features = evaluation.real_features[:count]
     fake_features = evaluation.fake_features[:count]
-    values |= feature_distances(real_features, fake_features, features)
+    values |= paired.feature_distances(real_features, fake_features, features)
     sides = {
-        "condition": baselines.get("given"),
+        "condition": baseline_images.get("given"),
         "generated": fakes,
         "generated again": second,
         "real": real.samples,
-        "nearest in training": baselines.get("nearest"),
+        "nearest in training": baseline_images.get("nearest"),
     }
     first = {k: side[: min(count, PAIRED_SHOWN)] for k, side in sides.items() if side is not None}
-    evaluation.paired_values = PairedValues(values, np.arange(count), first)
+    evaluation.paired_values = paired.PairedValues(values, np.arange(count), first)
 
 
 def _make_baselines(
@@ -94,7 +89,7 @@ def _make_baselines(
     real, seed = evaluation.real, evaluation.config.seed
     images: dict[str, Array] = {}
     features: dict[str, Array] = {}
-    inputs = choose_inputs(encoder, real.samples, real.pairs, seed)
+    inputs = image_conditioning.choose_inputs(encoder, real.samples, real.pairs, seed)
     if encoder.given.channels in (1, encoder.space.channels):  # it can be looked at as samples are
         given = encoder.render_input(inputs.encode(range(count), torch.device("cpu")))
         images["given"] = np.broadcast_to(given, (count, *encoder.space.shape))
@@ -112,7 +107,7 @@ def compare_samples(
     encoder: Conditioner,
     truth: Array,
     fakes: Sequence[Array],
-    baselines: Mapping[str, Array],
+    baseline_images: Mapping[str, Array],
     seed: int,
     rows: Sequence[int],
 ) -> dict[str, Array]:
@@ -121,11 +116,11 @@ def compare_samples(
     Args:
         truth: the real images (M, C, *size), whose inputs are degraded with `seed`.
         fakes: two generated images for each conditioning input.
-        baselines: the baselines by name.
+        baseline_images: the baselines by name.
         rows: the indices of the images among the real images.
     """
     span = encoder.space.bins - 1.0 if encoder.space.bins else 2.0
-    values = compute_pixel_metrics(truth, fakes[0], fakes[1], baselines, span)
+    values = paired.compute_pixel_metrics(truth, fakes[0], fakes[1], baseline_images, span)
     if encoder.degradation:
         misfits = image_conditioning.measure_residuals
         first, second, real = (misfits(encoder, x, truth, seed, rows) for x in (*fakes, truth))
@@ -146,16 +141,16 @@ def find_nearest_inputs(
     """
     width = encoder.given.channels * math.prod(encoder.space.size)
     places: list[Array] = []
-    for rows in blocks(count, width):
+    for rows in nearest_neighbors.blocks(count, width):
         conditioning = inputs.encode(range(rows.start, rows.stop), torch.device("cpu")).double()
         values, mask = conditioning[:, :-1], conditioning[:, -1:]
         mask = mask.expand_as(values).flatten(1)
         nearest = None
-        for part in blocks(len(training), width):
+        for part in nearest_neighbors.blocks(len(training), width):
             train_inputs = _unmasked_inputs(encoder, training[part], seed).double().flatten(1)
             # |k (x - y)|^2 less |k y|^2, which is the same for all x.
             distances = mask @ train_inputs.square().T - 2 * values.flatten(1) @ train_inputs.T
-            nearest = merge(nearest, distances, part.start, 1)
+            nearest = nearest_neighbors.merge(nearest, distances, part.start, 1)
         assert nearest is not None
         places.append(nearest[1][:, 0].numpy())
     return np.concatenate(places)
@@ -212,11 +207,11 @@ def _make_features(evaluation: EvaluationRun) -> Work[None]:
 
 def _make_baseline_features(evaluation: EvaluationRun) -> Work[None]:
     """Compute features of the baselines, which are known to be bad."""
-    baselines = make_baseline_images(evaluation.look(evaluation.real.samples))
-    pixels = np.concatenate([*baselines.values()])
+    images = baselines.make_baseline_images(evaluation.look(evaluation.real.samples))
+    pixels = np.concatenate([*images.values()])
     features = yield from cache_features(evaluation.network, pixels, evaluation.team)
-    ends = np.cumsum([len(images) for images in baselines.values()])
-    evaluation.baseline_features = dict(zip(baselines, np.split(features, ends[:-1]), strict=True))
+    ends = np.cumsum([len(part) for part in images.values()])
+    evaluation.baseline_features = dict(zip(images, np.split(features, ends[:-1]), strict=True))
 
 
 def _make_nearest(evaluation: EvaluationRun) -> Work[None]:
@@ -226,13 +221,13 @@ def _make_nearest(evaluation: EvaluationRun) -> Work[None]:
     yield from make_part(evaluation, "generated")
     # The expected rate depends on the number of references, so both spaces use the same number.
     alone = min(training.reference_count, evaluation.config.train_n)
-    pixels = yield from find_nearest(
+    pixels = yield from nearest_neighbors.find_nearest(
         evaluation.generated.samples,
         training.held_out.samples,
         training.pool.samples,
         training.order,
         alone,
-        partial(to_comparable, evaluation.space),
+        partial(nearest_neighbors.to_comparable, evaluation.space),
     )
     # Processes compute features of the same images, even if their rounding differs.
     pixels = evaluation.team.from_first(pixels)
@@ -261,7 +256,8 @@ def _nearest_in_features(
     # A model's real images are the held-out ones, unless those are too few for a side.
     if evaluation.loaded is None or len(held_out) < FEWEST:
         real = yield from cache_features(network, evaluation.look(held_out.samples), team)
-    near = yield from find_nearest(samples, real, features, np.arange(len(features)), alone)
+    order = np.arange(len(features))
+    near = yield from nearest_neighbors.find_nearest(samples, real, features, order, alone)
     near = replace(near, places=training.order[near.places])
     rows = np.flatnonzero(~np.isin(pixels.places, training.order[: len(features)]))
     if not len(rows):
@@ -273,27 +269,28 @@ def _nearest_in_features(
         (yield from cache_features(network, pictures[n:], team)),
     ]
     queries = np.concatenate([samples, real, features[:alone]])
-    return add_candidates(near, queries, rows, np.concatenate(sources), places, alone)
+    candidates = np.concatenate(sources)
+    return nearest_neighbors.add_candidates(near, queries, rows, candidates, places, alone)
 
 
 def _make_marginals(evaluation: EvaluationRun) -> Work[None]:
     """Measure the value distributions of both sides, on the first process."""
     yield from make_part(evaluation, "generated")
     if evaluation.accelerator.is_main_process:
-        evaluation.marginals = measure_marginals(*evaluation.sides)
+        evaluation.marginals = channel_distributions.measure_marginals(*evaluation.sides)
 
 
 def _make_spectra(evaluation: EvaluationRun) -> Work[None]:
     """Measure the power spectra of both sides, on the first process."""
     yield from make_part(evaluation, "generated")
     if evaluation.accelerator.is_main_process:
-        evaluation.spectra = measure_spectra(*evaluation.sides)
+        evaluation.spectra = spectrum.measure_spectra(*evaluation.sides)
 
 
 PARTS: Mapping[str, Callable[[EvaluationRun], Work[None]]] = {
-    "bits": make_bits,
-    "train_bits": make_train_bits,
-    "ode_bits": make_ode_bits,
+    "bits": likelihood.make_bits,
+    "train_bits": likelihood.make_train_bits,
+    "ode_bits": likelihood.make_ode_bits,
     "generated": _make_generated,
     "features": _make_features,
     "random_features": _make_features,

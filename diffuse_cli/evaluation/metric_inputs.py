@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.core import Space
-from diffuse_cli.core.likelihood import strata
 from diffuse_cli.evaluation.image_sets import FEWEST, LabeledSamples, TrainingSamples
+from diffuse_cli.evaluation.likelihood import VariationalBound
 from diffuse_cli.media import Array, can_judge, render_samples
-from diffuse_cli.metrics import METRICS, Metric
+from diffuse_cli.metrics import METRICS, Metric, MetricInputs
 from diffuse_cli.metrics.channel_distributions import measure_marginals
 from diffuse_cli.metrics.features import FeatureNetwork
 from diffuse_cli.metrics.features.feature_cache import Team
-from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.sampling.model_loading import LoadedModel
+from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, UsageError
 
@@ -165,8 +162,9 @@ class EvaluationRun(MetricInputs):
             fake_features=_rows(self.fake_features, fake_rows),
             more_features=_rows(self.more_features, more_rows),
             baseline_features={},  # of all images
-            paired_values=self.paired_values[real_rows],
         )
+        if "paired_values" in self.made_parts:
+            part.paired_values = self.paired_values[real_rows]
         if "marginals" in self.made_parts:
             part.marginals = measure_marginals(*part.sides)
         if "spectra" in self.made_parts:
@@ -191,77 +189,3 @@ class EvaluationRun(MetricInputs):
 def _rows(values: Array, chosen: Array) -> Array:
     """Select rows, or return the values unchanged if they are empty."""
     return values[chosen] if len(values) else values
-
-
-BINS = 50
-"""The most groups of timesteps to show, unless an image has more visits."""
-
-
-SEEN = 8
-"""The fewest visits of a group."""
-
-
-@dataclass(frozen=True)
-class VariationalBound:
-    """Variational bound of N images in bits per dimension, estimated from V visits to each.
-
-    For floats it bounds the density of stored values, and may be negative.
-
-    Attributes:
-        prior: the term L_T, (N,).
-        expected: the mean number of visits to each timestep, see `plan_visits`, (T,).
-        times, terms: the timestep of each visit and its term, (N, V).
-    """
-
-    prior: Array
-    expected: Array
-    times: Array
-    terms: Array
-
-    def parts(self) -> Array:
-        """Return L_T, L_1 + ... + L_T-1, and L_0 of each image, (N, 3)."""
-        shares, first = self._shares(), self.times == 0
-        middle, decoder = ((shares * mask).sum(1) for mask in (~first, first))
-        return np.stack([self.prior, middle, decoder], 1)
-
-    def _shares(self) -> Array:
-        """Return the summands of each image's bound, without the prior, (N, V)."""
-        shares: Array = self.terms / self.expected[self.times]
-        return shares
-
-    def group_by_time(self) -> list[dict[str, Any]]:
-        """Return the first and last timestep of each group, and its mean term per timestep.
-
-        Multiplied by the widths of the groups, the means add up to the sums of `parts`.
-        """
-        shares = self._shares() / len(self.times)
-        means = np.bincount(self.times.ravel(), shares.ravel(), len(self.expected))
-        return [
-            {
-                "first": group.start,
-                "last": group.stop - 1,
-                "bits_per_timestep": float(means[group.start : group.stop].mean()),
-            }
-            for group in self._groups()
-        ]
-
-    def _groups(self) -> list[range]:
-        """Divide all timesteps into ranges with visits. The first range is only t = 0."""
-        total, (images, per_image) = len(self.expected), self.times.shape
-        visits = np.bincount(self.times.ravel(), minlength=total).cumsum()
-        edges = [0, 1]
-        for group in strata(total, max(BINS, per_image))[1:]:
-            if visits[group.stop - 1] - visits[edges[-1] - 1] >= min(SEEN, images):
-                edges.append(group.stop)
-        if edges[-1] < total:  # the rest joins the last group, but never the decoder
-            edges[max(2, len(edges) - 1) :] = [total]
-        return [range(a, b) for a, b in pairwise(edges)]
-
-
-def join_bounds(parts: Sequence[VariationalBound]) -> VariationalBound:
-    """Join the bounds of several sets of images, in order."""
-    priors, times, terms = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("prior", "times", "terms")
-    )
-    return VariationalBound(priors, parts[0].expected, times, terms)

@@ -7,25 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli import metrics
 from diffuse_cli.config.eval_options import CompareConfig, EvalConfig
 from diffuse_cli.config.options import convert_options
-from diffuse_cli.evaluation import evaluation_run
-from diffuse_cli.evaluation.image_sets import read_common_sides, set_conditions
+from diffuse_cli.evaluation import evaluation_run, image_sets
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
-from diffuse_cli.metrics import (
-    METRICS,
-    Measurement,
-    MetricNumber,
-    Values,
-    Words,
-    read_measurement,
-    select_numbers,
-)
-from diffuse_cli.metrics.features.feature_choice import words_of
-from diffuse_cli.models.image_conditioning import check_pairs_option
-from diffuse_cli.sampling.model_loading import LoadedModel
-from diffuse_cli.system import Notice, UsageError, Work, files
-from diffuse_cli.system.accelerator import describe_environment
+from diffuse_cli.metrics import Measurement, MetricNumber, Values, Words
+from diffuse_cli.metrics.features import feature_choice
+from diffuse_cli.models import image_conditioning
+from diffuse_cli.sampling.generation import LoadedModel
+from diffuse_cli.system import Notice, UsageError, Work, devices, files
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,19 +81,23 @@ def compare_models(
         if getattr(config, name) is None and defaults[0] != defaults[1]:
             text = f"the two models were trained with --{name} {defaults[0]} and {defaults[1]}"
             raise UsageError(text, f"Set --{name} for both")
-    check_pairs_option(config.given, *(m.model.blueprint.conditions.given for m in models))
+    given = (model.model.blueprint.conditions.given for model in models)
+    image_conditioning.check_pairs_option(config.given, *given)
     settings = []
     for eval_config, model in zip(configs, models, strict=True):
         base = yield from evaluation_run.prepare_settings(eval_config, model, accelerator)
         settings.append(base)
-    judge = yield from evaluation_run.load_feature_choice(configs[0], models[0].space, accelerator)
-    sides = yield from read_common_sides(configs[0], models)
+    measure_config, space = configs[0], models[0].space
+    trained = yield from feature_choice.load_trained_network(measure_config, space, accelerator)
+    sides = yield from image_sets.read_common_sides(measure_config, models)
     sides[0].check()
-    network = yield from evaluation_run.choose_network(configs[0], judge, sides[0])
+    network = yield from feature_choice.choose_network(
+        measure_config, trained, space, sides[0].real.samples, accelerator.device
+    )
     evaluations, values, described = [], [], []
     for eval_config, model, base, side in zip(configs, models, settings, sides, strict=True):
         yield Notice(f"evaluating {files.show(eval_config.subject)}")
-        sampling = set_conditions(base, model, side, eval_config.seed)
+        sampling = image_sets.set_conditions(base, model, side, eval_config.seed)
         evaluations.append(
             EvaluationRun(
                 eval_config, accelerator, network, model, sampling, side.real, side.more, None,
@@ -123,15 +118,15 @@ def compare_models(
         features=network.describe(),
         settings=(described[0], described[1]),
         fingerprint=sides[0].fingerprints["data"],
-        words=words_of(sides[0].space),
-        made_with=describe_environment(accelerator),
+        words=sides[0].words,
+        made_with=devices.describe_environment(accelerator),
     )
 
 
 def _paired_errors(evaluations: Sequence[EvaluationRun]) -> dict[str, float]:
     """Return the standard errors of differences of two finished evaluations, by key."""
     errors: dict[str, float] = {}
-    for metric in METRICS.values():
+    for metric in metrics.METRICS.values():
         if all(evaluation.can_measure(metric.NEEDS) for evaluation in evaluations):
             errors |= metric.difference_errors(*evaluations)
     return errors
@@ -144,10 +139,10 @@ def differences(values: Sequence[Values], paired: Values) -> tuple[Difference, .
         paired: the known standard errors of differences. Others combine as independent.
     """
     rows = []
-    for shape in select_numbers({k: v for k, v in values[0].items() if k in values[1]}):
+    for shape in metrics.select_numbers({k: v for k, v in values[0].items() if k in values[1]}):
         if not shape.direction and shape.question != "other":
             continue  # a property of the real images
-        a, b = (read_measurement(side, shape.key) for side in values)
+        a, b = (metrics.read_measurement(side, shape.key) for side in values)
         error = paired.get(shape.key, math.hypot(a.error, b.error))
         gap, better = Measurement(b.value - a.value, error), ""
         if all(map(shape.can_show, values)):
@@ -159,9 +154,8 @@ def differences(values: Sequence[Values], paired: Values) -> tuple[Difference, .
 def _find_better(gap: Measurement, direction: str) -> str:
     """Return the significantly better side, or an empty string."""
     above, below = {"lower": ("A", "B"), "higher": ("B", "A")}.get(direction, ("", ""))
-    nothing = Measurement(0.0)
     if not gap.error > 0:
         return ""
-    if gap.is_above(nothing):
+    if gap.is_above(Measurement(0.0)):
         return above
-    return below if nothing.is_above(gap) else ""
+    return below if Measurement(0.0).is_above(gap) else ""

@@ -16,7 +16,6 @@ from diffuse_cli.config import options
 from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.examples import ReportImages
-from diffuse_cli.evaluation.image_sets import FINGERPRINTS
 from diffuse_cli.evaluation.results import EvaluationResult, TuningResult, strip_folders
 from diffuse_cli.metrics import Measurement, read_measurement
 from diffuse_cli.metrics.features import KIDS
@@ -26,6 +25,14 @@ from diffuse_cli.sampling.setting_search import Trial
 from diffuse_cli.system import run_reader
 
 COLORS = {1: "grey", 3: "color"}
+
+FINGERPRINTS = {
+    "data": "the real {many}",
+    "subject": "the generated {many}",
+    "given": "the conditioning {many}",
+    "table": "the metadata columns",
+}
+"""Names of data with a fingerprint, by their keys in `EvaluationResult.fingerprints`."""
 
 SAMPLE, SMALL, LARGE = 56, 48, 84
 """Approximate side of an image on the screen: among many, in a row, in a pair."""

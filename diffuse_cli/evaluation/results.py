@@ -12,9 +12,8 @@ from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import place_name
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.evaluation.examples import ReportImages
-from diffuse_cli.metrics import Remark, Values, Words, read_measurement, select_numbers
+from diffuse_cli.metrics import Remark, Values, Words, presentation, select_numbers
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.metrics.presentation import join_names, rank_baselines, read_floor
 from diffuse_cli.sampling.setting_search import Trial
 
 PLACES = ("subject", "data", "plot", "pairs", "report", "out")
@@ -151,7 +150,7 @@ def summarize(
         return f"Too few {many} for a verdict: at least 4 are needed on each side"
     longer = ": train longer" if model else ""
     text = f"Different from the real {many}{longer}"
-    worse, level, better = rank_baselines(values)
+    worse, level, better = presentation.rank_baselines(values)
     if worse or {"mean", "noise"} & set(level):
         text = f"Not recognizable yet{longer}" if model else "Not recognizable"
     elif level:
@@ -161,7 +160,7 @@ def summarize(
     elif _is_close(values, key):
         text = f"Close to the real {many}"
         if labels := [number.label for number in select_numbers(values) if number.is_far(values)]:
-            text = f"Different from the real {many} in {join_names(labels)}{longer}"
+            text = f"Different from the real {many} in {presentation.join_names(labels)}{longer}"
         if count < FEWEST:
             text = f"Too few {many} to tell how close: {count}, and {FEWEST} are needed"
     elif "blurred" in better:
@@ -172,9 +171,9 @@ def summarize(
 def _is_close(values: Values, key: str) -> bool:
     """Whether the KID is small compared with blurred samples, or, where these were not measured or
     are like real samples, is like the KID between real samples."""
-    floor = read_floor(values, key)
+    floor = presentation.read_floor(values, key)
     if "kid_of_blurred" in values:
-        blurred = read_measurement(values, "kid_of_blurred")
+        blurred = presentation.read_measurement(values, "kid_of_blurred")
         if blurred.is_above(floor):
             return values[key] < CLOSE * blurred.value
-    return not read_measurement(values, key).is_above(floor)
+    return not presentation.read_measurement(values, key).is_above(floor)

@@ -7,10 +7,10 @@ a file see `Metric`. The order of images does not matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core import Modules
+from diffuse_cli.core import Modules, Space
 from diffuse_cli.metrics.presentation import LEVELS
 from diffuse_cli.metrics.presentation import QUESTIONS as QUESTIONS
 from diffuse_cli.metrics.presentation import SIGNIFICANT as SIGNIFICANT
@@ -22,13 +22,20 @@ from diffuse_cli.metrics.presentation import Values as Values
 from diffuse_cli.metrics.presentation import Words as Words
 from diffuse_cli.metrics.presentation import read_measurement as read_measurement
 
+if TYPE_CHECKING:
+    from diffuse_cli.media import Array
+    from diffuse_cli.metrics.channel_distributions import Marginals
+    from diffuse_cli.metrics.nearest_neighbors import NearestDistances
+    from diffuse_cli.metrics.paired import PairedValues
+    from diffuse_cli.metrics.spectrum import Spectra
+
 
 @dataclass(frozen=True)
 class Metric:
     """Contents of a file of this folder, which has at least `NEEDS` and `compute`.
 
     Attributes:
-        NEEDS: the parts of an evaluation that it reads, see `inputs.MetricInputs`.
+        NEEDS: the parts of an evaluation that it reads, see `MetricInputs`.
         compute: the function that returns its values. The standard error of `key` is
             `key_standard_error`. It raises a `UsageError` if there are too few images.
         NUMBERS: the presentation of its values. Other keys are shown under their own names.
@@ -69,10 +76,9 @@ METRICS = Metrics(
     helpers=(
         "channel_distributions",
         "features",
-        "inputs",
         "nearest_neighbors",
         "presentation",
-        "sample_statistics",
+        "estimates",
     ),
     aliases={"answers": "paired", "landmarks": "baselines", "manifold": "precision-recall"},
 )
@@ -124,3 +130,55 @@ def remarks(facts: Facts) -> list[Remark]:
     """Return the remarks of all metrics, by level."""
     unsorted = [remark for metric in METRICS.values() for remark in metric.remarks(facts)]
     return sorted(unsorted, key=lambda remark: LEVELS.index(remark.level))
+
+
+# Inputs of metrics: features, bits, distances and statistics of real and generated samples.
+
+
+def _no_rows(columns: int = 0) -> Any:
+    """Return a field of no rows. It imports NumPy on use, because listing metrics must be quick."""
+
+    def make_rows() -> Array:
+        import numpy as np
+
+        return np.zeros((0, columns))
+
+    return field(default_factory=make_rows)
+
+
+@dataclass(kw_only=True)
+class MetricInputs:
+    """Parts of an evaluation. A metric reads the parts in its `NEEDS`.
+
+    Attributes:
+        space: the space of the samples.
+        real_features, fake_features, more_features: the `features` or `random_features` of real,
+            generated and further real images, float32 (N, d), (M, d) and (K, d). K can be 0.
+        baseline_features: the features of baseline images, by name.
+        bits, train_bits: the bits per dimension of held-out and of training images, (N, 3) and
+            (M, 3), as L_T, L_1 + ... + L_T-1, L_0.
+        ode_bits: the bits per dimension of held-out images by the probability-flow equation, and
+            the estimated errors of the solver, (N, 2).
+        nearest: the distances to training images, by the name of the space.
+        paired_values: the values of paired metrics, for models with a conditioning image.
+        marginals: the distributions of values of real and generated samples, by channel.
+        spectra: the power of real and generated samples by frequency.
+    """
+
+    space: Space
+    real_features: Array = _no_rows()
+    fake_features: Array = _no_rows()
+    more_features: Array = _no_rows()
+    baseline_features: dict[str, Array] = field(default_factory=dict)
+    bits: Array = _no_rows(3)
+    train_bits: Array = _no_rows(3)
+    ode_bits: Array = _no_rows(2)
+    nearest: dict[str, NearestDistances] = field(default_factory=dict)
+    paired_values: PairedValues = field(init=False)
+    marginals: Marginals = field(init=False)
+    spectra: Spectra = field(init=False)
+
+    @property
+    def floats(self) -> bool:
+        """Whether samples are floats, for which the variational bound is on a density."""
+        return self.space.levels is None

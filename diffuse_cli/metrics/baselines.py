@@ -8,9 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs
+from diffuse_cli.metrics import MetricInputs, MetricNumber, presentation
 from diffuse_cli.metrics.kid import estimate_kid, sum_within
-from diffuse_cli.metrics.presentation import BASELINES, MetricNumber
 from diffuse_cli.system.rng import philox
 
 NEEDS = ("features", "baseline_features")
@@ -27,7 +26,7 @@ NUMBERS = tuple(
         part=True,
         axis="KID",
     )
-    for name, words in BASELINES.items()
+    for name, words in presentation.BASELINES.items()
 )
 
 IMAGES = 100

@@ -13,17 +13,8 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.sample_statistics import (
-    ROUNDING,
-    Moments,
-    SampledEstimate,
-    average_estimates,
-    center_influences,
-    iterate_values,
-    match_channels,
-    moments,
-    split_real,
-)
+from diffuse_cli.metrics import estimates
+from diffuse_cli.metrics.estimates import Moments, SampledEstimate
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -67,16 +58,16 @@ def measure_marginals(real: Array, fake: Array, more: Array) -> Marginals:
         more: further real samples, for the floor.
     """
     samples = real, fake
-    real, fake, more = match_channels(real, fake, more)
-    real_moments, fake_moments = moments(real), moments(fake)
-    more_moments = moments(more) if len(more) else real_moments
+    real, fake, more = estimates.match_channels(real, fake, more)
+    real_moments, fake_moments = estimates.moments(real), estimates.moments(fake)
+    more_moments = estimates.moments(more) if len(more) else real_moments
     levels = all(s.dtype.kind in "bu" for s in (real, fake, more))
     bins = make_bins(real_moments, (fake_moments, more_moments), levels)
     wasserstein, sides = distances(real, fake, bins)
     units = _units(real_moments, bins)
     floor = None
-    if (parts := split_real(real, more, len(fake))) is not None:
-        floor = average_estimates(_scale(distances(*parts, bins)[0], units))
+    if (parts := estimates.split_real(real, more, len(fake))) is not None:
+        floor = estimates.average_channels(_scale(distances(*parts, bins)[0], units))
     a, b = -real_moments.mean_influence(), fake_moments.mean_influence()
     mean_gaps = enumerate(fake_moments.mean - real_moments.mean)
     shifts = [SampledEstimate(float(gap), a[:, c], b[:, c]) for c, gap in mean_gaps]
@@ -94,7 +85,7 @@ def measure_marginals(real: Array, fake: Array, more: Array) -> Marginals:
             }
             for c in range(len(bins))
         ],
-        whole=average_estimates(_scale(wasserstein, units)),
+        whole=estimates.average_channels(_scale(wasserstein, units)),
         floor=floor,
         shifts=tuple(_scale(shifts, units)),
         spreads=tuple((real_moments.deviation / units).tolist()),
@@ -103,8 +94,8 @@ def measure_marginals(real: Array, fake: Array, more: Array) -> Marginals:
     )
 
 
-def _scale(estimates: Sequence[SampledEstimate], units: Array) -> list[SampledEstimate]:
-    pairs = zip(estimates, units, strict=True)
+def _scale(values: Sequence[SampledEstimate], units: Array) -> list[SampledEstimate]:
+    pairs = zip(values, units, strict=True)
     return [SampledEstimate(float(e.value / u), e.a / u, e.b / u) for e, u in pairs]
 
 
@@ -116,8 +107,10 @@ def _ratios(real: Moments, fake: Moments) -> list[SampledEstimate | None]:
     varied = _find_varying(real)
     ratios = fake.deviation / np.where(varied, real.deviation, 1.0)
     a, b = real.log_std_influence(), fake.log_std_influence()
-    estimates = [SampledEstimate(float(r), -r * a[:, c], r * b[:, c]) for c, r in enumerate(ratios)]
-    return [x if varies else None for x, varies in zip(estimates, varied, strict=True)]
+    return [
+        SampledEstimate(float(r), -r * a[:, c], r * b[:, c]) if varied[c] else None
+        for c, r in enumerate(ratios)
+    ]
 
 
 def _rounding(side: Moments, floats: bool, points: int) -> Array:
@@ -129,7 +122,7 @@ def _rounding(side: Moments, floats: bool, points: int) -> Array:
     variance = np.square(side.deviation)
     if not floats:
         return np.minimum(variance, 1.0) / (3 * points)
-    whole = ROUNDING * (np.square(side.mean) + variance)
+    whole = estimates.ROUNDING * (np.square(side.mean) + variance)
     return np.maximum(whole, 1e-6 * variance / points)
 
 
@@ -142,9 +135,9 @@ def _variety(
     """
     totals, influences = [], []
     for side in (real, fake):
-        squares = np.square(center_influences(side.means) / units).sum(1)
+        squares = np.square(estimates.center_influences(side.means) / units).sum(1)
         totals.append(squares.sum() / (len(squares) - 1))
-        influences.append(center_influences(squares))
+        influences.append(estimates.center_influences(squares))
     if not totals[0] > (_rounding(real, floats, points) / np.square(units)).sum():
         return None
     ratio = math.sqrt(totals[1] / totals[0])
@@ -180,10 +173,10 @@ def distances(
         for side, side_counts in zip((a, b), counts, strict=True)
     )
     pairs = enumerate(zip(signed, gaps, strict=True))
-    estimates = [
+    wasserstein = [
         SampledEstimate(float(width @ gap), phi_a[:, c], -phi_b[:, c]) for c, (width, gap) in pairs
     ]
-    return estimates, (of_a, of_b)
+    return wasserstein, (of_a, of_b)
 
 
 def difference_error(real: Array, a: Array, b: Array) -> float:
@@ -196,26 +189,26 @@ def difference_error(real: Array, a: Array, b: Array) -> float:
     Args:
         real, a, b: stored samples (N, C, *size), (M, C, *size) and (M, C, *size).
     """
-    sides = match_channels(real, a, b)
-    real_moments, *fake_moments = map(moments, sides)
+    sides = estimates.match_channels(real, a, b)
+    real_moments, *fake_moments = map(estimates.moments, sides)
     bins = make_bins(real_moments, fake_moments, all(side.dtype.kind in "bu" for side in sides))
     counts = [_counts(side, bins) for side in sides]
     potentials: list[list[Array]] = [[], [], []]
     for binning, *channel_counts in zip(bins, *counts, strict=True):
         real_cdf, *fake_cdfs = (np.cumsum(side) / side.sum() for side in channel_counts)
-        gaps = [real_cdf - cdf for cdf in fake_cdfs]
-        total = sum(map(np.abs, gaps))
+        cdf_gaps = [real_cdf - cdf for cdf in fake_cdfs]
+        total = sum(map(np.abs, cdf_gaps))
         scale = 2 * np.append(np.diff(binning.points), 0.0) / np.where(total > 0, total, 1.0)
-        x, y = (scale * gap for gap in gaps)
+        x, y = (scale * gap for gap in cdf_gaps)
         for side_potentials, slopes in zip(potentials, (y - x, x, -y), strict=True):
             side_potentials.append(np.cumsum(slopes[::-1])[::-1])
     inputs = zip(sides, potentials, counts, strict=True)
     means = [_analyze_samples(side, bins, phi, side_counts)[0] for side, phi, side_counts in inputs]
-    estimates = [
+    gaps = [
         SampledEstimate(0.0, means[0][:, c], means[1][:, c] + means[2][:, c])
         for c in range(len(bins))
     ]
-    return average_estimates(_scale(estimates, _units(real_moments, bins))).error()
+    return estimates.average_channels(_scale(gaps, _units(real_moments, bins))).error()
 
 
 def _units(real: Moments, bins: Sequence[Bins]) -> Array:
@@ -227,13 +220,13 @@ def _units(real: Moments, bins: Sequence[Bins]) -> Array:
 
 def _find_varying(side: Moments) -> Array:
     """Return a mask of the channels whose values differ by more than rounding, (C,)."""
-    return np.asarray(np.square(side.deviation) > ROUNDING * np.square(side.mean))
+    return np.asarray(np.square(side.deviation) > estimates.ROUNDING * np.square(side.mean))
 
 
 def _counts(samples: Array, bins: Sequence[Bins]) -> list[Array]:
     """Count the values in each bin of each channel."""
     counts = [np.zeros(len(binning.points)) for binning in bins]
-    for _, values in iterate_values(samples):
+    for _, values in estimates.iterate_values(samples):
         for c, binning in enumerate(bins):
             counts[c] += np.bincount(binning.index(values[:, c]).ravel(), minlength=len(counts[c]))
     return counts
@@ -249,13 +242,15 @@ def _analyze_samples(
     n, places = len(samples), [places_of(channel_counts, QUANTILES) for channel_counts in counts]
     means = np.empty((n, len(bins)))
     below = np.empty((n, len(bins), len(QUANTILES)))
-    for where, values in iterate_values(samples):
+    for where, values in estimates.iterate_values(samples):
         for c, binning in enumerate(bins):
             index = binning.index(values[:, c])
             means[where, c] = potentials[c][index].mean(1)
             for k, place in enumerate(places[c]):
                 below[where, c, k] = np.count_nonzero(index <= place, axis=1) / index.shape[1]
-    errors = center_influences(below).std(0, ddof=1) / math.sqrt(n) if n > 1 else below[0] * 0
+    errors = (
+        estimates.center_influences(below).std(0, ddof=1) / math.sqrt(n) if n > 1 else below[0] * 0
+    )
     counted = []
     for c, points in enumerate(binning.points for binning in bins):
         ends = [
@@ -263,7 +258,7 @@ def _analyze_samples(
             for sign in (-1, 1)
         ]
         counted.append(BinCounts(counts[c], points[places[c]], (ends[1] - ends[0]) / 2))
-    return center_influences(means), counted
+    return estimates.center_influences(means), counted
 
 
 def _describe_channel(side: Moments, c: int, counted: BinCounts) -> dict[str, Any]:

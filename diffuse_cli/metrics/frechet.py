@@ -19,9 +19,16 @@ import numpy as np
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, require_features, split_real_features
-from diffuse_cli.metrics.presentation import SIGNIFICANT, Facts, Measurement, MetricNumber, Remark
-from diffuse_cli.metrics.sample_statistics import SampledEstimate
+from diffuse_cli.metrics import (
+    SIGNIFICANT,
+    Facts,
+    Measurement,
+    MetricInputs,
+    MetricNumber,
+    Remark,
+    estimates,
+)
+from diffuse_cli.metrics.estimates import SampledEstimate
 from diffuse_cli.system.rng import permutation
 
 NEEDS = ("features",)
@@ -96,14 +103,14 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     `frechet_infinity` needs 16 images, and a parabola adds `frechet_infinity_bend` to it.
     Covariances are divided by n - 1, and exact for n below d too.
     """
-    real, fake = require_features(evaluation, NAME)
+    real, fake = estimates.require_features(evaluation, NAME)
     whole = estimate_frechet(real, fake)
     result = whole.to_entries("frechet_distance")
     if min(len(real), len(fake)) >= SMALLEST * max(PARTS):
         line, bend = extrapolate_distance(real, fake, whole)
         result |= line.to_entries("frechet_infinity")
         result["frechet_infinity_bend"] = bend
-    if halves := split_real_features(evaluation):
+    if halves := estimates.split_real_features(evaluation):
         result |= estimate_frechet(*halves).to_entries("frechet_floor")
         result["floor_images"], result["floor_further"] = (float(len(half)) for half in halves)
     return result
@@ -111,7 +118,10 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of both distances, from differences of influences."""
-    (real, of_a), (_, of_b) = require_features(a, NAME), require_features(b, NAME)
+    (real, of_a), (_, of_b) = (
+        estimates.require_features(a, NAME),
+        estimates.require_features(b, NAME),
+    )
     distance_a, distance_b = estimate_frechet(real, of_a), estimate_frechet(real, of_b)
     result = {"frechet_distance": distance_b.subtract(distance_a).error()}
     if min(len(real), len(of_a)) >= SMALLEST * max(PARTS):

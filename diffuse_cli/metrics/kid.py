@@ -15,17 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, require_features, split_real_features
-from diffuse_cli.metrics.nearest_neighbors import blocks
-from diffuse_cli.metrics.presentation import (
-    BASELINES,
+from diffuse_cli.metrics import (
     Facts,
+    Measurement,
+    MetricInputs,
     MetricNumber,
     Remark,
-    join_names,
-    make_entries,
-    rank_baselines,
+    estimates,
+    presentation,
 )
+from diffuse_cli.metrics.nearest_neighbors import blocks
 
 NEEDS = ("features",)
 
@@ -54,8 +53,10 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         return
     kid = facts["kid"]
     farther, level, nearer = (
-        join_names([f"{BASELINES[name]} ({facts[f'kid_of_{name}']})" for name in names])
-        for names in rank_baselines(facts.values)
+        presentation.join_names(
+            [f"{presentation.BASELINES[name]} ({facts[f'kid_of_{name}']})" for name in names]
+        )
+        for names in presentation.rank_baselines(facts.values)
     )
     if farther or level:
         places = (("worse than ", farther), ("not clearly better than ", level))
@@ -95,8 +96,8 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 def compute_with_floor(evaluation: MetricInputs, name: str, key: str) -> dict[str, float]:
     """Return a kernel distance and its floor, as `key` and `key_floor`."""
-    result = estimate_kid(*require_features(evaluation, name), key)
-    if halves := split_real_features(evaluation):
+    result = estimate_kid(*estimates.require_features(evaluation, name), key)
+    if halves := estimates.split_real_features(evaluation):
         result |= estimate_kid(*halves, f"{key}_floor")
     return result
 
@@ -107,7 +108,10 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     Generated images with the same index are one sample, a pair. The difference is then an estimate
     like `mmd`, whose kernel is a difference of kernels. Within the real images it is zero.
     """
-    (real, of_a), (_, of_b) = require_features(a, NAME), require_features(b, NAME)
+    (real, of_a), (_, of_b) = (
+        estimates.require_features(a, NAME),
+        estimates.require_features(b, NAME),
+    )
     (n, d), pairs = real.shape, np.concatenate([of_a, of_b], 1)
     if min(n, len(pairs)) < 4:
         return {}
@@ -129,7 +133,7 @@ def estimate_kid(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) 
     value = mmd(xx, yy, xy)
     if min(len(x), len(y)) < 4:
         return {name: value}
-    return make_entries(name, value, math.sqrt(variance(xx, yy, xy)))
+    return Measurement(value, math.sqrt(variance(xx, yy, xy))).to_entries(name)
 
 
 def kernel(x: Array, y: Array) -> Array:

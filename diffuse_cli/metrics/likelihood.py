@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
-from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import Facts, MetricNumber, Remark, make_entries
-from diffuse_cli.metrics.sample_statistics import average
+from diffuse_cli.metrics import Facts, MetricInputs, MetricNumber, Remark
+from diffuse_cli.metrics.estimates import average
 
 NEEDS = ("bits",)
 
@@ -16,29 +16,26 @@ PARTS = {
     "middle": ("steps, L_1 ... L_T-1", "The cost of all denoising steps except the last."),
     "decoder": ("decoder, L_0", "The cost of the last step, to exact pixel values."),
 }
-IDEAL = {"prior": 0.0}
+
+_number = partial(MetricNumber, direction="lower", question="prediction")
 
 NUMBERS = (
-    MetricNumber(
+    _number(
         "bits_per_dim",
         "bits per dimension",
         "Variational bound for real samples, the sum of three parts.",
-        "lower",
-        question="prediction",
         axis="bits per dimension",
         by_class=True,
     ),
-    MetricNumber(
+    _number(
         "nats_per_dim",
         "nats per dimension",
         "Variational bound on the density of the values in the files, in natural logarithms. It "
         "depends on their units and can be negative.",
-        "lower",
-        question="prediction",
         part=True,
     ),
     *(
-        MetricNumber(f"bits_{part}", label, says, "lower", IDEAL.get(part), "prediction", part=True)
+        _number(f"bits_{part}", label, says, ideal=0.0 if part == "prior" else None, part=True)
         for part, (label, says) in PARTS.items()
     ),
 )
@@ -46,11 +43,7 @@ NUMBERS = (
 
 def remarks(facts: Facts) -> Iterator[Remark]:
     """Warn if storing the pixels would take fewer bits."""
-    if (
-        "bits_per_dim" in facts
-        and facts.raw_bits
-        and facts["bits_per_dim"].is_above(facts.raw_bits)
-    ):
+    if "bits_per_dim" in facts and facts["bits_per_dim"].is_above(facts.raw_bits):
         yield Remark(
             "bits per dimension",
             "poor",
@@ -67,11 +60,10 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     decoder's L_0. For floats the bound is also in nats.
     """
     total = evaluation.bits.sum(1)
-    nats = average(total * math.log(2)) if evaluation.floats else None
     parts = zip(PARTS, evaluation.bits.mean(0), strict=True)
     return {
-        **make_entries("bits_per_dim", *average(total)),
-        **(make_entries("nats_per_dim", *nats) if nats else {}),
+        **average(total).to_entries("bits_per_dim"),
+        **(average(total * math.log(2)).to_entries("nats_per_dim") if evaluation.floats else {}),
         **{f"bits_{name}": float(mean) for name, mean in parts},
     }
 

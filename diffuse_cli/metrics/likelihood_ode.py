@@ -4,44 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
-from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import Facts, MetricNumber, Remark, make_entries
-from diffuse_cli.metrics.sample_statistics import average
+from diffuse_cli.metrics import Facts, MetricInputs, MetricNumber, Remark
+from diffuse_cli.metrics.estimates import average
 
 NEEDS = ("ode_bits",)
 OPTION = "ode_steps"
 
+_number = partial(MetricNumber, direction="lower", question="prediction", place=1)
+
 NUMBERS = (
-    MetricNumber(
+    _number(
         "bits_per_dim_ode",
         "bits per dimension, ODE",
         "Likelihood of real samples by the probability-flow equation, for levels with uniform "
         "noise as wide as a level. It is not the variational bound of the same model, and can be "
         "above it.",
-        "lower",
-        question="prediction",
-        place=1,
         axis="bits per dimension",
         by_class=True,
     ),
-    MetricNumber(
+    _number(
         "nats_per_dim_ode",
         "nats per dimension, ODE",
         "The same for the density of the values in the files, in natural logarithms.",
-        "lower",
-        question="prediction",
-        place=1,
         part=True,
     ),
-    MetricNumber(
+    _number(
         "bits_per_dim_ode_solver",
         "error of the solver",
         "Estimated size of the solver's error, from half the steps.",
-        "lower",
-        0.0,
-        question="prediction",
-        place=1,
+        ideal=0.0,
         part=True,
     ),
 )
@@ -68,9 +61,8 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     mean is also in nats.
     """
     bits, solver_errors = evaluation.ode_bits.T
-    nats = average(bits * math.log(2)) if evaluation.floats else None
     return {
-        **make_entries("bits_per_dim_ode", *average(bits)),
-        **(make_entries("nats_per_dim_ode", *nats) if nats else {}),
+        **average(bits).to_entries("bits_per_dim_ode"),
+        **(average(bits * math.log(2)).to_entries("nats_per_dim_ode") if evaluation.floats else {}),
         "bits_per_dim_ode_solver": abs(float(solver_errors.mean())),
     }

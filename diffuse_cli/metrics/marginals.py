@@ -19,16 +19,16 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from diffuse_cli.metrics.channel_distributions import difference_error
-from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import (
+from diffuse_cli.metrics import (
     SIGNIFICANT,
     Facts,
     Measurement,
+    MetricInputs,
     MetricNumber,
     Remark,
-    join_names,
+    presentation,
 )
+from diffuse_cli.metrics.channel_distributions import difference_error
 
 NEEDS = ("marginals",)
 
@@ -174,7 +174,7 @@ def _mean_remark(facts: Facts, shifts: Sequence[tuple[float, str, Measurement]])
         if len(channels) > LISTED:
             parts.append(f"in {len(channels) - LISTED} more channels")
         if parts:
-            clauses.append(f"too {direction} by {join_names(parts)}")
+            clauses.append(f"too {direction} by {presentation.join_names(parts)}")
     level = "poor" if shifts[0][0] > NOTABLE else "finding"
     return Remark("mean", level, f"generated {words.many} are {', and '.join(clauses)}")
 

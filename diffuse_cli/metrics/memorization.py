@@ -20,24 +20,19 @@ import numpy as np
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, NearestDistances
-from diffuse_cli.metrics.presentation import (
+from diffuse_cli.metrics import (
     SIGNIFICANT,
     Facts,
     Measurement,
+    MetricInputs,
     MetricNumber,
     Remark,
     Values,
-    fails_baselines,
-    make_entries,
+    estimates,
+    presentation,
     read_measurement,
 )
-from diffuse_cli.metrics.sample_statistics import (
-    fraction_difference_error,
-    fraction_variance,
-    rank_components,
-    rank_error,
-)
+from diffuse_cli.metrics.nearest_neighbors import NearestDistances
 
 NEEDS = ("nearest",)
 
@@ -124,7 +119,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         )
     if signs.level == "serious":
         yield Remark("memorization", "serious", f"{words}. To see them, add --pairs FILE.png")
-    elif fails_baselines(values):
+    elif presentation.fails_baselines(values):
         words = f"not judged, because the generated {many} are too different from real {many}"
         yield Remark("memorization", "fine", words)
     elif signs.level:
@@ -160,12 +155,12 @@ def find_signs(values: Values, generated: int) -> Signs:
     spaces = [space for space in SPACES if f"memorized_{space}" in values]
     if not spaces:
         return Signs("", 0)
-    rates = {space: read_measurement(values, f"memorized_{space}") for space in spaces}
+    limit = Measurement(2 * values["memorized_expected"])
     copied = [
         space
         for space in spaces
         if values[f"memorized_z_{space}"] > SIGNIFICANT
-        and is_high(*rates[space], values["memorized_expected"])
+        and read_measurement(values, f"memorized_{space}").is_above(limit)
     ]
     count = round(values.get("memorized_copies", 0.0) * generated)
     if count < fewest_copies(generated, int(values["memorized_references"])):
@@ -198,11 +193,6 @@ def _caveats(values: Values, ranked: list[str], more: bool, many: str) -> Iterat
         yield f". A model with {fraction} copies would be noticed with {POWER:.0%} probability"
     else:
         yield f". There are too few references to notice copies, or some equal training {many}"
-
-
-def is_high(rate: float, error: float, expected: float) -> bool:
-    """Whether a memorization rate is more than twice the expected rate, not by chance."""
-    return rate > 2 * expected + SIGNIFICANT * error
 
 
 def fewest_copies(n: int, m: int, chance: float = CHANCE) -> int:
@@ -248,15 +238,17 @@ def compare_distances(nearest_by_space: Mapping[str, NearestDistances]) -> dict[
         if min(n, m) < 2:
             continue
         near, scatter = _find_close(samples, references)
-        above, below = rank_components(samples, references)
+        above, below = estimates.rank_components(samples, references)
         rate, rank = float(near.mean()), float(above.mean())
-        error = math.hypot(math.sqrt(fraction_variance(rate, n)), scatter)
+        error = math.hypot(math.sqrt(estimates.fraction_variance(rate, n)), scatter)
         result |= {
-            **make_entries(f"memorized_{space}", rate, error),
+            **Measurement(rate, error).to_entries(f"memorized_{space}"),
             # For every distribution, a fraction k / (M + 1) is below the k-th smallest of M.
             "memorized_expected": _quantile(references) / (m + 1),
             "memorized_references": float(m),
-            **make_entries(f"memorized_rank_{space}", rank, rank_error(above, below)),
+            **Measurement(rank, estimates.rank_error(above, below)).to_entries(
+                f"memorized_rank_{space}"
+            ),
             f"memorized_z_{space}": (rank - 0.5) / math.sqrt((n + m + 1) / (12 * n * m)),
         }
         nearer.append(samples < references.min())
@@ -264,8 +256,8 @@ def compare_distances(nearest_by_space: Mapping[str, NearestDistances]) -> dict[
     if nearer:
         copies = np.all(nearer, axis=0)
         fraction = float(copies.mean())
-        deviation = math.sqrt(fraction_variance(fraction, len(copies)))
-        result |= make_entries("memorized_copies", fraction, deviation)
+        deviation = math.sqrt(estimates.fraction_variance(fraction, len(copies)))
+        result |= Measurement(fraction, deviation).to_entries("memorized_copies")
         if min(counts) and (noticed := find_noticed_fraction(len(copies), min(counts))):
             result["memorized_noticed"] = noticed
     return result
@@ -303,17 +295,18 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
         close_a, close_b = (_find_close(side.samples, references) for side in sides)
         for side_copies, side in zip(copies, sides, strict=True):
             side_copies.append(side.samples < references.min())
-        ranked = (rank_components(side.samples, references) for side in sides)
+        ranked = (estimates.rank_components(side.samples, references) for side in sides)
         pairs = zip(*ranked, strict=True)
         result |= {
             f"memorized_{space}": math.hypot(
-                fraction_difference_error(close_a[0], close_b[0]), close_b[1] - close_a[1]
+                estimates.fraction_difference_error(close_a[0], close_b[0]),
+                close_b[1] - close_a[1],
             ),
-            f"memorized_rank_{space}": rank_error(*(y - x for x, y in pairs)),
+            f"memorized_rank_{space}": estimates.rank_error(*(y - x for x, y in pairs)),
         }
     if result:
         masks = (np.all(side_copies, axis=0) for side_copies in copies)
-        result["memorized_copies"] = fraction_difference_error(*masks)
+        result["memorized_copies"] = estimates.fraction_difference_error(*masks)
     return result
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from diffuse_cli.core import Space
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import NearestDistances
 from diffuse_cli.system import Progress, Work
 
 BLOCK = 1000
@@ -39,12 +39,6 @@ def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return distances.add_(x.square().sum(1)[:, None]).clamp_(min=0)
 
 
-def center_features(*arrays: Array) -> list[torch.Tensor]:
-    """Subtract the mean of the first array (N, d) from all, float64, to reduce rounding errors."""
-    mean = arrays[0].mean(0, dtype=np.float64)
-    return [torch.from_numpy(np.asarray(a, np.float64) - mean) for a in arrays]
-
-
 def merge(
     nearest: tuple[torch.Tensor, torch.Tensor] | None, distances: torch.Tensor, start: int, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,31 +59,33 @@ def merge(
     return values.gather(1, order), columns.gather(1, order)
 
 
-def neighbors(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the squared distances of each row (n, d) to its k nearest rows, and their indices.
-
-    Both are (n, k), for n > k.
-    """
-    distances = x.new_empty(len(x), k)
-    places = torch.empty(len(x), k, dtype=torch.int64)
-    for i in blocks(len(x)):
-        nearest = None
-        for j in blocks(len(x)):
-            squares = squared_distances(x[i], x[j])
-            if i == j:
-                squares.fill_diagonal_(torch.inf)
-            nearest = merge(nearest, squares, j.start, k)
-        assert nearest is not None
-        distances[i], places[i] = nearest
-    return distances, places
-
-
 def to_comparable(space: Space, stored: Array) -> Array:
     """Return stored samples as values to compare: floats in the model's space."""
     if space.levels is not None:
         return stored
     values: Array = space.to_model(torch.from_numpy(np.ascontiguousarray(stored))).numpy()
     return values
+
+
+@dataclass(frozen=True)
+class NearestDistances:
+    """Distances to the nearest training image in one space.
+
+    Attributes:
+        samples: the distances of generated images, (N,).
+        references: the distances of real images that are not copies, (M,).
+        places: the index of the nearest training image of each generated image, and then of each
+            reference, (N + M,).
+    """
+
+    samples: Array
+    references: Array
+    places: Array
+
+    def select(self, samples: Array, references: Array) -> NearestDistances:
+        """Return the distances of some images, by masks (N,) and (M,)."""
+        places = self.places[np.concatenate([samples, references])]
+        return NearestDistances(self.samples[samples], self.references[references], places)
 
 
 def find_nearest(

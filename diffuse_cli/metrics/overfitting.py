@@ -10,9 +10,8 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
-from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import Facts, Measurement, MetricNumber, Remark, make_entries
-from diffuse_cli.metrics.sample_statistics import average
+from diffuse_cli.metrics import Facts, Measurement, MetricInputs, MetricNumber, Remark
+from diffuse_cli.metrics.estimates import average
 
 NEEDS = ("bits", "train_bits")
 
@@ -41,22 +40,14 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     if "bits_per_dim_gap" not in facts:
         return
     gap, many = facts["bits_per_dim_gap"], facts.words.many
+    bits = "bits_per_dim" if "bits_per_dim" in facts else "bits_per_dim_train"
     words = f"held-out {many} cost {gap} bits per dimension more than training {many}"
     if gap.is_above(Measurement(0.0)):
         words += f". Train for fewer steps, or on more {many}"
         yield Remark("overfitting", "serious", words)
-    elif _predicts(facts):
+    elif not facts[bits].is_above(facts.raw_bits):
         words = f"no sign: {words}, which is not clearly above 0"
         yield Remark("overfitting", "fine", words)
-
-
-def _predicts(facts: Facts) -> bool:
-    """Whether samples do not take more bits than uncompressed samples.
-
-    It uses held-out samples if they were measured, else training samples.
-    """
-    key = "bits_per_dim" if "bits_per_dim" in facts else "bits_per_dim_train"
-    return not (facts.raw_bits and facts[key].is_above(facts.raw_bits))
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
@@ -68,12 +59,9 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     held_out, train = evaluation.bits.sum(1), evaluation.train_bits.sum(1)
     if min(len(held_out), len(train)) < 2:
         return {}
-    (of_others, error), (of_training, training_error) = average(held_out), average(train)
-    gap = of_others - of_training, math.hypot(error, training_error)
-    return {
-        **make_entries("bits_per_dim_train", of_training, training_error),
-        **make_entries("bits_per_dim_gap", *gap),
-    }
+    a, b = average(held_out), average(train)
+    gap = Measurement(a.value - b.value, math.hypot(a.error, b.error))
+    return {**b.to_entries("bits_per_dim_train"), **gap.to_entries("bits_per_dim_gap")}
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:

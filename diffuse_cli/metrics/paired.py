@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import MetricNumber, make_entries
-from diffuse_cli.metrics.sample_statistics import average
+from diffuse_cli.metrics import MetricInputs, MetricNumber
+from diffuse_cli.metrics.estimates import average
 
 NEEDS = ("paired_values",)
 
@@ -60,6 +60,26 @@ BESIDE = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class PairedValues:
+    """Values of paired metrics for each real image.
+
+    Attributes:
+        values: the values (M,) by key.
+        rows: the indices of these images among the real images.
+        first: the first samples (K, C, *size), by their kind.
+    """
+
+    values: Mapping[str, Array]
+    rows: Array
+    first: Mapping[str, Array] = field(default_factory=dict)
+
+    def __getitem__(self, chosen: Array) -> PairedValues:
+        """Return the values of some real images, by a mask of all real images."""
+        mask = chosen[self.rows]
+        return PairedValues({k: value[mask] for k, value in self.values.items()}, self.rows[mask])
+
+
 def compute_pixel_metrics(
     truth: Array, first: Array, second: Array, baselines: Mapping[str, Array], span: float
 ) -> dict[str, Array]:
@@ -100,7 +120,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     entries: dict[str, float] = {}
     for key, values in evaluation.paired_values.values.items():
         if len(values):
-            entries |= make_entries(key, *average(values))
+            entries |= average(values).to_entries(key)
     return entries
 
 

@@ -19,26 +19,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, require_features
-from diffuse_cli.metrics.nearest_neighbors import (
-    blocks,
-    center_features,
-    neighbors,
-    squared_distances,
-)
-from diffuse_cli.metrics.presentation import (
+from diffuse_cli.metrics import (
     Facts,
+    Measurement,
+    MetricInputs,
     MetricNumber,
     Remark,
     Values,
-    fails_baselines,
-    make_entries,
+    estimates,
+    presentation,
     read_measurement,
 )
-from diffuse_cli.metrics.sample_statistics import fraction_difference_error, fraction_variance
+from diffuse_cli.metrics.nearest_neighbors import blocks, merge, squared_distances
 
 NEEDS = ("features",)
 
@@ -83,7 +79,8 @@ BESIDE = ("coverage_expected",)
 
 def remarks(facts: Facts) -> Iterator[Remark]:
     """Compare plausibility and variety, unless images do not look like real images."""
-    if "precision" not in facts or "recall" not in facts or fails_baselines(facts.values):
+    measured = "precision" in facts and "recall" in facts
+    if not measured or presentation.fails_baselines(facts.values):
         return
     precision, recall = facts["precision"], facts["recall"]
     words = f"{recall.value:.0%} of the real images are among the generated images"
@@ -107,7 +104,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     """
     result: dict[str, float] = {}
     for name, measure in _measure_both(evaluation).items():
-        result |= make_entries(name, measure.value(), measure.error())
+        result |= Measurement(measure.value(), measure.error()).to_entries(name)
     if "coverage" in result:
         counts = len(evaluation.real_features), len(evaluation.fake_features)
         result["coverage_expected"] = expected_coverage(*counts)
@@ -127,7 +124,7 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 
 def _measure_both(evaluation: MetricInputs) -> dict[str, Fraction | Density]:
-    return measure_fractions(*require_features(evaluation, "precision and recall"))
+    return measure_fractions(*estimates.require_features(evaluation, "precision and recall"))
 
 
 def measure_fractions(real: Array, fake: Array) -> dict[str, Fraction | Density]:
@@ -164,6 +161,31 @@ def measure_recall(real: Array, fake: Array) -> Fraction | None:
         for j in blocks(len(balls)):
             recall.add(squared_distances(points[i], balls[j]), i, j)
     return Fraction(recall.by_point, recall.only_ball, len(points)) if recall.usable else None
+
+
+def center_features(*arrays: Array) -> list[torch.Tensor]:
+    """Subtract the mean of the first array (N, d) from all, float64, to reduce rounding errors."""
+    mean = arrays[0].mean(0, dtype=np.float64)
+    return [torch.from_numpy(np.asarray(a, np.float64) - mean) for a in arrays]
+
+
+def neighbors(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the squared distances of each row (n, d) to its k nearest rows, and their indices.
+
+    Both are (n, k), for n > k.
+    """
+    distances = x.new_empty(len(x), k)
+    places = torch.empty(len(x), k, dtype=torch.int64)
+    for i in blocks(len(x)):
+        nearest = None
+        for j in blocks(len(x)):
+            squares = squared_distances(x[i], x[j])
+            if i == j:
+                squares.fill_diagonal_(torch.inf)
+            nearest = merge(nearest, squares, j.start, k)
+        assert nearest is not None
+        distances[i], places[i] = nearest
+    return distances, places
 
 
 class BallCounts:
@@ -234,14 +256,14 @@ class Fraction:
         jackknife's variance (Efron & Stein 1981), see `_jackknife_variance`. The growth of nearby
         balls is neglected.
         """
-        binomial = fraction_variance(self.value(), len(self.counts))
+        binomial = estimates.fraction_variance(self.value(), len(self.counts))
         alone = (self.counts == 1).double()
         variance = _jackknife_variance(self.count_losses(), alone, alone)
         return math.sqrt(binomial + variance)
 
     def difference_error(self, one: Fraction) -> float:
         """Return the standard error of this fraction minus another of corresponding images."""
-        binomial = fraction_difference_error(one.hits.numpy(), self.hits.numpy())
+        binomial = estimates.fraction_difference_error(one.hits.numpy(), self.hits.numpy())
         alone, one_alone = self.counts == 1, one.counts == 1
         same = alone & one_alone & (self.only == one.only)
         squares = alone.double() + one_alone.double() - 2 * same.double()

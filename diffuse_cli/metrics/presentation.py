@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from diffuse_cli.core import Space
 
 Values = Mapping[str, float]
 
@@ -71,6 +74,10 @@ class Measurement(NamedTuple):
     def __str__(self) -> str:
         return format(self)
 
+    def to_entries(self, key: str) -> dict[str, float]:
+        """Return the value and its standard error by their keys."""
+        return {key: self.value, f"{key}_standard_error": self.error}
+
     def is_above(self, reference: Measurement) -> bool:
         """Whether it is significantly larger than another."""
         errors = (e for e in (self.error, reference.error) if math.isfinite(e))
@@ -91,11 +98,6 @@ def read_floor(values: Values, key: str) -> Measurement:
 def format_measurement(values: Values, key: str) -> str:
     """Return a value with its standard error as text, or a dash if it was not measured."""
     return str(read_measurement(values, key)) if key in values else "–"
-
-
-def make_entries(key: str, value: float, error: float) -> dict[str, float]:
-    """Return a value and its standard error by their keys."""
-    return {key: value, f"{key}_standard_error": error}
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,20 @@ class Words:
     channels: Sequence[str] = ()
     one: str = "sample"
 
+    @classmethod
+    def of(cls, space: Space) -> Words:
+        """Return the words for samples of a space."""
+        from diffuse_cli.media import MEDIA
+
+        kind = MEDIA[space.medium]
+        named = space.layout not in kind.alike
+        channels = tuple(kind.channel_names.get(space.channels, ())) if named else ()
+        return cls(kind.many, kind.points, *kind.low_high, channels, kind.one)
+
+    def name_part(self, part: str) -> str:
+        """Return words for the measured part of the real samples, `held-out` or `all`."""
+        return {"held-out": f"held-out {self.many}", "all": f"all {self.many} of DATA"}[part]
+
     def channel(self, k: int) -> str:
         """Return the name of the k-th channel."""
         return self.channels[k] if k < len(self.channels) else f"channel {k}"
@@ -285,9 +301,9 @@ class Facts:
     words: Words = field(default_factory=Words)
 
     @property
-    def raw_bits(self) -> Measurement | None:
-        """The bits per dimension of an uncompressed sample, or None for floats."""
-        return Measurement(math.log2(self.levels)) if self.levels else None
+    def raw_bits(self) -> Measurement:
+        """The bits per dimension of an uncompressed sample, infinity for floats."""
+        return Measurement(math.log2(self.levels) if self.levels else math.inf)
 
     def __getitem__(self, key: str) -> Measurement:
         return read_measurement(self.values, key)

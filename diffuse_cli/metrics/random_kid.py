@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.kid import compute_with_floor
-from diffuse_cli.metrics.kid import difference_errors as of_kid
-from diffuse_cli.metrics.presentation import Facts, MetricNumber, Remark
+from diffuse_cli.metrics import Facts, MetricInputs, MetricNumber, Remark, kid
 
 NEEDS = ("random_features",)
 
@@ -41,22 +38,22 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
     Each has a standard error if there are at least 4 samples on each side.
     """
-    return compute_with_floor(evaluation, NAME, "kid_random")
+    return kid.compute_with_floor(evaluation, NAME, "kid_random")
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard error of `kid_random`, as for `kid`."""
-    return {f"{key}_random": error for key, error in of_kid(a, b).items()}
+    return {f"{key}_random": error for key, error in kid.difference_errors(a, b).items()}
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
     """Report whether random features can distinguish generated and real samples."""
     if not {"kid_random", "kid_random_floor", "kid_random_standard_error"} <= {*facts.values}:
         return
-    kid, floor, many = facts["kid_random"], facts["kid_random_floor"], facts.words.many
-    can = "can" if kid.is_above(floor) else "cannot"
+    value, floor, many = facts["kid_random"], facts["kid_random_floor"], facts.words.many
+    can = "can" if value.is_above(floor) else "cannot"
     words = (
-        f"they {can} distinguish generated from real {many}: KID {kid}, compared with {floor} "
+        f"they {can} distinguish generated from real {many}: KID {value}, compared with {floor} "
         f"between two sets of real {many}"
     )
     yield Remark("random features", "finding", words)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,16 +20,8 @@ import numpy as np
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, Shells, Spectra
-from diffuse_cli.metrics.presentation import Facts, Measurement, MetricNumber, Remark
-from diffuse_cli.metrics.sample_statistics import (
-    SampledEstimate,
-    center_influences,
-    iterate_values,
-    match_channels,
-    measure_inner_variance,
-    split_real,
-)
+from diffuse_cli.metrics import Facts, Measurement, MetricInputs, MetricNumber, Remark, estimates
+from diffuse_cli.metrics.estimates import SampledEstimate
 
 NEEDS = ("spectra",)
 
@@ -80,7 +73,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     if not len(spectra.shells.counts) or not spectra.real.any():
         return {}
     result = log_spectral_distance(spectra.real, spectra.fake).to_entries("spectral_distance")
-    if (parts := split_real(spectra.real, spectra.more, len(spectra.fake))) is not None:
+    if (parts := estimates.split_real(spectra.real, spectra.more, len(spectra.fake))) is not None:
         result |= log_spectral_distance(*parts).to_entries("spectral_distance_floor")
     if (band := measure_fine_detail(evaluation)) is not None:
         result |= band.to_entries("fine_detail")
@@ -149,7 +142,9 @@ def log_spectral_distance(real: Array, fake: Array) -> SampledEstimate:
     value = math.sqrt(np.square(gaps).mean())
     slopes = gaps / (len(gaps) * value) if value else gaps
     pairs = zip((real, fake), levels, strict=True)
-    a, b = (DECIBELS * (center_influences(side) / level) @ slopes for side, level in pairs)
+    a, b = (
+        DECIBELS * (estimates.center_influences(side) / level) @ slopes for side, level in pairs
+    )
     return SampledEstimate(value, -a, b)
 
 
@@ -166,7 +161,7 @@ def measure_fine_detail(evaluation: MetricInputs) -> SampledEstimate | None:
         return None
     levels = [max(float(side.mean()), min_power) for side in (real, fake)]
     pairs = zip((real, fake), levels, strict=True)
-    a, b = (DECIBELS * center_influences(side) / level for side, level in pairs)
+    a, b = (DECIBELS * estimates.center_influences(side) / level for side, level in pairs)
     return SampledEstimate(DECIBELS * math.log(levels[1] / levels[0]), -a, b)
 
 
@@ -175,6 +170,46 @@ def measure_fine_detail(evaluation: MetricInputs) -> SampledEstimate | None:
 
 MOST = 64
 """Most shells of unit width. Larger samples have shells whose widths grow by a constant factor."""
+
+
+@dataclass(frozen=True)
+class Shells:
+    """Shells of the frequencies of a real Fourier transform.
+
+    Attributes:
+        frequencies: the mean frequency of each shell, ascending, (S,).
+        counts: the number of frequencies in each shell, without frequency 0. Their sum is the
+            number of points minus one.
+        order, starts: the indices of the flattened transform by shell, and the start of each shell.
+        weights: the number of frequencies for each of these indices: 1, or 2 with the mirrored
+            frequency.
+    """
+
+    frequencies: Array
+    counts: Array
+    order: Array
+    starts: Array
+    weights: Array
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Power of each sample in each shell, (N, S), for real and generated samples.
+
+    It is the mean over channels of the periodogram |X|^2 / points of samples minus their means,
+    divided by the variance of real samples about their means. So it is 1 at every frequency for
+    white noise of that variance. Its sum with the weights `shells.counts` is the number of points
+    times the variance (Parseval's theorem).
+    """
+
+    shells: Shells
+    real: Array
+    fake: Array
+    more: Array
+
+    def of(self, real: Array, fake: Array, more: Array) -> Spectra:
+        """Return the spectra of some of the samples, by masks."""
+        return Spectra(self.shells, self.real[real], self.fake[fake], self.more[more])
 
 
 def shells(size: tuple[int, ...]) -> Shells:
@@ -212,9 +247,9 @@ def measure_spectra(real: Array, fake: Array, more: Array) -> Spectra:
     Args:
         real, fake, more: the real, generated and further real samples.
     """
-    real, fake, more = match_channels(real, fake, more)
+    real, fake, more = estimates.match_channels(real, fake, more)
     where = shells(real.shape[2:])
-    variances = measure_inner_variance(real)
+    variances = estimates.measure_inner_variance(real)
     return Spectra(where, *(powers(side, where, variances) for side in (real, fake, more)))
 
 
@@ -231,7 +266,7 @@ def powers(samples: Array, where: Shells, variances: Array) -> Array:
         return power
     weights = np.where(varied, 1 / np.where(varied, variances, 1), 0) / (varied.sum() * points)
     scale = torch.from_numpy(weights)
-    for rows, stored in iterate_values(samples):
+    for rows, stored in estimates.iterate_values(samples):
         values = torch.from_numpy(stored.astype(np.float64))
         values -= values.mean(2, keepdim=True)
         waves = torch.fft.rfftn(values.reshape(-1, *samples.shape[1:]), dim=axes).flatten(2)

@@ -26,9 +26,14 @@ from diffuse_cli.metrics import (
     precision_recall,
     read_measurement,
 )
-from diffuse_cli.metrics.features import KIDS, FeatureNetwork, feature_cache
-from diffuse_cli.metrics.presentation import make_entries
-from diffuse_cli.sampling import generation
+from diffuse_cli.metrics.features import KIDS, FeatureNetwork
+from diffuse_cli.metrics.features.feature_cache import (
+    ALONE,
+    Team,
+    cache_features,
+    compute_features,
+)
+from diffuse_cli.sampling.generation import collect, generate_batches, to_stored
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, can_start_from_gaussian
 from diffuse_cli.system import DivergedError, Notice, Progress, Work
 from diffuse_cli.system.rng import philox
@@ -241,7 +246,7 @@ def measure_images(samples: Array, features: Array, real: Array) -> dict[str, fl
     """Return the Fréchet distance and the recall of images, by their and real features."""
     values = frechet.estimate_frechet(real, features).to_entries("frechet_distance")
     if recall := precision_recall.measure_recall(real, features):
-        values |= make_entries("recall", recall.value(), recall.error())
+        values |= Measurement(recall.value(), recall.error()).to_entries("recall")
     return values
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from diffuse_cli.core import Space
-from diffuse_cli.media import MEDIA, Array, Indices
+from diffuse_cli.media import MEDIA, Array, Indices, can_judge
 from diffuse_cli.metrics import Measurement
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork, prepare_network
-from diffuse_cli.metrics.features.feature_choice import load_choice
+from diffuse_cli.metrics.features.feature_choice import build_random_network
 from diffuse_cli.sampling.generation import generate_all
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, UsageError, Work, finish
@@ -93,8 +93,9 @@ def choose_network(space: Space, samples: Array, device: torch.device) -> Featur
     Raises:
         ModelFileError: its weights are missing.
     """
-    judge = finish(load_choice(space, device, prepare_network(NETWORK, device)))
-    return judge.choose_network(space, samples)
+    if can_judge(space):
+        return finish(prepare_network(NETWORK, device))
+    return build_random_network(space, samples, device)
 
 
 def make_settings_in_proportion(plan: Plan, count: int) -> SamplingSettings:

@@ -312,11 +312,9 @@ def test_the_table_says_which_is_better_and_what_the_error_is_of(
             MetricNumber("real", "of real ones", question="likeness"),
         ),
     )
-    monkeypatch.setattr(
-        paired_comparison, "METRICS", {"size": size, "likelihood": METRICS["likelihood"]}
-    )
-    monkeypatch.setattr(metric_inputs, "METRICS", paired_comparison.METRICS)
-    monkeypatch.setattr(metrics, "METRICS", paired_comparison.METRICS)
+    table = {"size": size, "likelihood": METRICS["likelihood"]}
+    monkeypatch.setattr(metric_inputs, "METRICS", table)
+    monkeypatch.setattr(metrics, "METRICS", table)
     ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK)
     found = rows(ran)
     assert found["bits per dimension"][3] == "paired"
@@ -336,7 +334,7 @@ def test_which_is_better_follows_the_direction():
         values = [{"x": 1.0, "x_standard_error": 0.1}, {"x": 1 + apart, "x_standard_error": 0.1}]
         shape = MetricNumber("x", "x", direction=direction)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(paired_comparison, "select_numbers", lambda values: [shape])
+            patch.setattr(metrics, "select_numbers", lambda values: [shape])
             (found,) = paired_comparison.differences(values, {"x": error})
         return found.better
 

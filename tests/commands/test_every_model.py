@@ -19,9 +19,9 @@ import torch
 from kinds import KINDS, Workshop
 from PIL import Image
 
+from diffuse_cli import metrics
 from diffuse_cli.commands import COMMANDS as EVERY
 from diffuse_cli.commands.convert.exporters._graph import draw_inputs
-from diffuse_cli.evaluation import evaluation_run
 from diffuse_cli.media import MEDIA, ReadSettings, settings_for
 from diffuse_cli.metrics import METRICS, Facts, remarks
 from diffuse_cli.models import model_file
@@ -379,7 +379,7 @@ def test_all_metrics_each_alone_and_pairs(
     diffuse: Any, shop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts: list[Facts] = []
-    monkeypatch.setattr(evaluation_run, "remarks", lambda own: facts.append(own) or remarks(own))
+    monkeypatch.setattr(metrics, "remarks", lambda own: facts.append(own) or remarks(own))
     bench = Bench(shop, name)
     line = (*evaluation(bench), "--report", "page.html")
     ran = run(diffuse, line, None, plots=name in DRAWN)

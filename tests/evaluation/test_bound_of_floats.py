@@ -13,7 +13,7 @@ import torch
 from diffuse_cli.core import Conditions, Denoiser, Process, Space
 from diffuse_cli.data.samples import measure_space
 from diffuse_cli.evaluation.image_sets import LabeledSamples
-from diffuse_cli.evaluation.variational_bound import measure_bound
+from diffuse_cli.evaluation.likelihood import measure_bound
 from diffuse_cli.system.events import finish
 
 BARS = torch.linspace(12, -12, 300, dtype=torch.float64).sigmoid()

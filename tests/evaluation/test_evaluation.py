@@ -20,13 +20,14 @@ from oracles import exact_denoise, process_of
 from PIL import Image
 
 from diffuse_cli.core import Prediction, Process, bits_per_dim
+from diffuse_cli.core import likelihood as core_likelihood
 from diffuse_cli.data import read_images
 from diffuse_cli.evaluation import (
     evaluation_run,
     examples,
     image_sets,
     input_builders,
-    variational_bound,
+    likelihood,
 )
 from diffuse_cli.evaluation.image_sets import LabeledSamples, TrainingSamples
 from diffuse_cli.metrics import (
@@ -37,8 +38,7 @@ from diffuse_cli.metrics import (
     nearest_neighbors,
 )
 from diffuse_cli.metrics.features import extract_features
-from diffuse_cli.metrics.inputs import NearestDistances
-from diffuse_cli.metrics.nearest_neighbors import add_candidates, find_nearest
+from diffuse_cli.metrics.nearest_neighbors import NearestDistances, add_candidates, find_nearest
 from diffuse_cli.metrics.presentation import BASELINES
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
@@ -139,14 +139,14 @@ class Metal(torch.Tensor):
 
 
 def test_the_bound_needs_no_float64_of_the_device(measure, images, monkeypatch, of_images):
-    terms, prior = variational_bound.bound_terms, variational_bound.prior_bits
+    terms, prior = core_likelihood.bound_terms, core_likelihood.prior_bits
     with monkeypatch.context() as patch:
         patch.setattr(
-            variational_bound,
+            core_likelihood,
             "bound_terms",
             lambda *a, **k: (t.as_subclass(Metal) for t in terms(*a, **k)),
         )
-        patch.setattr(variational_bound, "prior_bits", lambda *a: prior(*a).as_subclass(Metal))
+        patch.setattr(core_likelihood, "prior_bits", lambda *a: prior(*a).as_subclass(Metal))
         found = measure(images, *OF_IMAGES, *BITS).json
     assert found["bits_per_dim"] == of_images[0].json["bits_per_dim"]
 
@@ -709,7 +709,7 @@ def estimated(x0, timesteps, seed=0, indices=None, batch_size=64, spread=0.5):
     """The bound under the exact denoiser of Gaussian data."""
     process = process_of("cosine", 300)
     exact = Exact(process, 256, exact_denoise(process, spread=spread))
-    work = variational_bound.measure_bound(
+    work = likelihood.measure_bound(
         exact, LabeledSamples(x0, np.full(len(x0), -1)), PLAIN,
         indices or range(len(x0)), timesteps=timesteps, seed=seed, batch_size=batch_size,
         device=torch.device("cpu"),
@@ -754,7 +754,7 @@ def test_visits_depend_on_the_seed_and_the_image_alone():
 
 
 def test_visits_to_a_block_of_images_fall_into_different_parts_of_their_stratum():
-    found = variational_bound.draw_positions(3, range(32), 5)
+    found = likelihood.draw_positions(3, range(32), 5)
     cells = np.floor(found * 16).astype(int).reshape(2, 16, 5)
     assert (np.sort(cells, 1) == np.arange(16)[:, None]).all()
     flat = cells.transpose(0, 2, 1).reshape(10, 16)
@@ -778,9 +778,9 @@ def test_every_group_of_the_curve_was_visited(n, timesteps):
 def test_training_images_are_visited_half_as_often(
     measure, images, monkeypatch, asked, of_training
 ):
-    seen, real = {}, variational_bound.measure_bound
+    seen, real = {}, likelihood.measure_bound
     monkeypatch.setattr(
-        variational_bound,
+        likelihood,
         "measure_bound",
         lambda *a, **k: seen.update({k["task"]: k}) or real(*a, **k),
     )
@@ -790,7 +790,7 @@ def test_training_images_are_visited_half_as_often(
 
 
 def test_respacing_to_more_timesteps_than_there_are_is_refused(measure, other, monkeypatch):
-    monkeypatch.setattr(evaluation_run, "read_sides", lambda *a: 1 / 0)
+    monkeypatch.setattr(image_sets, "read_sides", lambda *a: 1 / 0)
     ran = measure(other, "-n", 4, "--respaced", 101, "-q")
     assert ran.code == 2
     assert "Set --respaced 100 or less" in ran.line
@@ -951,9 +951,9 @@ def test_copies_of_training_images_are_caught(diffuse, images, tmp_path):
 def test_both_spaces_have_as_many_references(diffuse, images, monkeypatch):
     """One share is expected of both, which depends on how many references there are."""
     searched = []
-    inner = input_builders.find_nearest
+    inner = nearest_neighbors.find_nearest
     monkeypatch.setattr(
-        input_builders, "find_nearest", lambda *a: searched.append(a[4]) or inner(*a)
+        nearest_neighbors, "find_nearest", lambda *a: searched.append(a[4]) or inner(*a)
     )
     assert diffuse("eval", images, images, "--train-n", 20, "--json").json["memorized_expected"]
     assert searched == [20, 20]

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import in_process, log_rows
 
 from diffuse_cli.commands.ema import ema_lengths
+from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.metrics import Measurement, label
-from diffuse_cli.metrics.features import KIDS, FeatureNetwork
-from diffuse_cli.metrics.features.feature_choice import load_choice
+from diffuse_cli.metrics import Measurement, features, label
+from diffuse_cli.metrics.features import KIDS, FeatureNetwork, feature_choice
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 
@@ -127,22 +128,29 @@ def test_the_tables_say_so(
     ],
 )  # fmt: skip
 def test_the_network_of_images_is_looked_for_where_it_is_needed(
-    kind: dict[str, Any], key: str
+    kind: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = Space(**{"channels": 1, "size": (8, 8), **kind})
     found: list[str] = []
 
-    def trained() -> Any:
+    def prepare(*_: object) -> Any:
         yield from ()
         found.append("trained")
         return FeatureNetwork("some", 3, "", CPU, lambda x: x)
 
+    monkeypatch.setattr(features, "prepare_network", prepare)
     real = np.random.default_rng(0).integers(0, 9, (4, *space.shape)).astype(np.uint8)
     real = real.astype(np.float32) if space.levels is None else real
-    network = finish(load_choice(space, CPU, trained())).choose_network(space, real)
+    config, process = EvalConfig(subject="m", data="d"), Accelerator(cpu=True)
+
+    def choose(known: Space | None) -> FeatureNetwork:
+        trained = finish(feature_choice.load_trained_network(config, known, process))
+        return finish(feature_choice.choose_network(config, trained, space, real, CPU))
+
+    network = choose(space)
     assert network.kid == key in KIDS
     assert found == (["trained"] if key == "kid" else [])
     assert network.name == ("some" if key == "kid" else "random")
-    late = finish(load_choice(None, CPU, trained())).choose_network(space, real)
+    late = choose(None)
     assert (late.name, late.kid) == (network.name, key)
     assert label(key) != key.replace("_", " ")  # it has a name

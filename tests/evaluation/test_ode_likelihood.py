@@ -13,9 +13,9 @@ import torch
 from conftest import in_process
 
 from diffuse_cli.core import Conditions, Denoiser, Process, Space
-from diffuse_cli.evaluation import ode_likelihood
+from diffuse_cli.evaluation import likelihood
 from diffuse_cli.evaluation.image_sets import LabeledSamples
-from diffuse_cli.evaluation.ode_likelihood import measure_ode_bits
+from diffuse_cli.evaluation.likelihood import measure_ode_bits
 from diffuse_cli.metrics import METRICS, Facts, remarks
 from diffuse_cli.system.events import finish
 
@@ -197,13 +197,13 @@ def test_it_is_not_measured_by_default(diffuse: Any, model: Any, images: Any):
 def test_classes_are_conditions_and_have_their_own_numbers(
     diffuse: Any, conditional: Any, images: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    solve, labels = ode_likelihood.log_densities, []
+    solve, labels = likelihood.log_densities, []
 
     def record(*given: Any, label: torch.Tensor, **options: Any) -> Any:
         labels.append(sorted(label.tolist()))
         return solve(*given, label=label, **options)
 
-    monkeypatch.setattr(ode_likelihood, "log_densities", record)
+    monkeypatch.setattr(likelihood, "log_densities", record)
     line = ("-n", 6, "--steps", 2, "--timesteps", 2, "--ode-steps", 4, "--json")
     found = diffuse("eval", conditional, images, *line).json
     own = [found["classes"][name]["bits_per_dim_ode"] for name in ("dark", "light")]

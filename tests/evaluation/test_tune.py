@@ -16,10 +16,9 @@ from diffuse_cli.config.eval_options import TuneConfig
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
-from diffuse_cli.evaluation import tune as tuning
+from diffuse_cli.evaluation import tradeoff_figure
 from diffuse_cli.evaluation.results import TuningResult
-from diffuse_cli.evaluation.tune import tradeoff_figure
-from diffuse_cli.evaluation.tune.candidates import (
+from diffuse_cli.evaluation.tune import (
     add_gaussian_start,
     add_weak_scales,
     first_settings,
@@ -29,6 +28,7 @@ from diffuse_cli.evaluation.tune.candidates import (
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Words
 from diffuse_cli.models import model_file
+from diffuse_cli.sampling import setting_search
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.generation import generate_batches
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
@@ -323,7 +323,7 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
     tune, diffuse, images, monkeypatch
 ):
     how = ("--samplers", "ddim,unipc", "--steps", "2,4,90", "--try-starts")
-    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
+    monkeypatch.setattr(setting_search, "recommend", lambda rows: rows[-1].setting)
     out = ("-o", "new.safetensors", "--plot", "new.png", "--report", "r.html")
     ran = tune(*how, *out, "--json")
     assert ran.code == 0, ran.err
@@ -338,7 +338,7 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
     assert "unipc, 4 steps from a Gaussian start" in Path("r.html").read_text(encoding="utf-8")
     same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json")
     assert same.json["kid"] == pytest.approx(kids[-1], rel=1e-6)
-    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[0].setting)
+    monkeypatch.setattr(setting_search, "recommend", lambda rows: rows[0].setting)
     again = tune("--samplers", "unipc", "--steps", 4, "--report", "s.html", "--json",
                  model="new.safetensors").json  # fmt: skip
     assert again["kid"] == pytest.approx(kids[4], rel=1e-6), "not from the start of before"
@@ -354,7 +354,7 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
 def test_noise_levels_of_guidance_are_recorded_shown_and_evaluated(
     tune, diffuse, images, weak, monkeypatch
 ):
-    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
+    monkeypatch.setattr(setting_search, "recommend", lambda rows: rows[-1].setting)
     how = ("--samplers", "ddim", "--steps", 4)
     ran = tune(*how, "-o", "new.safetensors", "--report", "r.html", "--json", model=weak)
     assert model_file.load("new.safetensors").sampling == SamplerChoice(
@@ -518,9 +518,7 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(monkeypatch, least):
     found = swept(*rows)
     picture = tradeoff_figure.plot_tradeoff(found, "m")
     if least > 0:
-        assert figures.encode_png(picture) == figures.encode_png(
-            tradeoff_figure.plot_tradeoff(found, "m")
-        )
+        assert picture == tradeoff_figure.plot_tradeoff(found, "m")
     plot = drawn[0]
     assert (plot.get_xscale(), plot.get_yscale()) == ("log", "log" if least > 0 else "linear")
     lines = [container[0] for container in plot.containers]

@@ -9,9 +9,8 @@ import pytest
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.results import FEWEST, summarize
-from diffuse_cli.metrics import METRICS, MetricNumber, Remark, Words, numbers
+from diffuse_cli.metrics import METRICS, MetricInputs, MetricNumber, Remark, Words, numbers
 from diffuse_cli.metrics.channel_distributions import measure_marginals
-from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.metrics.spectrum import measure_spectra
 
 KNOWN = {

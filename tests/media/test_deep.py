@@ -17,7 +17,6 @@ from PIL import Image, ImageOps
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, read_images
-from diffuse_cli.evaluation import input_builders
 from diffuse_cli.media import ReadSettings, image
 from diffuse_cli.media.image.planes import (
     SIGNATURE,
@@ -27,6 +26,7 @@ from diffuse_cli.media.image.planes import (
     rescale_levels,
     to_pixels,
 )
+from diffuse_cli.metrics import paired
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.models.model_file import load
 from diffuse_cli.system.events import Notice, finish
@@ -353,13 +353,13 @@ def test_psnr_has_the_range_of_the_limits(
     diffuse: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spans: list[float] = []
-    known = input_builders.compute_pixel_metrics
+    known = paired.compute_pixel_metrics
 
     def likeness(*args: Any) -> Any:
         spans.append(args[-1])
         return known(*args)
 
-    monkeypatch.setattr(input_builders, "compute_pixel_metrics", likeness)
+    monkeypatch.setattr(paired, "compute_pixel_metrics", likeness)
     line = ("--config", recipe, "--given", "low-res:2", "--steps", 2, "-q")
     assert diffuse("train", camera(tmp_path / "data", 8), *line).code == 0
     line = ("-n", 4, "--steps", 2, "--metrics", "answers", "-q")

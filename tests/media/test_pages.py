@@ -17,8 +17,9 @@ from diffuse_cli.data import read_images, summary
 from diffuse_cli.media import ReadSettings, describe_space, image
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image.planes import encode_tiff
-from diffuse_cli.metrics.features.feature_choice import words_of
+from diffuse_cli.media.image.full_depth import encode_tiff
+from diffuse_cli.metrics import Words
+from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.system.events import finish
 
 DRAW = np.random.default_rng(4)
@@ -92,7 +93,7 @@ def test_pages_and_arrays_have_no_colors(tmp_path: Path) -> None:
     assert found.summary.kind == "4 channels of L"
     assert summary.from_dict(found.summary.to_dict()).kind == found.summary.kind
     assert describe_space(found.space) == "8x8, 4 channels"
-    assert words_of(found.space).channels == ()
+    assert Words.of(found.space).channels == ()
     array = Space(channels=1, size=(8, 8), medium="array")
     assert describe_space(array) == "8x8, 1 channel"
 

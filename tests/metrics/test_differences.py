@@ -19,11 +19,11 @@ from diffuse_cli.metrics import (
     SIGNIFICANT,
     Metric,
     channel_distributions,
-    inputs,
     memorization,
     numbers,
     spectrum,
 )
+from diffuse_cli.metrics.nearest_neighbors import NearestDistances
 
 PAIRS = 200
 """Pairs of each kind without a winner."""
@@ -100,7 +100,7 @@ class Side:
         return channel_distributions.measure_marginals(*self.sides)
 
     @cached_property
-    def spectra(self) -> inputs.Spectra:
+    def spectra(self) -> spectrum.Spectra:
         return spectrum.measure_spectra(*self.sides)
 
     @cached_property
@@ -113,10 +113,10 @@ class Side:
         return 3 + self.common.of_training + 0.1 * self.fake.of_training
 
     @cached_property
-    def nearest(self) -> dict[str, inputs.NearestDistances]:
+    def nearest(self) -> dict[str, NearestDistances]:
         samples = np.exp(self.fake.distances - 0.2 * self.bad)
         references = np.exp(self.real.distances)
-        found = inputs.NearestDistances(samples, references, np.zeros(N, int))
+        found = NearestDistances(samples, references, np.zeros(N, int))
         return dict.fromkeys(memorization.SPACES, found)
 
     @cached_property

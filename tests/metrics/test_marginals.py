@@ -13,9 +13,9 @@ from diffuse_cli.metrics import (
     Facts,
     Words,
     channel_distributions,
+    estimates,
     marginals,
     remarks,
-    sample_statistics,
 )
 
 RNG = np.random.default_rng(4)
@@ -154,7 +154,7 @@ def test_the_order_and_the_block_change_nothing(monkeypatch):
     real, fake = pictures(0, 40), pictures(1, 30, 5)
     more = pictures(2, 30)
     whole, channels = found(real, fake, more)
-    monkeypatch.setattr(sample_statistics, "AT_ONCE", 90)
+    monkeypatch.setattr(estimates, "AT_ONCE", 90)
     mixed, again = found(real[::-1], RNG.permutation(fake), RNG.permutation(more))
     assert mixed == pytest.approx(whole, rel=1e-9)
     assert again[1]["real"]["quantiles"] == channels[1]["real"]["quantiles"]

@@ -14,7 +14,6 @@ from diffuse_cli.metrics import (
     Facts,
     Words,
     frechet,
-    inputs,
     kid,
     memorization,
     nearest_neighbors,
@@ -22,7 +21,7 @@ from diffuse_cli.metrics import (
     remarks,
 )
 from diffuse_cli.metrics.features import extract_features, find_weights, load_network
-from diffuse_cli.metrics.nearest_neighbors import find_nearest
+from diffuse_cli.metrics.nearest_neighbors import NearestDistances, find_nearest
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import finish
 
@@ -508,7 +507,7 @@ def test_the_recall_alone_is_that_among_all(real: int, fake: int):
 
 
 def nearest(samples: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    found = inputs.NearestDistances(samples, references, np.zeros(len(samples), int))
+    found = NearestDistances(samples, references, np.zeros(len(samples), int))
     return METRICS["memorization"].compute(SimpleNamespace(nearest={"pixels": found}))
 
 
@@ -742,7 +741,7 @@ def test_shares_of_copies_are_compared_where_their_references_are_the_same():
     rng = np.random.default_rng(0)
 
     def side(samples: np.ndarray, references: np.ndarray) -> SimpleNamespace:
-        near = inputs.NearestDistances(samples, references, np.zeros(len(samples), int))
+        near = NearestDistances(samples, references, np.zeros(len(samples), int))
         return SimpleNamespace(nearest={"pixels": near})
 
     def draw(i: int) -> list[SimpleNamespace]:
@@ -763,7 +762,7 @@ def test_the_error_of_a_memorization_rate_has_both_sides():
     """For uniform distances, the quantile of the references varies like their order statistic."""
     n, m, quantile = 2000, 399, 20
     samples, references = (np.arange(1, count + 1) / (count + 1) for count in (n, m))
-    near = inputs.NearestDistances(samples, references, np.zeros(n + m, int))
+    near = NearestDistances(samples, references, np.zeros(n + m, int))
     values = METRICS["memorization"].compute(SimpleNamespace(nearest={"pixels": near}))
     rate = quantile / (m + 1)
     variance = rate * (1 - rate) / n + rate * (1 - rate) / m
@@ -778,7 +777,7 @@ def test_the_error_of_a_memorization_rate_has_both_sides():
     ids=["reference", "sample", "finite"],
 )
 def test_a_single_distance_shows_no_copies(samples, references):
-    near = inputs.NearestDistances(np.array(samples), np.array(references), np.zeros(9, int))
+    near = NearestDistances(np.array(samples), np.array(references), np.zeros(9, int))
     side = SimpleNamespace(nearest={"pixels": near})
     assert METRICS["memorization"].compute(side) == {}
     assert METRICS["memorization"].difference_errors(side, side) == {}

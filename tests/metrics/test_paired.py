@@ -15,11 +15,11 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.input_builders import find_nearest_inputs
 from diffuse_cli.metrics import METRICS, MetricNumber, nearest_neighbors, numbers
-from diffuse_cli.metrics.inputs import PairedValues
 from diffuse_cli.metrics.paired import (
     MOST,
     SPREAD,
     WINDOW,
+    PairedValues,
     compute,
     compute_pixel_metrics,
     difference_errors,

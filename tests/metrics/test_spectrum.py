@@ -13,8 +13,8 @@ from diffuse_cli.metrics import (
     METRICS,
     Facts,
     Words,
+    estimates,
     remarks,
-    sample_statistics,
     spectrum,
 )
 
@@ -144,7 +144,7 @@ def test_errors_cover_repeated_draws(slope, low, high):
 def test_the_order_and_the_block_change_nothing(monkeypatch):
     real, fake, more = (fields(k, 30, (12, 10), 2) for k in range(3))
     whole = found(real, fake, more)[0]
-    monkeypatch.setattr(sample_statistics, "AT_ONCE", 500)
+    monkeypatch.setattr(estimates, "AT_ONCE", 500)
     assert found(real[::-1], fake[::-1], more[::-1])[0] == pytest.approx(whole, rel=1e-9)
 
 

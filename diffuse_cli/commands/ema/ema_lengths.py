@@ -16,10 +16,11 @@ from diffuse_cli.config import train_options
 from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.core import Denoiser
-from diffuse_cli.evaluation import evaluation_run, image_sets
-from diffuse_cli.evaluation.image_sets import Sides
-from diffuse_cli.metrics.presentation import make_entries
-from diffuse_cli.metrics.sample_statistics import average
+from diffuse_cli.evaluation.evaluation_run import load_model
+from diffuse_cli.evaluation.image_sets import Sides, prepare_inputs, read_sides, set_conditions
+from diffuse_cli.metrics import Measurement
+from diffuse_cli.metrics.estimates import average
+from diffuse_cli.metrics.features.feature_choice import choose_network, load_trained_network
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import generate_all
 from diffuse_cli.sampling.model_loading import LoadedModel, load_guide, make_denoiser
@@ -218,17 +219,18 @@ def _kid(
     config: EmaConfig, loaded: LoadedModel, sides: Sides, accelerator: Accelerator
 ) -> Work[tuple[str, Measure]]:
     sides.check()
-    features = evaluation_run.load_feature_choice(config, loaded.space, accelerator, alone=True)
-    network = yield from evaluation_run.choose_network(config, (yield from features), sides)
+    trained = yield from load_trained_network(config, loaded.space, accelerator, alone=True)
+    real, device = sides.real.samples, accelerator.device
+    network = yield from choose_network(config, trained, sides.space, real, device)
     guide = yield from load_guide(config, loaded, accelerator, alone=True)
     resolved = resolve_settings(config, loaded.model, guide=guide)
     settings = image_sets.set_conditions(resolved, loaded, sides, config.seed)
     yield from report_settings(settings)
-    against = FeatureMeasure(network, sides.space, sides.real.samples, cached=True)
+    against = FeatureMeasure(network, sides.space, real, cached=True)
     yield from against.read_real()
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        indices, device = range(config.n), accelerator.device
+        indices = range(config.n)
         samples = yield from generate_all(
             denoiser, settings, indices, space=loaded.space, device=device
         )
@@ -266,7 +268,7 @@ def _loss(
         mean = math.fsum(losses) / len(losses)
         if len(losses) < 2:
             return {"held_out_loss": mean}
-        return make_entries("held_out_loss", mean, average(np.array(losses)).error)
+        return Measurement(mean, average(np.array(losses)).error).to_entries("held_out_loss")
 
     return "held_out_loss", measure
 

@@ -33,6 +33,12 @@ RANDOM = "random"
 """Name of the network with random weights."""
 
 
+def describe_network(features: Mapping[str, str]) -> str:
+    """Return words for a feature network, from `FeatureNetwork.describe`."""
+    name = features.get("name", "")
+    return "random features" if name == RANDOM else f"features of {name}"
+
+
 @dataclass(frozen=True)
 class FeatureNetwork:
     """Feature network on a device.

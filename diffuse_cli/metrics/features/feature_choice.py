@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
+from diffuse_cli.config.eval_options import FeatureConfig, MeasureConfig
+from diffuse_cli.config.options import find_changed_flag
 from diffuse_cli.core import Space
-from diffuse_cli.media import MEDIA, can_judge
-from diffuse_cli.metrics import Words
-from diffuse_cli.metrics.features import RANDOM, FeatureNetwork, use_float32
+from diffuse_cli.media import Array, can_judge
+from diffuse_cli.metrics import Words, features
+from diffuse_cli.metrics.features import FeatureNetwork
+from diffuse_cli.metrics.features.feature_cache import Team
+from diffuse_cli.system import DiffuseError, Notice, UsageError, Work
 from diffuse_cli.system.rng import philox
-
-if TYPE_CHECKING:
-    from diffuse_cli.media import Array
-    from diffuse_cli.system import Work
-
 
 WIDTHS = (32, 64, 128, 128)
 """Channels after each convolution of stride 2. Small samples have fewer convolutions."""
@@ -78,16 +75,16 @@ def build_random_network(space: Space, real: Array, device: torch.device) -> Fea
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         x = torch.nan_to_num((space.to_model(x) - middle) / spread).clamp(-LARGEST, LARGEST)
-        features = []
-        with use_float32():
+        statistics = []
+        with features.use_float32():
             for weight in weights:
                 x = F.relu(convolve(x, weight, stride=2, padding=KERNEL // 2))
                 flat = x.flatten(2)
-                features += [flat.mean(2), flat.square().mean(2).sqrt()]
-        return torch.cat(features, 1)
+                statistics += [flat.mean(2), flat.square().mean(2).sqrt()]
+        return torch.cat(statistics, 1)
 
     dim = 2 * sum(size[0] for size in sizes)
-    return FeatureNetwork(RANDOM, dim, digest, device, forward, pictures=False)
+    return FeatureNetwork(features.RANDOM, dim, digest, device, forward, pictures=False)
 
 
 # The choice of a network for samples of a space.
@@ -97,60 +94,56 @@ def build_random_network(space: Space, real: Array, device: torch.device) -> Fea
 # (`FeatureNetwork.kid`).
 
 
-@dataclass(frozen=True)
-class FeatureChoice:
-    """Choice of the network for samples.
+def load_trained_network(
+    config: MeasureConfig, space: Space | None, accelerator: Accelerator, *, alone: bool = False
+) -> Work[FeatureNetwork | None]:
+    """Load the network for images before the work starts, as its weights may be missing or wrong.
 
-    Attributes:
-        trained: the network for images, or None if it is not needed.
-        device: the device of the network.
-    """
-
-    trained: FeatureNetwork | None
-    device: torch.device
-
-    def choose_network(self, space: Space, real: Array) -> FeatureNetwork:
-        """Return the network for samples of a space.
-
-        Args:
-            real: stored real samples (N, C, *size), to standardize the input of random features.
-        """
-        if self.trained is not None and can_judge(space):
-            return self.trained
-
-        return build_random_network(space, real, self.device)
-
-
-def load_choice(
-    space: Space | None, device: torch.device, trained: Work[FeatureNetwork]
-) -> Work[FeatureChoice]:
-    """Load the network for samples of a space in advance, if it may be needed.
+    Returns None if samples of the space need no such network.
 
     Args:
-        space: the space, or None if it is not known yet.
-        trained: the work that loads the network for images.
+        space: the space of the samples, or None if it is not known yet.
+        alone: whether only the first process calls it.
     """
-    needed = space is None or can_judge(space)
-    return FeatureChoice((yield from trained) if needed else None, device)
+    if space is not None and not can_judge(space):
+        return None
+    name, device = config.features, accelerator.device
+    if not alone and config.feature_weights is None:
+        failed = None
+        if accelerator.is_local_main_process:  # downloads; the others wait
+            try:
+                yield from features.find_weights(name)
+            except DiffuseError as error:
+                failed = error
+        for reason in filter(None, Team.from_accelerator(accelerator).gather(failed)):
+            raise reason
+    return (yield from features.prepare_network(name, device, config.feature_weights))
 
 
-# Words for samples of a space and for networks.
+def choose_network(
+    config: MeasureConfig,
+    trained: FeatureNetwork | None,
+    space: Space,
+    real: Array,
+    device: torch.device,
+) -> Work[FeatureNetwork]:
+    """Choose the network for samples of a space, and report if its features are random.
 
+    Args:
+        trained: the result of `load_trained_network`.
+        real: stored real samples (N, C, *size), to standardize the input of random features.
 
-def words_of(space: Space) -> Words:
-    """Return the words for samples of a space."""
-    kind = MEDIA[space.medium]
-    named = space.layout not in kind.alike
-    channels = tuple(kind.channel_names.get(space.channels, ())) if named else ()
-    return Words(kind.many, kind.points, *kind.low_high, channels, kind.one)
-
-
-def describe_network(features: Mapping[str, str]) -> str:
-    """Return words for a feature network, from `FeatureNetwork.describe`."""
-    name = features.get("name", "")
-    return "random features" if name == RANDOM else f"features of {name}"
-
-
-def describe_part(part: str, words: Words) -> str:
-    """Return words for the measured part of the real samples, `held-out` or `all`."""
-    return {"held-out": f"held-out {words.many}", "all": f"all {words.many} of DATA"}[part]
+    Raises:
+        UsageError: the user asked for a network trained on photographs.
+    """
+    if trained is not None and can_judge(space):
+        return trained
+    many = Words.of(space).many
+    if flag := find_changed_flag(config, FeatureConfig):
+        text = f"{flag} uses features of photographs, which do not suit {many}"
+        raise UsageError(text, "Remove it: the KID then uses random features")
+    yield Notice(
+        f"KID uses random features, because features of photographs do not suit {many}. Other "
+        "metrics of such features are left out"
+    )
+    return build_random_network(space, real, device)

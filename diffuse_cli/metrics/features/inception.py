@@ -85,14 +85,12 @@ class Inception(blocks.Inception3):  # type: ignore[misc]
 
     def __init__(self) -> None:
         parts = [
-            *(
-                blocks.BasicConv2d,
-                Block5x5,
-                blocks.InceptionB,
-                Block7x7,
-                blocks.InceptionD,
-                CrossedBlock,
-            ),
+            blocks.BasicConv2d,
+            Block5x5,
+            blocks.InceptionB,
+            Block7x7,
+            blocks.InceptionD,
+            CrossedBlock,
             blocks.InceptionAux,
         ]
         super().__init__(aux_logits=False, init_weights=False, inception_blocks=parts)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.presentation import Measurement, make_entries
+from diffuse_cli.metrics.presentation import Measurement
+from diffuse_cli.system import UsageError
+
+if TYPE_CHECKING:
+    from diffuse_cli.metrics import MetricInputs
 
 AT_ONCE = 2**18
 """Most values in memory as float64 at a time, which fit in a CPU's cache."""
@@ -106,6 +110,26 @@ def split_real(real: Array, more: Array, generated: int) -> tuple[Array, Array] 
     return (a, b) if min(len(a), len(b)) > 1 else None
 
 
+def require_features(evaluation: MetricInputs, metric: str) -> tuple[Array, Array]:
+    """Return real and generated features in float64.
+
+    Raises:
+        UsageError: fewer than two images on a side.
+    """
+    real, fake = evaluation.real_features, evaluation.fake_features
+    if min(len(real), len(fake)) < 2:
+        text = f"{metric} needs 2 real and 2 generated images, not {len(real)} and {len(fake)}"
+        raise UsageError(text, "Pass a larger -n, or use a folder with more images")
+    return real.astype("float64"), fake.astype("float64")
+
+
+def split_real_features(evaluation: MetricInputs) -> tuple[Array, Array] | None:
+    """Return the `split_real` of real features, in float64."""
+    generated = len(evaluation.fake_features)
+    halves = split_real(evaluation.real_features, evaluation.more_features, generated)
+    return None if halves is None else (halves[0].astype("float64"), halves[1].astype("float64"))
+
+
 def average(values: Array) -> Measurement:
     """Return the mean of independent values (N,) and its standard error, NaN for one value."""
     n = len(values)
@@ -167,15 +191,15 @@ class SampledEstimate:
 
     def to_entries(self, key: str) -> dict[str, float]:
         """Return the value and its standard error by their keys."""
-        return make_entries(key, self.value, self.error())
+        return Measurement(self.value, self.error()).to_entries(key)
 
 
-def average_estimates(estimates: Sequence[SampledEstimate]) -> SampledEstimate:
-    """Return the mean of estimates from the same samples."""
+def average_channels(channels: Sequence[SampledEstimate]) -> SampledEstimate:
+    """Return the mean of estimates of several channels, from the same samples."""
     return SampledEstimate(
-        float(np.mean([e.value for e in estimates])),
-        np.mean([e.a for e in estimates], axis=0),
-        np.mean([e.b for e in estimates], axis=0),
+        float(np.mean([e.value for e in channels])),
+        np.mean([e.a for e in channels], axis=0),
+        np.mean([e.b for e in channels], axis=0),
     )
 
 

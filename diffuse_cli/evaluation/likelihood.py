@@ -1,26 +1,30 @@
-"""Estimate the variational bound of real images by timestep, on a few timesteps per image."""
+"""Estimate the bits per dimension of real images: the variational bound, and by the
+probability-flow equation.
+
+The bound is estimated by timestep, on a few timesteps per image.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from diffuse_cli.core import Denoiser
-from diffuse_cli.core.likelihood import bound_terms, draw_visits, plan_visits, prior_bits
+from diffuse_cli.core import Denoiser, likelihood, log_densities
 from diffuse_cli.evaluation.image_sets import LabeledSamples, prepare_inputs
-from diffuse_cli.evaluation.metric_inputs import EvaluationRun, VariationalBound, join_bounds
 from diffuse_cli.media import Array, figures
-from diffuse_cli.metrics import Measurement
-from diffuse_cli.metrics.features.feature_choice import words_of
+from diffuse_cli.metrics import Measurement, Words
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.image_conditioning import ConditioningInputs
-from diffuse_cli.system import Progress, Work
-from diffuse_cli.system.rng import draw_noise, philox
+from diffuse_cli.system import Progress, Work, rng
+
+if TYPE_CHECKING:
+    from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 
 TASK = "estimating the likelihood"
 """The name of the task in progress messages."""
@@ -46,7 +50,7 @@ def make_train_bits(evaluation: EvaluationRun) -> Work[None]:
     evaluation.train = evaluation.training.first(len(evaluation.real))
     whole = evaluation.config.timesteps
     timesteps = whole if isinstance(whole, str) else max(2, (whole + 1) // 2)
-    task = f"{TASK} of training {words_of(evaluation.space).many}"
+    task = f"{TASK} of training {Words.of(evaluation.space).many}"
     bound = yield from _bound(evaluation, evaluation.train, timesteps, task)
     evaluation.train_bits = bound.parts()
 
@@ -100,16 +104,16 @@ def measure_bound(
     """
     total = denoiser.process.num_timesteps
     n = total if timesteps == "all" else min(int(timesteps), total)
-    expected = plan_visits(denoiser.process, n)
+    expected = likelihood.plan_visits(denoiser.process, n)
     priors, rows = [np.zeros(0)], [np.zeros((0, n))]
-    times = draw_visits(expected, torch.from_numpy(draw_positions(seed, indices, n)))
+    times = likelihood.draw_visits(expected, torch.from_numpy(draw_positions(seed, indices, n)))
     for batch, stored, cond in iterate_batches(
         images, blueprint, indices, given, batch_size, device
     ):
         start, x0 = batch.start - indices.start, blueprint.space.to_model(stored)
         draws = _draws(seed, batch, times[start : start + batch_size], x0)
         terms = []
-        for term in bound_terms(denoiser, x0, draws, **cond):
+        for term in likelihood.bound_terms(denoiser, x0, draws, **cond):
             terms.append(term)
             part = len(x0) * len(terms) // n
             yield Progress(task, start + part, len(indices))
@@ -120,7 +124,7 @@ def measure_bound(
             first = times[start : start + batch_size].numpy() == 0
             # An image's decoder terms, divided by their expected number, sum to one decoder.
             rows[-1] -= first * (slope / math.log(2))[:, None]
-        priors.append(prior_bits(denoiser, x0).cpu().double().numpy())
+        priors.append(likelihood.prior_bits(denoiser, x0).cpu().double().numpy())
     prior, every = np.concatenate(priors), np.concatenate(rows)
     return VariationalBound(prior, expected.numpy(), times.numpy(), every)
 
@@ -156,7 +160,7 @@ def draw_positions(seed: int, indices: Sequence[int], n: int) -> Array:
     for row, i in enumerate(indices):
         block, place = divmod(i, BLOCK)
         if block not in blocks:
-            draws = philox(seed, "bits-time", block)
+            draws = rng.philox(seed, "bits-time", block)
             cells = draws.permuted(np.tile(np.arange(BLOCK), (n, 1)), axis=1)
             blocks = {block: (cells + draws.random((n, BLOCK))) / BLOCK}
         positions[row] = blocks[block][:, place]
@@ -168,12 +172,88 @@ def _draws(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield a timestep and noise of each sample, for each visit."""
     for k, t in enumerate(times.unbind(1)):
-        noise = torch.stack([draw_noise(seed, "bits", i, k, shape=x0.shape[1:]) for i in indices])
+        noise = torch.stack(
+            [rng.draw_noise(seed, "bits", i, k, shape=x0.shape[1:]) for i in indices]
+        )
         yield t.to(x0.device), noise.to(x0.device)
 
 
-def plot_bound(bound: VariationalBound, name: str, *, density: bool = False) -> Image.Image:
-    """Plot the terms by timestep, as in Nichol & Dhariwal 2021, figure 2.
+BINS = 50
+"""The most groups of timesteps to show, unless an image has more visits."""
+
+
+SEEN = 8
+"""The fewest visits of a group."""
+
+
+@dataclass(frozen=True)
+class VariationalBound:
+    """Variational bound of N images in bits per dimension, estimated from V visits to each.
+
+    For floats it bounds the density of stored values, and may be negative.
+
+    Attributes:
+        prior: the term L_T, (N,).
+        expected: the mean number of visits to each timestep, see `plan_visits`, (T,).
+        times, terms: the timestep of each visit and its term, (N, V).
+    """
+
+    prior: Array
+    expected: Array
+    times: Array
+    terms: Array
+
+    def parts(self) -> Array:
+        """Return L_T, L_1 + ... + L_T-1, and L_0 of each image, (N, 3)."""
+        shares, first = self._shares(), self.times == 0
+        middle, decoder = ((shares * mask).sum(1) for mask in (~first, first))
+        return np.stack([self.prior, middle, decoder], 1)
+
+    def _shares(self) -> Array:
+        """Return the summands of each image's bound, without the prior, (N, V)."""
+        shares: Array = self.terms / self.expected[self.times]
+        return shares
+
+    def group_by_time(self) -> list[dict[str, Any]]:
+        """Return the first and last timestep of each group, and its mean term per timestep.
+
+        Multiplied by the widths of the groups, the means add up to the sums of `parts`.
+        """
+        shares = self._shares() / len(self.times)
+        means = np.bincount(self.times.ravel(), shares.ravel(), len(self.expected))
+        return [
+            {
+                "first": group.start,
+                "last": group.stop - 1,
+                "bits_per_timestep": float(means[group.start : group.stop].mean()),
+            }
+            for group in self._groups()
+        ]
+
+    def _groups(self) -> list[range]:
+        """Divide all timesteps into ranges with visits. The first range is only t = 0."""
+        total, (images, per_image) = len(self.expected), self.times.shape
+        visits = np.bincount(self.times.ravel(), minlength=total).cumsum()
+        edges = [0, 1]
+        for group in likelihood.strata(total, max(BINS, per_image))[1:]:
+            if visits[group.stop - 1] - visits[edges[-1] - 1] >= min(SEEN, images):
+                edges.append(group.stop)
+        if edges[-1] < total:  # the rest joins the last group, but never the decoder
+            edges[max(2, len(edges) - 1) :] = [total]
+        return [range(a, b) for a, b in pairwise(edges)]
+
+
+def join_bounds(parts: Sequence[VariationalBound]) -> VariationalBound:
+    """Join the bounds of several sets of images, in order."""
+    priors, times, terms = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("prior", "times", "terms")
+    )
+    return VariationalBound(priors, parts[0].expected, times, terms)
+
+
+def plot_bound(bound: VariationalBound, name: str, *, density: bool = False) -> bytes:
+    """Plot the terms by timestep as PNG, as in Nichol & Dhariwal 2021, figure 2.
 
     Args:
         density: whether the samples are floats, so that the bound is a density's.
@@ -203,4 +283,84 @@ def plot_bound(bound: VariationalBound, name: str, *, density: bool = False) -> 
     prior, middle, _ = bound.parts().mean(0)
     sums = f"sum of the steps {Measurement(middle)},  prior {Measurement(prior)}"
     axes.set_title(sums, loc="right", **faint)
-    return sheet.render()
+    return figures.encode_png(sheet.render())
+
+
+# The likelihood by the probability-flow equation.
+
+ODE_TASK = "solving the probability-flow equation"
+"""The name of the task in progress messages."""
+
+ODE_STEPS = 64
+"""Default number of the solver's steps."""
+
+
+def make_ode_bits(evaluation: EvaluationRun) -> Work[None]:
+    """Estimate the likelihood of each real image by the probability-flow equation."""
+    config, loaded, images = evaluation.config, evaluation.loaded, evaluation.real
+    assert loaded is not None
+    bits = yield from measure_ode_bits(
+        loaded.denoiser,
+        images,
+        loaded.model.blueprint,
+        evaluation.team.share(len(images), config.batch_size),
+        given=prepare_inputs(loaded, images, config.seed),
+        steps=config.ode_steps or ODE_STEPS,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        device=evaluation.accelerator.device,
+    )
+    evaluation.ode_bits = np.concatenate(evaluation.team.gather(bits))
+
+
+def measure_ode_bits(
+    denoiser: Denoiser,
+    images: LabeledSamples,
+    blueprint: Blueprint,
+    indices: range,
+    *,
+    given: ConditioningInputs | None = None,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> Work[Array]:
+    """Estimate the bits per dimension of the images with these indices, (N, 2).
+
+    Levels become floats by adding uniform noise as wide as a level, so that the mean over the noise
+    is a bound on the bits of the level (Theis et al. 2016). The second column is the result minus
+    its limit for many steps, estimated from half the steps (Richardson extrapolation).
+    """
+    space, rows, runs = blueprint.space, [np.zeros((0, 2))], (steps, steps // 2)
+    for batch, stored, cond in iterate_batches(
+        images, blueprint, indices, given, batch_size, device
+    ):
+        stored, step = stored.float(), 0
+        densities: list[torch.Tensor] = []
+        if space.levels is not None:
+            stored = stored + _draw_uniform(seed, batch, space.shape).to(device) - 0.5
+        x0, probe = space.to_model(stored), _draw_signs(seed, batch, space.shape).to(device)
+        for k, n in enumerate(runs):
+            for density in log_densities(denoiser, x0, steps=n, probes=[probe], **cond):
+                densities[k:] = [density]
+                step += 1
+                part = len(x0) * step // sum(runs)
+                yield Progress(ODE_TASK, batch.start - indices.start + part, len(indices))
+        # Metal has no float64.
+        fine, coarse = (nats.cpu().double().numpy() / x0[0].numel() for nats in densities)
+        slope = space.log_slope(stored).flatten(1).mean(1).cpu().double().numpy()
+        error = (fine - coarse) / ((runs[0] / runs[1]) ** 2 - 1)
+        rows.append(np.stack([-fine - slope, error], 1) / math.log(2))
+    return np.concatenate(rows)
+
+
+def _draw_uniform(seed: int, indices: range, shape: tuple[int, ...]) -> torch.Tensor:
+    """Draw uniform noise in [0, 1) for each sample, (B, *shape)."""
+    draws = (rng.philox(seed, "ode-level", i).random(shape, dtype=np.float32) for i in indices)
+    return torch.from_numpy(np.stack([*draws]))
+
+
+def _draw_signs(seed: int, indices: range, shape: tuple[int, ...]) -> torch.Tensor:
+    """Draw 1 or -1 for each value of each sample, (B, *shape)."""
+    noise = torch.stack([rng.draw_noise(seed, "ode-probe", i, shape=shape) for i in indices])
+    return torch.ones_like(noise).copysign(noise)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.evaluation.results import TuningResult
 from diffuse_cli.media import figures
-from diffuse_cli.media.figures import FAINT, INK, Sheet
+from diffuse_cli.media.figures import Sheet
 from diffuse_cli.metrics import label, read_measurement
-from diffuse_cli.metrics.features.feature_choice import describe_network
+from diffuse_cli.metrics.features import describe_network
 from diffuse_cli.sampling.setting_search import Trial
-from diffuse_cli.system import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,21 +22,16 @@ KEYS, LINE = 7.45, 0.27
 MARKERS = "osD^vP*X"
 """Markers of the samplers, which are readable without color."""
 
+RING: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": figures.INK}
 PLAIN: dict[str, Any] = {"parse_math": False}
 
 
-def write_tradeoff(path: Path, tuning: TuningResult, subject: str) -> None:
-    """Write the plot for a model file as PNG."""
-    picture = plot_tradeoff(tuning, files.show(Path(subject).name))
-    files.write_bytes(path, figures.encode_png(picture))
-
-
-def plot_tradeoff(tuning: TuningResult, name: str) -> Image.Image:
-    """Plot the KID over seconds per image, with a line for each sampler.
+def plot_tradeoff(tuning: TuningResult, name: str) -> bytes:
+    """Plot the KID over seconds per image as PNG, with a line for each sampler.
 
     Points are labeled with their steps and have bars of a standard error. Hollow points are other
     guidance scales, labeled with × for guidance and w for autoguidance. A ring marks the
-    recommended setting.
+    recommended setting. If a KID is not above 0, its axis is linear.
     """
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
@@ -48,31 +39,25 @@ def plot_tradeoff(tuning: TuningResult, name: str) -> Image.Image:
         f"{tuning.n:,} generated against {tuning.real:,} real {tuning.words.many}, "
         f"{describe_network(tuning.features)}. Numbers are steps, bars standard errors"
     )
-    sheet.text(LEFT, 0.66, line, 8, fontsize=9, color=FAINT, **PLAIN)
+    sheet.text(LEFT, 0.66, line, 8, fontsize=9, color=figures.FAINT, **PLAIN)
     axes = sheet.axes(LEFT, TOP, WIDTH, HEIGHT)
-    _scale(axes, tuning)
-    samplers = list(dict.fromkeys(row.setting.sampler for row in tuning.rows))
-    for i, sampler in enumerate(samplers):
-        _plot_sampler(axes, tuning, sampler, i)
-    [best] = [row for row in tuning.rows if row.setting == tuning.recommended]
-    place = best.seconds, best.values[tuning.metric]
-    ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
-    axes.plot(*place, "o", markersize=13, markeredgewidth=1.5, zorder=6, **ring)
-    for axis in (axes.xaxis, axes.yaxis):
-        if axis.get_scale() == "log":
-            figures.number_axis(axis, "g")
-    _plot_legend(sheet, tuning, samplers)
-    return sheet.render()
-
-
-def _scale(axes: Axes, tuning: TuningResult) -> None:
-    """Set logarithmic axes, or a linear KID axis if a KID is not above 0."""
     axes.set_xscale("log")
     axes.set_xlabel(f"seconds per {tuning.words.one}, on {tuning.device}", fontsize=9)
     axes.set_ylabel(f"{label(tuning.metric)}, lower is better", fontsize=9)
     if all(row.values[tuning.metric] > 0 for row in tuning.rows):
         axes.set_yscale("log")
     axes.tick_params(length=0, which="both")
+    samplers = list(dict.fromkeys(row.setting.sampler for row in tuning.rows))
+    for i, sampler in enumerate(samplers):
+        _plot_sampler(axes, tuning, sampler, i)
+    [best] = [row for row in tuning.rows if row.setting == tuning.recommended]
+    place = best.seconds, best.values[tuning.metric]
+    axes.plot(*place, "o", markersize=13, markeredgewidth=1.5, zorder=6, **RING)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            figures.number_axis(axis, "g")
+    _plot_legend(sheet, tuning, samplers)
+    return figures.encode_png(sheet.render())
 
 
 def _plot_sampler(axes: Axes, tuning: TuningResult, sampler: str, i: int) -> None:
@@ -132,7 +117,7 @@ def _plot_legend(sheet: Sheet, tuning: TuningResult, samplers: Sequence[str]) ->
         for i, name in enumerate(samplers)
     ]
     first = tuning.rows[0].setting
-    hollow = {"marker": "o", "color": FAINT, "markerfacecolor": "white"}
+    hollow = {"marker": "o", "color": figures.FAINT, "markerfacecolor": "white"}
     if first.guidance is not None:
         marks.append((f"×: guidance other than {first.guidance:g}", hollow))
     if first.weak_guidance is not None:
@@ -142,9 +127,7 @@ def _plot_legend(sheet: Sheet, tuning: TuningResult, samplers: Sequence[str]) ->
         _plot_legend_mark(sheet, y, markersize=6, **mark)
         sheet.text(KEYS, y, words, 1.65, **style)
     y = TOP + 0.3 + len(marks) * LINE
-    _plot_legend_mark(
-        sheet, y, marker="o", color=INK, markersize=11, markerfacecolor="none", clip_on=False
-    )
+    _plot_legend_mark(sheet, y, marker="o", markersize=11, clip_on=False, **RING)
     sheet.text(KEYS, y, "recommended:", 1.65, fontweight="bold", **style)
     for i, words in enumerate(str(tuning.recommended).split(", ")):
         sheet.text(KEYS, y + (i + 1) * 0.2, words, 1.65, **style)
