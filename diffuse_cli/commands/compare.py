@@ -22,7 +22,7 @@ from diffuse_cli.core.settings import digits
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import describe_space
 from diffuse_cli.metrics import SIGNIFICANT, Measurement, label
-from diffuse_cli.metrics.features import KIDS
+from diffuse_cli.metrics.features import KIDS, describe_network
 from diffuse_cli.system import (
     ModelFileError,
     Work,
@@ -332,8 +332,6 @@ def _format_lowest(lowest: Mapping[str, float] | None) -> str:
 def _evaluation_lines(pair: PairedComparison) -> list[str]:
     """Return a table of the metrics, and lines about the samples and settings. A row has the
     number of both, their difference, the kind of its error, and the better one."""
-    from diffuse_cli.metrics.features.feature_choice import describe_network, describe_part
-
     rows = [["", "A", "B", "B less A", "error", "better"]]
     for d in pair.differences:
         gap = [f"{d.gap:+}", "paired" if d.paired else "independent"]
@@ -343,7 +341,7 @@ def _evaluation_lines(pair: PairedComparison) -> list[str]:
             *(gap if all(map(d.number.can_show, pair.values)) else ("", "")),
             d.better,
         ])  # fmt: skip
-    part = describe_part(pair.part, pair.words)
+    part = pair.words.name_part(pair.part)
     samplers = [f"{s['sampler']}, {plural(s['steps'], 'step')}" for s in pair.settings]
     how = samplers[0] if samplers[0] == samplers[1] else f"{samplers[0]} (A), {samplers[1]} (B)"
     return [

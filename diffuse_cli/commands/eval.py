@@ -12,8 +12,7 @@ from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.metrics import MetricNumber, Values, class_table, select_numbers
 from diffuse_cli.metrics.features import describe_network
-from diffuse_cli.system import align_columns, files, replace_nonfinite
-from diffuse_cli.system.outputs import claim_option
+from diffuse_cli.system import align_columns, files, outputs, replace_nonfinite
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.results import EvaluationResult

@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING
 from diffuse_cli.commands import eval as evaluation
 from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
-from diffuse_cli.metrics import label
+from diffuse_cli.metrics import label, presentation
 from diffuse_cli.metrics.features import describe_network
-from diffuse_cli.metrics.presentation import format_measurement
-from diffuse_cli.system import Work, align_columns, files, replace_nonfinite
-from diffuse_cli.system.outputs import claim_option
-from diffuse_cli.system.processes import rank
+from diffuse_cli.system import Work, align_columns, files, outputs, processes, replace_nonfinite
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.results import EvaluationResult, TuningResult
@@ -71,7 +68,7 @@ def tune_and_evaluate(
     """
     from diffuse_cli.evaluation.evaluation_run import evaluate
     from diffuse_cli.evaluation.tune import make_eval_config, tune
-    from diffuse_cli.system.devices import reuse_accelerator
+    from diffuse_cli.system.accelerator import reuse_accelerator
 
     with reuse_accelerator(None, config.precision, config.device) as accelerator:
         tuned = yield from tune(config, accelerator)
@@ -91,15 +88,8 @@ def lines(tuned: TuningResult) -> list[str]:
     """Return a row for each setting, the recommendation, and the files written."""
     keys = [tuned.metric]
     keys += [key for key in ("frechet_distance", "recall") if key in tuned.rows[0].values]
-    heads = (*HEADS, *map(label, keys))
-    absent = {
-        "start": not any(row.setting.start for row in tuned.rows),
-        "guidance": first.guidance is None,
-        "weak guidance": first.weak_guidance is None,
-        "noise levels": not any(row.setting.guidance_interval for row in tuned.rows),
-    }
-    columns = [i for i, head in enumerate(heads) if not absent.get(head)]
-    rows = [heads, *(_cells(row, keys) for row in tuned.rows)]
+    rows = [(*HEADS, *map(label, keys)), *(_cells(row, keys) for row in tuned.rows)]
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     part = tuned.words.name_part(tuned.part)
     return [
         *align_columns([*zip(*columns, strict=True)]),

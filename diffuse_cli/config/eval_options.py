@@ -98,8 +98,13 @@ class BoundPlotConfig(BoundConfig):
     )
 
 
-OF_MODELS = (BoundPlotConfig, StartConfig, SamplerConfig, VarianceConfig)
-OF_FOLDERS = (AxesConfig,)
+OF_MODELS = (
+    BoundPlotConfig,
+    sample_options.StartConfig,
+    sample_options.SamplerConfig,
+    sample_options.VarianceConfig,
+)
+OF_FOLDERS = (shared_options.AxesConfig,)
 """Options of `eval` that only a model takes, and that only a folder of samples takes."""
 
 

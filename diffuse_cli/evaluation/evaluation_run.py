@@ -29,10 +29,11 @@ from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.metrics import Remark, Words
 from diffuse_cli.metrics.features import feature_choice
 from diffuse_cli.models.model_file import ModelFile
-from diffuse_cli.sampling import guidance_model, sampling_settings
-from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
+from diffuse_cli.sampling import model_loading, sampling_settings
+from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.system import UsageError, Work, devices, files, outputs
+from diffuse_cli.system import UsageError, Work, files, outputs
+from diffuse_cli.system.accelerator import describe_environment, reuse_accelerator
 
 
 def evaluate(
@@ -66,7 +67,7 @@ def evaluate(
     with (
         outputs.claim_option(config, "plot", ".png") as plot,
         outputs.claim_option(config, "pairs", ".png") as page,
-        devices.reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
+        reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
     ):
         loaded, settings, described = None, None, {}
         if not folder:
@@ -136,7 +137,7 @@ def evaluate(
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},
             fingerprints=sides.fingerprints,
-            made_with=devices.describe_environment(accelerator),
+            made_with=describe_environment(accelerator),
             plot=plot,
             pairs=page,
             report=Path(config.report) if config.report else None,
@@ -165,7 +166,7 @@ def prepare_settings(
     Raises:
         UsageError: there are more timesteps than the model has.
     """
-    guide = yield from guidance_model.load_guide(config, loaded, accelerator)
+    guide = yield from model_loading.load_guide(config, loaded, accelerator)
     names = config.metrics
     bound = names is None or any("bits" in metrics.METRICS[name].NEEDS for name in names)
     settings = sampling_settings.resolve_settings(config, loaded.model, guide=guide, bound=bound)

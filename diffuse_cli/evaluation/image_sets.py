@@ -17,7 +17,7 @@ from diffuse_cli.media import MEDIA, Array, Indices, can_judge, settings_for
 from diffuse_cli.metrics import Words, memorization
 from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.image_conditioning import ConditioningInputs
-from diffuse_cli.sampling.generation import LoadedModel
+from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, UsageError, Work, memory, rng
 
@@ -340,7 +340,7 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
         samples = yield from read(config.subject, **uniform, bits=8)
         images = yield from read(config.data, **settings, bits=8)
     yield from _report_summaries(samples, images)
-    if not uniform and (text := reader.describe_resizing(samples.summary, settings["size"], fit)):
+    if not uniform and (text := samples.summary.describe_resizing(settings["size"], fit)):
         yield Notice(text)
     names = images.class_names
     fakes, _ = _choose(config, LabeledSamples.from_dataset(samples, names), np.arange(len(samples)))

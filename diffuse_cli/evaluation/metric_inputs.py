@@ -17,7 +17,7 @@ from diffuse_cli.metrics import METRICS, Metric, MetricInputs
 from diffuse_cli.metrics.channel_distributions import measure_marginals
 from diffuse_cli.metrics.features import FeatureNetwork
 from diffuse_cli.metrics.features.feature_cache import Team
-from diffuse_cli.sampling.generation import LoadedModel
+from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, UsageError
 

@@ -15,8 +15,9 @@ from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.metrics import Measurement, MetricNumber, Values, Words
 from diffuse_cli.metrics.features import feature_choice
 from diffuse_cli.models import image_conditioning
-from diffuse_cli.sampling.generation import LoadedModel
-from diffuse_cli.system import Notice, UsageError, Work, devices, files
+from diffuse_cli.sampling.model_loading import LoadedModel
+from diffuse_cli.system import Notice, UsageError, Work, files
+from diffuse_cli.system.accelerator import describe_environment
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -119,7 +120,7 @@ def compare_models(
         settings=(described[0], described[1]),
         fingerprint=sides[0].fingerprints["data"],
         words=sides[0].words,
-        made_with=devices.describe_environment(accelerator),
+        made_with=describe_environment(accelerator),
     )
 
 

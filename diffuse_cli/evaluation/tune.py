@@ -27,12 +27,13 @@ from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.sampling import (
     conditioning,
-    guidance_model,
+    model_loading,
     sampling_settings,
     setting_search,
 )
 from diffuse_cli.sampling.setting_search import Levels
-from diffuse_cli.system import Notice, Progress, UsageError, Work, devices, files, outputs
+from diffuse_cli.system import Notice, Progress, UsageError, Work, files, outputs
+from diffuse_cli.system.accelerator import describe_environment, reuse_accelerator
 
 
 def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[TuningResult]:
@@ -50,11 +51,11 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     with (
         outputs.claim_option(config, "out", ".safetensors") as out,
         outputs.claim_option(config, "plot", ".png") as plot,
-        devices.reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
+        reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
     ):
         loaded = yield from evaluation_run.load_model(config, config.weights, accelerator)
         draw_config = make_draw_config(config, loaded.model)
-        guide = yield from guidance_model.load_guide(draw_config, loaded, accelerator)
+        guide = yield from model_loading.load_guide(draw_config, loaded, accelerator)
         base = sampling_settings.resolve_settings(draw_config, loaded.model, guide=guide)
         base = replace(base, times=None, start=None)
         model, blueprint = loaded.model, loaded.model.blueprint
@@ -105,7 +106,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             part=sides.part,
             features=network.describe(),
             settings={k: v for k, v in described.items() if k not in varied},
-            device=devices.describe_environment(accelerator)["device"],
+            device=describe_environment(accelerator)["device"],
             out=out,
             plot=plot,
             words=sides.words,

@@ -26,14 +26,8 @@ from diffuse_cli.metrics import (
     precision_recall,
     read_measurement,
 )
-from diffuse_cli.metrics.features import KIDS, FeatureNetwork
-from diffuse_cli.metrics.features.feature_cache import (
-    ALONE,
-    Team,
-    cache_features,
-    compute_features,
-)
-from diffuse_cli.sampling.generation import collect, generate_batches, to_stored
+from diffuse_cli.metrics.features import KIDS, FeatureNetwork, feature_cache
+from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, can_start_from_gaussian
 from diffuse_cli.system import DivergedError, Notice, Progress, Work
 from diffuse_cli.system.rng import philox

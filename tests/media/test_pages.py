@@ -17,9 +17,8 @@ from diffuse_cli.data import read_images, summary
 from diffuse_cli.media import ReadSettings, describe_space, image
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image.full_depth import encode_tiff
+from diffuse_cli.media.image.planes import encode_tiff
 from diffuse_cli.metrics import Words
-from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.system.events import finish
 
 DRAW = np.random.default_rng(4)

@@ -16,8 +16,8 @@ from diffuse_cli.config import train_options
 from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.core import Denoiser
-from diffuse_cli.evaluation.evaluation_run import load_model
-from diffuse_cli.evaluation.image_sets import Sides, prepare_inputs, read_sides, set_conditions
+from diffuse_cli.evaluation import evaluation_run, image_sets
+from diffuse_cli.evaluation.image_sets import Sides
 from diffuse_cli.metrics import Measurement
 from diffuse_cli.metrics.estimates import average
 from diffuse_cli.metrics.features.feature_choice import choose_network, load_trained_network
