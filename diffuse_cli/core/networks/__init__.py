@@ -154,3 +154,13 @@ def count_parameters(module: nn.Module) -> int:
 def largest_width(config: Any) -> int | None:
     """Return the largest width of a configuration, or None if it has no widths."""
     return max(getattr(config, "widths", None) or [getattr(config, "width", 0)]) or None
+
+
+def largest_patch(patch: int, features: int, space: Space) -> int | None:
+    """Return the largest divisor of `patch` whose patches have at most `features` values, if any.
+
+    A position of `features` numbers becomes a patch by a linear map, so patches with more values
+    cannot hold noise in every dimension.
+    """
+    sides = (p for p in range(patch, 0, -1) if patch % p == 0)
+    return next((p for p in sides if space.channels * p**space.dims <= features), None)

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.core.kernels import (
-    Dropout,
-    GroupNorm,
-    arrange_memory,
-    attend,
-    cast_as_autocast,
-    expand_channels,
-)
-from diffuse_cli.core.networks import Run, run_directly
-from diffuse_cli.core.networks._patches import fold_patches, unfold_patches
-from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS, ConditionedNetwork, init_zeros
+from diffuse_cli.core import kernels
+from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.networks import Run, layers, run_directly
+from diffuse_cli.core.networks._unet_config import Config
 from diffuse_cli.core.registry import Registry, lookup
 from diffuse_cli.core.space import Space
 
-if TYPE_CHECKING:
-    from diffuse_cli.core.conditions import Conditions
-    from diffuse_cli.core.networks.unet import Config
 
-
-class UNet(ConditionedNetwork):
+class UNet(layers.ConditionedNetwork):
     """The U-Net.
 
     Attributes:
@@ -54,7 +43,9 @@ class UNet(ConditionedNetwork):
         widths, attends = config.widths, config.attends(space.size)
         folded = config.patch**space.dims
         self.conv_in = parts.conv((space.channels + self.given_channels) * folded, width)
-        self.time_proj = lookup(TIME_EMBEDDINGS, config.time_embedding, "time_embedding")(config)
+        embedding = lookup(layers.TIME_EMBEDDINGS, config.time_embedding, "time_embedding")
+        features = config.time_channels // 4
+        self.time_proj = embedding(features, config.freq_shift, config.flip_sin_to_cos)
         self._embed(conditions, self.time_proj.width, time_width)
 
         self.down_blocks = nn.ModuleList()
@@ -74,7 +65,7 @@ class UNet(ConditionedNetwork):
             self.up_blocks.append(UNetLevel(upward, inputs, after, attends_here, resize))
             before = after
         self.conv_norm_out = parts.norm(before)
-        self.conv_out = init_zeros(parts.conv(before, out_channels * folded))
+        self.conv_out = layers.init_zeros(parts.conv(before, out_channels * folded))
 
     def forward(
         self,
@@ -94,8 +85,8 @@ class UNet(ConditionedNetwork):
             augment: the parameters of `core.augmentations`. None means no change.
         """
         emb = F.silu(self.embed_conditions(self.time_proj(t), label, row, augment))
-        x = cast_as_autocast(self.concat_given(x, given))  # arranging half precision is faster
-        h = self.conv_in(arrange_memory(fold_patches(x, self.patch)))
+        x = kernels.cast_as_autocast(self.concat_given(x, given))  # faster to arrange in half
+        h = self.conv_in(kernels.arrange_memory(layers.fold_patches(x, self.patch)))
         skips = [h]
         for level in self.down_blocks:
             h, states = level(h, emb, self.run_block)
@@ -104,7 +95,7 @@ class UNet(ConditionedNetwork):
         for level in self.up_blocks:
             h, _ = level(h, emb, self.run_block, skips)
         y: Tensor = self.run_block(self._read_out, h)
-        return unfold_patches(y, self.patch).contiguous()
+        return layers.unfold_patches(y, self.patch).contiguous()
 
     def _read_out(self, h: Tensor) -> Tensor:
         return self.conv_out(self.conv_norm_out(h, silu=True))  # type: ignore[no-any-return]
@@ -188,9 +179,9 @@ class UNetParts:
         """Return a convolution, padded to keep the size by default."""
         return CONVOLUTIONS[self.dims](before, after, kernel, **{"padding": kernel // 2, **options})
 
-    def norm(self, width: int) -> GroupNorm:
+    def norm(self, width: int) -> kernels.GroupNorm:
         """Return the group norm of every block."""
-        return GroupNorm(self.config.groups, width, eps=self.config.norm_eps)
+        return kernels.GroupNorm(self.config.groups, width, eps=self.config.norm_eps)
 
     def time(self, width: int) -> nn.Linear:
         """Return the layer from the time embedding to shifts, and if configured scales."""
@@ -238,8 +229,8 @@ class ResBlock(nn.Module):
         self.conv1 = parts.conv(before, after)
         self.time_emb_proj = parts.time(after)
         self.norm2 = parts.norm(after)
-        self.dropout = Dropout(parts.config.dropout)
-        self.conv2 = init_zeros(parts.conv(after, after))
+        self.dropout = kernels.Dropout(parts.config.dropout)
+        self.conv2 = layers.init_zeros(parts.conv(after, after))
         self.conv_shortcut = parts.conv(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -267,8 +258,8 @@ class ConvNeXt(nn.Module):
         self.time_emb_proj = parts.time(before)
         self.norm = parts.norm(before)
         self.pwconv1 = parts.conv(before, self.EXPANSION * after, 1)
-        self.dropout = Dropout(parts.config.dropout)
-        self.pwconv2 = init_zeros(parts.conv(self.EXPANSION * after, after, 1))
+        self.dropout = kernels.Dropout(parts.config.dropout)
+        self.pwconv2 = layers.init_zeros(parts.conv(self.EXPANSION * after, after, 1))
         self.conv_shortcut = parts.conv(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -286,7 +277,7 @@ BLOCKS: Registry[Callable[[UNetParts, int, int, Resize], nn.Module]] = Registry(
 
 
 def add_time(
-    norm: GroupNorm, h: Tensor, time: Tensor, scale_shift: bool, *, silu: bool = False
+    norm: kernels.GroupNorm, h: Tensor, time: Tensor, scale_shift: bool, *, silu: bool = False
 ) -> Tensor:
     """Return norm(h) * (1 + scale) + shift, both in `time` (B, 2C), or norm(h + time), time (B, C).
 
@@ -294,7 +285,7 @@ def add_time(
     """
     if scale_shift:
         return norm(h, *time.chunk(2, dim=1), silu=silu)  # type: ignore[no-any-return]
-    return norm(h.add_(expand_channels(time, h)), silu=silu)  # type: ignore[no-any-return]
+    return norm(h.add_(kernels.expand_channels(time, h)), silu=silu)  # type: ignore[no-any-return]
 
 
 class SpatialAttention(nn.Module):
@@ -307,17 +298,17 @@ class SpatialAttention(nn.Module):
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([init_zeros(nn.Linear(width, width))])
+        self.to_out = nn.ModuleList([layers.init_zeros(nn.Linear(width, width))])
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix all positions of (B, C, *size)."""
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = self._project(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v).transpose(1, 2).flatten(2)
+        mixed = kernels.attend(q, k, v).transpose(1, 2).flatten(2)
         mixed = self.to_out[0](mixed).transpose(1, 2)
         added: Tensor = mixed.unflatten(2, x.shape[2:])
         if added.ndim == 4:  # channels are last here, which is slow on some devices
-            added = arrange_memory(added)
+            added = kernels.arrange_memory(added)
         return added.add_(x)
 
     def _project(self, tokens: Tensor) -> Tensor:
@@ -360,7 +351,7 @@ class Upsample(nn.Module):
         y = TRANSPOSED[x.ndim - 2](x, self._kernel(), stride=2, padding=1)
         bias: Tensor = self.conv.bias  # type: ignore[assignment]
         # Added separately, because oneDNN's gradient of the bias is slow: half the kernel's time.
-        return y.add_(expand_channels(bias.to(y.dtype)[None], y))
+        return y.add_(kernels.expand_channels(bias.to(y.dtype)[None], y))
 
     def _kernel(self) -> Tensor:
         """Return the sum of the flipped kernel at all offsets 0 and 1, (in, out, 4, ...)."""
@@ -370,4 +361,4 @@ class Upsample(nn.Module):
         for last in reversed(range(dims)):  # F.pad counts dimensions from the last one
             one = [0] * (2 * last)
             kernel = F.pad(kernel, [*one, 0, 1]) + F.pad(kernel, [*one, 1, 0])
-        return arrange_memory(kernel)
+        return kernels.arrange_memory(kernel)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.core.kernels import Dropout, attend
-from diffuse_cli.core.networks import Run, run_directly
-from diffuse_cli.core.networks._patches import fold_patches, unfold_patches
-from diffuse_cli.core.networks.layers import ConditionedNetwork, init_xavier, init_zeros, sinusoids
+from diffuse_cli.core import kernels
+from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.networks import Run, layers, run_directly
+from diffuse_cli.core.networks._vit_config import Config
 from diffuse_cli.core.space import Space
-
-if TYPE_CHECKING:
-    from diffuse_cli.core.conditions import Conditions
-    from diffuse_cli.core.networks.vit import Config
 
 TIME_FEATURES = 256
 """Number of cosines and sines of t, as in the code of Peebles & Xie 2023."""
@@ -33,7 +28,7 @@ number of patches per side at 256 pixels in Li & He 2025."""
 EPS = 1e-6
 
 
-class Transformer(ConditionedNetwork):
+class Transformer(layers.ConditionedNetwork):
     """Transformer over patches.
 
     Attributes:
@@ -56,17 +51,17 @@ class Transformer(ConditionedNetwork):
         width, places = config.width, config.patch**space.dims
         numbers = (space.channels + self.given_channels) * places
         if config.bottleneck is None:
-            self.patch_in, self.widen = init_xavier(nn.Linear(numbers, width)), nn.Identity()
+            self.patch_in, self.widen = layers.init_xavier(nn.Linear(numbers, width)), nn.Identity()
         else:
-            self.patch_in = init_xavier(nn.Linear(numbers, config.bottleneck, bias=False))
-            self.widen = init_xavier(nn.Linear(config.bottleneck, width))
+            self.patch_in = layers.init_xavier(nn.Linear(numbers, config.bottleneck, bias=False))
+            self.widen = layers.init_xavier(nn.Linear(config.bottleneck, width))
         self._embed(conditions, TIME_FEATURES, width)
         if config.context:
             self.context = nn.Parameter(0.02 * torch.randn(config.context, width))
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         self.norm_out = RMSNorm(width, weighted=False)
-        self.modulation = init_zeros(nn.Linear(width, 2 * width))
-        self.patch_out = init_zeros(nn.Linear(width, out_channels * places))
+        self.modulation = layers.init_zeros(nn.Linear(width, 2 * width))
+        self.patch_out = layers.init_zeros(nn.Linear(width, out_channels * places))
 
     def forward(
         self,
@@ -78,9 +73,9 @@ class Transformer(ConditionedNetwork):
         augment: Tensor | None = None,
     ) -> Tensor:
         """Map inputs as `UNet` does, at every size that the patches divide."""
-        condition = self.embed_conditions(sinusoids(t, TIME_FEATURES), label, row, augment)
+        condition = self.embed_conditions(layers.sinusoids(t, TIME_FEATURES), label, row, augment)
         emb = F.silu(condition)
-        cut = fold_patches(self.concat_given(x, given), self.patch)
+        cut = layers.fold_patches(self.concat_given(x, given), self.patch)
         grid = cut.shape[2:]
         h = self.widen(self.patch_in(cut.flatten(2).transpose(1, 2)))
         h = h + embed_positions(grid, h.shape[2], x.device)
@@ -93,7 +88,7 @@ class Transformer(ConditionedNetwork):
                 sin = F.pad(sin, (0, 0, len(context), 0))
             h = self.run_block(block, h, emb, cos, sin)
         y = self.run_block(self._read_out, h[:, h.shape[1] - grid.numel() :], emb)
-        return unfold_patches(y.transpose(1, 2).unflatten(2, grid), self.patch).contiguous()
+        return layers.unfold_patches(y.transpose(1, 2).unflatten(2, grid), self.patch).contiguous()
 
     def _read_out(self, h: Tensor, emb: Tensor) -> Tensor:
         shift, scale = self.modulation(emb)[:, None].chunk(2, dim=2)
@@ -109,7 +104,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.modulation = init_zeros(nn.Linear(config.width, 6 * config.width))
+        self.modulation = layers.init_zeros(nn.Linear(config.width, 6 * config.width))
         self.norm1 = RMSNorm(config.width, weighted=False)
         self.attention = RotaryAttention(config)
         self.norm2 = RMSNorm(config.width, weighted=False)
@@ -137,16 +132,16 @@ class RotaryAttention(nn.Module):
         super().__init__()
         self.head_width = config.head_width
         self.to_q, self.to_k, self.to_v, self.to_out = (
-            init_xavier(nn.Linear(config.width, config.width)) for _ in range(4)
+            layers.init_xavier(nn.Linear(config.width, config.width)) for _ in range(4)
         )
         self.norm_q, self.norm_k = RMSNorm(config.head_width), RMSNorm(config.head_width)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = kernels.Dropout(config.dropout)
 
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Mix the positions of (B, N, width)."""
         q, k, v = (self._heads(part(h)) for part in (self.to_q, self.to_k, self.to_v))
         q, k = (rotate_pairs(x, cos, sin).to(v.dtype) for x in (self.norm_q(q), self.norm_k(k)))
-        return self.dropout(self.to_out(attend(q, k, v).transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+        return self.dropout(self.to_out(kernels.attend(q, k, v).transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor) -> Tensor:
         """Split (B, N, width) into heads, (B, heads, N, head_width)."""
@@ -159,10 +154,10 @@ class SwiGLU(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.gate, self.value = (
-            init_xavier(nn.Linear(config.width, config.hidden_width)) for _ in range(2)
+            layers.init_xavier(nn.Linear(config.width, config.hidden_width)) for _ in range(2)
         )
-        self.dropout = Dropout(config.dropout)
-        self.out = init_xavier(nn.Linear(config.hidden_width, config.width))
+        self.dropout = kernels.Dropout(config.dropout)
+        self.out = layers.init_xavier(nn.Linear(config.hidden_width, config.width))
 
     def forward(self, h: Tensor) -> Tensor:
         """Transform each position without changing shapes."""
@@ -219,7 +214,7 @@ def embed_positions(grid: Sequence[int], width: int, device: torch.device) -> Te
     """
     axis_width = width // len(grid)
     sides = zip(_coordinates(grid, device), grid, strict=True)
-    embeddings = [sinusoids((at + 0.5) * (SIDE / count), axis_width) for at, count in sides]
+    embeddings = [layers.sinusoids((at + 0.5) * (SIDE / count), axis_width) for at, count in sides]
     return F.pad(torch.cat(embeddings, dim=1), (0, width - axis_width * len(grid)))
 
 

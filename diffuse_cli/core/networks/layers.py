@@ -1,22 +1,18 @@
-"""Embeddings of the time and the conditions, and initialization of layers."""
+"""Parts of every network: embeddings of the time and the conditions, initialization, patches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffuse_cli.core.conditions import UNTOLD, LabelColumn, MetadataTable
+from diffuse_cli.core.conditions import UNTOLD, Conditions, LabelColumn, MetadataTable
 from diffuse_cli.core.registry import Registry
-
-if TYPE_CHECKING:
-    from diffuse_cli.core.conditions import Conditions
-    from diffuse_cli.core.networks.unet import Config
 
 SPREAD = 2.0
 """Initial standard deviation of the weights for augmentation parameters. The parameters are often
@@ -153,10 +149,9 @@ class TimeEmbedding(nn.Module):
 class Sinusoids(nn.Module):
     """Module for `sinusoids`, with `width` features."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, width: int, shift: int, cos_first: bool) -> None:
         super().__init__()
-        self.width = config.time_channels // 4
-        self.shift, self.cos_first = config.freq_shift, config.flip_sin_to_cos
+        self.width, self.shift, self.cos_first = width, shift, cos_first
 
     def forward(self, t: Tensor) -> Tensor:
         """Map (B,) to (B, width)."""
@@ -164,7 +159,7 @@ class Sinusoids(nn.Module):
 
 
 class Fourier(nn.Module):
-    """cos and sin of t at fixed random frequencies, `width` features.
+    """cos and sin of t at `count` fixed random frequencies, and without a `shift` of them.
 
     These are the Gaussian Fourier features of NCSN++ (Song et al. 2021b, appendix C.2; Tancik et
     al. 2020), with frequencies from N(0, 16^2). Song et al. 2021b pass log sigma, which is linear
@@ -176,10 +171,9 @@ class Fourier(nn.Module):
 
     SCALE = 16.0
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, count: int, shift: int, cos_first: bool) -> None:
         super().__init__()
-        count = config.time_channels // 4
-        self.width, self.cos_first = 2 * count, config.flip_sin_to_cos
+        self.width, self.cos_first = 2 * count, cos_first
         self.weight: Tensor
         self.register_buffer("weight", self.SCALE * torch.randn(count))
 
@@ -189,10 +183,10 @@ class Fourier(nn.Module):
         return concat_cos_sin(angles, cos_first=self.cos_first)
 
 
-TIME_EMBEDDINGS: Registry[Callable[[Config], Any]] = Registry(
+TIME_EMBEDDINGS: Registry[Callable[[int, int, bool], Any]] = Registry(
     "time_embeddings", {"sinusoidal": Sinusoids, "fourier": Fourier}
 )
-"""Features of t for the two linear layers, by `Config.time_embedding`."""
+"""Features of t for the two linear layers, from a number, `shift` and `cos_first`."""
 
 
 def sinusoids(t: Tensor, width: int, *, shift: int = 0, cos_first: bool = True) -> Tensor:
@@ -271,3 +265,28 @@ class LabelEmbedding(nn.Module):
     def forward(self, code: Tensor) -> Tensor:
         """Map (B,) to (B, width)."""
         return F.embedding(code.where(~code.isnan(), self.none).long(), self.weight)
+
+
+# -- patches --------------------------------------------------------------------------------------
+
+
+def fold_patches(x: Tensor, patch: int) -> Tensor:
+    """Fold (B, C, *size) to (B, C p^dims, *size / p): positions of a patch become channels."""
+    if patch == 1:
+        return x
+    dims = x.ndim - 2
+    cut = x.reshape(*x.shape[:2], *(n for side in x.shape[2:] for n in (side // patch, patch)))
+    places = [2 + 2 * i for i in range(dims)]
+    return cut.permute(0, 1, *(i + 1 for i in places), *places).flatten(1, 1 + dims)
+
+
+def unfold_patches(x: Tensor, patch: int) -> Tensor:
+    """Invert `fold_patches`."""
+    if patch == 1:
+        return x
+    dims = x.ndim - 2
+    cut = x.unflatten(1, (-1, *[patch] * dims))
+    order = [n for i in range(dims) for n in (2 + dims + i, 2 + i)]
+    sizes = [side * patch for side in x.shape[2:]]
+    whole: Tensor = cut.permute(0, 1, *order).reshape(x.shape[0], -1, *sizes)
+    return whole

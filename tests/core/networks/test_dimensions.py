@@ -10,8 +10,8 @@ from oracles import generator
 
 from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
 from diffuse_cli.core.kernels import arrange_memory, arrange_weights
-from diffuse_cli.core.networks._patches import fold_patches, unfold_patches
 from diffuse_cli.core.networks._unet_modules import UNetParts, Upsample
+from diffuse_cli.core.networks.layers import fold_patches, unfold_patches
 
 SIZES = {1: (16,), 2: (8, 4), 3: (8, 4, 4)}
 dimensions = pytest.mark.parametrize("dims", list(SIZES))
