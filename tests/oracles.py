@@ -15,8 +15,8 @@ from torch import Tensor
 
 from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, Denoiser, Prediction, Process
 from diffuse_cli.core.denoising_errors import DenoisingErrors
+from diffuse_cli.core.parameterization import LEARNED, MEASURED
 from diffuse_cli.core.schedules import zero_terminal_snr
-from diffuse_cli.core.variances import LEARNED, MEASURED
 
 SPREAD = 0.5
 SAID = 0.3

@@ -32,7 +32,7 @@ from diffuse_cli.core.inpainting import MaskKind
 from diffuse_cli.core.networks._unet_modules import ResBlock
 from diffuse_cli.core.restoration import RESTORATIONS, Restoration
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.core.timesteps import TimestepDraw, uniform
+from diffuse_cli.core.losses import TimestepDraw, uniform
 from diffuse_cli.config.options import Options, option
 from diffuse_cli.config.presets import Preset
 

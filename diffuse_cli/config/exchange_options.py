@@ -104,12 +104,12 @@ class ConvertConfig(RuntimeConfig):
     )
     target: str | None = option.process.optional(
         "Quantity that the network predicts.",
-        table="core.targets.TARGETS",
+        table="core.parameterization.TARGETS",
         shown="from SOURCE or preset, else eps",
     )
     variance: str | None = option.process.optional(
         "Variance of the reverse process.",
-        table="core.variances.VARIANCES",
+        table="core.parameterization.VARIANCES",
         shown="from SOURCE or preset",
     )
 

@@ -6,8 +6,15 @@ from dataclasses import dataclass
 
 from diffuse_cli.config import parsers
 from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
+from diffuse_cli.config.parsers import (
+    parse_interval,
+    parse_names,
+    parse_range,
+    parse_settings,
+    parse_times,
+)
+from diffuse_cli.core.parameterization import MEASURED
 from diffuse_cli.core.samplers import sampler_options
-from diffuse_cli.core.variances import MEASURED
 from diffuse_cli.system import UsageError, translate_errors
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20
@@ -134,7 +141,7 @@ class VarianceConfig(WeightsConfig):
 
     variance: str | None = option.sampling.optional(
         "Variance of ddpm's steps and of the variational bound.",
-        table="core.variances.VARIANCES",
+        table="core.parameterization.VARIANCES",
         shown="the model's",
     )
 
@@ -153,7 +160,7 @@ class TrajectoryConfig(Options):
 
     spacing: str | None = option.sampling.optional(
         "Spacing of the timesteps that the sampler visits.",
-        table="core.timesteps.SPACINGS",
+        table="core.schedules.SPACINGS",
         shown="the model's, else wide for unipc up to 10 steps, else trailing",
     )
     threshold: float | None = option.sampling.optional(

@@ -121,10 +121,10 @@ class DiffusionConfig(Options):
     )
     rescale_timesteps: bool = option.process(True, "Pass t * 1000 / T to the network instead of t.")
     target: str = option.process(
-        "v", "Quantity that the network predicts.", table="core.targets.TARGETS"
+        "v", "Quantity that the network predicts.", table="core.parameterization.TARGETS"
     )
     variance: str = option.process(
-        "small", "Variance of the reverse process.", table="core.variances.VARIANCES"
+        "small", "Variance of the reverse process.", table="core.parameterization.VARIANCES"
     )
 
     def __post_init__(self) -> None:

@@ -180,7 +180,7 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
     timestep_draw: str = option.optimizer(
         "uniform",
         "Draw timesteps uniformly, or more where the loss or its weight is large.",
-        table="core.timesteps.TIMESTEP_DRAWS",
+        table="core.losses.TIMESTEP_DRAWS",
     )
     label_dropout: float = option.conditioning(
         0.1, "Fraction of images trained without class and metadata, for guidance.", low=0, high=1

@@ -32,22 +32,19 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoising_errors import DenoisingErrors
     from diffuse_cli.core.gaussian import Gaussian
     from diffuse_cli.core.guidance import autoguide, clip, guide
-    from diffuse_cli.core.likelihood import Bits, bits_per_dim
-    from diffuse_cli.core.losses import LOSSES, WEIGHTINGS, loss
+    from diffuse_cli.core.likelihood import Bits, bits_per_dim, log_densities
+    from diffuse_cli.core.losses import LOSSES, TIMESTEP_DRAWS, WEIGHTINGS, loss
     from diffuse_cli.core.networks import NETWORKS, Ends
     from diffuse_cli.core.optimizers import OPTIMIZERS
-    from diffuse_cli.core.probability_flow import log_densities
+    from diffuse_cli.core.parameterization import TARGETS, VARIANCES, output_channels
     from diffuse_cli.core.process import Process
     from diffuse_cli.core.registry import InvalidArgument, Modules, Registry
     from diffuse_cli.core.restoration import RESTORATIONS
     from diffuse_cli.core.samplers import SAMPLERS, State, sample
-    from diffuse_cli.core.schedules import SCHEDULES
+    from diffuse_cli.core.schedules import SCHEDULES, SPACINGS
     from diffuse_cli.core.settings import Settings, dimensions
     from diffuse_cli.core.space import TRANSFORMS, Space
-    from diffuse_cli.core.targets import TARGETS
     from diffuse_cli.core.tiling import Tiling
-    from diffuse_cli.core.timesteps import SPACINGS, TIMESTEP_DRAWS
-    from diffuse_cli.core.variances import VARIANCES, output_channels
 
 __all__ = [
     "AUGMENTATIONS", "DEGRADATIONS", "LOSSES", "NETWORKS", "OPTIMIZERS", "PAIRS",
@@ -61,10 +58,9 @@ __all__ = [
 ]  # fmt: skip
 
 MODULES = (
-    "registry", "settings", "conditions", "space", "schedules", "augmentations", "targets",
-    "variances", "timesteps", "gaussian", "losses", "samplers", "degradations", "restoration",
-    "optimizers", "networks", "process", "tiling", "data_gaussian", "denoiser", "denoising_errors",
-    "guidance", "likelihood", "probability_flow",
+    "registry", "settings", "conditions", "space", "schedules", "augmentations", "parameterization",
+    "gaussian", "losses", "samplers", "degradations", "restoration", "optimizers", "networks",
+    "process", "tiling", "data_gaussian", "denoiser", "denoising_errors", "guidance", "likelihood",
 )  # fmt: skip
 """Modules in which names are looked up, in this order. Modules that import torch come last."""
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.cosine_transform import apply_bases, basis, cosines
 from diffuse_cli.core.registry import InvalidArgument
 
 if TYPE_CHECKING:
@@ -272,3 +271,45 @@ def _as_tuples(values: Any) -> Any:
     if isinstance(values, list | tuple):
         return tuple(_as_tuples(value) for value in values)
     return float(f"{values:.6g}")
+
+
+# -- cosine transform -----------------------------------------------------------------------------
+
+# The orthonormal cosine transform (DCT-II) of samples, a matrix for each spatial dimension.
+
+
+def cosines(side: int, count: int, rounded: str = "float64") -> Any:
+    """Return the first rows of the transform of `side` values, a float64 array (count, side).
+
+    Args:
+        rounded: the type in which angular frequencies are computed.
+    """
+    import numpy as np
+
+    frequencies = np.arange(count, dtype=rounded) * np.asarray(math.pi / side, rounded)
+    rows = np.cos(np.outer(frequencies.astype("float64"), np.arange(side) + 0.5))
+    rows *= math.sqrt(2 / side)
+    rows[0] /= math.sqrt(2)
+    return rows
+
+
+@lru_cache(maxsize=32)
+def basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix of the cosine transform of a side, with a row for each frequency."""
+    import torch
+
+    with torch.inference_mode(False):  # the cached matrix may later be used with gradients
+        return torch.from_numpy(cosines(side, side)).to(dtype).to(device)
+
+
+def apply_bases(x: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """Return each spatial dimension of x (B, C, *size) times the matrix that belongs to it."""
+    for dim, matrix in enumerate(bases, 2):
+        x = (x.movedim(dim, -1) @ matrix.mT).movedim(-1, dim)
+    return x
+
+
+def scale_frequencies(x: Tensor, gains: Tensor) -> Tensor:
+    """Multiply each frequency of x (B, C, *size) by a gain, (*size)."""
+    bases = [basis(side, x.dtype, x.device) for side in x.shape[2:]]
+    return apply_bases(apply_bases(x, bases) * gains, [matrix.mT for matrix in bases])

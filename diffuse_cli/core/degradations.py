@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffuse_cli.core.cosine_transform import scale_frequencies
+from diffuse_cli.core.data_gaussian import scale_frequencies
 from diffuse_cli.core.inpainting import MASKS
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup, suggest
 from diffuse_cli.core.settings import (

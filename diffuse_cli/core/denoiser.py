@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.core.denoising_errors import DenoisingErrors
+from diffuse_cli.core.parameterization import (
+    LEARNED,
+    MEASURED,
+    STEPWISE,
+    TARGETS,
+    VARIANCES,
+    log,
+)
 from diffuse_cli.core.process import Process, Time, TimestepTable
 from diffuse_cli.core.registry import InvalidArgument, lookup
-from diffuse_cli.core.targets import STEPWISE, TARGETS
-from diffuse_cli.core.variances import LEARNED, MEASURED, VARIANCES, log
 
 LogVar = Callable[[Any, Any], Any]
 
@@ -119,7 +125,6 @@ class Denoiser:
                 f"Train with another one, and pass --variance {variance} to sample or eval",
             )
         self._errors = errors
-        self._error_table: TimestepTable | None = None
         if errors:
             log_snrs = process.log_snr(torch.arange(process.num_timesteps))
             self._error_table = TimestepTable(torch.from_numpy(errors.interpolate(log_snrs)))
@@ -149,7 +154,6 @@ class Denoiser:
     def _error_at(self, t: Time, like: Tensor) -> Any:
         """Return the mean squared error of x_0 at t."""
         assert self._errors
-        assert self._error_table
         if isinstance(t, float):
             return float(self._errors.interpolate(self.process.log_snr(t)))
         return self._error_table(t, like)[0]
@@ -203,6 +207,14 @@ class Denoiser:
         eps = (x_t - alpha * x0) / sigma
         a, b = self.target_at(t, like=x_t)
         return x0, eps, a * x0 + b * eps, out[:, channels:]
+
+    def squared_error(
+        self, x0: Tensor, t: Tensor, noise: Tensor, cond: Mapping[str, Any]
+    ) -> Tensor:
+        """Return the mean squared error of x_0 in each sample, (B,), clipped as in sampling."""
+        estimate = self(self.process.diffuse(x0, t, noise), t, **cond).x0
+        estimate = estimate if self.levels is None else estimate.clamp(-1, 1)
+        return (estimate - x0).square().flatten(1).mean(1)
 
     def respaced(self, times: Iterable[int | float]) -> Denoiser:
         """Return the same network over these times only, in any order."""

@@ -18,7 +18,6 @@ from diffuse_cli.core.registry import InvalidArgument
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core.denoiser import Denoiser
     from diffuse_cli.core.process import Process
 
 NAME = "errors"
@@ -67,15 +66,6 @@ def choose_timesteps(process: Process) -> dict[int, float]:
     even_levels = torch.linspace(float(levels[0]), float(levels[-1]), POINTS, dtype=levels.dtype)
     nearest = (levels - even_levels[:, None]).abs().argmin(1).unique().tolist()
     return {t: float(f"{float(levels[t]):.6g}") for t in nearest}
-
-
-def squared_error(
-    denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Mapping[str, Any]
-) -> Tensor:
-    """Return the mean squared error of x_0 in each sample, (B,), clipped as in sampling."""
-    estimate = denoiser(denoiser.process.diffuse(x0, t, noise), t, **cond).x0
-    estimate = estimate if denoiser.levels is None else estimate.clamp(-1, 1)
-    return (estimate - x0).square().flatten(1).mean(1)
 
 
 def average(timesteps: Mapping[int, float], errors: Mapping[int, Tensor]) -> DenoisingErrors | None:

@@ -1,24 +1,27 @@
-"""Training losses `(denoiser, x0, t, noise, weight, **cond) -> (B,)`, and their weightings.
+"""Training losses `(denoiser, x0, t, noise, weight, **cond) -> (B,)`, weightings, timestep draws.
 
 A weighting w(snr) applies to the squared error of x_0. An error in the target y = a x_0 + b eps is
 the error in x_0 times (a - b alpha / sigma). So the target's squared error has the weight w over
 that factor squared: snr for eps, 1 for x_0, snr + 1 for v, (1 + sqrt(snr))^2 for flow, c1^2 for mu.
+
+The loss at a timestep t that is drawn with probability p_t is divided by T p_t, which preserves its
+expectation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.registry import Registry, entries_by_name, lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoiser, Prediction
+    from diffuse_cli.core.gaussian import Gaussian
     from diffuse_cli.core.process import Process
 
     Weight = Tensor | None
@@ -87,9 +90,9 @@ def bound_term(
     from diffuse_cli.core.process import expand_batch  # which imports torch
 
     truth = process.posterior(x0, x_t, t)
-    mean = process.posterior(prediction.x0, x_t, t).mean
-    log_var = truth.log_var if prediction.log_var is None else prediction.log_var(t, None)
-    model = Gaussian(mean, log_var)
+    model = process.posterior(prediction.x0, x_t, t)
+    if prediction.log_var is not None:
+        model = replace(model, log_var=prediction.log_var(t, None))
     if isinstance(t, int):
         nats = _decoder_nll(model, x0, levels) if t == 0 else truth.kl(model)
     else:
@@ -214,3 +217,104 @@ def weights(name: str, denoiser: Denoiser) -> Tensor | None:
     if float(weight[-1]) == 0 and len(weight) > 1:
         weight[-1] = weight[:-1].mean()
     return weight
+
+
+# -- timestep draws -------------------------------------------------------------------------------
+
+FLOOR = 0.001
+"""Uniform fraction of `importance`, so that every timestep is trained."""
+
+EVEN = 0.1
+"""Uniform fraction of `weight`, the least number by which a loss is divided."""
+
+
+class History:
+    """Last losses of every timestep.
+
+    Args:
+        num_timesteps: T.
+        keep: the number of losses to keep per timestep.
+
+    Attributes:
+        losses: the last losses, float32 (T, keep) on the CPU, in no particular order.
+        counts: the number of losses so far, int64 (T,).
+    """
+
+    def __init__(self, num_timesteps: int, keep: int) -> None:
+        import torch
+
+        self.keep = keep
+        self.losses = torch.zeros(num_timesteps, keep)
+        self.counts = torch.zeros(num_timesteps, dtype=torch.int64)
+
+    def add(self, times: list[int], losses: list[float]) -> None:
+        """Add losses at their timesteps, replacing the oldest."""
+        for t, loss in zip(times, losses, strict=True):
+            self.losses[t, int(self.counts[t]) % self.keep] = loss
+            self.counts[t] += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state for a checkpoint, empty if no losses are kept."""
+        return {"losses": self.losses, "counts": self.counts} if self.keep else {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the result of `tensors`."""
+        if self.keep:
+            self.losses.copy_(tensors["losses"])
+            self.counts.copy_(tensors["counts"])
+
+
+@dataclass(frozen=True)
+class TimestepDraw:
+    """Method to draw timesteps.
+
+    Attributes:
+        probabilities: a function of the losses so far and of the weight of each timestep's loss,
+            (T,) or None. It returns probabilities, (T,) in float64.
+        keep: the number of losses per timestep that it needs.
+    """
+
+    probabilities: Callable[[History, Tensor | None], Tensor]
+    keep: int = 0
+
+
+def uniform(history: History, weight: Tensor | None) -> Tensor:
+    """The same for every timestep (Ho et al. 2020, algorithm 1)."""
+    return history.counts.double().fill_(1 / len(history.counts))
+
+
+def by_weight(history: History, weight: Tensor | None) -> Tensor:
+    """In proportion to the weight of the loss, so that each image counts about the same."""
+    even = uniform(history, weight)
+    if weight is None:
+        return even
+    weight = weight.double().to(even.device)
+    return (1 - EVEN) * weight / weight.sum() + EVEN * even
+
+
+def importance(history: History, weight: Tensor | None) -> Tensor:
+    """p_t in proportion to sqrt(E[L_t^2]) (Nichol & Dhariwal 2021, eq. 18).
+
+    Uniform until every timestep has `keep` losses.
+    """
+    if int(history.counts.min()) < history.keep:
+        return uniform(history, weight)
+    size = history.losses.double().square().mean(1).sqrt()
+    return (1 - FLOOR) * size / size.sum().clamp(min=1e-300) + FLOOR / len(size)
+
+
+TIMESTEP_DRAWS: Registry[TimestepDraw] = Registry(
+    "timestep_draws",
+    {
+        "uniform": TimestepDraw(uniform),
+        "importance": TimestepDraw(importance, keep=10),
+        "weight": TimestepDraw(by_weight),
+    },
+)
+
+
+def locate_timesteps(edges: Tensor, u: Tensor) -> Tensor:
+    """Return the timesteps, int64, whose `edges`, cumulative probabilities, pass each u < 1."""
+    import torch
+
+    return torch.searchsorted(edges.to(u), u, right=True).clamp(max=len(edges) - 1)

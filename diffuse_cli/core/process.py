@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffuse_cli.core.gaussian import Gaussian, StepCoefficients
 from diffuse_cli.core.registry import InvalidArgument, lookup
-from diffuse_cli.core.timesteps import SPACINGS, find_time
+from diffuse_cli.core.schedules import SPACINGS, find_time
 
 Time = int | float | Tensor
 CLEAN = "s = -1 is clean data, not an index"

@@ -11,12 +11,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core import distillation, solvers
-from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup
 from diffuse_cli.core.solvers import SolverStep, Times, solver_steps
 from diffuse_cli.core.solvers import State as State
@@ -39,11 +39,9 @@ def ddpm(
     for k, (t, s) in enumerate(pairwise([*times, end])):
         prediction = denoise(x, t)
         step = process.posterior(prediction.x0, x, t, s)
-        if s < 0:
-            x = step.mean
-        else:
-            log_var = step.log_var if prediction.log_var is None else prediction.log_var(t, s)
-            x = Gaussian(step.mean, log_var).sample(noise(k))
+        if prediction.log_var is not None and s >= 0:
+            step = replace(step, log_var=prediction.log_var(t, s))
+        x = step.mean if s < 0 else step.sample(noise(k))
         yield State(x, prediction.x0, s)
 
 

@@ -1,13 +1,15 @@
-"""Noise schedules: `num_timesteps -> betas`, t = 0 ... T-1, in float64.
+"""Noise schedules, and the timesteps of samplers.
 
-The scale k = 1000/T keeps the total noise the same for every T. No beta exceeds 0.999, except the
-last beta of `flow`, which is 1. Schedules that are defined by alpha_bar(u), u = 0 ... 1, compute
-beta from ratios of alpha_bar.
+Schedules are functions `num_timesteps -> betas`, t = 0 ... T-1, in float64. The scale k = 1000/T
+keeps the total noise the same for every T. No beta exceeds 0.999, except the last beta of `flow`,
+which is 1. Schedules that are defined by alpha_bar(u), u = 0 ... 1, compute beta from ratios of
+alpha_bar.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from operator import mul
@@ -140,4 +142,94 @@ def _cap(betas: list[float], max_beta: float = MAX_BETA) -> list[float]:
 
 SCHEDULES: Registry[Schedule] = Registry(
     "schedules", entries_by_name(linear, quadratic, constant, cosine, sigmoid, sqrt, laplace, flow)
+)
+
+
+# -- spacings -------------------------------------------------------------------------------------
+
+# Timesteps of a sampler: `(n, log_snrs) -> times`, descending.
+#
+# `log_snrs` holds log(alpha^2 / sigma^2) for t = 0 ... T-1, so its length is T.
+
+Spacing = Callable[[int, Sequence[float]], list[int] | list[float]]
+
+
+def trailing(n: int, log_snrs: Sequence[float]) -> list[int]:
+    """From T-1, pure noise, in steps of T/n, rounded (Lin et al. 2024, table 2)."""
+    size = len(log_snrs)
+    return [round(size - i * size / n) - 1 for i in range(n)]
+
+
+def leading(n: int, log_snrs: Sequence[float]) -> list[int]:
+    """Multiples of T // n down to 0 (Song et al. 2021a): does not start at T-1."""
+    stride = len(log_snrs) // n
+    return [i * stride for i in reversed(range(n))]
+
+
+def linspace(n: int, log_snrs: Sequence[float]) -> list[int]:
+    """n evenly spaced timesteps from T-1 to 0, both included."""
+    last = len(log_snrs) - 1
+    return [round(last * (1 - i / max(n - 1, 1))) for i in range(n)]
+
+
+def karras(n: int, log_snrs: Sequence[float], rho: float = 7.0) -> list[float]:
+    """sigma^(1/rho) evenly spaced, sigma = exp(-log_snr / 2) (Karras et al. 2022, eq. 5).
+
+    Times are real numbers, with interpolated log-SNR. If sigma is infinite at T-1, that time comes
+    first, and the others are spaced over the rest.
+    """
+    if log_snrs[-1] == -math.inf:
+        noise = [len(log_snrs) - 1.0]
+        return noise + karras(n - 1, log_snrs[:-1], rho) if n > 1 else noise
+    first, last = (math.exp(-value / 2 / rho) for value in (log_snrs[-1], log_snrs[0]))
+    ramp = [first + (last - first) * i / max(n - 1, 1) for i in range(n)]
+    return [find_time(-2 * rho * math.log(root), log_snrs) for root in ramp]
+
+
+def early(n: int, log_snrs: Sequence[float], rho: float = 0.6) -> list[int]:
+    """Most steps at high noise: the angle atan(sigma / alpha) falls as (1 - i/n)^rho from T-1 on.
+
+    Times are the nearest timesteps, each at most once. Under `cosine` the angle is proportional to
+    t, and rho = 1 is trailing. Details narrower than a pixel become too weak
+    (benchmarks/README.md, "Spacings").
+    """
+    return _falling(n, [math.atan(math.exp(-value / 2)) for value in log_snrs], rho)
+
+
+def wide(n: int, log_snrs: Sequence[float]) -> list[int]:
+    """Return trailing times of a `cosine` whose log-SNR is 1 + 5/n times as wide, around -1.
+
+    Compared with `trailing`, more steps are at high noise, where structures wider than a pixel take
+    shape, and at low noise, where details do. Times are the nearest timesteps, each at most once.
+    """
+    width = 1 + 5 / n
+    return _falling(n, [math.atan(math.exp(-(value + 1) / 2 / width)) for value in log_snrs])
+
+
+def _falling(n: int, angles: Sequence[float], rho: float = 1.0) -> list[int]:
+    """Return timesteps from the last one down whose angles fall as (1 - i/n)^rho."""
+    times: list[int] = []
+    for i in range(n):
+        angle = angles[-1] * (1 - i / n) ** rho
+        above = bisect_left(angles, angle)
+        nearest = min((above - 1, above), key=lambda t: abs(angles[max(t, 0)] - angle))
+        highest = times[-1] - 1 if times else len(angles) - 1
+        times.append(min(max(nearest, n - 1 - i), highest))
+    return times
+
+
+def find_time(log_snr: float, log_snrs: Sequence[float]) -> float:
+    """Return the real time at which the descending `log_snrs` pass `log_snr`."""
+    rising = [-value for value in log_snrs]
+    if len(rising) == 1:
+        return 0.0
+    i = min(max(bisect_left(rising, -log_snr), 1), len(rising) - 1)
+    if math.isinf(rising[i]):  # at SNR 0, to which nothing can be interpolated
+        return float(i) if log_snr == -math.inf else i - 1.0
+    time = i - (rising[i] + log_snr) / (rising[i] - rising[i - 1])
+    return min(max(time, 0.0), len(rising) - 1.0)
+
+
+SPACINGS: Registry[Spacing] = Registry(
+    "spacings", entries_by_name(trailing, leading, linspace, karras, early, wide)
 )

@@ -7,9 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config import sample_options
-from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice
-from diffuse_cli.core import VARIANCES, guidance, samplers, variances
+from diffuse_cli.config.sample_options import (
+    DISTILLED_STEPS,
+    GAUSSIAN,
+    LEARNED,
+    NOISE,
+    OWN,
+    SAMPLER,
+    SAMPLING_STEPS,
+    STARTS,
+    WEAK_GUIDANCE,
+    DrawConfig,
+    SamplerChoice,
+    StartConfig,
+    VarianceConfig,
+    describe_interval,
+)
+from diffuse_cli.core import VARIANCES
+from diffuse_cli.core.guidance import guide_away, interval, make_unconditional
+from diffuse_cli.core.parameterization import LEARNED as LEARNED_VARIANCES
+from diffuse_cli.core.parameterization import MEASURED
+from diffuse_cli.core.samplers import OF_DISTILLED, WITH_VARIANCE, default_spacing, sampler_options
 from diffuse_cli.sampling.conditioning import Condition, resolve_condition
 from diffuse_cli.system import Notice, UsageError, Work, lookup
 

@@ -14,7 +14,7 @@ from diffuse_cli.config.presets import PRESETS, resolve_network
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import NETWORKS
 from diffuse_cli.core.networks import Network
-from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.core.parameterization import LEARNED
 
 
 class Layer(dict[str, Any]):

@@ -26,8 +26,8 @@ from diffuse_cli.config.train_options import (
 )
 from diffuse_cli.core import AUGMENTATIONS, NETWORKS
 from diffuse_cli.core.losses import OF_LEARNED
+from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.core.settings import to_dict as plain
-from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data.metadata_columns import parse_column_names
 from diffuse_cli.system import OutputError, UsageError, files, finish, flag, lookup
 from diffuse_cli.system.errors import suggest

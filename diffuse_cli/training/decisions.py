@@ -13,10 +13,9 @@ from diffuse_cli.config.train_options import MOST_STEPS, WEIGHTED, WEIGHTING, Tr
 from diffuse_cli.core import AUGMENTATIONS, NETWORKS, Conditions, Settings, Space
 from diffuse_cli.core.data_gaussian import LONGEST
 from diffuse_cli.core.networks import largest_width
+from diffuse_cli.core.parameterization import LEARNED, has_noise
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import MOST_CHANNELS
-from diffuse_cli.core.targets import has_noise
-from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA, layout_name
 from diffuse_cli.models.blueprint import Blueprint

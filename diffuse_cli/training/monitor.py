@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.sample_options import SamplerChoice
-from diffuse_cli.core import DenoisingErrors, denoising_errors
+from diffuse_cli.core import Denoiser, DenoisingErrors, denoising_errors
 from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import Measurement, label, memorization
@@ -349,7 +349,7 @@ class Monitor:
         errors: dict[int, Tensor] = {}
         for t in timesteps:
             yield Progress("measuring errors", len(errors), len(timesteps))
-            errors[t] = torch.cat(list(measure(denoising_errors.squared_error, at=t))).cpu()
+            errors[t] = torch.cat(list(measure(Denoiser.squared_error, at=t))).cpu()
         return denoising_errors.average(timesteps, errors)
 
     def errors_at(self, step: int) -> DenoisingErrors | None:

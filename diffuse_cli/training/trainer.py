@@ -19,8 +19,8 @@ from diffuse_cli.core import TIMESTEP_DRAWS, Denoiser
 from diffuse_cli.core.augmentations import count_draws, count_parameters
 from diffuse_cli.core.distillation import EVALUATIONS
 from diffuse_cli.core.kernels import arrange_weights
+from diffuse_cli.core.losses import History, locate_timesteps
 from diffuse_cli.core.networks import run_checkpointed
-from diffuse_cli.core.timesteps import History, choose
 from diffuse_cli.media import Indices
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.system import UsageError, lookup
@@ -332,7 +332,7 @@ class Trainer:
         cond = conditions.drop_conditions(cond, draws.drop, self.config.label_dropout)
         if parameters is not None:
             cond["augment"] = parameters
-        t = choose(chances.edges, draws.u)
+        t = locate_timesteps(chances.edges, draws.u)
         if self.matching and self.is_matching_phase(step):
             return t, self.matching.losses(denoiser, step, positions, cond)
         return t, self._objective(denoiser, x0, t, draws.noise, cond)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffuse_cli.core import NETWORKS, Ends, LabelColumn
-from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.system.rng import philox
 
 if TYPE_CHECKING:

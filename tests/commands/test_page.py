@@ -31,7 +31,7 @@ from diffuse_cli.core import NETWORKS, SAMPLERS, SCHEDULES, Conditions, Denoiser
 from diffuse_cli.core.conditions import ConditioningArray, LabelColumn, MetadataTable, NumberColumn
 from diffuse_cli.core.data_gaussian import measure
 from diffuse_cli.core.guidance import autoguide, clip, interval
-from diffuse_cli.core.targets import TARGETS
+from diffuse_cli.core.parameterization import TARGETS
 from diffuse_cli.models import model_file
 from diffuse_cli.pages.templates import read_script
 from diffuse_cli.system.rng import image_noise

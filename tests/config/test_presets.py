@@ -21,8 +21,7 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import LOSSES, SCHEDULES, TARGETS, VARIANCES, WEIGHTINGS, Conditions, Space
 from diffuse_cli.core.networks import NETWORKS, count_parameters, vit
 from diffuse_cli.core.networks.unet import Config, check
-from diffuse_cli.core.targets import has_noise
-from diffuse_cli.core.variances import output_channels
+from diffuse_cli.core.parameterization import has_noise, output_channels
 from diffuse_cli.system.errors import UsageError
 
 

@@ -45,10 +45,9 @@ from diffuse_cli.core import (
     Process,
 )
 from diffuse_cli.core.losses import bound_term, weights
+from diffuse_cli.core.parameterization import STEPWISE, output_channels
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import zero_terminal_snr
-from diffuse_cli.core.targets import STEPWISE
-from diffuse_cli.core.variances import output_channels
 
 T, N = 30, 6
 SHAPE = (2, 2, 3)

@@ -9,7 +9,7 @@ import torch
 from oracles import generator
 
 from diffuse_cli.core import DEGRADATIONS
-from diffuse_cli.core.cosine_transform import basis
+from diffuse_cli.core.data_gaussian import basis
 from diffuse_cli.core.degradations import CUTOFF, Degradation, Mask, parse
 from diffuse_cli.core.inpainting import LARGEST, MASKS, MOST, SMALLEST
 from diffuse_cli.core.registry import InvalidArgument

@@ -7,8 +7,8 @@ import torch
 from oracles import exact_denoise, exact_denoiser, exact_net, generator, process_of, zero_snr
 
 from diffuse_cli.core import TARGETS, Denoiser, Prediction
+from diffuse_cli.core.parameterization import STEPWISE
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.targets import STEPWISE
 
 FULL = process_of("cosine", 50)
 

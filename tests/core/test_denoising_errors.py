@@ -105,7 +105,7 @@ def test_of_correlated_data_it_is_the_mean_over_the_eigenvalues():
 
     denoiser, known = Denoiser(net, process, "x0", levels=None), gaussian_errors(process, 0.2, 1.8)
     for t in (2, 10, 19):
-        found = errors.squared_error(denoiser, x0, torch.full((len(x0),), t), noise, {})
+        found = denoiser.squared_error(x0, torch.full((len(x0),), t), noise, {})
         assert float(found.mean()) == pytest.approx(known.errors[t], rel=1e-9)
 
 
@@ -122,9 +122,7 @@ def test_the_bound_of_a_pixel_lies_between_the_fixed_and_the_learned_variances(c
 
     plain = Denoiser(net, process, "x0", levels=2)
     times = choose_timesteps(process)
-    found = {
-        t: errors.squared_error(plain, x0, torch.full((len(x0),), t), noise, {}) for t in times
-    }
+    found = {t: plain.squared_error(x0, torch.full((len(x0),), t), noise, {}) for t in times}
     bits = {
         name: float(
             bits_per_dim(
@@ -183,7 +181,7 @@ def test_errors_are_of_the_clipped_estimate_unless_data_are_floats():
     net = lambda x, t: x * 0 + 3  # noqa: E731
     for levels, expected in ((256, 0.25), (None, 6.25)):
         denoiser = Denoiser(net, process_of("cosine", 10), "x0", levels=levels)
-        assert float(errors.squared_error(denoiser, x0, t, LIKE, {})) == pytest.approx(expected)
+        assert float(denoiser.squared_error(x0, t, LIKE, {})) == pytest.approx(expected)
 
 
 def test_means_are_rounded_and_positive():

@@ -11,7 +11,7 @@ from covering_array import covering
 from oracles import generator, ideal_net, last, process_of
 
 from diffuse_cli.core import SAMPLERS, SCHEDULES, VARIANCES, Denoiser, bits_per_dim
-from diffuse_cli.core.variances import LEARNED, MEASURED
+from diffuse_cli.core.parameterization import LEARNED, MEASURED
 
 T = 50
 IMAGES = torch.randint(0, 256, (5, 1, 4, 4), generator=generator(11)).double() / 127.5 - 1

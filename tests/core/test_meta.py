@@ -27,7 +27,7 @@ from diffuse_cli.core import (
 from diffuse_cli.core.data_gaussian import DataGaussian
 from diffuse_cli.core.guidance import autoguide, clip, guide, guide_away, make_unconditional
 from diffuse_cli.core.losses import WEIGHTINGS, weights
-from diffuse_cli.core.variances import output_channels
+from diffuse_cli.core.parameterization import output_channels
 
 PROCESS = Process(SCHEDULES["cosine"](10))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracles import generator
 
-from diffuse_cli.core.timesteps import FLOOR, TIMESTEP_DRAWS, History, choose
+from diffuse_cli.core.losses import FLOOR, TIMESTEP_DRAWS, History, locate_timesteps
 
 IMPORTANCE = TIMESTEP_DRAWS["importance"]
 NEARLY_ONE = 1 - 2.0**-24
@@ -135,7 +135,7 @@ def test_a_timestep_begins_at_its_edge():
     probabilities = torch.tensor([0.25, 0.5, 0.125, 0.125], dtype=torch.float64)
     step = 2.0**-24
     u = [0, 0.25 - step, 0.25, 0.75 - step, 0.75, 0.875 - step, 0.875, NEARLY_ONE]
-    found = choose(probabilities.cumsum(0), torch.tensor(u))
+    found = locate_timesteps(probabilities.cumsum(0), torch.tensor(u))
     assert found.dtype == torch.int64
     assert found.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
@@ -146,7 +146,7 @@ def test_timesteps_follow_their_probabilities(num_timesteps: int, which):
     """Evenly spread u: each timestep is chosen in proportion, but for the two u at its edges."""
     probabilities, count = which(num_timesteps), 2**18
     u = (torch.arange(count) + 0.5) / count
-    found = choose(probabilities.cumsum(0), u)
+    found = locate_timesteps(probabilities.cumsum(0), u)
     counts = found.bincount(minlength=num_timesteps).double()
     assert float((counts - count * probabilities).abs().max()) <= 1.1
     assert bool((found.diff() >= 0).all())
@@ -165,13 +165,13 @@ def test_u_near_1_is_the_last_timestep(num_timesteps: int, missing: float):
         some_probabilities(num_timesteps) * (1 - missing),
     ):
         for u in (torch.tensor([NEARLY_ONE]), torch.tensor([1 - 2.0**-53]).double()):
-            assert choose(probabilities.cumsum(0), u).tolist() == [num_timesteps - 1]
+            assert locate_timesteps(probabilities.cumsum(0), u).tolist() == [num_timesteps - 1]
 
 
 @pytest.mark.parametrize("num_timesteps", [4, 50])
 def test_a_loss_over_t_p_has_the_mean_over_all_timesteps(num_timesteps: int):
     losses = torch.rand(num_timesteps, generator=generator(3), dtype=torch.float64)
     probabilities, count = some_probabilities(num_timesteps), 2**20
-    t = choose(probabilities.cumsum(0), (torch.arange(count) + 0.5) / count)
+    t = locate_timesteps(probabilities.cumsum(0), (torch.arange(count) + 0.5) / count)
     found = losses[t] / (num_timesteps * probabilities[t])
     assert float(found.mean()) == pytest.approx(float(losses.mean()), rel=2e-3)

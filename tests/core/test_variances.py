@@ -9,7 +9,7 @@ import torch
 from oracles import SAID, denoiser_with, process_of, said
 
 from diffuse_cli.core import VARIANCES, Denoiser
-from diffuse_cli.core.variances import output_channels
+from diffuse_cli.core.parameterization import output_channels
 
 LIKE = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 

@@ -18,8 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffuse_cli.core import LOSSES
-from diffuse_cli.core.losses import simple
-from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
+from diffuse_cli.core.losses import TIMESTEP_DRAWS, History, locate_timesteps, simple
 from diffuse_cli.data import metadata_columns, read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
@@ -401,7 +400,7 @@ def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
     for step in range(steps):
         chances = draw.probabilities(history, None)
         u = training_draws(0, step, range(8), shape=(1, 8, 8), device=torch.device("cpu")).u
-        t = choose(chances.cumsum(0), u)
+        t = locate_timesteps(chances.cumsum(0), u)
         mine = torch.cat(known_loss[step * accumulation : (step + 1) * accumulation])
         assert torch.equal(mine, t)
         plain = ((t + 1) ** 2).double()

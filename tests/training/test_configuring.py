@@ -18,8 +18,8 @@ from diffuse_cli.config.train_options import WEIGHTED, to_file
 from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS, Conditions, Space
 from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core.parameterization import LEARNED, MEASURED
 from diffuse_cli.core.settings import Settings, setting
-from diffuse_cli.core.variances import LEARNED, MEASURED
 from diffuse_cli.models.activation_memory import count_kept_bytes
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training import decisions

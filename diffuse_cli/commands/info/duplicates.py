@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffuse_cli.core.cosine_transform import cosines
+from diffuse_cli.core.data_gaussian import cosines
 from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import Array

@@ -14,7 +14,7 @@ from diffuse_cli.commands.convert.diffusers_unet import find_unsupported, unet_f
 from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.core import SAMPLERS
-from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.system import Notice, UsageError, Work, file_types, files, lookup
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from diffuse_cli.commands.convert.exporters import _web_runtime, export_error, o
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import PAIRS, dimensions
+from diffuse_cli.core.parameterization import STEPWISE
 from diffuse_cli.core.samplers import OF_DISTILLED
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.core.targets import STEPWISE
-from diffuse_cli.media import PAGES
+from diffuse_cli.media.shapes import PAGES
 from diffuse_cli.system import Notice, Progress, Work, files
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.core import InvalidArgument
-from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.system import ModelFileError, Notice, UsageError, file_types
 
 OPTIONS = ("heads", "head_width", "heads_upsample", "attention_order")

@@ -1,6 +1,16 @@
-"""The log-variance of the reverse process.
+"""The network's output: the target it predicts, and the log-variance of the reverse process.
 
-Each entry takes `StepCoefficients`, with log beta and log beta-tilde of the step from t to s, and
+A target is y = a x_0 + b eps. Its entry returns the coefficients (a, b), from alpha and sigma of
+x_t = alpha x_0 + sigma eps, and from c1 and c2, the coefficients of x_0 and x_t in the posterior
+mean at (t, t-1) of the process that the network was trained on. All of them are numbers or tensors.
+`Denoiser` inverts
+
+    [ y   ]   [ a      b     ] [ x_0 ]
+    [ x_t ] = [ alpha  sigma ] [ eps ]
+
+for x_0 and eps.
+
+A variance takes `StepCoefficients`, with log beta and log beta-tilde of the step from t to s, and
 `raw`: the second half of the network's output (`LEARNED`), the mean squared error of x_0 at t
 (`MEASURED`), or None. At the first timestep beta-tilde is 0, and `StepCoefficients.log_beta_tilde`
 holds the value of the second timestep.
@@ -19,7 +29,49 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core.gaussian import StepCoefficients
 
+    Number = float | Tensor
+
+Target = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 Variance = Callable[["StepCoefficients", Any], Any]
+
+
+def eps(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Number]:
+    """The noise (Ho et al. 2020, eq. 12)."""
+    return 0.0, 1.0
+
+
+def x0(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Number]:
+    """The clean image."""
+    return 1.0, 0.0
+
+
+def v(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Number]:
+    """The velocity alpha eps - sigma x_0 (Salimans & Ho 2022, section 4)."""
+    return -sigma, alpha
+
+
+def mu(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[Number, Number]:
+    """The posterior mean c1 x_0 + c2 x_t (Ho et al. 2020, eq. 7)."""
+    return c1 + c2 * alpha, c2 * sigma
+
+
+def flow(alpha: Number, sigma: Number, c1: Number, c2: Number) -> tuple[float, float]:
+    """The velocity eps - x_0 of the straight path (Lipman et al. 2023, eq. 23; Liu et al. 2023)."""
+    return -1.0, 1.0
+
+
+def has_noise(target: str) -> bool:
+    """Whether a network for this target predicts noise."""
+    return bool(TARGETS[target](0.6, 0.8, 0.1, 0.2)[1])
+
+
+STEPWISE = frozenset({"mu"})
+"""Targets that depend on the previous timestep, so that only whole timesteps define them."""
+
+TARGETS: Registry[Target] = Registry("targets", entries_by_name(eps, x0, v, flow, mu))
+
+
+# -- variances ------------------------------------------------------------------------------------
 
 
 def small(pair: StepCoefficients, raw: Tensor | None) -> Any:
