@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffuse_cli.core.registry import Registry
-from diffuse_cli.core.space import send
+from diffuse_cli.core.space import expand_batch, send
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,8 +101,6 @@ def color(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Change the saturation, contrast and brightness of images, but not their transparency."""
     import torch
 
-    from diffuse_cli.core.process import expand_batch
-
     parameters = 2 * u - 1
     saturation, contrast, brightness = (expand_batch(part, x) for part in parameters.unbind(1))
     colors = x[:, : x.shape[1] - (x.shape[1] in (2, 4))]
@@ -115,8 +113,6 @@ def color(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 def gain(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Make sounds louder or quieter."""
     import torch
-
-    from diffuse_cli.core.process import expand_batch
 
     parameters = 2 * u - 1
     return torch.exp2(GAIN * expand_batch(parameters[:, 0], x)) * x, parameters

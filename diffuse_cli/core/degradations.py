@@ -14,17 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from diffuse_cli.core import settings
 from diffuse_cli.core.data_gaussian import scale_frequencies
 from diffuse_cli.core.inpainting import MASKS
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup, suggest
-from diffuse_cli.core.settings import (
-    Settings,
-    digits,
-    dimensions,
-    field_annotation,
-    fields_by_name,
-    setting,
-)
+from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.space import send
 
 if TYPE_CHECKING:
@@ -128,10 +122,10 @@ class Degradation(Settings):
     def text(self) -> str:
         """The short form, which `parse` reads: `low-res:4+noise:0.1`."""
         value = getattr(self, self.VALUE) if self.VALUE else None
-        value_text = digits(value) if isinstance(value, (int, float)) else value
+        value_text = settings.digits(value) if isinstance(value, (int, float)) else value
         value_part = "" if value_text is None else f":{value_text}"
         has_noise = self.sigma and self.VALUE != "sigma"
-        noise_part = f"+{Noise.NAME}:{digits(self.sigma)}" if has_noise else ""
+        noise_part = f"+{Noise.NAME}:{settings.digits(self.sigma)}" if has_noise else ""
         return f"{self.NAME}{value_part}{noise_part}"
 
     def refusal(self, needed: str, shape: str) -> InvalidArgument:
@@ -162,7 +156,9 @@ class LowRes(Degradation):
 
     def fit_shape(self, shape: Sequence[int]) -> Degradation:
         if any(side % self.factor for side in shape[1:]):
-            raise self.refusal(f"sides that are multiples of {self.factor}", dimensions(shape[1:]))
+            raise self.refusal(
+                f"sides that are multiples of {self.factor}", settings.dimensions(shape[1:])
+            )
         return self
 
     def apply(self, x0: Tensor) -> Tensor:
@@ -258,7 +254,7 @@ class Blur(Degradation):
 
     def fit_shape(self, shape: Sequence[int]) -> Degradation:
         if max(shape[1:]) > LONGEST:
-            raise self.refusal(f"sides of at most {LONGEST:,}", dimensions(shape[1:]))
+            raise self.refusal(f"sides of at most {LONGEST:,}", settings.dimensions(shape[1:]))
         return self
 
     def apply(self, x0: Tensor) -> Tensor:
@@ -310,7 +306,7 @@ class Mask(Projection):
     def fit_shape(self, shape: Sequence[int]) -> Degradation:
         size = tuple(shape[1:])
         if self.mask is not None and (actual := tuple(self.mask.shape[-len(size) :])) != size:
-            text = f"must be {dimensions(size)}, not {dimensions(actual)}"
+            text = f"must be {settings.dimensions(size)}, not {settings.dimensions(actual)}"
             raise InvalidArgument(text, argument="mask")
         return replace(self, size=size)
 
@@ -384,7 +380,7 @@ def _parse_part(text: str) -> Degradation:
         return kind()
     if not kind.VALUE:
         raise _parse_error(text, "takes no value", f"Write {name}")
-    annotation = field_annotation(fields_by_name(kind)[kind.VALUE])
+    annotation = settings.field_annotation(settings.fields_by_name(kind)[kind.VALUE])
     converted: Any = value
     with suppress(ValueError):  # the option refuses text
         converted = {"int": int, "float": float}.get(annotation, str)(value)

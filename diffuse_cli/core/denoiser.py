@@ -9,15 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffuse_cli.core import parameterization
 from diffuse_cli.core.denoising_errors import DenoisingErrors
-from diffuse_cli.core.parameterization import (
-    LEARNED,
-    MEASURED,
-    STEPWISE,
-    TARGETS,
-    VARIANCES,
-    log,
-)
 from diffuse_cli.core.process import Process, Time, TimestepTable
 from diffuse_cli.core.registry import InvalidArgument, lookup
 
@@ -112,14 +105,14 @@ class Denoiser:
         self.net, self.process, self.target, self.variance = net, process, target, variance
         self.reference = reference
         self.levels, self._posterior = levels, posterior or (process.steps.c1, process.steps.c2)
-        self._coefficients = lookup(TARGETS, target, "target")
-        self._log_var = lookup(VARIANCES, variance, "variance")
+        self._coefficients = lookup(parameterization.TARGETS, target, "target")
+        self._log_var = lookup(parameterization.VARIANCES, variance, "variance")
         alpha, sigma = process.alpha_bars.sqrt(), (1 - process.alpha_bars).sqrt()
         a, b = (torch.as_tensor(v) for v in self._coefficients(alpha, sigma, *self._posterior))
         if bool((a * sigma - b * alpha == 0).any()):
             text = f"target '{target}' is undefined where the signal-to-noise ratio is 0"
             raise InvalidArgument(text, "Choose v, x0, flow or mu")
-        if variance in MEASURED and errors is None:
+        if variance in parameterization.MEASURED and errors is None:
             raise InvalidArgument(
                 f"variance '{variance}' is measured at the end of training",
                 f"Train with another one, and pass --variance {variance} to sample or eval",
@@ -171,19 +164,21 @@ class Denoiser:
         Raises:
             InvalidArgument: the network has no output for a learned variance.
         """
-        if isinstance(t, float) and self.target in STEPWISE:
+        if isinstance(t, float) and self.target in parameterization.STEPWISE:
             t = round(t)
         x0, eps, raw, raw_var = self._predict(x_t, t, cond)
-        if self.variance in LEARNED and raw_var.shape[1] != x_t.shape[1]:
+        if self.variance in parameterization.LEARNED and raw_var.shape[1] != x_t.shape[1]:
             text = f"variance '{self.variance}' needs {2 * x_t.shape[1]} output channels"
             raise InvalidArgument(text)
 
+        measured = self.variance in parameterization.MEASURED
+
         def log_var(t: Time, s: Time | None = None) -> Any:
             pair = self.process.coefficients(t, s, like=x_t)
-            var_input = self._error_at(t, x_t) if self.variance in MEASURED else raw_var
+            var_input = self._error_at(t, x_t) if measured else raw_var
             log_variance = self._log_var(pair, var_input)
-            if self.levels is None and self.variance not in LEARNED:
-                decoder = log(var_input) if self.variance in MEASURED else pair.log_beta
+            if self.levels is None and self.variance not in parameterization.LEARNED:
+                decoder = parameterization.log(var_input) if measured else pair.log_beta
                 log_variance = log_variance + pair.first * (decoder - log_variance)
             return log_variance
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.solvers import State, Times, unipc
-from diffuse_cli.core.space import send
+from diffuse_cli.core.solvers import Noise, State, Times, unipc
+from diffuse_cli.core.space import expand_batch, send
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core.denoiser import Denoise, Denoiser, Prediction
     from diffuse_cli.core.process import Process
-    from diffuse_cli.core.solvers import Noise
 
 
 FINE = (4, 1, 1, 3)
@@ -213,8 +212,6 @@ def distribution_matching_loss(
         critic: a denoiser that is trained on generated samples.
     """
     import torch
-
-    from diffuse_cli.core.process import expand_batch
 
     with torch.no_grad():
         x_t = process.diffuse(x0, t, noise)

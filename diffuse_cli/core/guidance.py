@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from diffuse_cli.core.denoiser import Denoise, Denoiser, Prediction
-from diffuse_cli.core.process import Process, expand_batch
+from diffuse_cli.core.process import Process
 from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core.space import expand_batch
 
 
 @dataclass(frozen=True)

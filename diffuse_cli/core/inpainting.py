@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffuse_cli.core.registry import InvalidArgument, Registry
-from diffuse_cli.core.solvers import State, Times
+from diffuse_cli.core.solvers import Noise, State, Times
 from diffuse_cli.core.space import send
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.process import Process
-    from diffuse_cli.core.solvers import Noise
 
 
 Size = tuple[int, ...]

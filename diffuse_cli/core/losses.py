@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.registry import Registry, entries_by_name, lookup
+from diffuse_cli.core.space import expand_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,8 +88,6 @@ def bound_term(
     From Ho et al. 2020, eqs. 5 and 13, where t is one higher. In bits per dimension, shape (B,).
     p(x_0 | x_1) is the probability of one of `levels` bins, or a density if `levels` is None.
     """
-    from diffuse_cli.core.process import expand_batch  # which imports torch
-
     truth = process.posterior(x0, x_t, t)
     model = process.posterior(prediction.x0, x_t, t)
     if prediction.log_var is not None:

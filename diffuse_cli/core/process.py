@@ -21,6 +21,7 @@ from torch import Tensor
 from diffuse_cli.core.gaussian import Gaussian, StepCoefficients
 from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.schedules import SPACINGS, find_time
+from diffuse_cli.core.space import expand_batch
 
 Time = int | float | Tensor
 CLEAN = "s = -1 is clean data, not an index"
@@ -51,11 +52,6 @@ class TimestepTable:
                 self._copies[key] = self.rows.to(like.dtype).to(like.device)
         rows = self._copies[key][t.to(like.device)]
         return tuple(expand_batch(column, like) for column in rows.unbind(1))
-
-
-def expand_batch(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape (B,) to (B, 1, ..., 1), to broadcast against `like` of shape (B, ...)."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 class Process:
@@ -143,10 +139,6 @@ class Process:
         below, above = float(column[low]), float(column[low + 1])
         return below + (above - below) * (t - low)
 
-    def _alpha_bars_at(self, t: Tensor) -> Tensor:
-        """Return alpha_bar at integer times >= -1 on the CPU, in float64."""
-        return torch.where(t < 0, 1.0, self.alpha_bars[t.clamp(min=0)])
-
     def coefficients(self, t: Time, s: Time | None = None, *, like: Tensor) -> StepCoefficients:
         """Return the coefficients of the step from t to s, by default the timestep before t.
 
@@ -164,7 +156,7 @@ class Process:
                 raise IndexError(CLEAN)
             if bool((t < s.clamp(min=0)).any()):
                 raise ValueError(BACKWARD)
-            levels = (self._alpha_bars_at(v) for v in (t, s))
+            levels = (self.alpha_bars[v.clamp(min=0)].where(v >= 0, 1.0) for v in (t, s))
             exact = (c.to(like.dtype).to(like.device) for c in self._compute_step(*levels))
             return StepCoefficients(*(expand_batch(c, like) for c in exact))
         if t < 0:

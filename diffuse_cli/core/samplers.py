@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core import distillation, solvers
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup
-from diffuse_cli.core.solvers import SolverStep, Times, solver_steps
+from diffuse_cli.core.solvers import Noise, Times
 from diffuse_cli.core.solvers import State as State
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core.denoiser import Denoise, Prediction
     from diffuse_cli.core.process import Process
-    from diffuse_cli.core.solvers import Noise
 
 STALLED = 5
 """Evaluations without improvement after which the remaining error counts as rounding."""
@@ -97,13 +96,13 @@ def encode(
             or hardly depends on x_t.
     """
     x = x0
-    for step in reversed(list(solver_steps(process, times))):
+    for step in reversed(list(solvers.solver_steps(process, times))):
         x, prediction = _invert_step(denoise, step, x, tolerance, iterations)
         yield State(x, prediction.x0, step.t)
 
 
 def _invert_step(
-    denoise: Denoise, step: SolverStep, x_s: Tensor, tolerance: float, iterations: int
+    denoise: Denoise, step: solvers.SolverStep, x_s: Tensor, tolerance: float, iterations: int
 ) -> tuple[Tensor, Prediction]:
     """Find the x_t from which `ddim` steps to x_s, by fixed-point iteration.
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise, Prediction
     from diffuse_cli.core.process import Process
 
-    Noise = Callable[[int], Tensor]
     PastEstimate = tuple[float, Tensor]
     """A lambda, and the x_0 predicted there."""
 
+Noise = Callable[[int], "Tensor"]
 Times = Sequence[int] | Sequence[float]
 
 NOISIEST, STEEPEST = -5.1, math.log(20)

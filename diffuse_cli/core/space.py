@@ -162,6 +162,11 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     return (values.pin_memory() if gpu else values).to(device, non_blocking=gpu)
 
 
+def expand_batch(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape (B,) to (B, 1, ..., 1), to broadcast against `like` of shape (B, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def from_plain(values: Mapping[str, Any]) -> Space:
     """Make a space from plain values, as `settings.to_dict` writes them.
 

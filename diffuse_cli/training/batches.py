@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.core.augmentations import augment
-from diffuse_cli.core.process import expand_batch
-from diffuse_cli.core.space import send
+from diffuse_cli.core.space import expand_batch, send
 from diffuse_cli.media import Indices
 from diffuse_cli.system.rng import permutation
 from diffuse_cli.training.feed import Feed, find_streams

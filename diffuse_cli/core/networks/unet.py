@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import Ends, largest_patch
-from diffuse_cli.core.networks._unet_config import Config, check
+from diffuse_cli.core.networks._unet_config import Config as Config
+from diffuse_cli.core.networks._unet_config import check as check
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import dimensions, from_dict
 from diffuse_cli.core.space import Space

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
+from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import UNTOLD
-from diffuse_cli.core.process import expand_batch
-from diffuse_cli.core.settings import to_dict
+from diffuse_cli.core.space import expand_batch
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system import ModelFileError, shorten
 
 BATCH = "batch"
@@ -63,7 +62,7 @@ class CompleteNetwork(nn.Module):
         return torch.cat([a * x0 + b * (x - alpha * x0) / sigma, out[:, channels:]], 1)
 
 
-def complete(model: StoredModel, weights: str) -> nn.Module:
+def complete(model: model_file.StoredModel, weights: str) -> nn.Module:
     """Return the network that predicts the target, with these weights."""
     net = model.network(weights)
     return CompleteNetwork(net, model.blueprint) if model.blueprint.wiener else net
@@ -148,7 +147,7 @@ def onnx_error(data: bytes, net: nn.Module, blueprint: Blueprint) -> float:
     return worst
 
 
-def metadata(model: StoredModel) -> Mapping[str, str]:
+def metadata(model: model_file.StoredModel) -> Mapping[str, str]:
     """Return the values that a sampler needs, as JSON by name.
 
     `diffuse.timesteps` is what the network is shown as `t` at each timestep, `diffuse.alpha_bars`
@@ -161,11 +160,11 @@ def metadata(model: StoredModel) -> Mapping[str, str]:
         "alpha_bars": process.alpha_bars.tolist(),
         "target": blueprint.diffusion.target,
         "variance": blueprint.diffusion.variance,
-        "space": to_dict(blueprint.space),
+        "space": settings.to_dict(blueprint.space),
         "classes": list(blueprint.conditions.classes),
     }
     if blueprint.conditions.table:
-        fields["columns"] = to_dict(blueprint.conditions.table)["columns"]
+        fields["columns"] = settings.to_dict(blueprint.conditions.table)["columns"]
     described = {name: json.dumps(value) for name, value in fields.items()}
     return {
         **{n: text for n, text in model_file.metadata(model).items() if n != "format"},
