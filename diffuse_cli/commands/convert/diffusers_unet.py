@@ -123,9 +123,11 @@ def unet_fields(blueprint: Blueprint, label_dropout: float | None = None) -> dic
     }
 
 
-def read_unet(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the settings of the network that a `config.json` describes, and the names of classes
-    that have a row for "no class".
+def read_unet(
+    path: Path, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...], float]:
+    """Return the settings of the network that a `config.json` describes, the names of classes that
+    have a row for "no class", and the label dropout in training.
 
     The settings are those of `UNet` and of the data, with `attends`, the levels with attention, in
     place of `attention`, and `sample_size`.
@@ -134,23 +136,27 @@ def read_unet(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], tu
         ModelFileError: `UNet` does not support it.
     """
     fields = _check_fields(path, config)
-    classes = _classes(path, config)
+    classes, label_dropout = _labels(path, config)
     widths = list(fields["block_out_channels"])
     if not all(isinstance(w, int) and w > 0 and w % widths[0] == 0 for w in widths):
         raise unsupported_error(path, "block_out_channels", widths)
     attends, updown = _levels(path, fields, len(widths))
-    return {
-        **{name: fields[field] for field, (name, _) in SAME.items()},
-        "sample_size": fields["sample_size"],
-        "out_channels": fields["out_channels"],
-        "width": widths[0],
-        "multipliers": [w // widths[0] for w in widths],
-        "attends": attends,
-        "head_width": fields["attention_head_dim"],
-        "resblock_updown": updown,
-        "scale_shift": fields["resnet_time_scale_shift"] == NORMS[True],
-        "num_classes": len(classes) or fields["num_class_embeds"] or 0,
-    }, classes
+    return (
+        {
+            **{name: fields[field] for field, (name, _) in SAME.items()},
+            "sample_size": fields["sample_size"],
+            "out_channels": fields["out_channels"],
+            "width": widths[0],
+            "multipliers": [w // widths[0] for w in widths],
+            "attends": attends,
+            "head_width": fields["attention_head_dim"],
+            "resblock_updown": updown,
+            "scale_shift": fields["resnet_time_scale_shift"] == NORMS[True],
+            "num_classes": len(classes) or fields["num_class_embeds"] or 0,
+        },
+        classes,
+        label_dropout,
+    )
 
 
 def unsupported_error(path: Path, key: str, value: Any) -> ModelFileError:
@@ -184,33 +190,23 @@ def _check_fields(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def read_label_dropout(path: Path, config: Mapping[str, Any]) -> float:
-    """Return the label dropout in `OWN`, 0 if there is none.
-
-    Raises:
-        ModelFileError: it is not a number from 0 to 1.
-    """
-    own_fields = config.get(OWN)
-    dropout = own_fields.get("label_dropout") if isinstance(own_fields, dict) else None
-    if dropout is None:
-        return 0.0
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
-        raise unsupported_error(path, OWN, own_fields)
-    return float(dropout)
-
-
-def _classes(path: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the classes in `OWN`."""
+def _labels(path: Path, config: Mapping[str, Any]) -> tuple[tuple[str, ...], float]:
+    """Return the names of the classes and the label dropout in `OWN`, none and 0 without it."""
     own_fields = config.get(OWN)
     if own_fields is None:
-        return ()
+        return (), 0.0
     classes = own_fields.get("classes") if isinstance(own_fields, dict) else None
     usable = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not usable or not classes or len(set(classes)) < len(classes):
         raise unsupported_error(path, OWN, own_fields)
-    if config.get("num_class_embeds") != len(classes) + 1:
-        raise unsupported_error(path, "num_class_embeds", config.get("num_class_embeds"))
-    return tuple(classes)
+    if (rows := config.get("num_class_embeds")) != len(classes) + 1:
+        raise unsupported_error(path, "num_class_embeds", rows)
+    dropout = own_fields.get("label_dropout")
+    if dropout is None:
+        dropout = 0.0
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+        raise unsupported_error(path, OWN, own_fields)
+    return tuple(classes), float(dropout)
 
 
 def _levels(path: Path, fields: Mapping[str, Any], count: int) -> tuple[list[bool], bool]:

@@ -13,21 +13,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.commands._cli.model_facts import data_section, escape, model_section, table
+from diffuse_cli.commands._cli import model_facts
+from diffuse_cli.commands._cli.model_facts import escape
 from diffuse_cli.commands.convert.exporters import _web_runtime, onnx, page
 from diffuse_cli.config.exchange_options import PushConfig
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import PAIRS
+from diffuse_cli.data import summary
 from diffuse_cli.data.metadata_columns import example
-from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.results import strip_folders
 from diffuse_cli.media import MEDIA, can_judge, describe_space, figures, suffix
 from diffuse_cli.media.image.planes import SIGNATURE
 from diffuse_cli.metrics import read_measurement, select_numbers
-from diffuse_cli.models import model_file
+from diffuse_cli.models import model_file, model_report
 from diffuse_cli.models.model_file import ModelFile
-from diffuse_cli.sampling.cascade import load_cascade
-from diffuse_cli.sampling.journal import LOCK, check_output_apart
+from diffuse_cli.sampling import cascade, journal
 from diffuse_cli.system import (
     ModelFileError,
     Notice,
@@ -35,17 +35,18 @@ from diffuse_cli.system import (
     Progress,
     UsageError,
     Work,
+    devices,
+    errors,
     files,
+    hub_models,
     outputs,
 )
-from diffuse_cli.system.accelerator import open_accelerator
-from diffuse_cli.system.errors import INSTALL
-from diffuse_cli.system.hub_models import MODEL_FILE, check_unpublished, push_target, upload
 
-CARD, SAMPLES, NUMBERS, DEMO = "README.md", "samples.png", "eval.json", "demo.html"
-"""Names of the files next to the model."""
+MODEL, CARD, SAMPLES = hub_models.MODEL_FILE, "README.md", "samples.png"
+NUMBERS, DEMO = "eval.json", "demo.html"
+"""Names of the files."""
 
-OWNED = (MODEL_FILE, SAMPLES, NUMBERS, DEMO, CARD)
+OWNED = (MODEL, SAMPLES, NUMBERS, DEMO, CARD)
 """Files that `push` writes, in this order."""
 
 DRAWN = 16
@@ -64,17 +65,17 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
         UsageError: TARGET is not a name, or the numbers are of another model.
         OutputError: the folder is not empty, the hub holds a model already, or refuses this one.
     """
-    push_target(config.target)
+    repo = hub_models.push_target(config.target)
     if config.samples:
         outputs.check_suffix(Path(config.samples), ".png", "--samples")
     if config.demo:
         onnx.check_packages("--demo")
         _web_runtime.check_available("--demo", config.runtime)
     if config.out is None and not config.overwrite:
-        check_unpublished(config.target)
+        hub_models.check_unpublished(config.target)
     with _place(config) as folder:
         source = yield from model_file.find(config.model)
-        check_output_apart(folder, str(source.path))
+        journal.check_output_apart(folder, str(source.path))
         if config.demo:
             page.check_shown(source)
         numbers = _numbers(config, source) if config.eval else None
@@ -87,7 +88,7 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
                 config.runtime,
                 single=True,
                 facts=_list_facts(config, numbers),
-                place=f"hf://{push_target(config.target)}",
+                place=f"hf://{repo}",
             )
             parts[DEMO] = demo[page.INDEX]
         if numbers:
@@ -95,11 +96,13 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
         text = card(config, source, numbers, picture=bool(picture), recipe=recipe)
         parts[CARD] = text.encode()
         outputs.replace_files(folder, OWNED, lambda new: _write_parts(new, source, parts))
-        names, url = sorted([MODEL_FILE, *parts]), None
+        names, url = sorted([MODEL, *parts]), None
         if config.out is None:
             yield Progress("pushing files", 0, len(names))
             text = f"A model of diffuse, step {source.model.step:,}"
-            url = upload(folder, config.target, private=config.private, message=text, owned=OWNED)
+            url = hub_models.upload(
+                folder, config.target, private=config.private, message=text, owned=OWNED
+            )
             yield Progress("pushing files", len(names), len(names))
     where = None if config.out is None else str(folder)
     return {"folder": where, "commit": url, "files": names, "sha256": source.sha256}
@@ -111,9 +114,9 @@ def _write_parts(folder: Path, source: ModelFile, parts: Mapping[str, bytes]) ->
     Raises:
         ModelFileError: the model file has changed since it was read.
     """
-    with files.replace_file(folder / MODEL_FILE) as copy, source.path.open("rb") as model:
+    with files.replace_file(folder / MODEL) as copy, source.path.open("rb") as model:
         shutil.copyfileobj(model, copy)
-    if files.sha256(folder / MODEL_FILE) != source.sha256:
+    if files.sha256(folder / MODEL) != source.sha256:
         raise ModelFileError(f"{files.show(source.path)} has changed", "Run the command again")
     for name, content in parts.items():
         files.write_bytes(folder / name, content)
@@ -134,9 +137,9 @@ def _place(config: PushConfig) -> Iterator[Path]:
     for name in OWNED:
         files.check_writable(out / name)
     owned = "|".join(map(re.escape, (outputs.UNFINISHED, *OWNED)))
-    with outputs.hold_lock(out / LOCK, owned=owned):
+    with outputs.hold_lock(out / journal.LOCK, owned=owned):
         with files.report_errors(out):
-            names = {path.name for path in out.iterdir()} - {LOCK, outputs.UNFINISHED}
+            names = {path.name for path in out.iterdir()} - {journal.LOCK, outputs.UNFINISHED}
             foreign = names - outputs.list_unfinished(out, OWNED)
         if foreign and not config.overwrite:
             text = f"{files.show(out)} exists already"
@@ -181,16 +184,14 @@ def _picture(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
     if table and source.model.always_told:  # which needs all of them
         on = tuple(f"{name}={value}" for name, value in map(example, table.columns))
     sample_config = SampleConfig(model=str(source.path), n=DRAWN, on=on)
-    with open_accelerator(sample_config.precision, sample_config.device) as accelerator:
-        chain = yield from load_cascade(sample_config, accelerator, file=source)
+    with devices.open_accelerator(sample_config.precision, sample_config.device) as accelerator:
+        chain = yield from cascade.load_cascade(sample_config, accelerator, file=source)
         indices = chain.list_indices(sample_config)
         yield Progress("sampling", 0, len(indices))
         samples = dict(zip(indices, chain.generate_samples(indices, accelerator), strict=True))
         yield Progress("sampling", len(indices), len(indices))
-    settings = chain.last.settings
-    return figures.encode_png(
-        chain.last.make_grid(samples)
-    ), f"{settings.choice}, seed {settings.seed}"
+    settings, grid = chain.last.settings, chain.last.make_grid(samples)
+    return figures.encode_png(grid), f"{settings.choice}, seed {settings.seed}"
 
 
 # -- card -----------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ def card(
         numbers: what `eval --json` printed of the model.
         picture: whether there is one next to the card, and `recipe` how it was made.
     """
-    repo = push_target(config.target)
+    repo = hub_models.push_target(config.target)
     parts = [
         _head(source, str(config.license)),
         f"# {repo.rpartition('/')[2]}",
@@ -223,8 +224,8 @@ def card(
         f"Not chosen: the first ones of {escape(recipe)}." if recipe else "",
         f"To sample in a browser, download [{DEMO}]({DEMO}) and open it." if config.demo else "",
         _use(f"hf://{repo}", source),
-        model_section(source, LEFT_OUT, [("SHA-256", f"`{source.sha256}`")]),
-        data_section(source.model.data),
+        model_facts.model_section(source, LEFT_OUT, [("SHA-256", f"`{source.sha256}`")]),
+        model_facts.data_section(source.model.data),
         _measured(numbers),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -251,10 +252,11 @@ def _said(source: ModelFile) -> str:
     inputs += ["metadata columns"] if conditions.table else []
     what = f", conditioned on {' and '.join(inputs)}" if inputs else ""
     step = source.model.step  # 0 for a model of another program
-    origin = f"trained for {plural(step, 'step')}" if step else "converted"
+    origin = f"trained for {summary.plural(step, 'step')}" if step else "converted"
+    samples = f"{MEDIA[space.medium].many} ({model_report.describe_space(space)})"
     return (
-        f"A diffusion model of {MEDIA[space.medium].many} ({describe_space(space)}){escape(what)}: "
-        f"{source.model.parameters:,} parameters, {origin} with `diffuse`."
+        f"A diffusion model of {samples}{escape(what)}: {source.model.parameters:,} parameters, "
+        f"{origin} with `diffuse`."
     )
 
 
@@ -279,7 +281,7 @@ def _use(name: str, source: ModelFile) -> str:
     line = shlex.join(["diffuse", "sample", name, *flags, "-n", "16", "-o", "samples/"])
     return f"""## Use
 
-Install diffuse: {INSTALL.format(extra="hub")}. Then run:
+Install diffuse: {errors.INSTALL.format(extra="hub")}. Then run:
 
 ```
 {files.show(line)}
@@ -323,9 +325,7 @@ def _measured(numbers: Mapping[str, Any] | None) -> str:
     rows = [[*map(escape, cells)] for cells in _list_numbers(numbers)]
     counts, settings = numbers["n"], numbers["settings"]
     network, part = dict(numbers["features"]).get("name", ""), numbers.get("part", "")
-    how = [
-        f"{counts['generated']} generated against {counts['real']} real ({part})",
-    ]
+    how = [f"{counts['generated']} generated against {counts['real']} real ({part})"]
     if counts["generated"]:
         steps, seed = settings.get("steps"), settings.get("seed")
         how += [f"{settings.get('sampler')}, {steps} steps, seed {seed}"]
@@ -334,7 +334,7 @@ def _measured(numbers: Mapping[str, Any] | None) -> str:
     parts = [
         "## Numbers",
         "A value, its standard error, and a perfect model's value.",
-        table(("", "measured", "reference"), rows),
+        model_facts.table(("", "measured", "reference"), rows),
         escape("; ".join(how)) + ". All of it: [eval.json](eval.json).",
         "\n".join(remarks),
     ]

@@ -5,16 +5,16 @@ Tensors have their names already. What diffusers has no word for is refused by t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS, scheduler_fields
-from diffuse_cli.commands.convert.diffusers_unet import find_unsupported, unet_fields
+from diffuse_cli.commands.convert import diffusers_schedulers as schedulers
+from diffuse_cli.commands.convert import diffusers_unet
 from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.core import SAMPLERS
-from diffuse_cli.core.parameterization import LEARNED
+from diffuse_cli.config.sample_options import SAMPLING_STEPS
+from diffuse_cli.core import SAMPLERS, dimensions, parameterization
 from diffuse_cli.system import Notice, UsageError, Work, file_types, files, lookup
 
 if TYPE_CHECKING:
@@ -38,30 +38,28 @@ def check(config: ConvertConfig) -> None:
     if config.sampler is None:
         return
     lookup(SAMPLERS, config.sampler, "--sampler")
-    if config.sampler not in SCHEDULERS:
+    if config.sampler not in schedulers.SCHEDULERS:
         text = f"--sampler {config.sampler} has no scheduler in diffusers that does the same"
-        raise UsageError(text, f"Choose one of {', '.join(SCHEDULERS)}")
+        raise UsageError(text, f"Choose one of {', '.join(schedulers.SCHEDULERS)}")
 
 
 def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the folder, and report which scheduler it has where that is not what one would
     expect."""
-    from diffuse_cli.commands.convert.exporters import _pipeline_card
-
     model, weights = file.model, config.weights or "ema"
-    for lack in find_unsupported(model.blueprint):
+    for lack in diffusers_unet.find_unsupported(model.blueprint):
         raise export_error(file, "diffusers", *lack)
     if model.distilled is not None:
-        raise export_error(file, "diffusers", "distilled", "a consistency function",
-                      "Convert the model that it was made from")  # fmt: skip
+        hint = "Convert the model that it was made from"
+        raise export_error(file, "diffusers", "distilled", "a consistency function", hint)
     tensors = model.tensors(weights)
     name, notices = _sampler(model, config)
     yield from notices
     if model.blueprint.conditions.classes:
         yield Notice(LOOP.format("tells a U-Net its class"))
-    scheduler = SCHEDULERS[name]
-    unet = unet_fields(model.blueprint, model.training.get("label_dropout"))
-    process = scheduler_fields(scheduler, model.blueprint.diffusion)
+    scheduler = schedulers.SCHEDULERS[name]
+    unet = diffusers_unet.unet_fields(model.blueprint, model.training.get("label_dropout"))
+    process = schedulers.scheduler_fields(scheduler, model.blueprint.diffusion)
     index = {
         "_class_name": scheduler.pipeline or "DDPMPipeline",
         "scheduler": ["diffusers", scheduler.name],
@@ -75,7 +73,7 @@ def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[st
         files.write_json(folder / "unet" / "config.json", unet)
         tensor_file.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
         files.write_json(folder / "scheduler" / "scheduler_config.json", process)
-        files.write_text(folder / "README.md", _pipeline_card.card(path.name, file, weights, name))
+        files.write_text(folder / "README.md", card(path.name, file, weights, name))
 
     files.write_folder(path, fill)
     return {
@@ -88,18 +86,154 @@ def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[st
 
 def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notice]]:
     """Return the sampler whose scheduler is written, and what to say about it."""
-    learned = model.blueprint.diffusion.variance in LEARNED
+    learned = model.blueprint.diffusion.variance in parameterization.LEARNED
     if config.sampler is not None:
-        chosen = SCHEDULERS[config.sampler]
+        chosen = schedulers.SCHEDULERS[config.sampler]
         if learned and not chosen.variance:
             message = f"--sampler {config.sampler}: {chosen.name} takes no learned variance"
             raise UsageError(message, f"Give --sampler {DEFAULT}, or leave it out")
         alone = [Notice(LOOP.format(f"runs {chosen.name}"))] if chosen.pipeline is None else []
         return config.sampler, alone
     sampler = model.sampling.sampler if model.sampling else DEFAULT
-    scheduler = SCHEDULERS.get(sampler)
+    scheduler = schedulers.SCHEDULERS.get(sampler)
     if scheduler and scheduler.pipeline and (scheduler.variance or not learned):
         return sampler, []
-    name = SCHEDULERS[DEFAULT].name
+    name = schedulers.SCHEDULERS[DEFAULT].name
     text = f"no pipeline of diffusers runs {sampler}, which is recommended: {name}"
     return DEFAULT, [Notice(text)]
+
+
+# -- card -----------------------------------------------------------------------------------------
+
+# The README.md of the folder: how to sample with the model, and its facts.
+
+HEAD = """\
+---
+library_name: diffusers
+tags:
+- {task}
+---
+
+# {name}
+
+A denoising diffusion model of {what}, written by `diffuse convert --to diffusers`.
+
+## Sample
+
+"""
+
+PIPELINE = """\
+```python
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("{name}")
+pictures = pipe(batch_size=4, num_inference_steps={steps}{options}).images
+pictures[0].save("picture.png")
+```
+"""
+
+CLIPPING = """
+`use_clipped_model_output=True` computes the noise from the clipped picture, as `diffuse` does.
+"""
+
+SAMPLING_LOOP = """\
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{name}")
+unet, scheduler = pipe.unet, pipe.scheduler
+{setting}x = torch.randn(4, {shape})
+scheduler.set_timesteps({steps})
+with torch.no_grad():
+    for t in scheduler.timesteps:
+{answer}
+        x = scheduler.step(y, t, x{options}).prev_sample
+pictures = (x / 2 + 0.5).clamp(0, 1)  # (4, {shape})
+```
+"""
+
+LABELS = """\
+label, scale = torch.tensor([0, 0, 0, 0]), {scale:g}
+nothing = torch.full_like(label, {none})
+"""
+
+GUIDED = """\
+        told = unet(x, t, class_labels=label).sample
+        free = unet(x, t, class_labels=nothing).sample
+        y = free + scale * (told - free)"""
+
+GUIDED_LEARNED = """\
+        told, variance = unet(x, t, class_labels=label).sample.chunk(2, dim=1)
+        free, _ = unet(x, t, class_labels=nothing).sample.chunk(2, dim=1)
+        y = torch.cat([free + scale * (told - free), variance], dim=1)"""
+
+LEFT_OUT = ("model", "title", "file", "weights", "classes", "data")
+"""Rows of `diffuse info` that are of the model file, or have their own section."""
+
+SHOWN = 100
+"""Number of class names to list."""
+
+
+def card(name: str, file: ModelFile, weights: str, sampler: str) -> str:
+    """Return the text, for a folder of this name with the scheduler of a sampler."""
+    from diffuse_cli.commands._cli import model_facts
+
+    model = file.model
+    space, classes = model.blueprint.space, model.blueprint.conditions.classes
+    kind = "grey" if space.channels == 1 else "color"
+    what = f"images of {dimensions(space.size)} pixels in {kind}"
+    if classes:
+        what += f", conditioned on one of {len(classes):,} classes"
+    task = f"{'class-conditional' if classes else 'unconditional'}-image-generation"
+    head = HEAD.format(task=task, name=files.show(name), what=what)
+    source = files.show(file.path.name).replace("|", "\\|")
+    first = [
+        ("weights", {"ema": "EMA", "raw": "last step"}[weights]),
+        ("written from", f"`{source}`, SHA-256 `{file.sha256}`"),
+    ]
+    parts = [
+        head + format_code(name, model, sampler).rstrip("\n"),
+        model_facts.model_section(file, LEFT_OUT, first),
+        model_facts.data_section(model.data),
+        "\n".join(labels(classes)),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def format_code(name: str, model: StoredModel, sampler: str) -> str:
+    """Return the Python code that generates four images: by a pipeline, or a loop if none runs the
+    model."""
+    from diffuse_cli.sampling.conditioning import default_guidance
+
+    blueprint, scheduler = model.blueprint, schedulers.SCHEDULERS[sampler]
+    recommended = model.sampling if model.sampling and model.sampling.sampler == sampler else None
+    steps = recommended.steps if recommended else SAMPLING_STEPS
+    if sampler == "ddpm" and not recommended:
+        steps = blueprint.diffusion.num_timesteps
+    options = ", use_clipped_model_output=True" if sampler == "ddim" else ""
+    if scheduler.pipeline and not blueprint.conditions:
+        text = PIPELINE.format(
+            pipeline=scheduler.pipeline, name=files.show(name), steps=steps, options=options
+        )
+        return text + (CLIPPING if options else "")
+    setting, answer = "", "        y = unet(x, t).sample"
+    if count := blueprint.conditions.num_classes:
+        scale = model.sampling.guidance if model.sampling else None
+        if scale is None:
+            scale = default_guidance(blueprint.conditions, model.training.get("label_dropout", 0.1))
+        setting = LABELS.format(scale=scale, none=count)
+        answer = GUIDED_LEARNED if blueprint.out_channels > blueprint.space.channels else GUIDED
+    shape = ", ".join(map(str, blueprint.space.shape))
+    own_parts = {"setting": setting, "answer": answer, "options": options}
+    return SAMPLING_LOOP.format(name=files.show(name), shape=shape, steps=steps, **own_parts)
+
+
+def labels(classes: Sequence[str]) -> Iterator[str]:
+    """Yield a section that names the class of each label."""
+    if classes:
+        yield from ("## Labels", "", f"Label {len(classes)} stands for no class. The others:", "")
+        yield from ("```", *(f"{i}: {files.show(name)}" for i, name in enumerate(classes[:SHOWN])))
+        if len(classes) > SHOWN:
+            yield f"and {len(classes) - SHOWN:,} more, in unet/config.json"
+        yield "```"

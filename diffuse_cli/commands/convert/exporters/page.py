@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.commands.convert.exporters import _web_runtime, export_error, onnx
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core import PAIRS, dimensions
-from diffuse_cli.core.parameterization import STEPWISE
-from diffuse_cli.core.samplers import OF_DISTILLED
-from diffuse_cli.core.settings import to_dict
+from diffuse_cli.core import PAIRS, dimensions, parameterization, samplers, settings
 from diffuse_cli.media.shapes import PAGES
 from diffuse_cli.system import Notice, Progress, Work, files
 
@@ -110,10 +107,10 @@ def make_page(
     if runtime is None:
         yield Notice(_web_runtime.FETCHING)
     contents = _web_runtime.read_runtime(runtime, providers)
-    settings = {**describe_sampling(file.model), "weights": weights}
-    settings["providers"] = {name: _web_runtime.FILES[name] for name in providers}
+    sampling = {**describe_sampling(file.model), "weights": weights}
+    sampling["providers"] = {name: _web_runtime.FILES[name] for name in providers}
     networks = {"model": (MODEL, weights)}
-    if settings["weak"] is not None:
+    if sampling["weak"] is not None:
         networks["weak"] = (WEAK, "weak")
     for count, (name, kind) in enumerate(networks.values()):
         yield Progress(onnx.TASK, count, len(networks))
@@ -121,8 +118,8 @@ def make_page(
     yield Progress(onnx.TASK, len(networks), len(networks))
     license = resources.files("diffuse_cli.pages") / "templates" / LICENSE
     contents[LICENSE] = license.read_bytes()
-    settings["networks"] = {name: path for name, (path, _) in networks.items()}
-    page = render(file, settings, contents if single else {}, facts, place).encode()
+    sampling["networks"] = {name: path for name, (path, _) in networks.items()}
+    page = render(file, sampling, contents if single else {}, facts, place).encode()
     return {INDEX: page} if single else {**contents, INDEX: page}
 
 
@@ -142,7 +139,7 @@ def check_shown(file: ModelFile) -> None:
     if given and not (given.what == PAIRS or masks):
         raise export_error(file, "a page", "given", given.what)
     if given and (given.channels not in (1, 3) or given.mean or given.limits):
-        raise export_error(file, "a page", "given", to_dict(given))
+        raise export_error(file, "a page", "given", settings.to_dict(given))
 
 
 # -- settings -------------------------------------------------------------------------------------
@@ -157,21 +154,27 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
     plain = SampleConfig(model="")
     default = resolve_settings(plain, model)
     guide, condition = choose_guide(plain, model), default.condition
-    listed = [*_list_settings(model, default)]
-    samplings = [_describe_levels(model, settings) for settings in listed]
+    distilled = model.distilled is not None
+    counts = sorted({*(DISTILLED_STEPS if distilled else STEPS), default.steps})
+    listed = [
+        resolve_settings(SampleConfig(model="", sampler=sampler, steps=steps), model)
+        for sampler in (samplers.OF_DISTILLED if distilled else SAMPLERS)
+        for steps in counts
+        if steps <= blueprint.diffusion.num_timesteps
+    ]
     guided = not model.distilled and model.has_unconditional
-    same = [k for k, settings in enumerate(listed) if settings.steps == default.steps]
+    same = [k for k, each in enumerate(listed) if each.steps == default.steps]
     return {
         "shape": blueprint.space.shape,
         "clipped": blueprint.space.levels is not None,
         **_describe_look(blueprint.space),
-        "samplings": samplings,
+        "samplings": [_describe_levels(model, each) for each in listed],
         "chosen": next((k for k in same if listed[k].sampler == default.sampler), same[0]),
         "weak": guide[1] if guide else None,
         "interval": model.sampling.guidance_interval if guide and model.sampling else None,
         "guidance": condition.scale if condition and guided else None,
         "classes": blueprint.conditions.classes,
-        "columns": [to_dict(column) for column in blueprint.conditions.table.columns]
+        "columns": [settings.to_dict(column) for column in blueprint.conditions.table.columns]
         if blueprint.conditions.table
         else [],
         "optional": not model.always_told,
@@ -212,36 +215,25 @@ def _describe_look(space: Space) -> dict[str, Any]:
     return look
 
 
-def _list_settings(model: StoredModel, default: SamplingSettings) -> Iterator[SamplingSettings]:
-    """Yield the settings to choose from, as `diffuse sample` resolves them."""
-    from diffuse_cli.sampling.sampling_settings import resolve_settings
-
-    distilled = model.distilled is not None
-    num_timesteps = model.blueprint.diffusion.num_timesteps
-    counts = {*(DISTILLED_STEPS if distilled else STEPS), default.steps}
-    for sampler in OF_DISTILLED if distilled else SAMPLERS:
-        for steps in sorted(count for count in counts if count <= num_timesteps):
-            yield resolve_settings(SampleConfig(model="", sampler=sampler, steps=steps), model)
-
-
-def _describe_levels(model: StoredModel, settings: SamplingSettings) -> dict[str, Any]:
+def _describe_levels(model: StoredModel, choice: SamplingSettings) -> dict[str, Any]:
     """Return the noise levels that a sampler visits, each with its time input and target."""
     import torch
 
     process, one = model.blueprint.process, torch.zeros(1)
     denoiser = model.blueprint.denoiser(lambda x, t: x)
     levels = []
-    for t in settings.resolve_times(process):
-        at = round(t) if model.blueprint.diffusion.target in STEPWISE else t
+    stepwise = model.blueprint.diffusion.target in parameterization.STEPWISE
+    for t in choice.resolve_times(process):
+        at = round(t) if stepwise else t
         time = float(process.time_input(at, like=one))
         pair = process.alpha_sigma(at, like=one)
         levels.append([time, *pair, *denoiser.target_at(at, like=one)])
-    title = f"{settings.sampler}, {settings.steps} step{'s' * (settings.steps != 1)}"
+    title = f"{choice.sampler}, {choice.steps} step{'s' * (choice.steps != 1)}"
     return {
         "title": title,
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "start": settings.start is not None,
+        "sampler": choice.sampler,
+        "steps": choice.steps,
+        "start": choice.start is not None,
         "levels": levels,
     }
 
@@ -260,7 +252,7 @@ def _describe_gaussian(shape: tuple[int, ...], start: DataGaussian) -> dict[str,
 
 def render(
     file: ModelFile,
-    settings: Mapping[str, Any],
+    sampling: Mapping[str, Any],
     inside: Mapping[str, bytes],
     facts: Iterable[tuple[str, str]],
     place: str,
@@ -274,18 +266,20 @@ def render(
     """
     from markupsafe import Markup
 
-    from diffuse_cli.commands._cli.model_facts import model_rows, select_rows
-    from diffuse_cli.media import MEDIA, describe_space
-    from diffuse_cli.pages.templates import POLICY, hash_script, read_script, render_page
+    from diffuse_cli.commands._cli import model_facts
+    from diffuse_cli.media import MEDIA
+    from diffuse_cli.models.model_report import describe_space
+    from diffuse_cli.pages import templates
 
-    script = "\n".join(map(read_script, SCRIPTS))
-    allowed = POLICY, "connect-src 'self'", f"script-src '{hash_script(script)}' {SOURCES}"
+    script = "\n".join(map(templates.read_script, SCRIPTS))
+    hashed = f"script-src '{templates.hash_script(script)}' {SOURCES}"
+    allowed = templates.POLICY, "connect-src 'self'", hashed
     space = file.model.blueprint.space
     name = place.rpartition("/")[2] or file.path.stem
-    everything = {**settings, "name": name, "file": place or file.path.name}
+    everything = {**sampling, "name": name, "file": place or file.path.name}
     plain = json.dumps(everything).replace("<", "\\u003c")
-    rows = select_rows(model_rows(file), lambda label: label in FACTS)
-    return render_page(
+    rows = model_facts.select_rows(model_facts.model_rows(file), lambda label: label in FACTS)
+    return templates.render_page(
         "model",
         name,
         policy="; ".join(allowed),
@@ -296,5 +290,5 @@ def render(
         "It runs in your browser.",
         size=space.size,
         facts=[*rows, *facts],
-        **{k: settings[k] for k in CONTROLS},
+        **{k: sampling[k] for k in CONTROLS},
     )

@@ -12,23 +12,20 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
+from diffuse_cli.config import options
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.options import from_dict, option_fields, to_dict
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.config.shared_options import TIMESTEPS, DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import Conditions, InvalidArgument, Space, output_channels
+from diffuse_cli.core import Conditions, InvalidArgument, Space, output_channels, settings
 from diffuse_cli.core.networks import unet as unets
-from diffuse_cli.core.settings import from_dict as checked
-from diffuse_cli.core.settings import to_dict as plain
-from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process, shapes
+from diffuse_cli.models import blueprint, tensor_file
 from diffuse_cli.models.model_file import StoredModel
-from diffuse_cli.models.tensor_file import describe_mismatch, format_first
 from diffuse_cli.system import ModelFileError, Notice, UsageError, shorten, show, to_usage_error
 from diffuse_cli.training.configuration import to_model_options
 
-PROCESS = tuple(f.name for f, _ in option_fields(DiffusionConfig))
+PROCESS = tuple(f.name for f, _ in options.option_fields(DiffusionConfig))
 SHAPE = ("width", "time_width", "multipliers", "blocks", "scale_shift", "resblock_updown")
 """Fields of a network that its tensors show, besides the levels with attention."""
 
@@ -48,7 +45,7 @@ def assemble(foreign: ForeignModel, source: ForeignSource, config: ConvertConfig
         raise UsageError(f"--preset {config.preset} is not the network of {source.name}: {wrong}")
     diffusion = resolve_process(foreign, source, config)
     return StoredModel(
-        blueprint=Blueprint(
+        blueprint=blueprint.Blueprint(
             space=unet.space,
             network="unet",
             config=unet.config,
@@ -84,12 +81,12 @@ def read_net(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str
 def make_net(fields: Mapping[str, Any], size: Size) -> Net:
     """Return a network by its settings, `channels`, `out_channels` and `num_classes`. An
     `InvalidArgument` if there is none."""
-    settings = dict(fields)
-    space = Space(channels=settings.pop("channels"), size=size)
-    out_channels, num_classes = (settings.pop(name) for name in ("out_channels", "num_classes"))
+    fields = dict(fields)
+    space = Space(channels=fields.pop("channels"), size=size)
+    out_channels, num_classes = (fields.pop(name) for name in ("out_channels", "num_classes"))
     if not all(type(count) is int and count >= 0 for count in (out_channels, num_classes)):
         raise InvalidArgument(f"it has {out_channels!r} channels out and {num_classes!r} classes")
-    config = checked(unets.Config, settings)
+    config = settings.from_dict(unets.Config, fields)
     unets.check(config, space)
     return Net(config=config, space=space, out_channels=out_channels, num_classes=num_classes)
 
@@ -104,13 +101,13 @@ def find_difference(preset: str, unet: Net) -> str:
 
     The levels with attention are compared, not their resolutions: the image size may differ.
     """
-    settings, attends = PRESETS[preset].settings, unet.attends
+    expected, attends = PRESETS[preset].settings, unet.attends
     defaults = {f.name: f.default for f in dataclasses.fields(unets.Config)}
     for name in SHAPE:
-        expected, actual = settings.get(name, defaults[name]), getattr(unet.config, name)
-        if expected != actual:
-            return f"{name} is {actual} there, not {expected}"
-    at = settings["attention"]
+        value, actual = expected.get(name, defaults[name]), getattr(unet.config, name)
+        if value != actual:
+            return f"{name} is {actual} there, not {value}"
+    at = expected["attention"]
     side = max(at) << attends.index(True) if at and any(attends) else 0
     if bool(at) != any(attends) or [side >> i in at for i in range(len(attends))] != attends:
         return "attention is at other levels"
@@ -130,15 +127,18 @@ def resolve_process(
     """
     typed = {name: getattr(config, name, None) for name in PROCESS}
     typed = {name: value for name, value in typed.items() if value is not None}
-    preset = _read_preset_process(config.preset)
+    preset = {}
+    if config.preset:
+        recipe = PRESETS[config.preset].train
+        preset = {"num_timesteps": TIMESTEPS, **{n: v for n, v in recipe.items() if n in PROCESS}}
     fields = _merge_processes({"target": "eps"}, preset, foreign.diffusion, typed)
     if "betas" not in fields and not {"schedule", "num_timesteps"} <= fields.keys():
         missing = "number of timesteps" if "schedule" in fields else "noise schedule"
         message = f"{source.name} does not say its {missing}"
         raise UsageError(message, "Give --schedule and --num-timesteps, or --betas, or a --preset")
     try:
-        diffusion = from_dict(DiffusionConfig, fields)
-        make_denoiser(None, diffusion, make_process(diffusion))
+        diffusion = options.from_dict(DiffusionConfig, fields)
+        blueprint.make_denoiser(None, diffusion, blueprint.make_process(diffusion))
     except UsageError as error:
         if typed:
             raise
@@ -151,14 +151,6 @@ def resolve_process(
             raise UsageError(f"--{text} as in {source.name}", "Leave --variance out")
         raise ModelFileError(f"{source.name}: {text}")
     return diffusion
-
-
-def _read_preset_process(preset: str | None) -> dict[str, Any]:
-    """Return a preset's process. The default T is the default of train."""
-    if preset is None:
-        return {}
-    process = {name: value for name, value in PRESETS[preset].train.items() if name in PROCESS}
-    return {"num_timesteps": TIMESTEPS, **process}
 
 
 def _merge_processes(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,12 +186,14 @@ def fit_tensors(foreign: ForeignModel, source: ForeignSource) -> dict[str, Tenso
 
     shapes = {name: str(shape) for name, shape in unet.shapes.items()}
     actual_shapes = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items()}
-    if wrong := describe_mismatch(shapes, actual_shapes, their):
+    if wrong := tensor_file.describe_mismatch(shapes, actual_shapes, their):
         raise ModelFileError(f"{source.name} does not fit its network: {wrong}")
     weights = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
     bad = [their(name) for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
     if bad:
-        raise ModelFileError(f"{source.name} has weights that are not numbers: {format_first(bad)}")
+        raise ModelFileError(
+            f"{source.name} has weights that are not numbers: {tensor_file.format_first(bad)}"
+        )
     return weights
 
 
@@ -239,16 +233,16 @@ def make_training_options(
     labels = {"classes": True, "label_dropout": label_dropout} if unet.num_classes else {}
     given = {
         **recipe,
-        **to_dict(diffusion),
+        **options.to_dict(diffusion),
         **labels,
         "size": unet.space.size,
         "channels": unet.space.channels,
         "preset": preset,
         "width": unet.config.width,
         "network": "unet",
-        "architecture": plain(unet.config),
+        "architecture": settings.to_dict(unet.config),
     }
-    return to_model_options(from_dict(TrainConfig, {"data": "", **given}))
+    return to_model_options(options.from_dict(TrainConfig, {"data": "", **given}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +263,7 @@ class Net:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each tensor by its name here."""
         conditions = Conditions(classes=tuple(map(str, range(self.num_classes))))
-        return shapes("unet", self.config, self.space, conditions, self.out_channels)
+        return blueprint.shapes("unet", self.config, self.space, conditions, self.out_channels)
 
 
 @dataclass(frozen=True, kw_only=True)

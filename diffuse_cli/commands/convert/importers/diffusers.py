@@ -11,20 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.commands.convert.diffusers_schedulers import read_scheduler
-from diffuse_cli.commands.convert.diffusers_unet import read_label_dropout, read_unet
-from diffuse_cli.commands.convert.importers._foreign_files import (
-    ForeignSource,
-    read_json,
-    read_weights,
-    reject_malformed,
-)
-from diffuse_cli.commands.convert.importers.assembly import (
-    ForeignModel,
-    Net,
-    attention_at,
-    read_net,
-)
+from diffuse_cli.commands.convert import diffusers_schedulers, diffusers_unet
+from diffuse_cli.commands.convert.importers import _foreign_files, assembly
+from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
+from diffuse_cli.commands.convert.importers.assembly import ForeignModel, Net
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import parse_size
 from diffuse_cli.core import output_channels
@@ -49,23 +39,22 @@ def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
     folder = _folder(source)
     _check_pipeline(folder)
     described = folder / "config.json"
-    with reject_malformed(described):
-        unet_config = read_json(described)
-        settings, classes = read_unet(described, unet_config)
-        dropout = read_label_dropout(described, unet_config)
+    with _foreign_files.reject_malformed(described):
+        unet_config = _foreign_files.read_json(described)
+        settings, classes, label_dropout = diffusers_unet.read_unet(described, unet_config)
         sample_size, attends = settings.pop("sample_size"), settings.pop("attends")
         if config.size is None and sample_size is None:
             raise UsageError(f"{source.name} does not say its image size", "Give --size")
         size = parse_size(sample_size) if config.size is None else config.size
-        settings["attention"] = attention_at(size, attends)
-        unet = read_net(described, config, size, settings)
+        settings["attention"] = assembly.attention_at(size, attends)
+        unet = assembly.read_net(described, config, size, settings)
     process, notices = read_process(folder, unet)
     return ForeignModel(
         unet=unet,
         diffusion=process,
         tensors=_tensors(source, folder),
         classes=classes,
-        label_dropout=dropout,
+        label_dropout=label_dropout,
         notices=notices,
     )
 
@@ -89,7 +78,11 @@ def _check_pipeline(folder: Path) -> None:
     for index in (folder / "model_index.json", folder.parent / "model_index.json"):
         if not index.is_file():
             continue
-        models = [n for n in read_json(index) if n[:1] != "_" and n not in ("unet", "scheduler")]
+        models = [
+            n
+            for n in _foreign_files.read_json(index)
+            if n[:1] != "_" and n not in ("unet", "scheduler")
+        ]
         if models:
             raise ModelFileError(
                 f"{show(index)} is of a pipeline with {shorten(', '.join(models))}",
@@ -105,7 +98,7 @@ def _tensors(source: ForeignSource, folder: Path) -> dict[str, Any]:
         if not paths:
             text = f"{show(folder)} has no {file_types.WEIGHTS[0]}"
             raise ModelFileError(text, "Weights of another name can be given as SOURCE")
-        tensors = read_weights(paths[0])
+        tensors = _foreign_files.read_weights(paths[0])
     renamed = {}
     for name, tensor in tensors.items():
         *path, layer, kind = name.split(".") if name.count(".") > 1 else ("", name, "")
@@ -127,9 +120,9 @@ def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice,
     if path is None:
         text = f"network from {show(folder / 'config.json')}; there is no scheduler_config.json"
         return {**time_input, "variance": "learned" if learned else "small"}, (Notice(text),)
-    config = read_json(path)
-    with reject_malformed(path):
-        fields = read_scheduler(path, config, learned)
+    config = _foreign_files.read_json(path)
+    with _foreign_files.reject_malformed(path):
+        fields = diffusers_schedulers.read_scheduler(path, config, learned)
     return {**time_input, **fields}, _notices(folder, path, config)
 
 

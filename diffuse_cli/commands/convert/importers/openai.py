@@ -16,20 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
+from diffuse_cli.commands.convert.importers import assembly
 from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
-from diffuse_cli.commands.convert.importers.assembly import (
-    ForeignModel,
-    Net,
-    attention_at,
-    find_difference,
-    make_net,
-    read_net,
-)
+from diffuse_cli.commands.convert.importers.assembly import ForeignModel, Net
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
-from diffuse_cli.core import InvalidArgument
-from diffuse_cli.core.parameterization import LEARNED
+from diffuse_cli.core import InvalidArgument, parameterization
 from diffuse_cli.system import ModelFileError, Notice, UsageError, file_types
 
 OPTIONS = ("heads", "head_width", "heads_upsample", "attention_order")
@@ -79,11 +72,11 @@ def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
     shape = _shape(source)
     heads = _heads(source, config, shape)
     size = _size(source, config, shape["attends"])
-    attention = attention_at(size, shape.pop("attends"))
+    attention = assembly.attention_at(size, shape.pop("attends"))
     if config.preset:
         shape["dropout"] = PRESETS[config.preset].settings.get("dropout", 0.0)
     fields = {**shape, **heads, "attention": attention}
-    unet = read_net(source.path, config, size, fields)
+    unet = assembly.read_net(source.path, config, size, fields)
     source_names = dict(_names(unet))
     order = config.attention_order or ("new" if config.preset in NEW_ORDER else "legacy")
     mapped_names = set(source_names.values())
@@ -190,12 +183,12 @@ def _fits_preset(preset: str, shape: Mapping[str, Any]) -> bool:
     """Whether a checkpoint has the shape of a published preset."""
     side = 2 ** len(shape["attends"]) * 4
     fields = {name: value for name, value in shape.items() if name != "attends"}
-    fields["attention"] = attention_at((side, side), shape["attends"])
+    fields["attention"] = assembly.attention_at((side, side), shape["attends"])
     try:
-        net = make_net({**fields, "heads": 1}, (side, side))
+        net = assembly.make_net({**fields, "heads": 1}, (side, side))
     except InvalidArgument:
         return False
-    return PRESETS[preset].published and not find_difference(preset, net)
+    return PRESETS[preset].published and not assembly.find_difference(preset, net)
 
 
 def _size(source: ForeignSource, config: ConvertConfig, attends: list[bool]) -> Size:
@@ -215,7 +208,7 @@ def _variance(unet: Net, preset: str | None) -> str:
     if unet.out_channels == 2 * unet.space.channels:
         return "learned"
     variance = str(PRESETS[preset].train.get("variance", "large")) if preset else "large"
-    return "large" if variance in LEARNED else variance
+    return "large" if variance in parameterization.LEARNED else variance
 
 
 # -- the tensors ----------------------------------------------------------------------------------
