@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from common import to_uint8
 from torch import Tensor, nn
 
-from diffuse_cli.commands.convert.diffusers_unet import find_unsupported_network, unet_fields
+from diffuse_cli.commands.convert.diffusers_fields import find_unsupported_network, unet_fields
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core import Conditions, Space, losses
 from diffuse_cli.core.muon import Muon

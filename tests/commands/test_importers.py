@@ -25,8 +25,7 @@ from openai_oracle import answer, checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffuse_cli.commands.convert.diffusers_schedulers import BETA_ENDS
-from diffuse_cli.commands.convert.diffusers_unet import DEFAULTS, ONLY
+from diffuse_cli.commands.convert.diffusers_fields import DEFAULTS, ONLY
 from diffuse_cli.commands.convert.exporters import target_of
 from diffuse_cli.commands.convert.importers import (
     FORMATS,
@@ -40,6 +39,7 @@ from diffuse_cli.commands.convert.importers.assembly import (
     make_training_options,
     resolve_process,
 )
+from diffuse_cli.commands.convert.importers.diffusers import BETA_ENDS
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.presets import PRESETS, resolve_architecture
 from diffuse_cli.config.shared_options import DiffusionConfig

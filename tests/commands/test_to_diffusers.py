@@ -17,10 +17,14 @@ from private_models import PICTURES, SMALL, UNTOLD, model_of
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS, scheduler_fields
-from diffuse_cli.commands.convert.diffusers_unet import find_unsupported
+from diffuse_cli.commands.convert.diffusers_fields import find_unsupported
 from diffuse_cli.commands.convert.exporters import TARGETS, export
-from diffuse_cli.commands.convert.exporters.diffusers import PARTS, WEIGHTS
+from diffuse_cli.commands.convert.exporters.diffusers import (
+    PARTS,
+    SCHEDULERS,
+    WEIGHTS,
+    scheduler_fields,
+)
 from diffuse_cli.commands.convert.importers import convert
 from diffuse_cli.commands.convert.importers.assembly import Net
 from diffuse_cli.commands.convert.importers.diffusers import read_process

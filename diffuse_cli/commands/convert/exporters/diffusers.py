@@ -6,15 +6,17 @@ Tensors have their names already. What diffusers has no word for is refused by t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands.convert import diffusers_schedulers as schedulers
-from diffuse_cli.commands.convert import diffusers_unet
+from diffuse_cli.commands.convert import diffusers_fields
 from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import SAMPLERS, dimensions, parameterization
+from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.system import Notice, UsageError, Work, file_types, files, lookup
 
 if TYPE_CHECKING:
@@ -38,16 +40,16 @@ def check(config: ConvertConfig) -> None:
     if config.sampler is None:
         return
     lookup(SAMPLERS, config.sampler, "--sampler")
-    if config.sampler not in schedulers.SCHEDULERS:
+    if config.sampler not in SCHEDULERS:
         text = f"--sampler {config.sampler} has no scheduler in diffusers that does the same"
-        raise UsageError(text, f"Choose one of {', '.join(schedulers.SCHEDULERS)}")
+        raise UsageError(text, f"Choose one of {', '.join(SCHEDULERS)}")
 
 
 def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the folder, and report which scheduler it has where that is not what one would
     expect."""
     model, weights = file.model, config.weights or "ema"
-    for lack in diffusers_unet.find_unsupported(model.blueprint):
+    for lack in diffusers_fields.find_unsupported(model.blueprint):
         raise export_error(file, "diffusers", *lack)
     if model.distilled is not None:
         hint = "Convert the model that it was made from"
@@ -57,9 +59,9 @@ def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[st
     yield from notices
     if model.blueprint.conditions.classes:
         yield Notice(LOOP.format("tells a U-Net its class"))
-    scheduler = schedulers.SCHEDULERS[name]
-    unet = diffusers_unet.unet_fields(model.blueprint, model.training.get("label_dropout"))
-    process = schedulers.scheduler_fields(scheduler, model.blueprint.diffusion)
+    scheduler = SCHEDULERS[name]
+    unet = diffusers_fields.unet_fields(model.blueprint, model.training.get("label_dropout"))
+    process = scheduler_fields(scheduler, model.blueprint.diffusion)
     index = {
         "_class_name": scheduler.pipeline or "DDPMPipeline",
         "scheduler": ["diffusers", scheduler.name],
@@ -88,19 +90,111 @@ def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notic
     """Return the sampler whose scheduler is written, and what to say about it."""
     learned = model.blueprint.diffusion.variance in parameterization.LEARNED
     if config.sampler is not None:
-        chosen = schedulers.SCHEDULERS[config.sampler]
+        chosen = SCHEDULERS[config.sampler]
         if learned and not chosen.variance:
             message = f"--sampler {config.sampler}: {chosen.name} takes no learned variance"
             raise UsageError(message, f"Give --sampler {DEFAULT}, or leave it out")
         alone = [Notice(LOOP.format(f"runs {chosen.name}"))] if chosen.pipeline is None else []
         return config.sampler, alone
     sampler = model.sampling.sampler if model.sampling else DEFAULT
-    scheduler = schedulers.SCHEDULERS.get(sampler)
+    scheduler = SCHEDULERS.get(sampler)
     if scheduler and scheduler.pipeline and (scheduler.variance or not learned):
         return sampler, []
-    name = schedulers.SCHEDULERS[DEFAULT].name
+    name = SCHEDULERS[DEFAULT].name
     text = f"no pipeline of diffusers runs {sampler}, which is recommended: {name}"
     return DEFAULT, [Notice(text)]
+
+
+# -- scheduler ------------------------------------------------------------------------------------
+
+# The schedulers of UniPC and DPM-Solver++ have no switch that clips x_0. Dynamic thresholding whose
+# largest value is 1 does it: s, the percentile, is kept between 1 and that (Saharia et al. 2022,
+# sec. 2.3).
+
+CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
+MULTISTEP: dict[str, Any] = {
+    "thresholding": True, "sample_max_value": 1.0,
+    "solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A scheduler of diffusers that does what one of our samplers does.
+
+    Attributes:
+        name: of its class.
+        pipeline: the pipeline that runs it, or None: `DDPMPipeline` passes `step` what it does not
+            take.
+        variance: whether it has a field for the variance, and takes one that is learned.
+        fields: its own.
+    """
+
+    name: str
+    pipeline: str | None = "DDPMPipeline"
+    variance: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+SCHEDULERS = {
+    "ddpm": Scheduler("DDPMScheduler", variance=True, fields=CLIPPED),
+    "ddim": Scheduler(
+        "DDIMScheduler", pipeline="DDIMPipeline", fields={**CLIPPED, "set_alpha_to_one": True}
+    ),
+    **{
+        name: Scheduler(
+            "DPMSolverMultistepScheduler",
+            fields={**MULTISTEP, "algorithm_type": algorithm, "solver_type": "midpoint"},
+        )
+        for name, algorithm in (("dpmpp-2m", "dpmsolver++"), ("dpmpp-2m-sde", "sde-dpmsolver++"))
+    },
+    "unipc": Scheduler(
+        "UniPCMultistepScheduler",
+        pipeline=None,
+        fields={**MULTISTEP, "solver_type": "bh2", "predict_x0": True},
+    ),
+}
+"""Schedulers by the names of our samplers, with the options that these have by default."""
+
+EXACT = 1e-12
+"""Largest relative difference of betas that are written as a schedule of diffusers."""
+
+UNTIL_ZERO = "linspace"
+"""The spacing of `DDPMScheduler` with any variance but the posterior's. It adds noise at every
+timestep but 0, so also at the end of a sampling run that does not visit that one."""
+
+
+def scheduler_fields(scheduler: Scheduler, diffusion: DiffusionConfig) -> dict[str, Any]:
+    """Return the fields of the scheduler for a process.
+
+    The betas are those before they are rescaled to zero terminal SNR, by a name or each. Solvers of
+    diffusers must know whether they are rescaled, or end without signal themselves.
+    """
+    betas = make_process(replace(diffusion, zero_terminal_snr=False)).betas.tolist()
+    ends = betas[0], betas[-1]
+    named = ((k, make(len(betas), *ends)) for k, make in diffusers_fields.BETAS.items())
+    fit = (k for k, b in named if k != "sigmoid" and diffusers_fields.match_betas(b, betas, EXACT))
+    kind = next(fit, None)
+    spoken = {"beta_schedule": kind, "beta_start": ends[0], "beta_end": ends[1]}
+    variance = {"variance_type": _word(diffusers_fields.VARIANCES, diffusion.variance)}
+    own_fields = {diffusers_fields.OWN: variance} if diffusion.variance != "small" else {}
+    noisy = scheduler.variance and own_fields
+    return {
+        "_class_name": scheduler.name,
+        "num_train_timesteps": diffusion.num_timesteps,
+        **(spoken if kind else {"trained_betas": betas}),
+        "rescale_betas_zero_snr": diffusion.zero_terminal_snr or betas[-1] == 1,
+        "prediction_type": _word(diffusers_fields.TARGETS, diffusion.target),
+        **(variance if scheduler.variance else own_fields),
+        "timestep_spacing": UNTIL_ZERO if noisy else "trailing",
+        "steps_offset": 0,
+        **scheduler.fields,
+    }
+
+
+def _word(words: Mapping[str, str], name: str) -> str:
+    """Return the first of diffusers' words for a name."""
+    return next(word for word, meaning in words.items() if meaning == name)
 
 
 # -- card -----------------------------------------------------------------------------------------
@@ -206,7 +300,7 @@ def format_code(name: str, model: StoredModel, sampler: str) -> str:
     model."""
     from diffuse_cli.sampling.conditioning import default_guidance
 
-    blueprint, scheduler = model.blueprint, schedulers.SCHEDULERS[sampler]
+    blueprint, scheduler = model.blueprint, SCHEDULERS[sampler]
     recommended = model.sampling if model.sampling and model.sampling.sampler == sampler else None
     steps = recommended.steps if recommended else SAMPLING_STEPS
     if sampler == "ddpm" and not recommended:

@@ -7,17 +7,17 @@ and has a row for "no class" in the label embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.commands.convert import diffusers_schedulers, diffusers_unet
+from diffuse_cli.commands.convert import diffusers_fields
 from diffuse_cli.commands.convert.importers import _foreign_files, assembly
 from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
 from diffuse_cli.commands.convert.importers.assembly import ForeignModel, Net
+from diffuse_cli.config import parsers
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.parsers import parse_size
-from diffuse_cli.core import output_channels
+from diffuse_cli.core import SCHEDULES, output_channels
 from diffuse_cli.system import ModelFileError, Notice, UsageError, file_types, shorten, show
 
 OPTIONS: tuple[str, ...] = ()
@@ -41,11 +41,11 @@ def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
     described = folder / "config.json"
     with _foreign_files.reject_malformed(described):
         unet_config = _foreign_files.read_json(described)
-        settings, classes, label_dropout = diffusers_unet.read_unet(described, unet_config)
+        settings, classes, label_dropout = diffusers_fields.read_unet(described, unet_config)
         sample_size, attends = settings.pop("sample_size"), settings.pop("attends")
         if config.size is None and sample_size is None:
             raise UsageError(f"{source.name} does not say its image size", "Give --size")
-        size = parse_size(sample_size) if config.size is None else config.size
+        size = parsers.parse_size(sample_size) if config.size is None else config.size
         settings["attention"] = assembly.attention_at(size, attends)
         unet = assembly.read_net(described, config, size, settings)
     process, notices = read_process(folder, unet)
@@ -109,6 +109,21 @@ def _tensors(source: ForeignSource, folder: Path) -> dict[str, Any]:
 
 # -- scheduler ------------------------------------------------------------------------------------
 
+CLOSE = 1e-6
+"""Largest relative difference of betas that are taken for those of our schedule, as schedulers use
+float32."""
+
+BETA_ENDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler", "PNDMScheduler",
+         "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler",
+         "EulerAncestralDiscreteScheduler"),
+        (1e-4, 0.02),
+    ),
+    "HeunDiscreteScheduler": (0.00085, 0.012),
+}  # fmt: skip
+"""The schedulers that are read, with their defaults of `beta_start` and `beta_end`."""
+
 
 def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice, ...]]:
     """Return the fields of a process, and what to tell the user."""
@@ -122,8 +137,63 @@ def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice,
         return {**time_input, "variance": "learned" if learned else "small"}, (Notice(text),)
     config = _foreign_files.read_json(path)
     with _foreign_files.reject_malformed(path):
-        fields = diffusers_schedulers.read_scheduler(path, config, learned)
+        fields = read_scheduler(path, config, learned)
     return {**time_input, **fields}, _notices(folder, path, config)
+
+
+def read_scheduler(path: Path, config: Mapping[str, Any], learned: bool) -> dict[str, Any]:
+    """Return the fields of the `DiffusionConfig` that a `scheduler_config.json` describes.
+
+    Args:
+        learned: whether the network has channels for a learned variance.
+
+    Raises:
+        ModelFileError: a value that is not known.
+    """
+
+    def unknown(name: str, value: Any, values: Iterable[str]) -> ModelFileError:
+        listed = f"Known are: {', '.join(values)}"
+        return ModelFileError(f"{show(path)}: {name} is {shorten(repr(value))}", listed)
+
+    def known(name: str, default: Any, values: Collection[str]) -> Any:
+        if (value := config.get(name, default)) not in values:
+            raise unknown(name, value, values)
+        return value
+
+    kind = known("_class_name", None, BETA_ENDS)
+    known("timestep_type", "discrete", ("discrete",))
+    if config.get("trained_betas") is not None:
+        betas = list(parsers.parse_betas(list(config["trained_betas"])))
+    else:
+        schedule = known("beta_schedule", "linear", diffusers_fields.BETAS)
+        count = config.get("num_train_timesteps", 1000)
+        if not isinstance(count, int) or not 2 <= count <= 100_000:
+            raise ValueError(f"num_train_timesteps is {count!r}, not 2 to 100,000")
+        start, end = BETA_ENDS[kind]
+        ends = float(config.get("beta_start", start)), float(config.get("beta_end", end))
+        betas = list(parsers.parse_betas(list(diffusers_fields.BETAS[schedule](count, *ends))))
+    process: dict[str, Any] = {"betas": tuple(betas)}
+    for name, make_betas in SCHEDULES.items():
+        named_betas = list(make_betas(len(betas)))
+        if diffusers_fields.match_betas(named_betas, betas, CLOSE):
+            process, betas = {"schedule": name, "num_timesteps": len(betas)}, named_betas
+            break
+    target = known("prediction_type", "epsilon", diffusers_fields.TARGETS)
+    if config.get("predict_epsilon", True) is not True:
+        raise unknown("prediction_type", target, diffusers_fields.TARGETS)
+    own_fields = config.get(diffusers_fields.OWN)
+    own_variance = own_fields.get("variance_type") if isinstance(own_fields, Mapping) else None
+    default = "learned_range" if learned else "fixed_small"
+    variance = config.get("variance_type") or own_variance or default
+    if variance not in diffusers_fields.VARIANCES:
+        raise unknown("variance_type", variance, diffusers_fields.VARIANCES)
+    return {
+        **process,
+        "target": diffusers_fields.TARGETS[target],
+        "variance": diffusers_fields.VARIANCES[variance],
+        # Betas that end without signal have nothing to rescale.
+        "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr")) and betas[-1] != 1,
+    }
 
 
 CLIPPING = ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler")

@@ -1,18 +1,64 @@
-"""A U-Net as the fields of diffusers' `UNet2DModel`, both ways: `convert` reads and writes them.
+"""A model as the fields of diffusers' configurations, both ways: `convert` reads and writes them.
 
-This module does not import torch.
+Networks of diffusers take t itself, for any number of timesteps. This module does not import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.commands.convert.diffusers_schedulers import OWN, TARGETS, VARIANCES
+from diffuse_cli.core import schedules
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import ModelFileError, shorten, show
+
+OWN = "_diffuse"
+"""The field of a configuration for what diffusers has no word for: the names of classes, where the
+label embedding has a row for "no class" after theirs, and the variance, where the scheduler has no
+field for it. diffusers keeps and ignores fields that begin with an underscore."""
+
+TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+VARIANCES = {
+    "fixed_small": "small",
+    "fixed_small_log": "small",
+    "fixed_large": "large",
+    "fixed_large_log": "large",
+    "learned_range": "learned",
+}
+"""Their words for our targets and variances. The first of several is written."""
+
+
+def _linear(count: int, start: float, end: float) -> list[float]:
+    return [start + (end - start) * i / (count - 1) for i in range(count)]
+
+
+def _scaled_linear(count: int, start: float, end: float) -> list[float]:
+    return [root**2 for root in _linear(count, math.sqrt(start), math.sqrt(end))]
+
+
+def _sigmoid(count: int, start: float, end: float) -> list[float]:
+    return [start + (end - start) / (1 + math.exp(-x)) for x in _linear(count, -6, 6)]
+
+
+BETAS: dict[str, Callable[[int, float, float], Sequence[float]]] = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "squaredcos_cap_v2": lambda count, start, end: schedules.cosine(count),
+    "sigmoid": _sigmoid,
+}
+"""Betas by `beta_schedule`, from their number, `beta_start` and `beta_end`."""
+
+
+def match_betas(candidate: Sequence[float], betas: Sequence[float], tolerance: float) -> bool:
+    """Whether two lists of betas are equal up to a relative difference."""
+    pairs = zip(candidate, betas, strict=True)
+    return all(math.isclose(a, b, rel_tol=tolerance) for a, b in pairs)
+
+
+# -- U-Net ----------------------------------------------------------------------------------------
 
 SAME: dict[str, tuple[str, Any]] = {
     "in_channels": ("channels", 3),
