@@ -11,14 +11,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse_cli.core.process import Process
 from diffuse_cli.core.registry import InvalidArgument
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.core.process import Process
 
 NAME = "errors"
 """Key of the errors in model descriptions."""
@@ -52,16 +52,12 @@ class DenoisingErrors:
 
     def interpolate(self, log_snrs: Any) -> Any:
         """Return the error at one log-SNR or at an array of them, in float64."""
-        import numpy as np
-
         levels, logs = -np.array(self.log_snrs), np.log(self.errors)
         return np.exp(np.interp(-np.asarray(log_snrs), levels, logs))
 
 
 def choose_timesteps(process: Process) -> dict[int, float]:
     """Return the timesteps to measure, ascending, and the log-SNR of each, at least `LOWEST`."""
-    import torch
-
     levels = process.log_snr(torch.arange(process.num_timesteps)).clamp(min=LOWEST)
     even_levels = torch.linspace(float(levels[0]), float(levels[-1]), POINTS, dtype=levels.dtype)
     nearest = (levels - even_levels[:, None]).abs().argmin(1).unique().tolist()

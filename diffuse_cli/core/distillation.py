@@ -14,7 +14,7 @@ a path, but learns point by point from the endpoint on, which makes little progr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,6 @@ from diffuse_cli.core.solvers import Noise, State, Times, unipc
 from diffuse_cli.core.space import expand_batch, send
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoise, Denoiser, Prediction
