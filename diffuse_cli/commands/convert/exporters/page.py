@@ -163,12 +163,12 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
         if steps <= blueprint.diffusion.num_timesteps
     ]
     guided = not model.distilled and model.has_unconditional
-    same = [k for k, each in enumerate(listed) if each.steps == default.steps]
+    same = [k for k, choice in enumerate(listed) if choice.steps == default.steps]
     return {
         "shape": blueprint.space.shape,
         "clipped": blueprint.space.levels is not None,
         **_describe_look(blueprint.space),
-        "samplings": [_describe_levels(model, each) for each in listed],
+        "samplings": [_describe_levels(model, choice) for choice in listed],
         "chosen": next((k for k in same if listed[k].sampler == default.sampler), same[0]),
         "weak": guide[1] if guide else None,
         "interval": model.sampling.guidance_interval if guide and model.sampling else None,
