@@ -6,13 +6,6 @@ from dataclasses import dataclass
 
 from diffuse_cli.config import parsers
 from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
-from diffuse_cli.config.parsers import (
-    parse_interval,
-    parse_names,
-    parse_range,
-    parse_settings,
-    parse_times,
-)
 from diffuse_cli.core.parameterization import MEASURED
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.system import UsageError, translate_errors

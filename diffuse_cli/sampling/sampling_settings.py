@@ -7,27 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config.sample_options import (
-    DISTILLED_STEPS,
-    GAUSSIAN,
-    LEARNED,
-    NOISE,
-    OWN,
-    SAMPLER,
-    SAMPLING_STEPS,
-    STARTS,
-    WEAK_GUIDANCE,
-    DrawConfig,
-    SamplerChoice,
-    StartConfig,
-    VarianceConfig,
-    describe_interval,
-)
-from diffuse_cli.core import VARIANCES
-from diffuse_cli.core.guidance import guide_away, interval, make_unconditional
-from diffuse_cli.core.parameterization import LEARNED as LEARNED_VARIANCES
-from diffuse_cli.core.parameterization import MEASURED
-from diffuse_cli.core.samplers import OF_DISTILLED, WITH_VARIANCE, default_spacing, sampler_options
+from diffuse_cli.config import sample_options
+from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice
+from diffuse_cli.core import VARIANCES, guidance, parameterization, samplers
 from diffuse_cli.sampling.conditioning import Condition, resolve_condition
 from diffuse_cli.system import Notice, UsageError, Work, lookup
 
@@ -311,10 +293,10 @@ def _choose_variance(
         hint = f"Leave it out, or pass --sampler {' or '.join(samplers.WITH_VARIANCE)}"
         raise UsageError(f"--variance: the sampler '{sampler}' has none", hint)
     trained = model.blueprint.diffusion.variance
-    if variance in variances.LEARNED and trained not in variances.LEARNED:
+    if variance in parameterization.LEARNED and trained not in parameterization.LEARNED:
         text = f"--variance {variance} is not in the model, which has a fixed variance, '{trained}'"
         raise UsageError(text, f"Train with --variance {variance}, or leave it out")
-    if variance in variances.MEASURED and model.errors is None:
+    if variance in parameterization.MEASURED and model.errors is None:
         text = f"--variance {variance} needs errors that train measures, which the model file lacks"
         hint = "Use the last model of its run, after diffuse train DATA --resume"
         raise UsageError(text, "Leave it out" if model.distilled else hint)

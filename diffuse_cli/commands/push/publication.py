@@ -25,7 +25,7 @@ from diffuse_cli.evaluation.results import strip_folders
 from diffuse_cli.media import MEDIA, can_judge, describe_space, figures, suffix
 from diffuse_cli.media.image.planes import SIGNATURE
 from diffuse_cli.metrics import read_measurement, select_numbers
-from diffuse_cli.models import model_file, model_report
+from diffuse_cli.models import model_file
 from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.sampling import cascade, journal
 from diffuse_cli.system import (
@@ -35,12 +35,12 @@ from diffuse_cli.system import (
     Progress,
     UsageError,
     Work,
-    devices,
     errors,
     files,
     hub_models,
     outputs,
 )
+from diffuse_cli.system.accelerator import open_accelerator
 
 MODEL, CARD, SAMPLES = hub_models.MODEL_FILE, "README.md", "samples.png"
 NUMBERS, DEMO = "eval.json", "demo.html"
@@ -184,7 +184,7 @@ def _picture(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
     if table and source.model.always_told:  # which needs all of them
         on = tuple(f"{name}={value}" for name, value in map(example, table.columns))
     sample_config = SampleConfig(model=str(source.path), n=DRAWN, on=on)
-    with devices.open_accelerator(sample_config.precision, sample_config.device) as accelerator:
+    with open_accelerator(sample_config.precision, sample_config.device) as accelerator:
         chain = yield from cascade.load_cascade(sample_config, accelerator, file=source)
         indices = chain.list_indices(sample_config)
         yield Progress("sampling", 0, len(indices))
@@ -253,7 +253,7 @@ def _said(source: ModelFile) -> str:
     what = f", conditioned on {' and '.join(inputs)}" if inputs else ""
     step = source.model.step  # 0 for a model of another program
     origin = f"trained for {summary.plural(step, 'step')}" if step else "converted"
-    samples = f"{MEDIA[space.medium].many} ({model_report.describe_space(space)})"
+    samples = f"{MEDIA[space.medium].many} ({describe_space(space)})"
     return (
         f"A diffusion model of {samples}{escape(what)}: {source.model.parameters:,} parameters, "
         f"{origin} with `diffuse`."

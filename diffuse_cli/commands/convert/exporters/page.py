@@ -18,7 +18,7 @@ from diffuse_cli.commands.convert.exporters import _web_runtime, export_error, o
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import PAIRS, dimensions, parameterization, samplers, settings
-from diffuse_cli.media.shapes import PAGES
+from diffuse_cli.media import PAGES
 from diffuse_cli.system import Notice, Progress, Work, files
 
 if TYPE_CHECKING:
@@ -267,8 +267,7 @@ def render(
     from markupsafe import Markup
 
     from diffuse_cli.commands._cli import model_facts
-    from diffuse_cli.media import MEDIA
-    from diffuse_cli.models.model_report import describe_space
+    from diffuse_cli.media import MEDIA, describe_space
     from diffuse_cli.pages import templates
 
     script = "\n".join(map(templates.read_script, SCRIPTS))
