@@ -1,38 +1,28 @@
-"""Training configuration, merged from its layers."""
+"""Training configuration, merged from its layers.
+
+Each layer holds the options of one source: flags, file, run directory, model, preset, defaults.
+`merge_layers` lays one over another: options of the upper layer hold, and `RULES` drop the options
+of the lower layer that belong to a replaced value.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffuse_cli.config import presets
-from diffuse_cli.config.options import (
-    field_flag,
-    from_dict,
-    option_fields,
-    read_toml,
-    to_dict,
-)
+from diffuse_cli.config import options, presets, train_options
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.task_options import check_degradation, is_degradation
-from diffuse_cli.config.train_options import (
-    CONSISTENCY,
-    NETWORK,
-    WEIGHTED,
-    TrainConfig,
-    from_file,
-    to_file,
-)
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import AUGMENTATIONS, NETWORKS
 from diffuse_cli.core.losses import OF_LEARNED
-from diffuse_cli.core.parameterization import LEARNED
+from diffuse_cli.core.networks import Network
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.data.metadata_columns import parse_column_names
 from diffuse_cli.system import OutputError, UsageError, files, finish, flag, lookup
 from diffuse_cli.system.errors import suggest
 from diffuse_cli.system.processes import rank
-from diffuse_cli.training.config_layers import Layer, merge_layers
 from diffuse_cli.training.run_directory import RunDirectory
 
 AUTOMATIC = (("precision", "auto"), ("augment", None))
@@ -40,6 +30,120 @@ AUTOMATIC = (("precision", "auto"), ("augment", None))
 
 FREE = {"steps", "data", "device", "compile", "preview_every", "eval_every", "eval_images"}
 """Options that may change on --resume, in addition to control options."""
+
+
+class Layer(dict[str, Any]):
+    """Options from one source, by name.
+
+    Raises:
+        UsageError: a value cannot be parsed.
+    """
+
+    def __init__(self, given: Mapping[str, Any] | None = None) -> None:
+        super().__init__(options.parse_options(TrainConfig, given or {}))
+
+    def without(self, *names: str) -> Layer:
+        """Return the layer without these options."""
+        return Layer({k: v for k, v in self.items() if k not in names})
+
+    @property
+    def network(self) -> Mapping[str, Any]:
+        """Settings of the network. Empty if they are not a table, which is refused later."""
+        settings = self.get("architecture")
+        return settings if isinstance(settings, Mapping) else {}
+
+    def find_network(self) -> Network | None:
+        """Return the network, or None if there is no such network, which is refused later."""
+        return NETWORKS.get(presets.resolve_network(self.get("network"), self.get("preset")))
+
+    def with_network(self, settings: Mapping[str, Any]) -> Layer:
+        """Return the layer with these network settings if it has network settings."""
+        return Layer({**self, "architecture": settings}) if self.network else self
+
+    def config(self) -> TrainConfig:
+        """Return the layer's options over the defaults.
+
+        Raises:
+            UsageError: the data is missing, an option is unknown, or options exclude each other.
+        """
+        return options.from_dict(TrainConfig, self)
+
+
+def merge_layers(*layers: Layer) -> Layer:
+    """Merge layers, the uppermost first."""
+    below = Layer()
+    for above in reversed(layers):
+        for rule in RULES:
+            below = rule(above, below)
+        below = Layer({**below, **above})
+    return below
+
+
+Rule = Callable[[Layer, Layer], Layer]
+"""Function of (above, below) that returns the layer below without replaced options."""
+
+
+def default_loss(variance: str) -> str:
+    """Return the default loss: a learned variance is trained with the variational bound."""
+    return "hybrid" if variance in LEARNED else "simple"
+
+
+def make_rule(name: str, *dropped: str) -> Rule:
+    """Make a rule: if the upper layer sets `name`, drop these options from the lower layer."""
+    return lambda above, below: below.without(*dropped) if name in above else below
+
+
+def make_network_rule(name: str, *dropped: str) -> Rule:
+    """Make a rule: if two layers set a different `name`, drop the network of the lower layer."""
+
+    def rule(above: Layer, below: Layer) -> Layer:
+        if name in above and name in below and above.get(name) != below.get(name):
+            return below.without("architecture", "width", *dropped)
+        return below
+
+    return rule
+
+
+def drop_default_loss(above: Layer, below: Layer) -> Layer:
+    """Drop a loss that was the default for another variance."""
+    before = str(below.get("variance", "small"))
+    if above.get("variance", before) != before and below.get("loss") == default_loss(before):
+        return below.without("loss")
+    return below
+
+
+def drop_size_settings(above: Layer, below: Layer) -> Layer:
+    """Drop levels or patches that depend on the size, unless the network has weights already."""
+    sizes, network = (above.get("size"), below.get("size")), below.find_network()
+    if "init" in above or None in sizes or sizes[0] == sizes[1] or network is None:
+        return below
+    settings = {k: v for k, v in below.network.items() if k not in network.OF_SIZE}
+    return below.with_network(settings)
+
+
+def drop_width_settings(above: Layer, below: Layer) -> Layer:
+    """Drop network settings that do not suit another width."""
+    network = below.find_network()
+    if "width" not in above or network is None:
+        return below
+    preset = below.get("preset")
+    published = (
+        isinstance(preset, str) and preset in presets.PRESETS and presets.PRESETS[preset].published
+    )
+    return below.with_network(network.at_width(below.network, above.get("width"), published))
+
+
+RULES: tuple[Rule, ...] = (
+    make_network_rule("preset", "network"),
+    make_network_rule("network", "preset"),
+    drop_width_settings,
+    drop_size_settings,
+    drop_default_loss,
+    make_rule("loss", "weighting"),
+    make_rule("betas", "num_timesteps"),
+    make_rule("schedule", "betas"),
+    make_rule("steps", "minutes"),
+)
 
 
 def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -51,7 +155,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         UsageError: options exclude each other, or an option of --resume differs from the run's.
         OutputError: there is no run to resume.
     """
-    flags, file = Layer(typed), Layer(from_file(filed or {}))
+    flags, file = Layer(typed), Layer(train_options.from_file(filed or {}))
     given = merge_layers(flags, file)
     Layer({"data": "", **given}).config()
     for first, second in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
@@ -83,7 +187,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     if config.distills and not config.init:
         text = f"--loss {config.loss} needs a trained model"
         raise UsageError(text, "Run diffuse distill MODEL DATA")
-    if config.timestep_draw == "weight" and (config.weighting == "none" or config.loss in WEIGHTED):
+    unweighted = config.weighting == "none" or config.loss in train_options.WEIGHTED
+    if config.timestep_draw == "weight" and unweighted:
         text = "--timestep-draw weight needs the weights of --weighting, and there are none"
         raise UsageError(text, "Remove it, or set --weighting")
     return _check_options(config)
@@ -135,12 +240,13 @@ def _check_new_run(run: RunDirectory, auto: bool) -> None:
 def _read_base(given: Layer) -> Layer:
     """Return the options of the model of --init, or else of the named preset."""
     if given.get("init"):
-        from diffuse_cli.models.model_file import find, training_options
+        from diffuse_cli.models import model_file
 
-        base = training_options(finish(find(given["init"], weights=False)))
+        base = model_file.training_options(finish(model_file.find(given["init"], weights=False)))
         # They depend on the device, the memory, the length of the run or the data.
         excluded = ["accumulation", "augment", "compile", "precision", "steps"]
-        if base.get("loss") == CONSISTENCY:  # another training does not repeat the distillation
+        # Another training does not repeat the distillation.
+        if base.get("loss") == train_options.CONSISTENCY:
             excluded += ["loss", "weighting", "timestep_draw", "keep_weak", "lr", "batch_size"]
             excluded += ["teacher_guidance"]
         model = Layer(base).without(*excluded)
@@ -167,10 +273,11 @@ def _resize_network(model: Layer, size: Size | None) -> Layer:
 
 def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
     """Return the configuration of the stored run, with the options that may change."""
-    stored = from_dict(TrainConfig, from_file(read_toml(run.config, "the run's")), str(run.config))
-    config = merge_layers(given, Layer(to_dict(stored))).config()
+    values = train_options.from_file(options.read_toml(run.config, "the run's"))
+    stored = options.from_dict(TrainConfig, values, str(run.config))
+    config = merge_layers(given, Layer(options.to_dict(stored))).config()
     changes: dict[str, Any] = {}
-    for f, spec in option_fields(TrainConfig):
+    for f, spec in options.option_fields(TrainConfig):
         if f.name not in given:
             continue
         value, stored_value = getattr(config, f.name), getattr(stored, f.name)
@@ -179,13 +286,14 @@ def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
         if spec.control or f.name in FREE or more_parts or checked_later:
             changes[f.name] = given.get(f.name)
         elif value != stored_value and not _means_stored(f.name, value, stored_value):
-            raise _difference_error(field_flag(f), value, stored_value)
+            raise _difference_error(options.field_flag(f), value, stored_value)
     if "steps" in given and "minutes" not in given:  # of a run that began by --minutes
         changes["minutes"] = None
     for name, value in given.network.items():
         stored_value = stored.architecture.get(name)
         if (list(value) if isinstance(value, tuple) else value) != stored_value:
-            raise _difference_error(f"[{stored.network or NETWORK}] {name}", value, stored_value)
+            table = f"[{stored.network or train_options.NETWORK}] {name}"
+            raise _difference_error(table, value, stored_value)
     return dataclasses.replace(stored, **changes)
 
 
@@ -224,4 +332,5 @@ def _format_value(value: Any) -> str:
 
 def to_model_options(config: TrainConfig) -> dict[str, Any]:
     """Return the options that a model file keeps, without paths and control options."""
-    return to_file(dataclasses.replace(config, architecture={}), control=False, places=False)
+    config = dataclasses.replace(config, architecture={})
+    return train_options.to_file(config, control=False, places=False)

@@ -27,7 +27,7 @@ from diffuse_cli.system.devices import (
     resolve_precision,
     slow_precision,
 )
-from diffuse_cli.training.config_layers import default_loss
+from diffuse_cli.training.configuration import default_loss
 from diffuse_cli.training.memory_estimate import find_room, fit_into_memory
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.time_budget import FIRST, SMALLEST, choose_batch_size

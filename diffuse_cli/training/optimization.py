@@ -25,7 +25,7 @@ from diffuse_cli.core.losses import Loss, weights
 from diffuse_cli.system import UsageError, lookup
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.system.rng import training_draws
-from diffuse_cli.training.config_layers import default_loss
+from diffuse_cli.training.configuration import default_loss
 
 if TYPE_CHECKING:
     from diffuse_cli.core import Denoise, Denoiser
