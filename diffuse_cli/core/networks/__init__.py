@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.registry import InvalidArgument, Modules
-from diffuse_cli.core.settings import Settings, fields_by_name
+from diffuse_cli.core.settings import Settings, fields_by_name, to_dict
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ class Network:
             valid at another width.
         full_rank: a function of (config, space) that returns the nearest configuration whose output
             can hold noise in every dimension.
+        width: a function of (config) that returns the width that scales the learning rate, or None.
+            By default it is the setting `width`.
+        patch: a function of (config) that returns the side of the patches that become a position.
+            By default it is the setting `patch`, or 1.
         OF_SIZE: the settings that depend on the size.
         ENDS: the tensors that depend on channels and conditions, or None if they are unknown.
     """
@@ -87,6 +91,8 @@ class Network:
         lambda settings, width, published: {n: v for n, v in settings.items() if n != "width"}
     )
     full_rank: Callable[[Any, Space], Any] = lambda config, space: config
+    width: Callable[[Any], int | None] = lambda config: to_dict(config).get("width")
+    patch: Callable[[Any], int] = lambda config: to_dict(config).get("patch", 1)
     OF_SIZE: Collection[str] = frozenset()
     ENDS: Ends | None = None
 
