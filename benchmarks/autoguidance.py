@@ -34,7 +34,7 @@ from diffuse_cli.sampling.setting_search import FAR
 from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.devices import resolve_precision
 from diffuse_cli.system.events import finish
-from diffuse_cli.training.recommendation import measure_contrast_and_detail
+from diffuse_cli.training.validation import measure_contrast_and_detail
 
 Array = np.ndarray[Any, Any]
 

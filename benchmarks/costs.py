@@ -18,8 +18,7 @@ from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.training.decisions import complete_config
-from diffuse_cli.training.memory_estimate import estimate_memory
-from diffuse_cli.training.time_estimate import count_operations
+from diffuse_cli.training.step_cost import count_operations, estimate_memory
 
 SIDES = (64, 128, 256, 512)
 """Of the presets that adapt to a size. A published one has its own: 64, or as below."""

@@ -96,7 +96,7 @@ def plan(size: int, images: int = 256, **options: Any) -> Plan:
         configure({"data": "", **options}), found.space, Conditions()
     )
     data = TrainingData(found, np.arange(images), np.arange(0))
-    gaussian = measure_gaussian(config, blueprint, data)
+    gaussian = measure_gaussian(blueprint, data, config.flip)
     return Plan(config, replace(blueprint, gaussian=gaussian), data)
 
 

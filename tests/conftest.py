@@ -270,12 +270,11 @@ def step_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Predict and measure so many seconds as the time of a step, without a step."""
     from file_operations import giving
 
-    from diffuse_cli.training import checkpoints, cost_estimate, decisions
+    from diffuse_cli.training import cost_estimate, step_cost
 
     def take(seconds: float) -> None:
         monkeypatch.setattr(cost_estimate, "measure_step_seconds", giving(seconds))
-        for module in (checkpoints, decisions):
-            monkeypatch.setattr(module, "predict_step_seconds", lambda *_: seconds)
+        monkeypatch.setattr(step_cost, "predict_seconds", lambda *_: seconds)
 
     return take
 

@@ -7,37 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli.config.options import option_fields, place_name, read_toml, to_toml
-from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.data_gaussian import read
 from diffuse_cli.models import model_file
 from diffuse_cli.system import Notice, OutputError, UsageError, Work, files
-from diffuse_cli.system.accelerator import redirect_trackers
-from diffuse_cli.training import copies
-from diffuse_cli.training.chores import plan_chores
+from diffuse_cli.training.chores import can_look
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS, EarlyWeights
-from diffuse_cli.training.optimization import ProgressSchedule
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import KEPT, Checkpoint, RunDirectory
-from diffuse_cli.training.run_length import (
-    warn_of_few_minutes,
-    warn_of_few_steps,
-    warn_of_limited_options,
-)
-from diffuse_cli.training.time_budget import FIRST, Budget
-from diffuse_cli.training.time_estimate import predict_step_seconds
+from diffuse_cli.training.time_budget import Budget
 from diffuse_cli.training.trainer import Trainer
-from diffuse_cli.training.training_data import check_fingerprint
 
 if TYPE_CHECKING:
     from diffuse_cli.training.monitor import Monitor
@@ -95,7 +81,7 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     weak = weights if plan.config.keep_weak else 0
     model = weights * (2 if plan.config.keep_raw else 1) + weak
     best = model if plan.config.eval_every else 0
-    kept_weights = model if best or (plan.config.keep != "last" and copies.can_look(plan)) else 0
+    kept_weights = model if best or (plan.config.keep != "last" and can_look(plan)) else 0
     powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
     snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
     critic = weights + moments if plan.config.distills else 0
@@ -203,7 +189,7 @@ def restore_trainer(trainer: Trainer, saved: Checkpoint) -> None:
         trainer.accelerator.scaler.load_state_dict(saved.state["scaler"])
 
 
-# The checkpoint that a run resumes from, and the number of steps it will take.
+# The checkpoint that a run resumes from.
 
 
 def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | None]:
@@ -211,7 +197,7 @@ def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | Non
 
     Raises:
         OutputError: a model file exists without a complete checkpoint.
-        UsageError: the run has taken more steps than asked for, or distils another model.
+        UsageError: the run distils another model.
     """
     config = plan.config
     if not config.resumes:
@@ -228,25 +214,13 @@ def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | Non
             )
         yield Notice(f"no complete checkpoint in {files.show(run.path)}: starting at step 0")
         return None
-    yield from check_fingerprint(config, plan.data, checkpoint.state)
+    yield from plan.data.check_fingerprint(config, checkpoint.state)
     began = checkpoint.state.get("distilled")
     if began and plan.teacher and began["teacher"] != plan.teacher.sha256:
         message = f"{files.show(str(config.init))} is not the model that this run distils"
         raise UsageError(message, "Restore the file, or replace the run with --overwrite")
     yield Notice(f"resuming from step {checkpoint.step:,} of {files.show(run.path)}")
-    check_steps(config, checkpoint.step)
     return checkpoint
-
-
-def check_steps(config: TrainConfig, step: int) -> None:
-    """Refuse --steps below the number of steps that a run has taken.
-
-    Raises:
-        UsageError: it is less.
-    """
-    if config.minutes is None and config.num_steps < step:
-        message = f"--steps {config.num_steps} is less than the {step} steps already taken"
-        raise UsageError(message, "Set a larger --steps")
 
 
 def check_common_checkpoint(checkpoint: Checkpoint | None, run: RunDirectory) -> None:
@@ -266,108 +240,3 @@ def check_common_checkpoint(checkpoint: Checkpoint | None, run: RunDirectory) ->
             f"{' and '.join(texts)}",
             "Set -o to a folder on a disk that all machines share",
         )
-
-
-def start_progress(
-    plan: Plan,
-    accelerator: Accelerator,
-    run: RunDirectory,
-    checkpoint: Checkpoint | None,
-    spent: float,
-) -> Work[tuple[ProgressSchedule, Budget | None]]:
-    """Start or resume the progress of a run, and the time budget of --minutes.
-
-    Args:
-        spent: seconds of --minutes that have passed.
-
-    Raises:
-        UsageError: a resumed run has used the minutes.
-    """
-    config, step = plan.config, checkpoint.step if checkpoint else 0
-    progress, budget = ProgressSchedule.of(config.num_steps), None
-    if config.minutes is not None and checkpoint and "budget" in checkpoint.state:
-        budget = Budget(**checkpoint.state["budget"])
-        budget.count(spent)
-        if config.minutes == budget.minutes:
-            yield _describe_budget(budget)
-            return ProgressSchedule(**checkpoint.state["course"]), budget
-        budget.minutes, used = config.minutes, budget.used / 60
-        if budget.seconds_left <= 0:
-            raise UsageError(
-                f"--minutes {config.minutes:g} is the total of the run, and {used:.3g} minutes "
-                "have passed",
-                f"To train for {config.minutes:g} more, set --minutes {used + config.minutes:.3g}",
-            )
-        yield _describe_budget(budget)
-        progress = ProgressSchedule.of(budget.fill(step, plan_chores(plan)))
-    elif config.minutes is not None:
-        if step:
-            text = (
-                f"--minutes {config.minutes:g} count from now, because the run used --steps before"
-            )
-            yield Notice(text)
-        assert config.batch_size is not None
-        sizes = config.batch_size, accelerator.num_processes
-        pace = predict_step_seconds(config, plan.blueprint, *sizes)
-        budget = Budget(config.minutes, pace, used=spent)
-        if step:
-            progress = ProgressSchedule.of(budget.fill(step, plan_chores(plan), FIRST))
-    if step and run.exists():
-        before = read_toml(run.config).get("steps")
-        if before != progress.steps:
-            yield Notice(
-                f"{progress.steps:,} steps instead of {before:,}: the learning rate follows the "
-                "new schedule"
-            )
-    on_cpu = accelerator.device.type == "cpu"
-    if budget is None and not step:
-        yield from warn_of_few_steps(config, on_cpu=on_cpu)
-    elif budget and not step and progress.steps <= FIRST:  # whose first step may take hours
-        steps = budget.fill(0, plan_chores(plan))
-        yield from warn_of_few_minutes(plan, budget, steps, on_cpu=on_cpu)
-    yield from warn_of_limited_options(replace(config, steps=progress.steps))
-    return progress, budget
-
-
-def explain_no_steps(
-    config: TrainConfig, step: int, steps: int, budget: Budget | None
-) -> Iterator[Notice]:
-    """Say why a resumed run takes no step, and what to do."""
-    if config.stop_at is not None and config.stop_at < steps:
-        text = f"--stop-at {config.stop_at:,} is not after step {step:,}, which the run has taken"
-        yield Notice(f"{text}: nothing to do. Remove it, or set a larger one")
-        return
-    more = f"--steps {2 * steps}"
-    if budget:
-        more = f"--minutes {budget.used / 60 + budget.minutes:.3g}"
-    yield Notice(f"the run is finished, at step {step:,}. To train more, resume with {more}")
-
-
-def _describe_budget(budget: Budget) -> Notice:
-    """Return a notice of the minutes that are left of a resumed run."""
-    used, remaining = budget.used / 60, max(0.0, budget.seconds_left / 60)
-    total = f"--minutes {budget.minutes:g} is the total of the run"
-    return Notice(f"{total}: {used:.3g} are used, {remaining:.3g} are left")
-
-
-def write_config(run: RunDirectory, config: TrainConfig, steps: int) -> None:
-    """Write config.toml of a run that takes this number of steps, as far as it is known."""
-    values = to_file(replace(config, steps=steps), control=False)
-    if config.minutes is not None:
-        values["minutes"] = config.minutes
-    files.write_text(run.config, to_toml(values))
-
-
-def begin_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirectory) -> Work[None]:
-    """Start the trackers of --log with the configuration, without paths, and report how to look."""
-    if config.log:
-        values = {
-            f.name: place_name(value) if spec.place and isinstance(value, str) else value
-            for f, spec in option_fields(config)
-            if isinstance(value := getattr(config, f.name), (int, float, str))
-        }
-        with redirect_trackers():
-            accelerator.init_trackers("diffuse", config=values)
-    if config.log == "tensorboard":
-        line = shlex.join(["tensorboard", "--logdir", files.show(run.logs)])
-        yield Notice(f"See the run in a browser with: {line}")

@@ -21,22 +21,13 @@ from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models.activation_memory import SLACK
 from diffuse_cli.system import Progress, UsageError, Work, format_duration
-from diffuse_cli.system.accelerator import open_accelerator
-from diffuse_cli.training.checkpoints import check_steps
+from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.training import decisions, run_length, step_cost
 from diffuse_cli.training.chores import plan_chores
-from diffuse_cli.training.decisions import check_batch, complete_config
 from diffuse_cli.training.initial_weights import load_initial_weights
-from diffuse_cli.training.memory_estimate import estimate_memory
 from diffuse_cli.training.plan import Plan, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.run_length import (
-    warn_of_few_minutes,
-    warn_of_few_steps,
-    warn_of_limited_options,
-    warn_of_long_run,
-)
 from diffuse_cli.training.time_budget import Budget
-from diffuse_cli.training.time_estimate import count_operations, predict_step_seconds
 from diffuse_cli.training.trainer import Trainer
 
 TASK = "measuring the time of a step"
@@ -126,10 +117,10 @@ def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | No
     try:
         smaller = dataclasses.replace(space, size=half)
         config = dataclasses.replace(config, size=half)
-        _, blueprint = complete_config(config, smaller, plan.blueprint.conditions)
+        _, blueprint = decisions.complete_config(config, smaller, plan.blueprint.conditions)
     except UsageError:
         return None
-    ratio = count_operations(plan.blueprint) / count_operations(blueprint)
+    ratio = step_cost.count_operations(plan.blueprint) / step_cost.count_operations(blueprint)
     return half, int(plan.config.num_steps * (plan.config.batch_size or 0) * ratio)
 
 
@@ -140,7 +131,7 @@ def measure_step_seconds(plan: Plan, accelerator: Accelerator) -> Work[float]:
     """
     config, processes = plan.config, accelerator.num_processes
     assert config.batch_size is not None
-    predicted = predict_step_seconds(config, plan.blueprint, config.batch_size, processes)
+    predicted = step_cost.predict_seconds(config, plan.blueprint, config.batch_size, processes)
     if predicted > QUICK:
         return predicted
     trainer, times = Trainer(plan, accelerator), list[float]()
@@ -170,31 +161,30 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
     with open_accelerator(
         config.precision, config.device, accumulation=config.accumulation
     ) as accelerator:
-        check_batch(config, accelerator.num_processes)
         plan = yield from prepare_plan(config, accelerator)
-        newest = run.newest_step() if run.continues(config) else None
+        newest = run.newest_step() if config.resumes and run.exists() else None
         if newest is None:
             yield from load_initial_weights(plan)
         # --minutes are those of the whole run.
         step = 0 if newest is None or config.minutes is not None else newest
-        check_steps(plan.config, step)
+        run_length.check_steps(plan.config, step)
         seconds = yield from measure_step_seconds(plan, accelerator)
         chores, run_config = plan_chores(plan), plan.config
         if config.minutes is None:
             budget = Budget(math.inf, seconds)
             if not step:
-                yield from warn_of_few_steps(run_config)
+                yield from run_length.warn_of_few_steps(run_config)
         else:
             budget = Budget(config.minutes, seconds)
             run_config = dataclasses.replace(run_config, steps=budget.fill(0, chores))
-            yield from warn_of_few_minutes(plan, budget, run_config.num_steps)
+            yield from run_length.warn_of_few_minutes(plan, budget, run_config.num_steps)
         total = budget.estimate_seconds(step, run_config.num_steps, chores)
         device, processes = accelerator.device.type, accelerator.num_processes
-    yield from warn_of_limited_options(run_config)
-    yield from warn_of_long_run(run_config, seconds, run_config.num_steps - step)
+    yield from run_length.warn_of_limited_options(run_config)
+    yield from run_length.warn_of_long_run(run_config, seconds, run_config.num_steps - step)
     assert run_config.batch_size is not None
     part = -(-run_config.batch_size // (run_config.accumulation * processes))
-    needs = estimate_memory(run_config, plan.blueprint, device, processes)
+    needs = step_cost.estimate_memory(run_config, plan.blueprint, device, processes)
     memory = needs.total_bytes(part, SLACK.get(device, 1.0))
     parameters = count_parameters(plan.blueprint.build_on_meta())
     half = None if step else count_at_half_size(config, plan)

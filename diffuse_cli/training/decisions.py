@@ -6,32 +6,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffuse_cli.config import presets
+from diffuse_cli.config import presets, train_options
 from diffuse_cli.config.options import convert_options
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.config.train_options import MOST_STEPS, WEIGHTED, WEIGHTING, TrainConfig
-from diffuse_cli.core import AUGMENTATIONS, NETWORKS, Conditions, Settings, Space
+from diffuse_cli.config.train_options import TrainConfig
+from diffuse_cli.core import AUGMENTATIONS, NETWORKS, Conditions, Space, networks
 from diffuse_cli.core.data_gaussian import LONGEST
-from diffuse_cli.core.networks import largest_width
-from diffuse_cli.core.parameterization import LEARNED, has_noise
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA, layout_name
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system import Notice, UsageError, Work
-from diffuse_cli.system.devices import (
-    apply_precision,
-    can_compile,
-    device_type,
-    resolve_precision,
-    slow_precision,
-)
+from diffuse_cli.system import Notice, UsageError, Work, devices
+from diffuse_cli.training import step_cost, time_budget
 from diffuse_cli.training.configuration import default_loss
-from diffuse_cli.training.memory_estimate import find_room, fit_into_memory
-from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.time_budget import FIRST, SMALLEST, choose_batch_size
-from diffuse_cli.training.time_estimate import predict_step_seconds
 from diffuse_cli.training.training_data import TrainingData
 
 if TYPE_CHECKING:
@@ -58,10 +46,14 @@ def decide_config(
     space: Space,
     conditions: Conditions,
     accelerator: Accelerator,
+    continues: bool,
 ) -> Work[tuple[TrainConfig, Blueprint, int]]:
     """Decide what is open in a configuration: length, batch, precision, memory, augmentation.
 
     Each decision is reported with its reason. A complete configuration stays the same.
+
+    Args:
+        continues: whether the run continues one that has started.
 
     Returns:
         The configuration, the model, and the images per part that every process has memory for.
@@ -70,15 +62,14 @@ def decide_config(
         UsageError: the network or an augmentation does not suit the samples, or the memory is too
             small.
     """
-    processes, medium = accelerator.num_processes, MEDIA[data.images.medium]
-    continues = RunDirectory(config.out).continues(config)
+    medium = MEDIA[data.images.medium]
     typed = config
     config = yield from _choose_length(config, data)
     config, blueprint = complete_config(config, space, conditions)
     if config.flip and medium.flipped:
         yield Notice(f"--flip mirrors half of the {medium.many} {medium.flipped}")
     if not continues:  # a resumed run cannot change them
-        for line in slow_precision(typed.precision, config.device):
+        for line in devices.slow_precision(typed.precision, config.device):
             yield Notice(line, warning=True)
         yield from warn_of_narrow_network(typed, blueprint)
     if config.variance in LEARNED and config.loss == "simple":
@@ -87,12 +78,10 @@ def decide_config(
             f"--loss {default_loss(config.variance)}",
             warning=True,
         )
-    config = replace(config, precision=apply_precision(accelerator, config.precision))
-    config, room = yield from find_room(config, blueprint, accelerator)
-    config = _fill_minutes(config, blueprint, processes)
-    config = yield from fit_into_memory(config, room, processes)
-    _check_augmentations(config, blueprint)
+    config = replace(config, precision=devices.apply_precision(accelerator, config.precision))
+    config = _fill_minutes(config, blueprint, accelerator.num_processes)
     config = yield from _choose_augmentations(config, blueprint, data)
+    config, room = yield from step_cost.fit_into_memory(config, blueprint, accelerator)
     return config, blueprint, room
 
 
@@ -106,29 +95,26 @@ def _fill_minutes(config: TrainConfig, blueprint: Blueprint, processes: int) -> 
         return config
     seconds = 60 * config.minutes
     if config.batch_size is None:
-        batch_size = choose_batch_size(
+        batch_size = time_budget.choose_batch_size(
             seconds,
-            lambda images: predict_step_seconds(config, blueprint, images, processes),
-            max(SMALLEST, processes * config.accumulation),
+            lambda images: step_cost.predict_seconds(config, blueprint, images, processes),
+            max(time_budget.SMALLEST, processes * config.accumulation),
         )
-        config = with_batch_size(config, batch_size, blueprint.space, blueprint.config)
+        config = with_batch_size(config, batch_size, blueprint.space.dims)
     assert config.batch_size is not None
-    step = predict_step_seconds(config, blueprint, config.batch_size, processes)
-    return replace(config, steps=max(FIRST, round(seconds / step)))
+    step = step_cost.predict_seconds(config, blueprint, config.batch_size, processes)
+    return replace(config, steps=max(time_budget.FIRST, round(seconds / step)))
 
 
-def with_batch_size(
-    config: TrainConfig, batch_size: int, space: Space, settings: Settings
-) -> TrainConfig:
+def with_batch_size(config: TrainConfig, batch_size: int, dims: int) -> TrainConfig:
     """Return `config` with a batch size, and with the preset's learning rate if it has none.
 
     Args:
-        settings: the settings of the network for this space.
+        dims: the number of spatial dimensions of the samples.
     """
     lr = config.lr
     if lr is None:
-        width = getattr(settings, "width", None)
-        lr = presets.scale_learning_rate(config.preset, width, batch_size, space.dims)
+        lr = presets.scale_learning_rate(config.preset, config.width, batch_size, dims)
     return replace(config, batch_size=batch_size, lr=lr)
 
 
@@ -143,23 +129,26 @@ def resolve_compile(config: TrainConfig, device: str) -> bool:
         long = config.num_steps >= COMPILED_STEPS
     else:
         long = config.minutes >= COMPILED_MINUTES
-    return long and not config.distills and can_compile(device)
+    return long and not config.distills and devices.can_compile(device)
 
 
-def resolve_wiener(config: TrainConfig, settings: Settings, space: Space) -> bool:
+def resolve_wiener(wiener: bool | None, patch: int, space: Space) -> bool:
     """Whether the network corrects a Wiener filter: if asked to, else if it reads patches.
 
     Without patches the filter made samples worse at 32x32 (benchmarks/README.md).
+
+    Args:
+        patch: the side of the network's patches.
 
     Raises:
         UsageError: the filter is asked for, and the samples are too large for it.
     """
     # The network reads the estimate of each channel, too.
     fits = max(space.size) <= LONGEST and 2 * space.channels <= MOST_CHANNELS
-    if config.wiener and not fits:
+    if wiener and not fits:
         text = f"--wiener takes at most {LONGEST:,} values a side and {MOST_CHANNELS // 2} channels"
         raise UsageError(text, "Remove it")
-    return fits and getattr(settings, "patch", 1) > 1 if config.wiener is None else config.wiener
+    return fits and patch > 1 if wiener is None else wiener
 
 
 def complete_config(
@@ -169,17 +158,16 @@ def complete_config(
 
     --minutes leaves batch size and learning rate open. A complete configuration stays the same.
     """
-    device = device_type(config.device)
+    device = devices.device_type(config.device)
     preset = presets.choose(config, space, device)
     loss = config.loss or default_loss(config.variance)
     network, settings = presets.resolve_architecture(config, preset, space)
+    patch, width = NETWORKS[network].patch(settings), NETWORKS[network].width(settings)
+    config = replace(config, preset=preset, width=width)
     if config.batch_size or config.minutes is None:
-        config = replace(config, preset=preset)
-        config = with_batch_size(config, config.batch_size or presets.BATCH, space, settings)
-    width = getattr(settings, "width", None)
+        config = with_batch_size(config, config.batch_size or presets.BATCH, space.dims)
     config = replace(
         config,
-        preset=preset,
         network=network,
         medium=space.medium,
         channels=space.channels,
@@ -187,15 +175,17 @@ def complete_config(
         layout=layout_name(space.layout),  # the background is its own option
         rate=space.rate,
         transform=space.transform,
-        width=width,
         architecture=to_dict(settings),
         loss=loss,
-        wiener=resolve_wiener(config, settings, space),
+        wiener=resolve_wiener(config.wiener, patch, space),
         given_dropout=conditions.given.dropout if conditions.given else None,
         given_noise=conditions.given.noise if conditions.given else None,
         optimizer=config.optimizer or OPTIMIZER,
-        weighting=config.weighting or ("none" if loss in WEIGHTED else WEIGHTING),
-        precision=resolve_precision(config.precision, config.device, largest_width(settings)),
+        weighting=config.weighting
+        or ("none" if loss in train_options.WEIGHTED else train_options.WEIGHTING),
+        precision=devices.resolve_precision(
+            config.precision, config.device, networks.largest_width(settings)
+        ),
         compile=resolve_compile(config, device),
     )
     blueprint = Blueprint(
@@ -216,7 +206,7 @@ def _choose_length(config: TrainConfig, data: TrainingData) -> Work[TrainConfig]
         return config
     count = len(data.train)
     steps = plan_steps(count, config.batch_size or presets.BATCH)
-    if steps < MOST_STEPS:
+    if steps < train_options.MOST_STEPS:
         yield Notice(
             f"{plural(steps, 'step')} for {data.images.summary.format_samples(count)}: with more, "
             "samples may become copies (change with --steps)"
@@ -226,7 +216,7 @@ def _choose_length(config: TrainConfig, data: TrainingData) -> Work[TrainConfig]
 
 def plan_steps(count: int, batch_size: int) -> int:
     """Return the steps of a run by default, by the number of its samples."""
-    return min(MOST_STEPS, max(LEAST_STEPS, count * MOST_PASSES // batch_size))
+    return min(train_options.MOST_STEPS, max(LEAST_STEPS, count * MOST_PASSES // batch_size))
 
 
 def list_augmentations(blueprint: Blueprint) -> tuple[str, ...]:
@@ -236,28 +226,23 @@ def list_augmentations(blueprint: Blueprint) -> tuple[str, ...]:
     return tuple(MEDIA[blueprint.space.medium].augmentations)
 
 
-def _check_augmentations(config: TrainConfig, blueprint: Blueprint) -> None:
-    """Refuse an augmentation of --augment that does not suit the samples or the network.
-
-    Raises:
-        UsageError: one does not.
-    """
-    if not config.augment:
-        return
-    suited = list_augmentations(blueprint)
-    if not suited:
-        text = f"--augment does not work with network '{blueprint.network}'"
-        raise UsageError(text, "Remove it")
-    for name in config.augment:
-        if name in AUGMENTATIONS.entries and name not in suited:
-            text = f"--augment {name} is not for {MEDIA[blueprint.space.medium].many}"
-            raise UsageError(text, f"Use {', '.join(suited)}")
-
-
 def _choose_augmentations(
     config: TrainConfig, blueprint: Blueprint, data: TrainingData
 ) -> Work[TrainConfig]:
-    """Decide on --augment auto, by the number of samples and how often the run sees each."""
+    """Check --augment, or decide on it by the number of samples and how often each is seen.
+
+    Raises:
+        UsageError: an augmentation does not suit the samples or the network.
+    """
+    if config.augment:
+        suited = list_augmentations(blueprint)
+        if not suited:
+            text = f"--augment does not work with network '{blueprint.network}'"
+            raise UsageError(text, "Remove it")
+        for name in config.augment:
+            if name in AUGMENTATIONS.entries and name not in suited:
+                text = f"--augment {name} is not for {MEDIA[blueprint.space.medium].many}"
+                raise UsageError(text, f"Use {', '.join(suited)}")
     if config.augment is not None:
         return config
     assert config.batch_size is not None
@@ -292,30 +277,4 @@ def warn_of_narrow_network(config: TrainConfig, blueprint: Blueprint) -> Iterato
             "the network is too narrow to remove all noise: samples will stay noisy. "
             f"{'Use a model trained with' if config.init else 'Set'} {ways}",
             warning=True,
-        )
-
-
-def check_batch(config: TrainConfig, processes: int) -> None:
-    """Refuse a batch that leaves a process without an image.
-
-    A resumed run may have more processes than it had, and computes its batch in fewer parts.
-
-    Raises:
-        UsageError: the batch is smaller than processes times accumulation, or on --resume smaller
-            than the number of processes.
-    """
-    batch = config.batch_size or (presets.BATCH if config.minutes is None else None)
-    if batch is None:
-        return
-    if RunDirectory(config.out).continues(config):
-        if batch < processes:
-            text = f"the run's --batch-size {batch} is less than {processes} processes"
-            raise UsageError(text, f"Resume with {batch} processes or fewer")
-        return
-    parts = processes * config.accumulation
-    if batch < parts:
-        raise UsageError(
-            f"--batch-size {batch} is less than {processes} processes x "
-            f"--accumulation {config.accumulation}",
-            f"Set --batch-size {parts} or more",
         )

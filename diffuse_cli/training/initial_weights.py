@@ -14,14 +14,8 @@ from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import Notice, Table, UsageError, Work, files
+from diffuse_cli.training import weight_transfer
 from diffuse_cli.training.training_conditions import list_names
-from diffuse_cli.training.weight_transfer import (
-    COLOR,
-    GREY,
-    has_numbered_classes,
-    learns_variance,
-    transfer_weights,
-)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +71,7 @@ def load_initial_weights(plan: Plan) -> Work[Mapping[str, Tensor] | None]:
         yield Notice(f"{kinds[1]} like the model of --init. {hint}")
     yield from (Notice(text, warning=True) for text in _warnings(source, model, blueprint))
     yield from _report_changes(source, list(find_changes(model, blueprint)), blueprint)
-    return transfer_weights(model, blueprint, config.seed)
+    return weight_transfer.transfer(model, blueprint, config.seed)
 
 
 def _check_network(source: str, base: Blueprint, tuned: Blueprint) -> None:
@@ -118,7 +112,8 @@ def _check_student(source: str, teacher: StoredModel, tuned: Blueprint) -> None:
         old, new = getattr(base.conditions, name), getattr(tuned.conditions, name)
         same = _describe_encoding(old) == _describe_encoding(new)
         if not same and not (
-            name == "classes" and has_numbered_classes(teacher, tuned.conditions.classes)
+            name == "classes"
+            and weight_transfer.has_numbered_classes(teacher, tuned.conditions.classes)
         ):
             text = f"{source} was trained with other {words}, which a distilled model must keep"
             raise UsageError(text, "Use the data that it was trained on")
@@ -162,7 +157,7 @@ def _warnings(source: str, model: StoredModel, tuned: Blueprint) -> Iterator[str
     given = base.conditions.given
     if given and given.what == PAIRS and not tuned.conditions.given:
         yield f"{source} was trained with --given on pairs, and this run has no --given"
-    if has_numbered_classes(model, names):
+    if weight_transfer.has_numbered_classes(model, names):
         yield (
             f"the classes of {source} have no names, so they follow the order of the folders: "
             f"{list_names(names)}"
@@ -216,20 +211,22 @@ def _find_channel_changes(base: Blueprint, tuned: Blueprint, ends: Ends) -> Iter
     text = f"{min(before, after)} reused, " + (
         f"{after - before} new, at 0" if after > before else f"{before - after} left out"
     )
-    if (before, after) == (GREY, COLOR):
+    if (before, after) == (weight_transfer.GREY, weight_transfer.COLOR):
         text = "grey becomes color: grey stays as it was, and color differences are new"
-    elif (before, after) == (COLOR, GREY):
+    elif (before, after) == (weight_transfer.COLOR, weight_transfer.GREY):
         text = "color becomes grey: input as before, output as the mean of the colors"
-    predicted = after * (1 + (learns_variance(base) and learns_variance(tuned)))
+    predicted = after * (
+        1 + (weight_transfer.learns_variance(base) and weight_transfer.learns_variance(tuned))
+    )
     read = after * (1 + tuned.wiener)
     count = _count_input(tuned, ends, read) + _count_output(tuned, ends, predicted)
     yield ModelChange("channels", text, count)
 
 
 def _find_variance_changes(base: Blueprint, tuned: Blueprint, ends: Ends) -> Iterator[ModelChange]:
-    if learns_variance(base) == learns_variance(tuned):
+    if weight_transfer.learns_variance(base) == weight_transfer.learns_variance(tuned):
         return
-    removed = learns_variance(base)
+    removed = weight_transfer.learns_variance(base)
     owner = base if removed else tuned
     count = _count_output(owner, ends, owner.space.channels)
     if removed:
@@ -256,7 +253,7 @@ def _find_given_changes(base: Blueprint, tuned: Blueprint, ends: Ends) -> Iterat
 
 def _find_class_changes(model: StoredModel, tuned: Blueprint, ends: Ends) -> Iterator[ModelChange]:
     old, names = model.blueprint.conditions.classes, tuned.conditions.classes
-    if old == names or has_numbered_classes(model, names):
+    if old == names or weight_transfer.has_numbered_classes(model, names):
         return
     owner = tuned if names else model.blueprint
     count = math.prod(owner.shapes[ends.classes])
@@ -307,6 +304,6 @@ def _count_input(blueprint: Blueprint, ends: Ends, channels: int) -> int:
 
 def _count_output(blueprint: Blueprint, ends: Ends, channels: int) -> int:
     """Count the parameters by which a network predicts a number of channels."""
-    every = blueprint.space.channels * (1 + learns_variance(blueprint))
+    every = blueprint.space.channels * (1 + weight_transfer.learns_variance(blueprint))
     names = ends.output, ends.output_bias
     return sum(math.prod(blueprint.shapes[n]) for n in names) * channels // every

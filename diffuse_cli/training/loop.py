@@ -18,31 +18,29 @@ from diffuse_cli.models import model_file
 from diffuse_cli.system import (
     DataError,
     DiffuseError,
+    DivergedError,
     Interrupted,
     Notice,
     StopRequest,
     Terminated,
     Work,
+    processes,
     run_until,
 )
-from diffuse_cli.system.accelerator import open_accelerator
-from diffuse_cli.system.processes import rank, run_on_first
-from diffuse_cli.training import checkpoints
-from diffuse_cli.training.chores import PREVIEW, SAVE, plan_chores
-from diffuse_cli.training.decisions import check_batch
-from diffuse_cli.training.divergence import PATIENCE, divergence_error
+from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.training import checkpoints, chores, run_events, run_length, start_report
+from diffuse_cli.training.batches import UnreadableImages
 from diffuse_cli.training.ema_weights import save_snapshot, snapshot_due
-from diffuse_cli.training.feed import UnreadableImages, hold_streams
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.monitor import Monitor
 from diffuse_cli.training.plan import Plan, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.run_events import Meter, Step, Trained
-from diffuse_cli.training.run_length import Forecast, report_decision
 from diffuse_cli.training.run_page import follow_run
-from diffuse_cli.training.start_report import advise, describe_run, describe_start, resume_line
 from diffuse_cli.training.time_budget import Budget, Laps
 from diffuse_cli.training.trainer import StepResult, Trainer
+
+PATIENCE = 10
+"""A run has diverged after this many steps in a row whose gradient is not finite."""
 
 
 class TrainingRun:
@@ -75,7 +73,7 @@ class TrainingRun:
         self.loss: float | None = None
         self.kept_model: model_file.StoredModel | None = None
 
-    def execute(self, plan: Plan, spent: float) -> Work[Trained | None]:
+    def execute(self, plan: Plan, spent: float) -> Work[run_events.Trained | None]:
         """Start or resume, step to the end, and write the model file.
 
         Args:
@@ -93,7 +91,7 @@ class TrainingRun:
             checkpoints.check_room(plan, run)
         # Plans that differ by a step would leave the processes waiting for each other.
         spent = float(max(gather_object([spent + self.laps()])))
-        progress, self.budget = yield from checkpoints.start_progress(
+        progress, self.budget = yield from run_length.start_progress(
             plan, accelerator, run, checkpoint, spent
         )
         self.versions = yield from checkpoints.record_versions(checkpoint)
@@ -109,25 +107,29 @@ class TrainingRun:
             yield from monitor.load_judges()
         start = last = checkpoint.step if checkpoint else 0
         del checkpoint, init  # as large as several networks, and copied by now
-        self._prepare_directory(start)
         if self.main:
+            if config.overwrite:
+                run.clear()
+            run.rewind(start)
+            run.write_config(config, progress.steps)
             monitor.write_best()
+        accelerator.wait_for_everyone()
         # Only the first process knows whether it can look for copies.
-        due = run_on_first(accelerator, lambda: monitor.is_due(start, self.end))
+        due = processes.run_on_first(accelerator, lambda: monitor.is_due(start, self.end))
         if start < self.end or due:
-            yield from checkpoints.begin_trackers(config, accelerator, run)
-            yield describe_start(self.plan, self.run, trainer, start)
-            yield Notice(describe_run(self.plan, trainer))
+            yield from start_report.begin_trackers(config, accelerator, run)
+            yield start_report.describe_start(self.plan, self.run, trainer, start)
+            yield Notice(start_report.describe_run(self.plan, trainer))
             last = yield from self._steps(start, due)
         else:
-            yield from checkpoints.explain_no_steps(config, start, progress.steps, self.budget)
+            yield from run_length.explain_no_steps(config, start, progress.steps, self.budget)
         if self.main:
             monitor.write_best()
             steps = trainer.progress.steps
             self.kept_model = monitor.choose_earlier(last)
             run.write(run.model, self.kept_model or self._make_model(last))
             if self.budget and last == steps:
-                checkpoints.write_config(run, dataclasses.replace(config, minutes=None), steps)
+                run.write_config(dataclasses.replace(config, minutes=None), steps)
         accelerator.wait_for_everyone()
         return self._result(last, self.laps.clock() - began) if self.main else None
 
@@ -139,16 +141,6 @@ class TrainingRun:
         return self.plan.model(
             last, trainer.progress.steps, average, raw, trainer.weak, errors, sampling
         )
-
-    def _prepare_directory(self, start: int) -> None:
-        """Prepare the run directory for the steps from `start` on."""
-        run, config = self.run, self.plan.config
-        if self.main:
-            if config.overwrite:
-                run.clear()
-            run.rewind(start)
-            checkpoints.write_config(run, config, self.trainer.progress.steps)
-        self.accelerator.wait_for_everyone()
 
     @property
     def end(self) -> int:
@@ -169,8 +161,9 @@ class TrainingRun:
                 self._save(step)
             if error := self._agree()[0]:
                 raise self._stop_error(error, step, "its checkpoint is complete")
-        meter, pace = Meter(trainer.batch_size), checkpoints.CheckpointSchedule(config.save_every)
-        forecast = Forecast(config, step, self.end)
+        meter = run_events.Meter(trainer.batch_size)
+        pace = checkpoints.CheckpointSchedule(config.save_every)
+        forecast = run_length.Forecast(config, step, self.end)
         unreadable = UnreadableImages(self.plan.data, self.accelerator)
         self._count()
         while step < self.end:
@@ -179,7 +172,7 @@ class TrainingRun:
             except DataError as failure:
                 raise self._fail_unreadable(failure, step) from failure
             if trainer.bad >= PATIENCE:
-                raise divergence_error(trainer, step, self.run.newest_step(), debug=self.debug)
+                raise self._divergence_error(step)
             step += 1
             seconds, before = self.laps(), trainer.progress.steps
             if self.budget:
@@ -190,7 +183,7 @@ class TrainingRun:
                 monitor.add_loss(self.loss)
                 yield from unreadable.warn()
             else:
-                yield Step(step, before)
+                yield run_events.Step(step, before)
             yield from forecast.report(step)
             powers, count = trainer.powers, config.ema_lengths
             if self.main and powers and count and snapshot_due(step, trainer.progress, count):
@@ -200,24 +193,26 @@ class TrainingRun:
             if self.accelerator.num_processes == 1 or not trainer.unread:
                 decisions = self.budget.decisions if self.budget else 0
                 if self.main and self.budget and not trainer.unread and step < steps:
-                    steps = self.budget.review(step, steps, plan_chores(self.plan))
+                    steps = self.budget.review(step, steps, chores.plan_chores(self.plan))
                 error, steps = self._agree(steps)
                 if steps != before:
                     trainer.progress = trainer.progress.revise(step, steps)
                     if self.main:
-                        checkpoints.write_config(self.run, config, steps)
+                        self.run.write_config(config, steps)
                 if self.budget:
                     first = self.budget.decisions > decisions == 0
-                    yield from report_decision(self.plan, trainer, self.budget, before, first=first)
+                    yield from run_length.report_decision(
+                        self.plan, trainer, self.budget, before, first=first
+                    )
             if error is None and monitor.is_due(step, self.end):
                 yield from self._measure(step)
                 meter.pause()
                 error = self._agree()[0]
-            looked = monitor.has_finished(PREVIEW, step)
+            looked = monitor.has_finished(chores.PREVIEW, step)
             if self.main and (error or pace.is_due(step, looked) or step == self.end):
                 with pace.measure_save():
                     self._save(step)
-                self._count(SAVE)
+                self._count(chores.SAVE)
                 meter.pause()
             if error:
                 raise self._stop_error(error, step, "checkpoint saved")
@@ -233,8 +228,7 @@ class TrainingRun:
                         yield from work
                 except DataError as failure:
                     raise self._fail_unreadable(failure, step) from failure
-                cut_off = self.stop() is not None
-                self._count(None if cut_off else chore)
+                self._count(chore if self.stop() is None else None)
 
     def _step(self, step: int, start: int) -> Work[StepResult]:
         """Take a step. A signal ends the first step at once if it compiles, which takes long."""
@@ -283,11 +277,32 @@ class TrainingRun:
             self._save(step)
         return self._stop_error(error, step, "checkpoint saved").mark_local()
 
+    def _divergence_error(self, step: int) -> DivergedError:
+        """Return the error of a run that diverged with the step after `step` steps.
+
+        With --debug it names the module where the divergence starts.
+        """
+        where = "there is no checkpoint"
+        if newest := self.run.newest_step():
+            where = f"the last good checkpoint is step {newest:,}"
+        text = (
+            f"training diverged: {PATIENCE} steps in a row up to {step + 1:,} had a gradient that "
+            f"is not finite; {where}"
+        )
+        if not self.debug:
+            hint = "Lower --lr, or use --debug to find the module where it starts"
+            return DivergedError(text, hint)
+        module = self.trainer.find_nonfinite_module(step)
+        cause = "every module's output was finite, the gradient was not"
+        if module:
+            cause = f"{module} was the first module whose output was not finite"
+        return DivergedError(f"{text}; {cause}", "Lower --lr")
+
     def _stop_error(self, error: DiffuseError, step: int, note: str) -> DiffuseError:
         message = f"{error.message} at step {step:,}: {note}"
-        return type(error)(message, f"Resume with: {resume_line(self.plan.config)}")
+        return type(error)(message, f"Resume with: {start_report.resume_line(self.plan.config)}")
 
-    def _log(self, step: int, meter: Meter, norm: float) -> Step:
+    def _log(self, step: int, meter: run_events.Meter, norm: float) -> run_events.Step:
         trainer, steps = self.trainer, self.trainer.progress.steps
         lr = trainer.lr_at(step - 1)
         self.loss, speed = meter.read()
@@ -299,11 +314,13 @@ class TrainingRun:
         if self.budget and self.end == steps:
             seconds_left = self.budget.seconds_left
         many = MEDIA[self.plan.data.images.medium].many
-        return Step(step, steps, self.loss, lr, norm, speed, max(0.0, seconds_left), many)
+        return run_events.Step(
+            step, steps, self.loss, lr, norm, speed, max(0.0, seconds_left), many
+        )
 
-    def _result(self, step: int, seconds: float) -> Trained:
+    def _result(self, step: int, seconds: float) -> run_events.Trained:
         images = self.plan.data.images
-        return Trained(
+        return run_events.Trained(
             model=self.run.model,
             run=self.run.path,
             step=step,
@@ -316,7 +333,7 @@ class TrainingRun:
             seconds=round(seconds, 3),
             best=self.monitor.describe_best(),
             medium=images.medium,
-            advice=advise(self.plan, self.run.model, self.monitor.flaw),
+            advice=start_report.advise(self.plan, self.run.model, self.monitor.flaw),
             kept=self.kept_model.step if self.kept_model else None,
             copies_from=self.monitor.first_copies(),
         )
@@ -332,7 +349,7 @@ def fit(
     debug: bool = False,
     spent: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
-) -> Work[Trained | None]:
+) -> Work[run_events.Trained | None]:
     """Train a model and write its file.
 
     Yields `Progress` and `Notice` while it prepares, then a `Step` for every step, with `Previewed`
@@ -352,16 +369,16 @@ def fit(
         DiffuseError: any kind of error. Earlier files stay.
     """
     work = _fit(config, stop or StopRequest(), debug, spent, clock)
-    if rank() == 0:
+    if processes.rank() == 0:
         work = follow_run(work, RunDirectory(config.out), browse=config.open)
     return (yield from work)
 
 
 def _fit(
     config: TrainConfig, stop: StopRequest, debug: bool, spent: float, clock: Callable[[], float]
-) -> Work[Trained | None]:
+) -> Work[run_events.Trained | None]:
     run = RunDirectory(config.out)
-    main = rank() == 0
+    main = processes.rank() == 0
     laps = Laps(clock)
     with (
         run.hold_lock(config) if main else contextlib.nullcontext(),
@@ -376,9 +393,8 @@ def _fit(
         if not main and accelerator.is_local_main_process
         else contextlib.nullcontext(),
     ):
-        check_batch(config, accelerator.num_processes)
         spent += laps()
         plan = yield from run_until(stop, prepare_plan(config, accelerator, run, laps))
-        with hold_streams(plan.data):
+        with contextlib.closing(plan.data):
             training = TrainingRun(accelerator, run, stop, debug, laps)
             return (yield from training.execute(plan, spent))

@@ -35,13 +35,8 @@ from diffuse_cli.system import (
 )
 from diffuse_cli.system.accelerator import log_image
 from diffuse_cli.system.memory import is_out_of_memory
-from diffuse_cli.training import chores, copies, previews, recommendation, validation
-from diffuse_cli.training.chores import COPIES, ERRORS, EVALUATION, PREVIEW, SETTINGS
-from diffuse_cli.training.copies import Looks
-from diffuse_cli.training.feed import find_readable
+from diffuse_cli.training import chores, overfitting, previews, run_events, start_report, validation
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
-from diffuse_cli.training.run_events import Compared, Previewed, Validated
-from diffuse_cli.training.start_report import INFINITE, NOISE
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
 
 T = TypeVar("T")
@@ -64,9 +59,9 @@ class Monitor:
     def __init__(self, trainer: Trainer, run: RunDirectory, stop: StopRequest) -> None:
         self.trainer, self.run, self.stop = trainer, run, stop
         self.config = trainer.config
-        self.images = self.config.eval_images or validation.IMAGES
+        self.images = self.config.eval_images or chores.EVAL_IMAGES
         self.held_out_loss: float | None = None
-        self.overfitting = validation.Overfitting()
+        self.overfitting = overfitting.Overfitting()
         self.best: validation.BestWeights | None = None
         self.copying: dict[int, memorization.Signs] = {}
         self.finished: dict[str, int] = {}
@@ -76,7 +71,7 @@ class Monitor:
         self._loss, self._readings = 0.0, 0
         self._many = MEDIA[trainer.plan.data.images.medium].many
         self._kid: FeatureMeasure | None = None
-        self._copies: copies.CopyMeasure | None = None
+        self._copies: validation.CopyMeasure | None = None
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as plain values, without the best weights."""
@@ -94,7 +89,7 @@ class Monitor:
     def restore(self, saved: Checkpoint) -> Work[None]:
         """Restore the state from a checkpoint."""
         state = saved.state["watch"]
-        self.overfitting = validation.Overfitting.from_state(state["overfitting"])
+        self.overfitting = overfitting.Overfitting.from_state(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
         self.finished, copying = state["finished"], state["copying"]
         self.copying = {int(step): memorization.Signs(**signs) for step, signs in copying.items()}
@@ -126,14 +121,13 @@ class Monitor:
             network = validation.choose_network(plan.blueprint.space, real, device)
             self._kid = FeatureMeasure(network, plan.blueprint.space, real)
         if self._looks:
-            data = plan.data
-            samples = data.images.stored[find_readable(data, data.train[: validation.REAL_IMAGES])]
+            samples = plan.data.read(plan.data.train[: validation.REAL_IMAGES])
             try:
                 network = validation.choose_network(plan.blueprint.space, samples, device)
             except ModelFileError as error:  # which must not end a run without --eval-every
                 yield Notice(f"copies are not looked for: {error.message}", warning=True)
                 return
-            self._copies = copies.CopyMeasure(plan, network)
+            self._copies = validation.CopyMeasure(plan, network)
 
     def write_best(self) -> None:
         """Make the best model's file agree with the state, also after a killed run."""
@@ -193,12 +187,12 @@ class Monitor:
         steps = self.trainer.progress.steps
         for chore in chores.list_chores(self.trainer.plan, steps):
             name, due = chore.name, chore.is_due(step, steps, end)
-            possible = name in WORK and (name != COPIES or self._copies is not None)
+            possible = name in WORK and (name != chores.COPIES or self._copies is not None)
             if due and possible and not self.has_finished(name, step):
                 yield name
 
     @property
-    def _looks(self) -> Looks | None:
+    def _looks(self) -> chores.Looks | None:
         return chores.plan_looks(self.trainer.plan, self.trainer.progress.steps)
 
     def has_finished(self, chore: str, step: int) -> bool:
@@ -209,7 +203,7 @@ class Monitor:
         """Yield the name and the work of each chore that is due. A signal ends the work at once."""
         self.flaw = ""
         for name in self._find_due(step, end):
-            if name == PREVIEW or self.stop() is None:
+            if name == chores.PREVIEW or self.stop() is None:
                 yield name, WORK[name](self, step)
 
     def _attempt(self, work: Work[T], doing: str) -> Work[T | None]:
@@ -220,7 +214,7 @@ class Monitor:
         try:
             return (yield from work)
         except DivergedError as error:
-            reason, self.flaw = error.message, INFINITE
+            reason, self.flaw = error.message, start_report.INFINITE
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -237,16 +231,16 @@ class Monitor:
     def _preview(self, step: int) -> Work[None]:
         """Measure the held-out loss, generate a preview, and warn of overfitting."""
         previewed, losses = yield from run_until(self.stop, self._make_preview(step))
-        self.finished[PREVIEW], self.held_out_loss = step, previewed.held_out_loss
+        self.finished[chores.PREVIEW], self.held_out_loss = step, previewed.held_out_loss
         training = self._loss / self._readings if self._readings else None
         self._loss, self._readings = 0.0, 0
-        measured = validation.HeldOutLosses(step, losses, training) if losses else None
+        measured = overfitting.HeldOutLosses(step, losses, training) if losses else None
         if measured and (text := self.overfitting.add_measurement(measured)):
             if (best := self.best) and self.config.eval_every:
                 text += f". {files.show(self.run.best)} is the best by {label(best.key)}"
             yield Notice(text, warning=True)
 
-    def _make_preview(self, step: int) -> Work[tuple[Previewed, tuple[float, ...]]]:
+    def _make_preview(self, step: int) -> Work[tuple[run_events.Previewed, tuple[float, ...]]]:
         """Generate the preview, and measure the loss of each held-out image.
 
         A distilled model returns no losses, because it learns from noise and cannot memorize
@@ -263,7 +257,7 @@ class Monitor:
             path = self.run.previews / f"step-{step:08d}.png"
             files.write_bytes(path, figures.encode_png(picture))
             log_image(self.trainer.accelerator, "preview", picture, step)
-        previewed = Previewed(step, mean, path)
+        previewed = run_events.Previewed(step, mean, path)
         yield previewed
         if losses is None or self.trainer.matching:
             return previewed, ()
@@ -277,7 +271,7 @@ class Monitor:
         """Look for signs of copies, and keep the EMA weights if there are none."""
         work = self._attempt(self._find_copies(), "looking for copies")
         compared = yield from run_until(self.stop, work)
-        self.finished[COPIES] = step
+        self.finished[chores.COPIES] = step
         if compared is None:
             return
         values, signs = compared
@@ -285,7 +279,7 @@ class Monitor:
         self.log(step, values)
         if not self._copies_at(step) and not self.config.eval_every and self.config.keep != "last":
             self.best = validation.BestWeights({"step": step}, self._copy_weights())
-        yield Compared(step, signs, values.get("memorized_noticed"))
+        yield run_events.Compared(step, signs, values.get("memorized_noticed"))
 
     def _find_copies(self) -> Work[tuple[dict[str, float], memorization.Signs]]:
         """Compare samples of the EMA weights with training images."""
@@ -306,7 +300,7 @@ class Monitor:
             Interrupted, Terminated: a signal arrived. The state stays unchanged.
         """
         metrics = yield from run_until(self.stop, self._attempt(self._measure(), "evaluating"))
-        self.finished[EVALUATION] = step
+        self.finished[chores.EVALUATION] = step
         if metrics is None:
             return
         [key] = [key for key in KIDS if key in metrics]
@@ -314,14 +308,14 @@ class Monitor:
         self.log(step, metrics)
         if self._kid and step == self.trainer.progress.steps:
             noise = yield from self._kid.is_noise(Measurement(kid, error or 0.0))
-            self.flaw = NOISE if noise else ""
+            self.flaw = start_report.NOISE if noise else ""
         better = kid < (self.best.values[self.best.key] if self.best else math.inf)
-        better &= not self._copies_at(self.finished.get(COPIES, 0))
+        better &= not self._copies_at(self.finished.get(chores.COPIES, 0))
         if better:
             values = {"step": step, key: kid, f"{key}_standard_error": error, "images": self.images}
             self.best = validation.BestWeights(values, self._copy_weights())
             self.write_best()
-        yield Validated(step, key, kid, error, self.run.best if better else None)
+        yield run_events.Validated(step, key, kid, error, self.run.best if better else None)
 
     def _measure(self) -> Work[dict[str, float]]:
         """Return the KID of the EMA weights."""
@@ -334,7 +328,7 @@ class Monitor:
         """Measure the errors of x_0, for the variance `optimal`."""
         work = self._attempt(self._average_errors(), "measuring errors")
         self.errors = yield from run_until(self.stop, work)
-        self.finished[ERRORS] = step
+        self.finished[chores.ERRORS] = step
 
     def _average_errors(self) -> Work[DenoisingErrors | None]:
         """Measure the errors of x_0 of the EMA weights on evenly spaced held-out images.
@@ -354,22 +348,22 @@ class Monitor:
 
     def errors_at(self, step: int) -> DenoisingErrors | None:
         """Return the errors of x_0 with the weights after `step` steps, if they were measured."""
-        return self.errors if self.has_finished(ERRORS, step) else None
+        return self.errors if self.has_finished(chores.ERRORS, step) else None
 
     def _choose_settings(self, step: int) -> Work[None]:
         """Choose the sampling setting to recommend."""
-        trials = recommendation.choose_settings(self.trainer)
+        trials = validation.choose_settings(self.trainer)
         work = self._attempt(trials, "choosing sampling settings")
         self.recommended, noise = (yield from run_until(self.stop, work)) or (None, None)
         if noise is not None:
-            self.flaw = NOISE if noise else ""
-        self.finished[SETTINGS] = step
+            self.flaw = start_report.NOISE if noise else ""
+        self.finished[chores.SETTINGS] = step
         if self.recommended:
             yield Notice(f"recommended for sampling, by the lowest KID: {self.recommended}")
 
     def recommendation_at(self, step: int) -> SamplerChoice | None:
         """Return the setting chosen with the weights after `step` steps, if any."""
-        return self.recommended if self.has_finished(SETTINGS, step) else None
+        return self.recommended if self.has_finished(chores.SETTINGS, step) else None
 
     def _copy_weights(self) -> dict[str, Tensor]:
         """Copy the weights of this step's model file, without the early EMA weights."""
@@ -379,10 +373,10 @@ class Monitor:
 
 
 WORK: Mapping[str, Callable[[Monitor, int], Work[None]]] = {
-    PREVIEW: Monitor._preview,
-    COPIES: Monitor._compare,
-    EVALUATION: Monitor._validate,
-    ERRORS: Monitor._measure_errors,
-    SETTINGS: Monitor._choose_settings,
+    chores.PREVIEW: Monitor._preview,
+    chores.COPIES: Monitor._compare,
+    chores.EVALUATION: Monitor._validate,
+    chores.ERRORS: Monitor._measure_errors,
+    chores.SETTINGS: Monitor._choose_settings,
 }
 """The work of each chore of the monitor, after a number of steps."""

@@ -22,9 +22,8 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import LOSSES, OPTIMIZERS
 from diffuse_cli.core.distillation import consistency_loss
 from diffuse_cli.core.losses import Loss, weights
-from diffuse_cli.system import UsageError, lookup
+from diffuse_cli.system import UsageError, lookup, rng
 from diffuse_cli.system.memory import is_out_of_memory
-from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training.configuration import default_loss
 
 if TYPE_CHECKING:
@@ -299,7 +298,9 @@ def measure_losses(
     for start in range(0, len(samples), batch_size):
         positions = range(start, min(start + batch_size, len(samples)))
         shape = samples.shape[1:]
-        draws = training_draws(seed, 0, positions, shape=shape, device=device, purpose="held-out")
+        draws = rng.training_draws(
+            seed, 0, positions, shape=shape, device=device, purpose="held-out"
+        )
         t = (draws.u * denoiser.process.num_timesteps).long()
         t = t if at is None else torch.full_like(t, at)
         part = slice(positions.start, positions.stop)

@@ -13,9 +13,8 @@ from diffuse_cli.sampling.conditioning import Condition, default_guidance
 from diffuse_cli.sampling.generation import generate_batches, to_stored
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, starts_from_gaussian
 from diffuse_cli.system import Progress, Work
-from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.trainer import Trainer, count_evaluations, count_held_out_images
+from diffuse_cli.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,7 +80,7 @@ def _make_condition(
         return None
     if not uses_images(plan):
         return Condition(tuple(classes or range(conditions.num_classes)), scale)
-    chosen = find_readable(plan.data, preview_images(plan, inputs)[:count])
+    chosen = plan.data.find_readable(preview_images(plan, inputs)[:count])
     labels: Sequence[int] = ()
     rows = plan.data.images.rows
     if conditions.num_classes:
@@ -112,20 +111,15 @@ def passes_of_step(plan: Plan) -> int:
     return 3 * plan.config.batch_size
 
 
-def passes_of_denoising(plan: Plan, images: int) -> int:
-    """Return the forward passes of a sampling step. Guidance doubles them."""
-    return images * (1 if guidance_of(plan) in (None, 1) else 2)
-
-
 def passes_of_drawing(plan: Plan, images: int) -> int:
-    """Return the forward passes to generate a number of images."""
-    return default_setting(plan).steps * passes_of_denoising(plan, images)
+    """Return the forward passes to generate a number of images. Guidance doubles them."""
+    passes = 1 if guidance_of(plan) in (None, 1) else 2
+    return default_setting(plan).steps * images * passes
 
 
 def passes_of_preview(plan: Plan) -> int:
     """Return the forward passes of a preview and its held-out loss."""
-    measured = len(plan.data.held_out[: count_held_out_images(plan.config)])
-    return passes_of_drawing(plan, PREVIEW_IMAGES) + measured * count_evaluations(plan.config)
+    return passes_of_drawing(plan, PREVIEW_IMAGES) + len(plan.measured) * plan.evaluations
 
 
 def draw_preview(trainer: Trainer) -> Work[Image]:
@@ -146,7 +140,7 @@ def _comparison(plan: Plan, samples: Array) -> Image:
     """Make a row for each image: its conditioning image if any, samples, and the image."""
     import torch
 
-    encoder, chosen = (plan.encoder, find_readable(plan.data, preview_images(plan, GIVEN_SHOWN)))
+    encoder, chosen = plan.encoder, plan.data.find_readable(preview_images(plan, GIVEN_SHOWN))
     given, space = plan.inputs(chosen), plan.blueprint.space
     truths = render_samples(space, plan.data.images.stored[chosen])
     rows = [[*samples[k :: len(chosen)], truths[k]] for k in range(len(chosen))]

@@ -20,11 +20,11 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config.options import read_toml
+from diffuse_cli.config import options, train_options
 from diffuse_cli.system import (
     ModelFileError,
     OutputError,
@@ -98,9 +98,12 @@ class RunDirectory:
         """Whether a run has started here. A failed start leaves a folder with only a lock."""
         return self.config.exists()
 
-    def continues(self, config: TrainConfig) -> bool:
-        """Whether a run with a configuration continues the run that has started here."""
-        return config.resumes and self.exists()
+    def write_config(self, config: TrainConfig, steps: int) -> None:
+        """Write config.toml of a run that takes this number of steps, as far as it is known."""
+        values = train_options.to_file(replace(config, steps=steps), control=False)
+        if config.minutes is not None:
+            values["minutes"] = config.minutes
+        files.write_text(self.config, options.to_toml(values))
 
     def check_free(self, config: TrainConfig) -> None:
         """Refuse to replace a model, a run, or a best model of another run.
@@ -131,7 +134,7 @@ class RunDirectory:
     def _has_best(self) -> bool:
         """Whether the run of this directory writes its best model."""
         with contextlib.suppress(UsageError):
-            return self.exists() and "eval_every" in read_toml(self.config)
+            return self.exists() and "eval_every" in options.read_toml(self.config)
         return False
 
     @contextlib.contextmanager

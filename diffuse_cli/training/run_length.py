@@ -1,4 +1,4 @@
-"""Warn of a run that is too short to learn anything, or that takes days."""
+"""Length of a run: how many steps it takes, and warnings if that is too short or takes days."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from accelerate import Accelerator
 
+from diffuse_cli.config.options import read_toml
 from diffuse_cli.config.presets import find_preset
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.data.summary import plural
-from diffuse_cli.system import Notice, format_duration
+from diffuse_cli.system import Notice, UsageError, Work, format_duration
 from diffuse_cli.system.events import DAY
+from diffuse_cli.training import step_cost, time_budget
 from diffuse_cli.training.chores import plan_chores
-from diffuse_cli.training.memory_estimate import smaller_side
-from diffuse_cli.training.optimization import warmup_of
+from diffuse_cli.training.optimization import ProgressSchedule, warmup_of
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.time_budget import FIRST, SMALLEST, Budget
+from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
+from diffuse_cli.training.time_budget import Budget
 from diffuse_cli.training.trainer import Trainer
 
 FEWEST = 300
@@ -31,6 +34,96 @@ MINUTE, SLOW = 60, 10
 
 THREAD_VARIABLES = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 """Environment variables by which users set the number of threads."""
+
+
+def check_steps(config: TrainConfig, step: int) -> None:
+    """Refuse --steps below the number of steps that a run has taken.
+
+    Raises:
+        UsageError: it is less.
+    """
+    if config.minutes is None and config.num_steps < step:
+        message = f"--steps {config.num_steps} is less than the {step} steps already taken"
+        raise UsageError(message, "Set a larger --steps")
+
+
+def start_progress(
+    plan: Plan,
+    accelerator: Accelerator,
+    run: RunDirectory,
+    checkpoint: Checkpoint | None,
+    spent: float,
+) -> Work[tuple[ProgressSchedule, Budget | None]]:
+    """Start or resume the progress of a run, and the time budget of --minutes.
+
+    Args:
+        spent: seconds of --minutes that have passed.
+
+    Raises:
+        UsageError: a resumed run has taken more steps than asked for, or has used the minutes.
+    """
+    config, step = plan.config, checkpoint.step if checkpoint else 0
+    check_steps(config, step)
+    progress, budget = ProgressSchedule.of(config.num_steps), None
+    if config.minutes is not None and checkpoint and "budget" in checkpoint.state:
+        budget = Budget(**checkpoint.state["budget"])
+        budget.count(spent)
+        if config.minutes == budget.minutes:
+            yield _describe_budget(budget)
+            return ProgressSchedule(**checkpoint.state["course"]), budget
+        budget.minutes, used = config.minutes, budget.used / 60
+        if budget.seconds_left <= 0:
+            raise UsageError(
+                f"--minutes {config.minutes:g} is the total of the run, and {used:.3g} minutes "
+                "have passed",
+                f"To train for {config.minutes:g} more, set --minutes {used + config.minutes:.3g}",
+            )
+        yield _describe_budget(budget)
+        progress = ProgressSchedule.of(budget.fill(step, plan_chores(plan)))
+    elif config.minutes is not None:
+        assert config.batch_size is not None
+        sizes = config.batch_size, accelerator.num_processes
+        pace = step_cost.predict_seconds(config, plan.blueprint, *sizes)
+        budget = Budget(config.minutes, pace, used=spent)
+        if step:
+            text = "count from now, because the run used --steps before"
+            yield Notice(f"--minutes {config.minutes:g} {text}")
+            progress = ProgressSchedule.of(budget.fill(step, plan_chores(plan), time_budget.FIRST))
+    if step and run.exists():
+        before = read_toml(run.config).get("steps")
+        if before != progress.steps:
+            yield Notice(
+                f"{progress.steps:,} steps instead of {before:,}: the learning rate follows the "
+                "new schedule"
+            )
+    if budget is None and not step:
+        yield from warn_of_few_steps(config)
+    elif budget and not step and progress.steps <= time_budget.FIRST:  # a step may take hours
+        steps, on_cpu = budget.fill(0, plan_chores(plan)), accelerator.device.type == "cpu"
+        yield from warn_of_few_minutes(plan, budget, steps, on_cpu=on_cpu)
+    yield from warn_of_limited_options(replace(config, steps=progress.steps))
+    return progress, budget
+
+
+def explain_no_steps(
+    config: TrainConfig, step: int, steps: int, budget: Budget | None
+) -> Iterator[Notice]:
+    """Say why a resumed run takes no step, and what to do."""
+    if config.stop_at is not None and config.stop_at < steps:
+        text = f"--stop-at {config.stop_at:,} is not after step {step:,}, which the run has taken"
+        yield Notice(f"{text}: nothing to do. Remove it, or set a larger one")
+        return
+    more = f"--steps {2 * steps}"
+    if budget:
+        more = f"--minutes {budget.used / 60 + budget.minutes:.3g}"
+    yield Notice(f"the run is finished, at step {step:,}. To train more, resume with {more}")
+
+
+def _describe_budget(budget: Budget) -> Notice:
+    """Return a notice of the minutes that are left of a resumed run."""
+    used, remaining = budget.used / 60, max(0.0, budget.seconds_left / 60)
+    total = f"--minutes {budget.minutes:g} is the total of the run"
+    return Notice(f"{total}: {used:.3g} are used, {remaining:.3g} are left")
 
 
 def warn_of_limited_options(config: TrainConfig) -> Iterator[Notice]:
@@ -48,7 +141,7 @@ def warn_of_limited_options(config: TrainConfig) -> Iterator[Notice]:
 def fewest_steps(config: TrainConfig) -> int:
     """Return the steps before a model learns anything: 150 of 64 images, more of fewer images."""
     assert config.batch_size is not None
-    return math.ceil(FEWEST * math.cbrt(SMALLEST / config.batch_size))
+    return math.ceil(FEWEST * math.cbrt(time_budget.SMALLEST / config.batch_size))
 
 
 def warn_of_few_steps(
@@ -99,7 +192,7 @@ def report_decision(
     if first:
         size = plural(trainer.batch_size, "image")
         yield Notice(f"{budget.pace:.3g} s per step of {size}: {plural(steps, 'step')}")
-        if before > FIRST:  # if not, the start has warned
+        if before > time_budget.FIRST:  # if not, the start has warned
             on_cpu = trainer.device.type == "cpu"
             yield from warn_of_few_minutes(plan, budget, steps, on_cpu=on_cpu)
     elif steps != before:
@@ -154,7 +247,7 @@ def _find_smaller(config: TrainConfig, ratio: float) -> int:
     """
     assert config.size is not None
     patch = config.architecture.get("patch", 1)
-    side = smaller_side([length // patch for length in config.size], ratio)
+    side = step_cost.smaller_side([length // patch for length in config.size], ratio)
     finest = find_preset(config.preset).resolve_settings(len(config.size)).get("finest") or 0
     return side * patch if side >= finest else side
 

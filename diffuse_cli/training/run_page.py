@@ -19,18 +19,12 @@ from PIL import Image
 
 from diffuse_cli.config.options import flatten_settings, read_toml
 from diffuse_cli.media import figures
-from diffuse_cli.pages import has_display, open_file
-from diffuse_cli.pages.templates import (
-    POLICY,
-    hash_script,
-    read_script,
-    render_page,
-    to_data_url,
-)
+from diffuse_cli.pages import has_display, open_file, templates
+from diffuse_cli.pages.curves import read_curves
 from diffuse_cli.system import DiffuseError, Notice, Work, files, format_duration
 from diffuse_cli.system.run_reader import extend_line
+from diffuse_cli.training import run_events
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.run_events import Compared, Previewed, Started, Step, Validated
 
 T = TypeVar("T")
 
@@ -53,8 +47,8 @@ class RunPage:
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
-        self.start: Started | None = None
-        self.last: Step | None = None
+        self.start: run_events.Started | None = None
+        self.last: run_events.Step | None = None
         self.warnings: list[str] = []
         self.step = self.steps = 0
         self.written = self.took = self.interval = 0.0
@@ -66,14 +60,16 @@ class RunPage:
             if event.warning and len(self.warnings) < WARNINGS:
                 self.warnings.append(event.text.rstrip("."))
             return False
-        if isinstance(event, Started):
+        if isinstance(event, run_events.Started):
             self.start, self.step, self.steps = event, event.step, event.steps
             return True
-        if isinstance(event, Step):
+        if isinstance(event, run_events.Step):
             self.step, self.steps = event.step, event.steps
             if event.loss is not None:
                 self.last = event
-        looked = isinstance(event, (Previewed, Compared, Validated))
+        looked = isinstance(
+            event, (run_events.Previewed, run_events.Compared, run_events.Validated)
+        )
         wait = max(0 if looked else RELOAD, SHARE * self.took)
         return self.start is not None and time.monotonic() - self.written > wait
 
@@ -99,7 +95,8 @@ class RunPage:
 
     def render(self, state: str) -> str:
         """Render the page as HTML."""
-        script = read_script("run")
+        curves = read_curves(self.run.metrics)
+        script = templates.read_script("run")
         start, last = self.start, self.last
         assert start is not None
         config = read_toml(self.run.config)
@@ -111,11 +108,11 @@ class RunPage:
         if self.run.metrics.exists():
             from diffuse_cli.pages import curves  # importing matplotlib takes half a second
 
-            plots = curves.plot_run(curves.read_curves(self.run.metrics))
-        return render_page(
+            plots = plot_run(curves)
+        return templates.render_page(
             "run",
             f"Training {self.run.path.stem}",
-            policy=f"{POLICY}; script-src '{hash_script(script)}'",
+            policy=f"{templates.POLICY}; script-src '{templates.hash_script(script)}'",
             script=Markup(script),
             state=state,
             start=start,
@@ -124,7 +121,7 @@ class RunPage:
             steps=self.steps,
             last=last,
             left=format_duration(last.seconds_left) if last and last.seconds_left else "",
-            sheet=to_data_url("image/png", start.sheet),
+            sheet=templates.to_data_url("image/png", start.sheet),
             previews=read_previews(self.run.previews),
             plots=plots,
             settings=list(flatten_settings(config).items()),
@@ -154,7 +151,7 @@ def follow_run(work: Work[T], run: RunDirectory, *, browse: bool = False) -> Wor
             yield event
             if due:
                 yield from page.write("running")
-            if browse and isinstance(event, Started):
+            if browse and isinstance(event, run_events.Started):
                 yield from _show(run.page)
     except DiffuseError as error:
         state = error.message
@@ -180,7 +177,9 @@ def read_previews(folder: Path) -> list[dict[str, Any]]:
             small.save(buffer, "JPEG", quality=80)
             content, kind = buffer.getvalue(), "image/jpeg"
         step = int(path.stem.removeprefix("step-"))
-        previews.append({"step": step, "src": to_data_url(kind, content), "size": small.size})
+        previews.append(
+            {"step": step, "src": templates.to_data_url(kind, content), "size": small.size}
+        )
     return previews
 
 

@@ -7,18 +7,18 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffuse_cli.config.options import to_arguments
+from accelerate import Accelerator
+
+from diffuse_cli.config import options
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import PAIRS, dimensions
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.data import Dataset, is_images
+from diffuse_cli.data import Dataset, is_images, summary
 from diffuse_cli.data.metadata_columns import example
-from diffuse_cli.data.summary import describe_fit, plural
 from diffuse_cli.media import MEDIA, figures, render_samples
-from diffuse_cli.system import run_reader
-from diffuse_cli.system.run_reader import MEMORY
-from diffuse_cli.training.feed import find_readable
+from diffuse_cli.system import Notice, Work, files, run_reader
+from diffuse_cli.system.devices import redirect_trackers
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Started
@@ -41,12 +41,11 @@ INPUTS = 16
 def describe_start(plan: Plan, run: RunDirectory, trainer: Trainer, step: int) -> Started:
     """Describe the data and the configuration, with a contact sheet and the next commands."""
     config, data = plan.config, plan.data
-    chosen = find_readable(data, data.train[:SHEET])
-    samples = render_samples(plan.blueprint.space, data.images.stored[chosen])
+    samples = render_samples(plan.blueprint.space, data.read(data.train[:SHEET]))
     sheet = figures.shrink_image(figures.arrange_grid(samples, SHEET // 2), SHEET_SIDE)
-    pairs = find_pairs(config)
+    pairs = find_pairs(config.given)
     arguments = [config.data, *(["--given", pairs] if pairs else [])]
-    in_memory = any(name.startswith(MEMORY) for name in arguments)
+    in_memory = any(name.startswith(run_reader.MEMORY) for name in arguments)
     evaluate = shlex.join(["diffuse", "eval", str(run.model), *arguments])
     return Started(
         step=step,
@@ -63,12 +62,27 @@ def describe_start(plan: Plan, run: RunDirectory, trainer: Trainer, step: int) -
     )
 
 
+def begin_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirectory) -> Work[None]:
+    """Start the trackers of --log with the configuration, without paths, and report how to look."""
+    if config.log:
+        values = {
+            f.name: options.place_name(value) if spec.place and isinstance(value, str) else value
+            for f, spec in options.option_fields(config)
+            if isinstance(value := getattr(config, f.name), (int, float, str))
+        }
+        with redirect_trackers():
+            accelerator.init_trackers("diffuse", config=values)
+    if config.log == "tensorboard":
+        line = shlex.join(["tensorboard", "--logdir", files.show(run.logs)])
+        yield Notice(f"See the run in a browser with: {line}")
+
+
 def describe_run(plan: Plan, trainer: Trainer) -> str:
     """Describe the configuration in one line."""
     config, images = plan.config, plan.data.images
     accelerator = trainer.accelerator
     processes, size = accelerator.num_processes, images.space.size
-    fitted = describe_fit(images.summary.sizes, size, config.fit, images.medium)
+    fitted = summary.describe_fit(images.summary.sizes, size, config.fit, images.medium)
     preset = f", preset {config.preset}" if config.preset else ""
     shared = f" on {processes} processes" if processes > 1 else ""
     compiled = ", compiled" if config.compile else ""
@@ -80,13 +94,15 @@ def describe_run(plan: Plan, trainer: Trainer) -> str:
         f"{MEDIA[images.medium].many} at {dimensions(size)}{fitted}; "
         f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
         f"{config.precision} on {accelerator.device.type}{compiled}; "
-        f"{plural(config.num_steps, 'step')}"
+        f"{summary.plural(config.num_steps, 'step')}"
     )
 
 
 def resume_line(config: TrainConfig) -> str:
     """Return the command that resumes a run."""
-    return run_reader.resume_line(config.data, config.out, to_arguments(config, TYPED_AGAIN))
+    return run_reader.resume_line(
+        config.data, config.out, options.to_arguments(config, TYPED_AGAIN)
+    )
 
 
 def sample_line(plan: Plan, model: Path) -> str:
@@ -95,14 +111,15 @@ def sample_line(plan: Plan, model: Path) -> str:
     A conditional model gets an input and values from the training data. The result is empty if the
     data is in a program's memory, or if `sample` would read the file of inputs as a single sample.
     """
-    if MEMORY in (plan.config.data[: len(MEMORY)], (plan.config.given or "")[: len(MEMORY)]):
+    config = plan.config
+    if any((name or "").startswith(run_reader.MEMORY) for name in (config.data, config.given)):
         return ""
     given = plan.blueprint.conditions.given
-    source = plan.config.given if given and given.what == PAIRS else plan.config.data
+    source = config.given if given and given.what == PAIRS else config.data
     if given and not is_images(Path(source or ""), single=True):
         return ""
-    options = [*_list_condition_options(plan), *_list_output_options()]
-    return shlex.join(["diffuse", "sample", str(model), *options])
+    arguments = [*_list_condition_options(plan), *_list_output_options()]
+    return shlex.join(["diffuse", "sample", str(model), *arguments])
 
 
 NOISE, INFINITE = "are not better than noise by KID", "have NaN or infinite values"

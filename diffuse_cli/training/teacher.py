@@ -208,20 +208,18 @@ class Teacher:
         return denoiser if self.guidance is None else guide(denoiser, self.guidance)
 
 
-def check_distillation(config: TrainConfig, denoiser: Denoiser) -> None:
+def check_distillation(target: str, denoiser: Denoiser) -> None:
     """Refuse to distil a model whose target determines x_0 badly at high noise.
 
     Raises:
         UsageError: the target amplifies errors too much.
     """
-    if not config.distills:
-        return
     a, b = denoiser.coefficients
     bars = denoiser.process.alpha_bars
     factor = 1 / (a - b * (bars / (1 - bars)).sqrt()).abs()
     if float(factor.max()) > AMPLIFIED:
         raise UsageError(
-            f"a model with --target {config.target} cannot be distilled: its errors grow up to "
+            f"a model with --target {target} cannot be distilled: its errors grow up to "
             f"{float(factor.max()):,.0f} times in the image",
             "Fine-tune it with another target first: diffuse train DATA --init MODEL --target v",
         )

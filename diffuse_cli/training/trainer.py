@@ -14,45 +14,21 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import TIMESTEP_DRAWS, Denoiser
 from diffuse_cli.core.augmentations import count_draws, count_parameters
-from diffuse_cli.core.distillation import EVALUATIONS
 from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import History, locate_timesteps
 from diffuse_cli.core.networks import run_checkpointed
 from diffuse_cli.media import Indices
 from diffuse_cli.models.blueprint import clamp_denoised
-from diffuse_cli.system import UsageError, lookup
+from diffuse_cli.system import UsageError, lookup, rng
 from diffuse_cli.system.memory import is_out_of_memory
-from diffuse_cli.system.rng import (
-    Draws,
-    augmentation_draws,
-    key,
-    seed_modules,
-    split_range,
-    training_draws,
-)
+from diffuse_cli.training import ema_weights, optimization, teacher
 from diffuse_cli.training.batches import Batches, Changes
-from diffuse_cli.training.ema_weights import EarlyWeights, EmaAverage, PowerAverages, is_update_due
-from diffuse_cli.training.feed import find_readable
-from diffuse_cli.training.optimization import (
-    WHOLE,
-    Objective,
-    ProgressSchedule,
-    Updater,
-    lr_at,
-    measure_losses,
-    translate_compile_errors,
-)
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.teacher import PARTS, PATHS, DistributionMatching
 
 TimestepLosses = list[tuple[Tensor, Tensor]]
 """Timesteps and losses of each forward pass."""
-
-HELD_OUT_IMAGES = 512
-"""The most held-out images to measure while training, for a loss of one evaluation per image."""
 
 HELD_OUT_BATCH = 64
 
@@ -70,16 +46,6 @@ class Chances(NamedTuple):
 
     edges: Tensor
     relative: Tensor
-
-
-def count_evaluations(config: TrainConfig) -> int:
-    """Return the network evaluations that the loss of an image takes."""
-    return EVALUATIONS if config.distills else 1
-
-
-def count_held_out_images(config: TrainConfig) -> int:
-    """Return the most held-out images to measure, for about equal cost with every loss."""
-    return HELD_OUT_IMAGES // count_evaluations(config)
 
 
 class Trainer:
@@ -108,20 +74,23 @@ class Trainer:
         """
         self.plan, self.config, self.accelerator = plan, plan.config, accelerator
         self.device = accelerator.device
-        self.progress = ProgressSchedule.of(self.config.num_steps)
+        self.progress = optimization.ProgressSchedule.of(self.config.num_steps)
         assert self.config.batch_size is not None
-        self._set_batches(self.config.batch_size, self.config.accumulation)
-        torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
+        self.batch_size = self.config.batch_size
+        # A run that was split on few processes may resume on many.
+        self.accumulation = min(self.config.accumulation, self.most_parts)
+        self.batches = Batches(plan, self.batch_size, self.device, self.local_positions)
+        torch.manual_seed(rng.key(self.config.seed, "weights") & 0xFFFF_FFFF)
         self.net = self._build_network(init)
-        self.ema = EmaAverage(self.net, self.config.ema_decay)
-        self.powers = PowerAverages(self.net) if self.config.ema_lengths else None
+        self.ema = ema_weights.EmaAverage(self.net, self.config.ema_decay)
+        self.powers = ema_weights.PowerAverages(self.net) if self.config.ema_lengths else None
         self.augmentations = self.config.augment or ()
         if self.augmentations:  # not in the averages, which never see changed samples
             cast("Any", self.net).add_augmentation(count_parameters(self.augmentations))
-        self.weak: EarlyWeights | None = None
+        self.weak: ema_weights.EarlyWeights | None = None
         self.unread: list[Tensor] = []
         self.bad = 0
-        self.updater = Updater(
+        self.updater = optimization.Updater(
             self.config,
             self.net,
             accelerator,
@@ -131,15 +100,15 @@ class Trainer:
         )
         self.optimizer = self.updater.optimizer
         self.denoiser = plan.blueprint.denoiser(self.updater.prepared)
-        teacher = plan.teacher.make_denoiser(accelerator) if plan.teacher else None
+        guide = plan.teacher.make_denoiser(accelerator) if plan.teacher else None
         # Trajectories are clipped as in sampling. The critic is compared without clipping.
-        leads = teacher and clamp_denoised(teacher, self.denoiser)
-        self._objective = Objective(self.config, self.denoiser, self.device, leads)
-        self.matching: DistributionMatching | None = None
-        if plan.teacher and teacher:
+        leads = guide and clamp_denoised(guide, self.denoiser)
+        self._objective = optimization.Objective(self.config, self.denoiser, self.device, leads)
+        self.matching: teacher.DistributionMatching | None = None
+        if plan.teacher and guide:
             critic = self._build_network(plan.teacher.model.ema)
-            self.matching = DistributionMatching(
-                self.config, plan.blueprint, critic, teacher, accelerator
+            self.matching = teacher.DistributionMatching(
+                self.config, plan.blueprint, critic, guide, accelerator
             )
         self._timestep_draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._timestep_draw.keep)
@@ -157,17 +126,6 @@ class Trainer:
                 raise UsageError(text, "Remove it")
             net.run_block = run_checkpointed  # type: ignore[assignment]
         return arrange_weights(net.to(self.device))
-
-    def resize(self, batch_size: int, accumulation: int) -> None:
-        """Change the batch size and the number of its parts."""
-        self.batches.close()
-        self._set_batches(batch_size, accumulation)
-
-    def _set_batches(self, batch_size: int, accumulation: int) -> None:
-        self.batch_size = batch_size
-        # A run that was split on few processes may resume on many.
-        self.accumulation = min(accumulation, self.most_parts)
-        self.batches = Batches(self.plan, batch_size, self.device, self.local_positions)
 
     def step(self, step: int) -> StepResult:
         """Take the step after `step` steps.
@@ -190,10 +148,10 @@ class Trainer:
         if self._timestep_draw.keep and bool(norm.isfinite()):
             self._record_losses(timestep_losses)
         self.unread.append(norm)
-        if is_update_due(step + 1, self.progress.steps):
+        if ema_weights.is_update_due(step + 1, self.progress.steps):
             self._update_averages()
-        if self.config.keep_weak and self.progress.passes(EarlyWeights.SHARE, step + 1):
-            self.weak = EarlyWeights.of(self.ema, step + 1)
+        if self.config.keep_weak and self.progress.passes(ema_weights.EarlyWeights.SHARE, step + 1):
+            self.weak = ema_weights.EarlyWeights.of(self.ema, step + 1)
         return StepResult(loss, norm)
 
     def _gradient(self, step: int, chances: Chances) -> tuple[Tensor, Tensor, TimestepLosses]:
@@ -207,7 +165,7 @@ class Trainer:
         """
         while True:
             try:
-                with translate_compile_errors():
+                with optimization.translate_compile_errors():
                     return self._accumulate(step, chances)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -263,8 +221,8 @@ class Trainer:
         index = self.accelerator.process_index
         mine = self.local_positions
         for micro in range(self.accumulation):
-            part = split_range(len(mine), self.accumulation, micro)
-            seed_modules(self.config.seed, step, micro, index)
+            part = rng.split_range(len(mine), self.accumulation, micro)
+            rng.seed_modules(self.config.seed, step, micro, index)
             yield range(mine.start + part.start, mine.start + part.stop)
 
     @property
@@ -277,7 +235,9 @@ class Trainer:
     def local_positions(self) -> range:
         """Positions of this process in the global batch."""
         accelerator = self.accelerator
-        return split_range(self.batch_size, accelerator.num_processes, accelerator.process_index)
+        return rng.split_range(
+            self.batch_size, accelerator.num_processes, accelerator.process_index
+        )
 
     def timestep_chances(self) -> Chances:
         """Return the probabilities in the next step. Copying them to the device waits for it."""
@@ -289,12 +249,14 @@ class Trainer:
 
     def is_matching_phase(self, step: int) -> bool:
         """Whether the step after `step` steps is in the last phase of a distillation."""
-        first = PATHS * self.progress.steps
+        first = teacher.PATHS * self.progress.steps
         return self.matching is not None and self.progress.nominal_step(step) >= first
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of the step after `step` steps."""
-        return lr_at(self.config, self.progress, step, PARTS if self.matching else WHOLE)
+        return optimization.lr_at(
+            self.config, self.progress, step, teacher.PARTS if self.matching else optimization.WHOLE
+        )
 
     def wait(self) -> None:
         """Wait for the device."""
@@ -323,7 +285,9 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """Return the timesteps and losses of positions of the global batch, (B,) each."""
         shape = self.plan.blueprint.space.shape
-        draws = training_draws(self.config.seed, step, positions, shape=shape, device=self.device)
+        draws = rng.training_draws(
+            self.config.seed, step, positions, shape=shape, device=self.device
+        )
         indices = self.batches.find_indices(step, positions)
         changes = self._draw_changes(draws, step, positions)
         x0, parameters = changes.apply(self.batches.samples(indices))
@@ -337,11 +301,11 @@ class Trainer:
             return t, self.matching.losses(denoiser, step, positions, cond)
         return t, self._objective(denoiser, x0, t, draws.noise, cond)
 
-    def _draw_changes(self, draws: Draws, step: int, positions: range) -> Changes:
+    def _draw_changes(self, draws: rng.Draws, step: int, positions: range) -> Changes:
         """Draw the changes of the samples at positions of the global batch."""
         names, seed, u = self.augmentations, self.config.seed, None
         if names:
-            u = augmentation_draws(seed, step, positions, count_draws(names))
+            u = rng.augmentation_draws(seed, step, positions, count_draws(names))
         return Changes(draws.flip if self.config.flip else None, names, u)
 
     def ema_net(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -367,21 +331,44 @@ class Trainer:
         with torch.no_grad(), self.accelerator.autocast():
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
+    def find_nonfinite_module(self, step: int) -> str:
+        """Return the first module whose output is not finite in the step after `step` steps, or "".
+
+        It repeats the step. A bad step changes no weights, so the repetition fails in the same way.
+        """
+        nonfinite: list[str] = []
+        names = {module: name for name, module in self.net.named_modules() if name}
+
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not nonfinite and isinstance(output, Tensor) and not bool(output.isfinite().all()):
+                nonfinite.append(names[module])
+
+        hooks = [module.register_forward_hook(look) for module in names]
+        try:
+            with torch.no_grad():
+                denoiser = self.plan.blueprint.denoiser(partial(self.infer, self.net))
+                for positions in self.parts(step):
+                    self.losses(denoiser, step, positions, self.timestep_chances())
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return nonfinite[0] if nonfinite else ""
+
     def held_out_losses(self) -> Tensor | None:
         """Return the loss of the EMA weights on each held-out image, (N,), or None without any.
 
         Timesteps and noise are the same every time.
         """
-        chosen = self.plan.data.held_out[: count_held_out_images(self.config)]
+        chosen = self.plan.measured
         if len(chosen) == 0:
             return None
         return torch.cat(list(self.losses_on(chosen)(self._objective)))
 
     def losses_on(self, chosen: Indices) -> Callable[..., Iterator[Tensor]]:
         """Return `measure_losses` of the EMA weights on images with these indices."""
-        images, chosen = self.plan.data.images, find_readable(self.plan.data, chosen)
+        images, chosen = self.plan.data.images, self.plan.data.find_readable(chosen)
         return partial(
-            measure_losses,
+            optimization.measure_losses,
             denoiser=self.plan.blueprint.denoiser(self.ema_net),
             blueprint=self.plan.blueprint,
             samples=images.stored[chosen],

@@ -17,65 +17,67 @@ from diffuse_cli.core import (
     DEGRADATIONS,
     PAIRS,
     ConditioningArray,
+    Conditions,
     MetadataTable,
     NumberColumn,
     Space,
 )
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.data import Dataset, Pairs, is_images, match_pairs, read_cells
-from diffuse_cli.data.metadata_columns import (
-    check_labels,
-    describe_column,
-    describe_unknown_labels,
-    encode_rows,
-    make_table,
-    parse_column_names,
+from diffuse_cli.data import (
+    Dataset,
+    Pairs,
+    is_images,
+    match_pairs,
+    metadata_columns,
+    read_cells,
+    samples,
 )
-from diffuse_cli.data.samples import FEW, NOISE, limit_levels, moments, select_evenly
 from diffuse_cli.media import Indices
-from diffuse_cli.models import model_file
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system import DataError, Notice, UsageError, Work, files
 from diffuse_cli.system.errors import suggest
-from diffuse_cli.training.run_directory import RunDirectory
 
 
 def read_metadata(
-    config: TrainConfig, images: Dataset, train: Indices
-) -> Work[tuple[Dataset, MetadataTable | None]]:
+    config: TrainConfig,
+    images: Dataset,
+    train: Indices,
+    table: MetadataTable | None,
+    continued: bool,
+) -> Work[tuple[Dataset, MetadataTable]]:
     """Read the metadata columns of --condition-on, and add their codes to the images.
 
-    A resumed run keeps its columns. With --init, numbers keep the scale of the model.
+    A continued run keeps its columns. With --init, numbers keep the scale of the model.
 
     Args:
         train: the indices of the training images.
+        table: the columns of the model that the run continues or starts from, if any.
+        continued: whether the run continues it.
 
     Raises:
         DataError: the metadata is missing or unusable, or, with --strict, an image has no row.
         UsageError: a column does not exist.
     """
-    if not config.condition_on:
-        return images, None
-    cells = read_cells(config.data, images.names, parse_column_names(config.condition_on))
+    assert config.condition_on is not None
+    cells = read_cells(
+        config.data, images.names, metadata_columns.parse_column_names(config.condition_on)
+    )
     for line in cells.lines:
         if config.strict:
             raise DataError(line, "Remove --strict to train with them")
         yield Notice(line, warning=True)
-    began = RunDirectory(config.out).blueprint() if config.resumes else None
-    table = began.conditions.table if began else None
-    if table is None:
-        table = make_table(config.condition_on, cells, train)
-        if config.init:
-            model = model_file.load(config.init, weights=False)
-            table = _keep_scale(table, model.blueprint.conditions.table)
+    if table is None or not continued:
+        new = metadata_columns.make_table(config.condition_on, cells, train)
+        table = _keep_scale(new, table)
     if not fits_header(to_dict(table)):
         text = "--condition-on: the labels do not fit into a model file"
         raise DataError(text, "Choose other columns")
-    for line in describe_unknown_labels(table, cells):
+    for line in metadata_columns.describe_unknown_labels(table, cells):
         yield Notice(line, warning=True)
     for column in table.columns:
-        yield Notice(f"conditioned on {files.shorten(column.name)}: {describe_column(column)}")
-    return replace(images, rows=encode_rows(table, cells)), table
+        text = metadata_columns.describe_column(column)
+        yield Notice(f"conditioned on {files.shorten(column.name)}: {text}")
+    return replace(images, rows=metadata_columns.encode_rows(table, cells)), table
 
 
 def _keep_scale(table: MetadataTable, model_table: MetadataTable | None) -> MetadataTable:
@@ -98,18 +100,19 @@ CLASSES_BYTES = 750_000
 """Bytes for the names of classes, as JSON, in the header of a model file."""
 
 
-def class_names(images: Dataset, continued: bool, *, distills: bool = False) -> tuple[str, ...]:
-    """Return the names of the classes.
+def class_names(config: TrainConfig, images: Dataset, continued: bool) -> tuple[str, ...]:
+    """Return the names of the classes, none without --classes.
 
     Args:
         continued: whether a run continues, which keeps its classes.
-        distills: whether a run distills a model, which decides on the classes.
 
     Raises:
         DataError: the images are in fewer than two class folders, or in more than fit into a model
             file, or the classes are nearly as many as the images.
     """
-    if len(images.class_names) < 2 and distills:
+    if not config.classes:
+        return ()
+    if len(images.class_names) < 2 and config.distills:
         text = "the model was trained with classes, and the images are not in class folders"
         raise DataError(text, "Put each class into a folder of its name")
     if len(images.class_names) < 2:
@@ -122,7 +125,9 @@ def class_names(images: Dataset, continued: bool, *, distills: bool = False) -> 
             "Remove --classes",
         )
     if not continued:
-        check_labels("--classes", images.class_names, int((images.labels >= 0).sum()))
+        metadata_columns.check_labels(
+            "--classes", images.class_names, int((images.labels >= 0).sum())
+        )
     return images.class_names
 
 
@@ -131,20 +136,19 @@ def fits_header(names: object) -> bool:
     return len(json.dumps(names)) <= CLASSES_BYTES
 
 
-def check_names(config: TrainConfig, images: Dataset) -> None:
-    """Refuse classes with other names than a resumed run's.
+def check_names(conditions: Conditions, images: Dataset, source: str) -> None:
+    """Refuse images of a source in classes with other names than those of a run's conditions.
 
     Raises:
         UsageError: the names differ.
     """
-    began, now = RunDirectory(config.out).blueprint(), set(images.class_names)
-    if began is None or (before := set(began.conditions.classes)) == now:
+    before, now = set(conditions.classes), set(images.class_names)
+    if before == now:
         return
     changes = {"missing": before - now, "new": now - before}
     listed = "; ".join(f"{word} {list_names(names)}" for word, names in changes.items() if names)
     raise UsageError(
-        f"the class folders in {files.show(config.data)} have changed since this run started: "
-        f"{listed}",
+        f"the class folders in {files.show(source)} have changed since this run started: {listed}",
         "Restore their names, or start another run with --init, which keeps classes by name",
     )
 
@@ -162,18 +166,18 @@ NARROW = 0.1
 """Fraction of the range of levels below which conditioning images are warned of."""
 
 
-def find_pairs(config: TrainConfig) -> str | None:
+def find_pairs(given: str | None) -> str | None:
     """Return the folder or zip file of --given, or None for a degradation or without --given.
 
     Raises:
         DataError: the value is neither an existing path nor a degradation.
     """
-    if config.given is None or is_degradation(config.given):
+    if given is None or is_degradation(given):
         return None
-    if not (is_images(path := Path(config.given)) or path.exists()):
-        text = f"--given {files.show(config.given)} is not a file, a folder or a degradation"
-        raise DataError(text, suggest(config.given.partition(":")[0], DEGRADATIONS))
-    return config.given
+    if not (is_images(path := Path(given)) or path.exists()):
+        text = f"--given {files.show(given)} is not a file, a folder or a degradation"
+        raise DataError(text, suggest(given.partition(":")[0], DEGRADATIONS))
+    return given
 
 
 def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
@@ -205,9 +209,9 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
         if config.strict:
             raise DataError(line, "Remove --strict to train on the pairs only")
         yield Notice(line, warning=True)
-    samples = pairs[select_evenly(np.flatnonzero(pairs.matched), FEW)]
-    if ends := limit_levels(given_space, samples).level_range:
-        low, high = int(samples.min()), int(samples.max())
+    stored = pairs[samples.select_evenly(np.flatnonzero(pairs.matched), samples.FEW)]
+    if ends := samples.limit_levels(given_space, stored).level_range:
+        low, high = int(stored.min()), int(stored.max())
         if high - low < NARROW * (ends[1] - ends[0]):
             path = str(config.given)
             folder = shlex.quote(path) if Path(path).is_dir() else "FOLDER"
@@ -240,12 +244,14 @@ def describe_conditioning(
     if pairs and space.levels is None:
         dataset = pairs.given
         given_space = replace(dataset.estimated_space, transform=space.transform)
-        mean, std = moments(given_space, dataset.stored, pairs.rows[trained], dataset.names)
+        mean, std = samples.moments(given_space, dataset.stored, pairs.rows[trained], dataset.names)
         # A constant channel has no information, and does no harm.
-        varies = std > NOISE * np.abs(mean)
+        varies = std > samples.NOISE * np.abs(mean)
         scale = {"mean": tuple(mean.tolist()), "std": tuple(np.where(varies, std, 1.0).tolist())}
     elif pairs:
-        scale = {"limits": limit_levels(pairs.given.estimated_space, pairs.given.stored).limits}
+        scale = {
+            "limits": samples.limit_levels(pairs.given.estimated_space, pairs.given.stored).limits
+        }
     given = ConditioningArray(
         channels=pairs.given.estimated_space.channels if pairs else space.channels,
         what=PAIRS if pairs else config.given,

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import ConditioningArray, MetadataTable, Space
+from diffuse_cli.core import MetadataTable
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
-from diffuse_cli.media import MEDIA, Indices, resolve_layout, stored_dtype
-from diffuse_cli.models import model_file
-from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.data.stream import TRIES, Stream, find_stream
+from diffuse_cli.media import MEDIA, Array, Indices, resolve_layout, stored_dtype
 from diffuse_cli.system import (
     DataError,
     Notice,
@@ -36,6 +35,8 @@ from diffuse_cli.training.run_directory import RunDirectory
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from diffuse_cli.models.blueprint import Blueprint
+
 
 FEW = 2
 """The fewest images from which a model can do more than memorize."""
@@ -52,6 +53,13 @@ MAPPED_SHARE = 4
 
 DISK_SHARE = 2
 """Images larger than 1/DISK_SHARE of the free disk are decoded on demand."""
+
+
+class LoadedImages(NamedTuple):
+    """Indices of images that can be read, and the samples of each stream by row."""
+
+    indices: Indices
+    samples: list[dict[int, npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -96,27 +104,129 @@ class TrainingData:
             state["table"] = {"told": to_dict(self.table), **state["table"]}
         return state
 
-    def describe(self, config: TrainConfig) -> dict[str, Any]:
+    def describe(self, background: str, fit: str) -> dict[str, Any]:
         """Return the values that a model file keeps, without names of files and folders."""
         origin = self.images.summary.origin
         return {
             "fingerprint": self.images.fingerprint,
             "images": len(self.images),
             "held_out": {**held_out_rule(), "images": len(self.held_out)},
-            "background": config.background,
-            "fit": config.fit,
+            "background": background,
+            "fit": fit,
             **({"origin": origin} if origin else {}),
             **self.fingerprints,
         }
 
+    @property
+    def streams(self) -> list[tuple[Stream, Indices | None]]:
+        """Streams of samples, each with the row of every image. None for the images' own rows."""
+        stream, pairs = find_stream(self.images.stored), self.pairs
+        streams: list[tuple[Stream, Indices | None]] = [(stream, None)] if stream else []
+        if pairs and (beside := find_stream(pairs.given.stored)):
+            streams.append((beside, pairs.rows))
+        return streams
+
+    def close(self) -> None:
+        """Stop the streams' workers."""
+        for stream, _ in self.streams:
+            stream.close()
+
+    def read(self, indices: Indices) -> Array:
+        """Read stored samples (N, C, *size): each, or its successor if it cannot be read."""
+        return np.ascontiguousarray(self.images.stored[self.find_readable(indices)])
+
+    def find_readable(self, indices: Indices) -> Indices:
+        """Return indices of images that can be read now: each image, or its successor."""
+        if not self.streams:
+            return indices
+        loaded = self.load(indices)
+        for (stream, _), samples in zip(self.streams, loaded.samples, strict=True):
+            stream.remember(samples)
+        return loaded.indices
+
+    def load(self, indices: Indices) -> LoadedImages:
+        """Read images and their pairs, and replace each unreadable image by the next readable one.
+
+        The next image comes from the same part: the training images or the held-out images.
+
+        Raises:
+            DataError: no image can be read.
+        """
+        streams = self.streams
+        loaded = LoadedImages(indices.copy(), [{} for _ in streams])
+        missing, faulty = np.arange(len(indices)), streams[0][0]
+        for _ in range(min(TRIES, len(self.images))):
+            candidates = loaded.indices[missing]
+            good = np.ones(len(missing), np.bool_)
+            for (stream, rows), samples in zip(streams, loaded.samples, strict=True):
+                places = candidates if rows is None else rows[candidates]
+                samples |= stream.fetch(row for row in places.tolist() if row not in samples)
+                readable = np.array([row in samples for row in places.tolist()], np.bool_)
+                faulty = faulty if readable.all() else stream
+                good &= readable
+            missing = missing[~good]
+            if len(missing) == 0:
+                return loaded
+            loaded.indices[missing] = [self._successor(k) for k in loaded.indices[missing]]
+        raise faulty.unreadable_error()
+
+    def _successor(self, index: int) -> int:
+        for part in (self.train, self.held_out):
+            place = int(np.searchsorted(part, index))
+            if place < len(part) and part[place] == index:
+                return int(part[(place + 1) % len(part)])
+        raise LookupError(index)
+
+    def check_fingerprint(self, config: TrainConfig, state: Mapping[str, Any]) -> Work[None]:
+        """Warn if the images have changed since the run started that a checkpoint's state is of.
+
+        Raises:
+            DataError: the images differ, with --strict.
+            UsageError: the images are the same, but their classes, pairs or metadata differ.
+        """
+        now = self.state(bool(config.classes))
+        if state["fingerprint"] != now["fingerprint"]:
+            text = f"the images in {config.data} have changed since this run started"
+            if config.strict:
+                raise DataError(text, "Remove --strict to resume with them")
+            yield Notice(text, warning=True)
+            return
+        source = files.show(config.data)
+        before, classes = state["classes"], now["classes"]
+        moved = [name for name in before if classes.get(name, before[name]) != before[name]]
+        if moved:
+            raise UsageError(
+                f"images in {source} have moved to other class folders since this run started: "
+                f"{training_conditions.list_names(moved)} changed",
+                "Move them back, or start another run with --init",
+            )
+        if now["given"] != state["given"]:
+            raise UsageError(
+                f"the conditioning images in {files.show(str(config.given))} have changed since "
+                "this run started",
+                "Restore the files and their names, or start another run with --init",
+            )
+        began = state.get("table", {})
+        if {**began, **self.fingerprints.get("table", {})} != began:
+            message = f"the metadata in {source} has changed since this run started"
+            raise UsageError(message, "Restore it, or start another run with --init")
+
 
 def read_data(
-    config: TrainConfig, accelerator: Accelerator, run: RunDirectory | None
+    config: TrainConfig,
+    accelerator: Accelerator,
+    run: RunDirectory | None,
+    base: Blueprint | None,
+    continued: bool,
 ) -> Work[TrainingData]:
     """Read the samples, their pairs and their metadata.
 
     If several processes share a run, one process on each machine reads, and the others map its
     result.
+
+    Args:
+        base: the model that the run continues or starts from, if any.
+        continued: whether the run continues it.
 
     Raises:
         DataError: there are no usable images, or none to train on.
@@ -125,17 +235,23 @@ def read_data(
     several = accelerator if run and accelerator.num_processes > 1 else None
     if run and config.overwrite and accelerator.is_main_process and run.exists():
         files.remove(run.index)
-    images = yield from _read_samples(config, several, run)
+    numbers = stored_dtype(base.space) if base and continued else None
+    images = yield from _read_samples(config, several, run, numbers=numbers)
     pairs = yield from _read_pairs(config, images, several, run)
-    if config.classes and config.resumes:
-        training_conditions.check_names(config, images)
+    if config.classes and base and continued:
+        training_conditions.check_names(base.conditions, images, config.data)
     indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
     held_out = images.held_out[indices]
     train = indices[~held_out]
     if len(train) == 0:
         text = f"all {MEDIA[images.medium].many} with a conditioning image are held out"
         raise DataError(text, "Add more pairs")
-    images, table = yield from training_conditions.read_metadata(config, images, train)
+    table = None
+    if config.condition_on:
+        table = base.conditions.table if base else None
+        images, table = yield from training_conditions.read_metadata(
+            config, images, train, table, continued
+        )
     yield from _describe_samples(config, images, train)
     return TrainingData(images, train, indices[held_out], pairs, table)
 
@@ -175,70 +291,11 @@ def _warn_of_mixed_sizes(config: TrainConfig, images: Dataset) -> Iterator[Notic
         )
 
 
-# Weights have learned a scale of their samples, so it stays if samples are added or exchanged.
-
-FAR = 4.0
-"""Factor between two standard deviations from which on a warning says so."""
-
-
-def find_earlier(config: TrainConfig) -> tuple[Blueprint | None, bool]:
-    """Return the blueprint of the model that a run continues or starts from, if any.
-
-    The second value is whether the run continues it.
-
-    Raises:
-        ModelFileError: the file of --init is not a model file.
-    """
-    base = RunDirectory(config.out).blueprint() if config.resumes else None
-    if base or not config.init:
-        return base, base is not None
-    return model_file.load(config.init, weights=False).blueprint, False
-
-
-def keep_scale(space: Space, base: Blueprint | None, continued: bool) -> Work[Space]:
-    """Return the space of samples with the scale of an earlier model of the same kind.
-
-    Levels keep their limits in a run that is continued. With --init, they have those of the data.
-    """
-    if base is None or _kind_of(space) != _kind_of(base.space):
-        return space
-    old = base.space
-    ratios = [after / before for after, before in zip(space.std, old.std, strict=True)]
-    factor = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
-    if not 1 / FAR < factor < FAR:
-        yield Notice(
-            f"the values have {factor:.3g} times the standard deviation of the model's data, whose "
-            "scale is kept",
-            warning=True,
-        )
-    span, bounds = space.level_range, old.level_range
-    if continued and span and bounds and (span[0] < bounds[0] or span[1] > bounds[1]):
-        text = "samples have levels outside of the run's {:,} to {:,}, whose scale is kept"
-        yield Notice(text.format(*bounds), warning=True)
-    limits = old.limits if continued else space.limits
-    return replace(space, mean=old.mean, std=old.std, limits=limits)
-
-
-def keep_given_scale(
-    given: ConditioningArray | None, space: Space, base: Blueprint | None, continued: bool
-) -> ConditioningArray | None:
-    """Return conditioning images with the scale of an earlier model, like `keep_scale`."""
-    old = base.conditions.given if base and _kind_of(space) == _kind_of(base.space) else None
-    if given is None or old is None or (given.what, given.channels) != (old.what, old.channels):
-        return given
-    limits = old.limits if continued else given.limits
-    return replace(given, mean=old.mean, std=old.std, limits=limits)
-
-
-def _kind_of(space: Space) -> tuple[Any, ...]:
-    return space.medium, space.levels, space.channels, space.transform
-
-
 def _read_pairs(
     config: TrainConfig, images: Dataset, several: Accelerator | None, run: RunDirectory | None
 ) -> Work[Pairs | None]:
     """Read the paired samples of --given, with the size and the fit of the images."""
-    source = training_conditions.find_pairs(config)
+    source = training_conditions.find_pairs(config.given)
     if source is None:
         return None
     kind, space = MEDIA[images.medium], images.estimated_space
@@ -258,12 +315,17 @@ def _read_pairs(
 
 
 def _read_samples(
-    config: TrainConfig, several: Accelerator | None, run: RunDirectory | None, part: str = ""
+    config: TrainConfig,
+    several: Accelerator | None,
+    run: RunDirectory | None,
+    part: str = "",
+    numbers: str | None = None,
 ) -> Work[Dataset]:
-    """Read samples. A run that is continued keeps its numbers, for example 16 bits.
+    """Read samples.
 
     Args:
         part: the name of their files in the run directory, empty for the images themselves.
+        numbers: the type of the numbers that a continued run keeps, for example 16 bits.
     """
     cache = run.cache / part if run else None
     index = run.index / f"{part or 'images'}.jsonl" if run else None
@@ -273,7 +335,6 @@ def _read_samples(
             images = open_index(cache)
         several.wait_for_everyone()
         return images
-    base = RunDirectory(config.out).blueprint() if config.resumes and not part else None
     # Several processes map a file, so that they share its memory.
     held = 0 if several else max(0, free_memory("cpu")) // MAPPED_SHARE
     with translate_errors():
@@ -287,7 +348,7 @@ def _read_samples(
             fit=config.fit,
             medium=config.medium,
             layout=layout,
-            numbers=stored_dtype(base.space) if base else None,
+            numbers=numbers,
             bits=config.bits,
             rate=config.rate,
             transform=config.transform,
@@ -333,40 +394,3 @@ def _choose_kept_bytes(config: TrainConfig, cache: Path | None, held: int) -> in
         return held if config.cache is None else min(config.cache, held)
     disk = files.free_space(cache) // DISK_SHARE
     return max(held, disk) if config.cache is None else config.cache
-
-
-def check_fingerprint(
-    config: TrainConfig, data: TrainingData, state: Mapping[str, Any]
-) -> Work[None]:
-    """Warn if the images have changed since the run started.
-
-    Raises:
-        DataError: the images differ, with --strict.
-        UsageError: the images are the same, but their classes, pairs or metadata differ.
-    """
-    now = data.state(bool(config.classes))
-    if state["fingerprint"] != now["fingerprint"]:
-        text = f"the images in {config.data} have changed since this run started"
-        if config.strict:
-            raise DataError(text, "Remove --strict to resume with them")
-        yield Notice(text, warning=True)
-        return
-    source = files.show(config.data)
-    before, classes = state["classes"], now["classes"]
-    moved = [name for name in before if classes.get(name, before[name]) != before[name]]
-    if moved:
-        raise UsageError(
-            f"images in {source} have moved to other class folders since this run started: "
-            f"{training_conditions.list_names(moved)} changed",
-            "Move them back, or start another run with --init",
-        )
-    if now["given"] != state["given"]:
-        raise UsageError(
-            f"the conditioning images in {files.show(str(config.given))} have changed since this "
-            "run started",
-            "Restore the files and their names, or start another run with --init",
-        )
-    began = state.get("table", {})
-    if {**began, **data.fingerprints.get("table", {})} != began:
-        message = f"the metadata in {source} has changed since this run started"
-        raise UsageError(message, "Restore it, or start another run with --init")

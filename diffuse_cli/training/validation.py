@@ -1,34 +1,43 @@
-"""Validation while training: the KID of the EMA weights, the best weights, and overfitting."""
+"""Compare samples of the EMA weights with the data: KID, copies, and which settings sample best.
+
+Copying starts after a number of steps in proportion to the number of images (Bonnaire et al. 2025),
+and good samples come earlier. So a run on few images looks for copies at previews, as `eval` does,
+and keeps the last weights whose samples show no clear signs of them: in pixels and features, so
+that samples of arrays and sounds never do.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from diffuse_cli.config import sample_options
+from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core import Space
-from diffuse_cli.media import MEDIA, Array, Indices, can_judge
-from diffuse_cli.metrics import Measurement
-from diffuse_cli.metrics.features import KIDS, FeatureNetwork, prepare_network
-from diffuse_cli.metrics.features.feature_choice import build_random_network
+from diffuse_cli.media import MEDIA, Array, Indices
+from diffuse_cli.metrics import features, memorization, nearest_neighbors
+from diffuse_cli.metrics.features import FeatureNetwork
+from diffuse_cli.metrics.features.feature_choice import load_choice
+from diffuse_cli.sampling import setting_search
 from diffuse_cli.sampling.generation import generate_all
-from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.system import Notice, UsageError, Work, finish
+from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings, can_start_from_gaussian
+from diffuse_cli.system import ModelFileError, Notice, UsageError, Work, finish
 from diffuse_cli.system.rng import permutation
-from diffuse_cli.training.feed import find_readable
+from diffuse_cli.training import chores, previews
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.previews import make_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffuse_cli.models.blueprint import Blueprint
+    from diffuse_cli.training.trainer import Trainer
 
-IMAGES = 256
-"""Default of --eval-images."""
 
 REAL_IMAGES = 1000
 """The most real images to compare with. Their features are computed once."""
@@ -57,7 +66,7 @@ class BestWeights:
     @property
     def key(self) -> str:
         """Key of the KID."""
-        return next(key for key in KIDS if key in self.values)
+        return next(key for key in features.KIDS if key in self.values)
 
 
 def choose_real(plan: Plan) -> Work[Indices]:
@@ -84,7 +93,7 @@ def choose_real(plan: Plan) -> Work[Indices]:
 def read_samples(plan: Plan, chosen: Indices, max_images: int = REAL_IMAGES) -> Array:
     """Read at most `max_images` of the chosen images, stored (N, C, *size)."""
     real = chosen[permutation(plan.config.seed, 0, len(chosen))[:max_images]]
-    return np.ascontiguousarray(plan.data.images.stored[find_readable(plan.data, real)])
+    return plan.data.read(real)
 
 
 def choose_network(space: Space, samples: Array, device: torch.device) -> FeatureNetwork:
@@ -93,9 +102,8 @@ def choose_network(space: Space, samples: Array, device: torch.device) -> Featur
     Raises:
         ModelFileError: its weights are missing.
     """
-    if can_judge(space):
-        return finish(prepare_network(NETWORK, device))
-    return build_random_network(space, samples, device)
+    judge = finish(load_choice(space, device, features.prepare_network(NETWORK, device)))
+    return judge.choose_network(space, samples)
 
 
 def make_settings_in_proportion(plan: Plan, count: int) -> SamplingSettings:
@@ -108,7 +116,7 @@ def make_settings_in_proportion(plan: Plan, count: int) -> SamplingSettings:
         order = permutation(plan.config.seed, 1, len(plan.data.train))[:count]
         labels = plan.data.images.labels[plan.data.train[order]]
         classes = [int(label) for label in labels if label >= 0]
-    return make_settings(plan, count, classes=classes)
+    return previews.make_settings(plan, count, classes=classes)
 
 
 def generate_in_proportion(plan: Plan, net: Any, count: int, device: torch.device) -> Work[Array]:
@@ -118,103 +126,116 @@ def generate_in_proportion(plan: Plan, net: Any, count: int, device: torch.devic
     return (yield from generate_all(denoiser, settings, indices, space=space, device=device))
 
 
-# A warning when a model starts to memorize its images.
-#
-# The rule: the mean held-out loss of the last measurements is above the lowest mean of as many
-# earlier ones, by more than four standard errors, while the training loss is below its value at the
-# best measurement. Held-out losses use the same images, timesteps and noise every time. Their error
-# is the larger of two: of the choice of held-out images, from paired differences, and of the jitter
-# of the run, from the second differences of the curve, which a trend does not change. On plateaus,
-# simulated with jitter of one to four paired errors, 8 to 50 measurements raise under 2 % false
-# alarms (tests/training/test_overfitting.py).
+class CopyMeasure:
+    """Comparison of samples with the training images of a plan, in features and in pixels."""
 
-ERRORS = 4.0
-"""Standard errors of a rise that counts."""
+    def __init__(self, plan: Plan, network: FeatureNetwork) -> None:
+        self._plan, self._network = plan, network
+        self._features: tuple[Array, Array] | None = None
 
-WINDOW, PARTS = 3, 4
-"""Measurements that are averaged: 1/PARTS of all so far, and at least WINDOW."""
-
-FEWEST_FOR_ERROR = 8
-"""The fewest images for a useful standard error."""
-
-
-@dataclass(frozen=True)
-class HeldOutLosses:
-    """Held-out loss of each image, and the mean training loss since the last measurement."""
-
-    step: int
-    losses: tuple[float, ...]
-    training: float | None
-
-    @property
-    def mean(self) -> float:
-        """Mean held-out loss."""
-        return math.fsum(self.losses) / len(self.losses)
-
-    def paired_error(self, earlier: HeldOutLosses) -> float:
-        """Return the standard error of the difference of two means."""
-        differences = np.subtract(self.losses, earlier.losses)
-        return float(differences.std(ddof=1)) / math.sqrt(len(differences))
-
-
-def has_risen(means: Sequence[float], error: float) -> bool:
-    """Whether the last held-out losses of a curve are higher than its lowest.
-
-    Args:
-        means: the mean held-out losses so far.
-        error: the standard error of a difference of two of them, by the choice of images.
-    """
-    width = max(WINDOW, len(means) // PARTS)
-    if len(means) < 2 * width:
-        return False
-    smooth = np.convolve(means, np.full(width, 1 / width), "valid")
-    # The median of |x| is 0.6745 standard deviations, and a second difference has six variances.
-    jitter = float(np.median(np.abs(np.diff(means, 2)))) / 0.6745 / math.sqrt(6)
-    sigma = math.sqrt(2 / width) * max(jitter, error)
-    return bool(smooth[-1] - smooth[:-width].min() > ERRORS * sigma)
-
-
-@dataclass
-class Overfitting:
-    """State of the overfitting warning.
-
-    Attributes:
-        best: the measurement with the lowest held-out loss.
-        means: the mean held-out losses so far.
-        said: whether the warning was shown.
-    """
-
-    best: HeldOutLosses | None = None
-    means: list[float] = field(default_factory=list)
-    said: bool = False
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Overfitting:
-        """Restore the state from the JSON of `dataclasses.asdict`."""
-        best = state["best"]
-        held = HeldOutLosses(**{**best, "losses": tuple(best["losses"])}) if best else None
-        return cls(held, list(state["means"]), state["said"])
-
-    def add_measurement(self, now: HeldOutLosses) -> str | None:
-        """Add a measurement, and return the warning the first time it is due."""
-        best = self.best
-        if best is None or len(best.losses) != len(now.losses):
-            self.best, self.means = now, [now.mean]
-            return None
-        self.means.append(now.mean)
-        if now.mean < best.mean:
-            self.best = now
-            return None
-        if self.said or len(now.losses) < FEWEST_FOR_ERROR:
-            return None
-        if best.training is None or now.training is None or now.training >= best.training:
-            return None
-        if not has_risen(self.means, now.paired_error(best)):
-            return None
-        self.said = True
-        return (
-            f"overfitting: the held-out loss was best at step {best.step:,} and has risen from "
-            f"{Measurement(best.mean)} to {Measurement(now.mean)}, while the training loss fell "
-            f"from {Measurement(best.training)} to {Measurement(now.training)}. The model "
-            "memorizes its training data"
+    def compare(self, samples: Array) -> Work[dict[str, float]]:
+        """Return the numbers of the metric `memorization` for samples, stored (N, C, *size)."""
+        data, space = self._plan.data, self._plan.blueprint.space
+        train, held_out = data.read(data.train), data.read(data.held_out)
+        alone = memorization.count_training_references(len(held_out), len(train))
+        order, nearest = np.arange(len(train)), {}
+        if self._network.pictures:
+            if self._features is None:
+                train_features = yield from self._extract(train)
+                self._features = train_features, (yield from self._extract(held_out))
+            train_features, held_out_features = self._features
+            sample_features = yield from self._extract(samples)
+            nearest["features"] = yield from nearest_neighbors.find_nearest(
+                sample_features, held_out_features, train_features, order, alone
+            )
+        nearest["pixels"] = yield from nearest_neighbors.find_nearest(
+            samples, held_out, train, order, alone, partial(nearest_neighbors.to_comparable, space)
         )
+        return memorization.compare_distances(nearest)
+
+    def _extract(self, samples: Array) -> Work[Array]:
+        prepared = self._network.prepare_input(self._plan.blueprint.space, samples)
+        return (yield from features.extract_features(self._network, prepared))
+
+
+# The sampling settings that the model file recommends, after the last step.
+#
+# After minutes of training, guidance by the early average of the run's own weights (Karras et al.
+# 2024b) improves samples of images much, and how strong it should be depends on the data. So each
+# candidate generates samples from the same noise, in the same number of evaluations of the network,
+# and is compared with training images, which leaves the held-out images to `eval`. The lowest KID
+# wins, among the candidates that look like the data: KID alone may prefer exaggerated contrast and
+# edges. Since the candidates share their noise and the images, few samples rank them
+# (benchmarks/README.md).
+
+
+def choose_settings(trainer: Trainer) -> Work[tuple[SamplerChoice | None, bool | None]]:
+    """Return the setting to recommend, and whether its samples are not better than noise.
+
+    The setting is None if the default is as good. After the default comes guidance. A short run
+    has fewer candidates.
+    """
+    plan, device = trainer.plan, trainer.device
+    blueprint, default = plan.blueprint, previews.default_setting(plan)
+    real = read_samples(plan, plan.data.train, chores.REFERENCES)
+    try:
+        network = choose_network(blueprint.space, real, device)
+    except ModelFileError as error:  # at the end of a run, which must not fail by this
+        yield Notice(f"no sampling settings were tried: {error.message}", warning=True)
+        return None, None
+    trials, count = chores.plan_trials(plan, trainer.progress.steps)
+    candidates, guide = [default], None
+    if trainer.weak and network.pictures and trials > 1:
+        candidates += islice(guide_settings(blueprint, default), trials - 1)
+        guide = Guide(sample_options.OWN, 1.0, blueprint.denoiser(trainer.weak_net()), "")
+    settings = make_settings_in_proportion(plan, count)
+    looks = dict(zip(setting_search.FAR, measure_contrast_and_detail(real), strict=True))
+
+    def measure_look(samples: Array, *_: Array) -> dict[str, float]:
+        """Return the differences from the contrast and the detail of real samples."""
+        values = zip(setting_search.FAR, measure_contrast_and_detail(samples), strict=True)
+        return {name: value - looks[name] for name, value in values}
+
+    search = setting_search.SettingSearch(
+        denoiser=blueprint.denoiser(trainer.ema_net),
+        blueprint=blueprint,
+        base=replace(settings, guide=guide),
+        measure=setting_search.FeatureMeasure(network, blueprint.space, real),
+        n=count,
+        total=len(candidates),
+        measure_more=measure_look,
+    )
+    yield from search.try_settings(candidates)
+    best = setting_search.choose_best(search.trials)
+    noise = yield from search.measure.is_noise(best.kid)
+    return (None if best.setting == default else best.setting), noise
+
+
+def guide_settings(blueprint: Blueprint, default: SamplerChoice) -> Iterator[SamplerChoice]:
+    """Yield settings with autoguidance, in the evaluations of the default.
+
+    They start from a Gaussian, because that keeps brightness, which guidance exaggerates. An
+    interval limits classifier-free guidance, too, so a model with conditions has none.
+    """
+    starts = not blueprint.conditions and can_start_from_gaussian(
+        blueprint, max(1, default.steps // 2)
+    )
+    setting = replace(default, start=sample_options.GAUSSIAN if starts else None)
+    for scale, levels in setting_search.WEAK_CANDIDATES:
+        if not (levels and blueprint.conditions):
+            yield setting_search.add_autoguidance(setting, scale, blueprint, levels)
+
+
+def measure_contrast_and_detail(samples: Array) -> tuple[float, float]:
+    """Return the contrast and the fine detail of samples (N, C, *size), as logarithms.
+
+    Contrast is the mean standard deviation within a sample. Detail is the mean absolute second
+    difference along the spatial dimensions.
+    """
+    axes = [axis for axis in range(1, samples.ndim - 1) if samples.shape[axis + 1] > 2]
+    looks = []
+    for sample in map(np.float64, samples):  # one at a time, because many are large in float64
+        differences = [np.abs(np.diff(sample, 2, axis)).mean() for axis in axes]
+        looks.append((sample.std(), np.mean(differences or [0.0])))
+    contrast, detail = np.log(np.maximum(np.mean(looks, 0), 1e-9)).tolist()
+    return contrast, detail

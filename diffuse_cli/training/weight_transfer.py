@@ -30,7 +30,7 @@ FRACTION = {"small": -1.0, "large": 1.0}
 """
 
 
-def transfer_weights(model: StoredModel, tuned: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
+def transfer(model: StoredModel, tuned: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
     """Convert a model's EMA weights for a blueprint of the same network.
 
     Args:

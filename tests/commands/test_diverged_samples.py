@@ -11,7 +11,7 @@ from conftest import MODEL, log_rows, write_images
 from edited_models import altered
 
 from diffuse_cli.models import model_file
-from diffuse_cli.training import recommendation
+from diffuse_cli.training import chores
 
 MEASURED = ("-n", 6, "--steps", 2, "--precision", "fp32")
 TRIED = ("-n", 6, "--samplers", "ddim", "--steps", 2)
@@ -51,8 +51,8 @@ def test_no_best_model_and_no_recommendation_rest_on_them(
     diffuse, broken, images, recipe, monkeypatch
 ):
     """A run from these weights, in which no step changes them."""
-    monkeypatch.setattr(recommendation, "FEWEST", 2)
-    monkeypatch.setattr(recommendation, "SHARE", 1e-3)
+    monkeypatch.setattr(chores, "FEWEST_TRIED", 2)
+    monkeypatch.setattr(chores, "TRIALS_SHARE", 1e-3)
     monkeypatch.setattr(conftest, "PREVIEW_STEPS", 4)
     line = ("--init", broken, "--steps", 8, "--eval-every", 4, "--eval-images", 6)
     ran = diffuse("train", images, "--config", recipe, *line, "--preview-every", 4, "--json")

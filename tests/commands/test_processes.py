@@ -23,7 +23,7 @@ from diffuse_cli.system import outputs
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import training_data
-from diffuse_cli.training.decisions import check_batch
+from diffuse_cli.training.plan import check_batch
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -158,13 +158,13 @@ def test_a_run_resumes_with_as_many_processes_as_images_of_a_batch(diffuse, imag
     line = ("train", images, "--config", QUICK, *STEPS, "--batch-size", 8, "--accumulation", 4)
     assert diffuse(*line, "--stop-at", 2).code == 0
     own = {"data": str(images), "batch_size": 8, "accumulation": 4}
-    check_batch(TrainConfig(**own, auto_resume=True), 8)
+    check_batch(TrainConfig(**own, auto_resume=True), 8, True)
     with pytest.raises(UsageError, match=r"the run's --batch-size 8 .* Resume with 8 processes or"):
-        check_batch(TrainConfig(**own, auto_resume=True), 9)
+        check_batch(TrainConfig(**own, auto_resume=True), 9, True)
     with pytest.raises(UsageError, match=r"8 processes x --accumulation 4. Set --batch-size 32"):
-        check_batch(TrainConfig(**own, auto_resume=True, out="new.safetensors"), 8)
+        check_batch(TrainConfig(**own, auto_resume=True, out="new.safetensors"), 8, False)
     with pytest.raises(UsageError, match="--batch-size 64 is less than 65 processes x"):
-        check_batch(TrainConfig(data=str(images), out="new.safetensors"), 65)
+        check_batch(TrainConfig(data=str(images), out="new.safetensors"), 65, False)
 
 
 def test_two_processes_sample_the_images_of_one(pair, diffuse, conditional):

@@ -14,7 +14,7 @@ import pytest
 import record
 from conftest import JUDGE, builder
 
-from diffuse_cli.training import memory_estimate
+from diffuse_cli.training import step_cost
 
 RECORD = json.loads(goldens.GOLDEN.read_text())
 
@@ -24,7 +24,7 @@ def test_results_are_as_recorded(name, tmp_path, monkeypatch, pair):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(f"{JUDGE}.build", builder())
     monkeypatch.setattr(
-        memory_estimate, "count_fitting_images", lambda *_: 100
+        step_cost, "count_fitting_images", lambda *_: 100
     )  # memory decides no result
     goldens.furnish(tmp_path)
     measured = goldens.measure(name, lambda *line: pair(*line).out)

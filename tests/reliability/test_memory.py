@@ -21,9 +21,9 @@ from diffuse_cli.models import model_file
 from diffuse_cli.models.activation_memory import SLACK
 from diffuse_cli.system import memory as machine_memory
 from diffuse_cli.system.memory import is_out_of_memory
-from diffuse_cli.training import memory_estimate, previews
-from diffuse_cli.training.memory_estimate import estimate_memory
+from diffuse_cli.training import previews, step_cost
 from diffuse_cli.training.run_directory import RunDirectory
+from diffuse_cli.training.step_cost import estimate_memory
 from diffuse_cli.training.trainer import Trainer
 
 ERRORS = [
@@ -121,7 +121,7 @@ def test_a_resume_keeps_the_parts(train, memory):
 
 def test_a_run_that_split_its_batch_resumes_by_the_same_line(train, memory, monkeypatch):
     """Its directory has the number of parts, which is not that of the line. More parts are used."""
-    monkeypatch.setattr(memory_estimate, "count_fitting_images", lambda *_: 2)
+    monkeypatch.setattr(step_cost, "count_fitting_images", lambda *_: 2)
     line = ("--steps", 4, "--accumulation", 2, "--auto-resume")
     assert "in 4 parts" in train(*line, "--stop-at", 2).err
     ran = train(*line)
@@ -155,7 +155,7 @@ def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
 
 def test_a_preview_drawn_in_parts_shows_every_image(train, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(memory_estimate, "count_fitting_images", lambda *arguments: 5)
+        patch.setattr(step_cost, "count_fitting_images", lambda *arguments: 5)
         assert train("--steps", 1).code == 0
     in_parts = Image.open(RUN / "previews/step-00000001.png").size
     assert train("--steps", 1, "--overwrite").code == 0

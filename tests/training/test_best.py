@@ -24,7 +24,7 @@ from diffuse_cli.models import model_file
 from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system import files
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import checkpoints, validation
+from diffuse_cli.training import checkpoints, previews, start_report, validation
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import measure_by_step
@@ -57,7 +57,7 @@ def step_of(path):
 
 def test_classes_are_drawn_in_the_shares_of_the_data(quick, diffuse, images, tmp_path, monkeypatch):
     """2 of the data's 32 images are dark: few of those that are drawn."""
-    data, drawn, real = tmp_path / "data", [], validation.make_settings
+    data, drawn, real = tmp_path / "data", [], previews.make_settings
     shutil.copytree(images / "light", data / "light")
     (data / "dark").mkdir()
     for path in sorted((images / "dark").iterdir())[:2]:
@@ -67,7 +67,7 @@ def test_classes_are_drawn_in_the_shares_of_the_data(quick, diffuse, images, tmp
         drawn.append(classes)
         return real(*arguments, classes=classes, **more)
 
-    monkeypatch.setattr(validation, "make_settings", watched)
+    monkeypatch.setattr(previews, "make_settings", watched)
     line = ("--config", QUICK, "--steps", 2, "--eval-every", 2, "--eval-images", 9)
     assert diffuse("train", data, *line, "--classes").code == 0
     assert diffuse("train", data, *line, "--overwrite").code == 0
@@ -446,6 +446,6 @@ def test_what_is_logged_goes_to_trackers_too(quick, course, monkeypatch):
     monkeypatch.setattr(
         Accelerator, "log", lambda self, values, **k: seen.append(values) or real(self, values, **k)
     )
-    monkeypatch.setattr(checkpoints, "begin_trackers", lambda *arguments: ())
+    monkeypatch.setattr(start_report, "begin_trackers", lambda *arguments: ())
     assert quick("--steps", 2, *EVAL, "--log", "tensorboard").code == 0
     assert {"kid": 0.9, "kid_standard_error": 0.01} in seen

@@ -18,7 +18,7 @@ from conftest import MODEL, QUICK, do_less
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import checkpoints, chores, decisions, loop, previews
+from diffuse_cli.training import chores, loop, previews, step_cost, time_budget
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.loop import fit
 from diffuse_cli.training.optimization import ProgressSchedule, lr_at
@@ -254,9 +254,8 @@ def ticking():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", step)
-        for module in (checkpoints, decisions):
-            patch.setattr(module, "predict_step_seconds", lambda *_: STEP)
-            patch.setattr(module, "FIRST", 10)
+        patch.setattr(step_cost, "predict_seconds", lambda *_: STEP)
+        patch.setattr(time_budget, "FIRST", 10)
         patch.setattr(previews, "passes_of_preview", lambda plan: 0)
         patch.setattr(chores, "denoising_errors", SimpleNamespace(POINTS=1e-9))  # take no time
         patch.setattr(chores, "MOST_MEASURED", 4)

@@ -228,8 +228,8 @@ def on_a_gpu(monkeypatch):
     def set_triton(is_there: bool) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if is_there else None)
 
-    monkeypatch.setattr(decisions, "device_type", lambda wanted: "cuda")
-    monkeypatch.setattr(decisions, "resolve_precision", lambda *_: "bf16")
+    monkeypatch.setattr(decisions.devices, "device_type", lambda wanted: "cuda")
+    monkeypatch.setattr(decisions.devices, "resolve_precision", lambda *_: "bf16")
     set_triton(True)
     return set_triton
 

@@ -13,13 +13,13 @@ import torch
 from conftest import MODEL, QUICK, WHOLE, log_rows
 from PIL import Image
 
-from diffuse_cli.metrics.memorization import Signs
+from diffuse_cli.metrics.memorization import Signs, find_signs
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import chores, copies, monitor, validation
-from diffuse_cli.training.copies import CopyMeasure, plan_looks
+from diffuse_cli.training import chores, monitor, overfitting, previews, validation
 from diffuse_cli.training.run_directory import KEPT
+from diffuse_cli.training.validation import CopyMeasure
 from training.conftest import measure_by_step
 
 BEST = Path("model.best.safetensors")
@@ -30,7 +30,7 @@ COPIES, NONE = Signs("serious", 9), Signs("", 0)
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Callable[..., list[int]]:
     """Let the looks find copies at these steps; return the steps of the looks."""
-    monkeypatch.setattr(chores, "plan_looks", lambda plan, steps: copies.Looks(2, 4))
+    monkeypatch.setattr(chores, "plan_looks", lambda plan, steps: chores.Looks(2, 4))
     asked: list[int] = []
 
     def find(*steps: int) -> list[int]:
@@ -175,7 +175,7 @@ def test_copies_are_found_and_new_images_are_not(plan):
     moved = np.clip(stored.astype(int) + rng.integers(-1, 2, stored.shape), 0, 255)
     for samples, level in ((moved.astype(stored.dtype), "serious"), (255 - stored, "")):
         values = finish(measure.compare(np.concatenate([samples] * 2)))
-        signs = copies.memorization.find_signs(values, 2 * len(stored))
+        signs = find_signs(values, 2 * len(stored))
         assert signs.level == level
         assert 0 < values["memorized_noticed"] <= 1
 
@@ -187,7 +187,7 @@ def test_images_without_others_held_out_are_references_of_each_other(plan):
     network = validation.choose_network(space, stored, torch.device("cpu"))
     values = finish(CopyMeasure(alone, network).compare(stored))
     assert values["memorized_references"] <= len(data.train)
-    assert copies.memorization.find_signs(values, len(stored)).level == "serious"
+    assert find_signs(values, len(stored)).level == "serious"
 
 
 def test_a_run_of_equal_images_has_no_references(diffuse, tmp_path, monkeypatch):
@@ -195,7 +195,7 @@ def test_a_run_of_equal_images_has_no_references(diffuse, tmp_path, monkeypatch)
     (tmp_path / "same").mkdir()
     for k in range(10):
         Image.new("L", (8, 8), 100).save(tmp_path / f"same/{k}.png")
-    monkeypatch.setattr(chores, "plan_looks", lambda plan, steps: copies.Looks(2, 4))
+    monkeypatch.setattr(chores, "plan_looks", lambda plan, steps: chores.Looks(2, 4))
     ran = diffuse("train", tmp_path / "same", "--config", QUICK, "--steps", 2)
     assert ran.code == 0, ran.err
     assert "no signs of copies, of which there are too few images to be sure" in ran.err
@@ -203,33 +203,35 @@ def test_a_run_of_equal_images_has_no_references(diffuse, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("every", [10, 125, 625, 5000])
 @pytest.mark.parametrize("steps", [10, 100, 1000, 5000, 100_000])
-def test_looks_take_a_small_part_of_the_run(plan, steps, every):
-    looks = plan_looks(plan, steps, every)
+def test_looks_take_a_small_part_of_the_run(plan, steps, every, monkeypatch):
+    monkeypatch.setattr(chores, "preview_spacing", lambda *_: every)
+    looks = chores.plan_looks(plan, steps)
     if looks is None:
-        affordable = steps * copies.previews.passes_of_step(plan) / copies.SHARE
-        known = copies.FEATURES * len(plan.data.images)
-        assert affordable < known + copies.count_passes(plan, copies.FEWEST)
+        affordable = steps * previews.passes_of_step(plan) / chores.LOOKS_SHARE
+        known = chores.FEATURES * len(plan.data.images)
+        assert affordable < known + chores.passes_of_comparing(plan, chores.FEWEST_COMPARED)
         return
     assert looks.every % every == 0
-    assert copies.FEWEST <= looks.count <= copies.MOST
+    assert chores.FEWEST_COMPARED <= looks.count <= chores.MOST_COMPARED
     times = -(-steps // looks.every)
-    cost = times * copies.count_passes(plan, looks.count)
-    cost += copies.FEATURES * len(plan.data.images)
-    assert cost <= steps * copies.previews.passes_of_step(plan) / copies.SHARE
-    assert looks.every == every or times * looks.count < copies.FEWEST * -(-steps // every)
+    cost = times * chores.passes_of_comparing(plan, looks.count)
+    cost += chores.FEATURES * len(plan.data.images)
+    assert cost <= steps * previews.passes_of_step(plan) / chores.LOOKS_SHARE
+    assert looks.every == every or times * looks.count < chores.FEWEST_COMPARED * -(-steps // every)
 
 
 def test_many_images_are_not_compared(plan, monkeypatch):
-    assert plan_looks(plan, 10**6, 10**5)
-    monkeypatch.setattr(copies, "MANY", len(plan.data.train))
-    assert plan_looks(plan, 10**6, 10**5) is None
+    monkeypatch.setattr(chores, "preview_spacing", lambda *_: 10**5)
+    assert chores.plan_looks(plan, 10**6)
+    monkeypatch.setattr(chores, "MANY", len(plan.data.train))
+    assert chores.plan_looks(plan, 10**6) is None
 
 
 def test_conditions_of_images_are_not_compared(quick, monkeypatch):
     """Such a model is asked for its training images."""
     seen = []
-    real = copies.plan_looks
-    monkeypatch.setattr(copies, "plan_looks", lambda *a: seen.append(real(*a)) or seen[-1])
+    real = chores.plan_looks
+    monkeypatch.setattr(chores, "plan_looks", lambda *a: seen.append(real(*a)) or seen[-1])
     assert quick("--steps", 400, "--stop-at", 1, "--given", "mask:half").code == 0
     assert seen
     assert not any(seen)
@@ -237,7 +239,7 @@ def test_conditions_of_images_are_not_compared(quick, monkeypatch):
 
 def test_an_overfitting_warning_names_no_best_file_without_one(quick, looks, monkeypatch):
     looks(8)
-    monkeypatch.setattr(validation.Overfitting, "add_measurement", lambda self, now: "overfitting")
+    monkeypatch.setattr(overfitting.Overfitting, "add_measurement", lambda self, now: "overfitting")
     ran = quick(*LINE)
     assert ran.code == 0
     assert "warning: overfitting\n" in ran.err

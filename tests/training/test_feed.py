@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -15,7 +16,7 @@ from conftest import MODEL, QUICK, RUN, in_process, logged, write_images
 
 from diffuse_cli.data import decoding_threads, match_pairs, read_images, stream
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import feed
+from diffuse_cli.training import batches as training_batches
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
@@ -127,7 +128,7 @@ def test_a_lost_image_is_replaced_and_named_also_after_resume(run, folder, monke
         return original(self, k)
 
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(feed, "STEPS_AHEAD", 1)
+    monkeypatch.setattr(training_batches, "STEPS_AHEAD", 1)
     line = ("--cache", 0, "--steps", 15, "--log-every", 1)
     ran = run(*line, "-o", "whole.safetensors")
     assert ran.code == 0, ran.err
@@ -156,7 +157,7 @@ def test_without_any_the_run_ends_with_a_checkpoint(run, folder, monkeypatch):
         return original(self, k)
 
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(feed, "STEPS_AHEAD", 1)
+    monkeypatch.setattr(training_batches, "STEPS_AHEAD", 1)
     ran = run("--cache", 0)
     assert ran.code == 3, ran.err
     assert "own no longer holds its images" in ran.err
@@ -177,7 +178,7 @@ def plan(images, negatives):
     pairs = match_pairs(own, beside)
     config = SimpleNamespace(seed=0)
     made = Plan(config, None, TrainingData(own, every[~held_out], every[held_out], pairs))
-    with feed.hold_streams(made.data):
+    with contextlib.closing(made.data):
         yield made
 
 
@@ -189,17 +190,19 @@ def test_a_pair_is_replaced_as_a_whole(plan, tmp_path, negatives, monkeypatch):
     plan.data.pairs.given.stored.stream.origin.__dict__["entries"] = moved
     first, second = plan.data.train[:2]
     (own / plan.data.images.names[first]).unlink()
-    assert feed.find_readable(plan.data, np.array([second, first])).tolist() == [second, second]
+    assert plan.data.find_readable(np.array([second, first])).tolist() == [second, second]
     last = plan.data.held_out[-1]
     (own / plan.data.images.names[last]).unlink()
-    assert feed.find_readable(plan.data, np.array([last])).tolist() == [plan.data.held_out[0]]
+    assert plan.data.find_readable(np.array([last])).tolist() == [plan.data.held_out[0]]
 
 
 def test_it_takes_images_in_their_order_and_is_bounded(plan, images, monkeypatch):
     asked = []
-    original = feed.load_images
-    monkeypatch.setattr(feed, "load_images", lambda p, k: asked.append(len(k)) or original(p, k))
-    monkeypatch.setattr(feed, "STEPS_AHEAD", 3)
+    original = TrainingData.load
+    monkeypatch.setattr(
+        TrainingData, "load", lambda data, k: asked.append(len(k)) or original(data, k)
+    )
+    monkeypatch.setattr(training_batches, "STEPS_AHEAD", 3)
     batches = Batches(plan, 8, None, range(2, 6))
     whole = finish(read_images(str(images)))
     kept = TrainingData(whole, plan.data.train, plan.data.held_out)
@@ -216,9 +219,11 @@ def test_it_takes_images_in_their_order_and_is_bounded(plan, images, monkeypatch
 
 def test_large_images_are_not_read_far_ahead(plan, monkeypatch):
     asked = []
-    original = feed.load_images
-    monkeypatch.setattr(feed, "load_images", lambda p, k: asked.append(len(k)) or original(p, k))
-    monkeypatch.setattr(feed, "AHEAD", 0)
+    original = TrainingData.load
+    monkeypatch.setattr(
+        TrainingData, "load", lambda data, k: asked.append(len(k)) or original(data, k)
+    )
+    monkeypatch.setattr(training_batches, "AHEAD", 0)
     small = Batches(plan, 8, None, range(8))
     small.find_indices(0, range(8))
     small.find_indices(1, range(8))
@@ -250,7 +255,7 @@ def test_pairs_that_vanish_are_named(diffuse, images, negatives, monkeypatch, tm
         return original(self, k)
 
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(feed, "STEPS_AHEAD", 1)
+    monkeypatch.setattr(training_batches, "STEPS_AHEAD", 1)
     line = ("--given", pairs, "--steps", 8, "--cache", 0, "-q")
     ran = diffuse("train", images, "--config", QUICK, *line)
     assert ran.code == 3

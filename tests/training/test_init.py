@@ -14,7 +14,7 @@ from diffuse_cli.core.networks.unet import ENDS, Config, resized
 from diffuse_cli.core.space import Space
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.model_file import StoredModel
-from diffuse_cli.training.weight_transfer import transfer_weights
+from diffuse_cli.training import weight_transfer
 
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 4}
 B, K = 3, 2
@@ -52,7 +52,9 @@ def network(own, weights):
 
 def both(model, wanted):
     """The network of a model, and the one that it becomes."""
-    return network(model.blueprint, model.ema), network(wanted, transfer_weights(model, wanted))
+    return network(model.blueprint, model.ema), network(
+        wanted, weight_transfer.transfer(model, wanted)
+    )
 
 
 def noise(channels, size=8, seed=2):
@@ -115,7 +117,7 @@ def test_a_grey_model_that_becomes_one_of_color_sees_how_they_differ(patch):
     x = noise(3)
     assert not torch.allclose(new(x, T), new(x.mean(1, keepdim=True).expand(-1, 3, -1, -1), T))
     name = NETWORKS[color.network].ENDS.input
-    read = [transfer_weights(grey, color, seed)[name] for seed in (0, 0, 1)]
+    read = [weight_transfer.transfer(grey, color, seed)[name] for seed in (0, 0, 1)]
     assert read[0].equal(read[1])
     assert not read[0].equal(read[2])
 
@@ -135,8 +137,8 @@ def test_color_becomes_grey_and_is_the_mean_of_what_it_was_of_grey(patch, varian
 def test_grey_there_and_back_is_what_it_was():
     model = trained(blueprint(1, patch=2, variance="learned"))
     color = blueprint(3, patch=2, variance="learned")
-    back = transfer_weights(
-        replace(model, blueprint=color, ema=transfer_weights(model, color)), model.blueprint
+    back = weight_transfer.transfer(
+        replace(model, blueprint=color, ema=weight_transfer.transfer(model, color)), model.blueprint
     )
     for name, tensor in model.ema.items():
         torch.testing.assert_close(back[name], tensor)
@@ -209,7 +211,7 @@ def test_a_new_class_among_others_is_as_none_or_as_their_mean(dropout):
     old, new = both(model, blueprint(classes=("grey", "light")))
     light, grey = (torch.full((B,), k) for k in (1, 0))
     close(new(noise(1), T, label=light), old(noise(1), T, label=light))
-    rows = transfer_weights(model, blueprint(classes=("grey", "light")))[ENDS.classes]
+    rows = weight_transfer.transfer(model, blueprint(classes=("grey", "light")))[ENDS.classes]
     dark, bright, none = model.ema[ENDS.classes]
     torch.testing.assert_close(rows[0], none if dropout else (dark + bright) / 2)
     if dropout:

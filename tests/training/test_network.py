@@ -12,13 +12,13 @@ import torch
 from conftest import MODEL
 
 from diffuse_cli.config.options import from_dict, to_toml
-from diffuse_cli.config.presets import PRESETS, network_config, scale_learning_rate
+from diffuse_cli.config.presets import PRESETS, scale_learning_rate
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.models import model_file
 from diffuse_cli.models.activation_memory import count_kept_bytes
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.training import decisions
+from diffuse_cli.training import decisions, step_cost
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.decisions import complete_config, warn_of_narrow_network, with_batch_size
 from diffuse_cli.training.run_directory import RunDirectory
@@ -35,7 +35,7 @@ def completed(typed, filed=None, channels=1):
 
 def at_batch(config, batch_size, space=IMAGES):
     """A configuration with a batch size, and the rate of its network."""
-    return with_batch_size(config, batch_size, space, network_config("unet", config.architecture))
+    return with_batch_size(config, batch_size, space.dims)
 
 
 def as_file(config):
@@ -382,7 +382,7 @@ def test_dry_run_prints_less_memory_with_checkpointing(train, step_takes):
 @pytest.mark.parametrize(("typed", "batch"), [(None, 32), (4, 4)])
 def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, batch):
     """A step of 32 images takes a quarter of a second, which suits batches of 32."""
-    monkeypatch.setattr(decisions, "predict_step_seconds", lambda *sizes: sizes[2] / 128)
+    monkeypatch.setattr(step_cost, "predict_seconds", lambda *sizes: sizes[2] / 128)
     options = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
     config, blueprint = complete_config(
         configure({"data": "images", **options}), IMAGES, Conditions()

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import log_rows
 
+from diffuse_cli.training.overfitting import HeldOutLosses, Overfitting, has_risen
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-from diffuse_cli.training.validation import HeldOutLosses, Overfitting, has_risen
 
 EACH = np.random.default_rng(0).uniform(0.5, 1.5, 100)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from diffuse_cli.media import figures
 from diffuse_cli.system.accelerator import log_image
 from diffuse_cli.training import chores
 from diffuse_cli.training.chores import preview_spacing
+from diffuse_cli.training.plan import Plan
 
 
 def previews(run=RUN):
@@ -31,7 +33,7 @@ def plan_of(steps, batch_size=64, held_out=96, classes=0, train=0):
     blueprint = SimpleNamespace(conditions=conditions, wiener=False)
     images = range(train + held_out)
     data = SimpleNamespace(held_out=images[train:], train=images[:train], images=images)
-    return SimpleNamespace(config=config, blueprint=blueprint, data=data, teacher=None)
+    return Plan(config, blueprint, data)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_a_run_has_about_eight_previews_or_as_many_as_are_cheap(plan, every):
 def test_a_distilled_model_is_previewed_at_the_cost_of_its_own_steps():
     plan = plan_of(26, batch_size=8, classes=10)
     steps = SimpleNamespace(steps=2, guidance=1.0)
-    plan.teacher = SimpleNamespace(sampling=lambda blueprint: steps)
+    plan = replace(plan, teacher=SimpleNamespace(sampling=lambda blueprint: steps))
     # Ten times the time, without guidance: 10 x (16 x 2 + 96) / (3 x 8).
     assert preview_spacing(plan, plan.config.steps) == 54
 

@@ -22,7 +22,7 @@ from diffuse_cli.sampling.setting_search import (
     choose_best,
 )
 from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.training import previews, recommendation, validation
+from diffuse_cli.training import chores, previews, validation
 
 MODEL = Path("model.safetensors")
 RUN = ("--steps", 17)
@@ -70,12 +70,12 @@ def test_contrast_is_within_samples_and_detail_is_curvature():
     flat = np.stack([np.full((1, 4, 4), level, np.uint8) for level in (0, 255)])
     rows = np.arange(4) ** 2
     bowl = np.tile((10 * (rows[:, None] + rows)).reshape(1, 4, 4).astype(np.uint8), (3, 1, 1, 1))
-    assert max(recommendation.measure_contrast_and_detail(flat)) < -20
-    contrast, detail = recommendation.measure_contrast_and_detail(bowl)
+    assert max(validation.measure_contrast_and_detail(flat)) < -20
+    contrast, detail = validation.measure_contrast_and_detail(bowl)
     assert contrast == pytest.approx(np.log(bowl[0].std()))
     assert detail == pytest.approx(np.log(20))
     sound = np.sin(np.arange(64)).reshape(1, 1, 64)
-    contrast, _ = recommendation.measure_contrast_and_detail(sound)
+    contrast, _ = validation.measure_contrast_and_detail(sound)
     assert contrast == pytest.approx(np.log(sound.std()))
 
 
@@ -95,8 +95,8 @@ def trying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[Any, float]], l
             setting = choice.weak_guidance, choice.guidance_interval or choice.start
             return trial(kids.get(setting, 0.5), choice=choice)
 
-        monkeypatch.setattr(recommendation, "FEWEST", 2)
-        monkeypatch.setattr(recommendation, "SHARE", 1e-3)
+        monkeypatch.setattr(chores, "FEWEST_TRIED", 2)
+        monkeypatch.setattr(chores, "TRIALS_SHARE", 1e-3)
         monkeypatch.setattr(SettingSearch, "try_setting", find)
         monkeypatch.setattr(conftest, "PREVIEW_STEPS", 20)
         return tried
@@ -171,7 +171,7 @@ def test_a_run_whose_best_trial_is_noise_says_so(quick, trying):
 )
 def test_a_short_run_has_the_first_trials(quick, trying, monkeypatch, trials, scales):
     tried = trying({(2.0, GAUSSIAN): 0.3})
-    monkeypatch.setattr(recommendation, "plan_trials", lambda plan, steps: (trials, 4))
+    monkeypatch.setattr(chores, "plan_trials", lambda plan, steps: (trials, 4))
     quick(*RUN, "-q")
     assert [c.weak_guidance for c in tried] == scales
     assert model_file.load(MODEL).sampling == (GUIDED if trials > 1 else None)
@@ -186,19 +186,19 @@ def test_trials_are_as_many_as_the_time_allows(monkeypatch, samples, planned):
     config = SimpleNamespace(keep_weak=True)
     data = SimpleNamespace(train=range(16))
     plan = SimpleNamespace(data=data, teacher=None, config=config)
-    features = recommendation.FEATURES
+    features = chores.FEATURES
     passes = samples * (20 + features) + 116 * features
     monkeypatch.setattr(previews, "uses_images", lambda plan: False)
-    monkeypatch.setattr(previews, "passes_of_step", lambda plan: recommendation.SHARE)
+    monkeypatch.setattr(previews, "passes_of_step", lambda plan: chores.TRIALS_SHARE)
     monkeypatch.setattr(previews, "passes_of_drawing", lambda plan, count: 20 * count)
-    assert recommendation.plan_trials(plan, passes) == planned
+    assert chores.plan_trials(plan, passes) == planned
     trials, count = planned
     spent = trials * count * (20 + features) + (116 * features if trials else 0)
-    assert recommendation.count_passes(plan, passes) == spent <= passes
+    assert chores.count_trial_passes(plan, passes) == spent <= passes
     config.keep_weak = False
-    assert recommendation.plan_trials(plan, passes)[0] == min(1, trials)
+    assert chores.plan_trials(plan, passes)[0] == min(1, trials)
     data.train = range(15)
-    assert recommendation.plan_trials(plan, passes) == (0, 0)
+    assert chores.plan_trials(plan, passes) == (0, 0)
 
 
 def test_the_default_is_kept_where_nothing_wins(quick, trying):
@@ -248,11 +248,13 @@ def test_a_trial_generates_and_compares(quick, monkeypatch):
     """Real trials, of very few samples."""
     seen: list[Trial] = []
     real = choose_best
-    monkeypatch.setattr(recommendation, "FEWEST", 4)
-    monkeypatch.setattr(recommendation, "MOST", 5)
+    monkeypatch.setattr(chores, "FEWEST_TRIED", 4)
+    monkeypatch.setattr(chores, "MOST_TRIED", 5)
     monkeypatch.setattr(conftest, "PREVIEW_STEPS", 20)
-    monkeypatch.setattr(recommendation, "SHARE", 1e-3)
-    monkeypatch.setattr(recommendation, "choose_best", lambda t: (seen.extend(t), real(t))[1])
+    monkeypatch.setattr(chores, "TRIALS_SHARE", 1e-3)
+    monkeypatch.setattr(
+        validation.setting_search, "choose_best", lambda t: (seen.extend(t), real(t))[1]
+    )
     assert quick(*RUN, "-q").code == 0
     assert len({t.kid.value for t in seen}) == 1 + len(WEAK_CANDIDATES)
     assert all(t.kid.error > 0 for t in seen)
@@ -264,8 +266,8 @@ def test_a_run_ends_without_a_feature_network(quick, monkeypatch):
     def missing(*_):
         raise ModelFileError("the weights are missing")
 
-    monkeypatch.setattr(recommendation, "FEWEST", 2)
-    monkeypatch.setattr(recommendation, "SHARE", 1e-3)
+    monkeypatch.setattr(chores, "FEWEST_TRIED", 2)
+    monkeypatch.setattr(chores, "TRIALS_SHARE", 1e-3)
     monkeypatch.setattr(validation, "choose_network", missing)
     ran = quick(*RUN)
     assert ran.code == 0
@@ -276,7 +278,7 @@ def test_a_run_ends_without_a_feature_network(quick, monkeypatch):
 def test_samples_are_compared_with_training_images(quick, monkeypatch):
     """So those that are held out stay unseen."""
     chosen: list[Any] = []
-    monkeypatch.setattr(recommendation, "SHARE", 1e-3)
+    monkeypatch.setattr(chores, "TRIALS_SHARE", 1e-3)
     read = validation.read_samples
 
     def follow(plan: Any, images: Any, most: int) -> Any:
@@ -286,8 +288,8 @@ def test_samples_are_compared_with_training_images(quick, monkeypatch):
     monkeypatch.setattr(validation, "read_samples", follow)
     assert quick(*RUN, "-q").code == 0
     [(unseen, images, most)] = chosen
-    assert (unseen, most) == (set(), recommendation.REFERENCES)
-    assert images > recommendation.FEWEST
+    assert (unseen, most) == (set(), chores.REFERENCES)
+    assert images > chores.FEWEST_TRIED
 
 
 @pytest.mark.parametrize(("fewest", "share", "runs"), [(16, 1e-3, 1), (999, 1e-3, 0), (16, 20, 0)])
@@ -299,8 +301,8 @@ def test_few_images_or_steps_try_nothing(quick, monkeypatch, fewest, share, runs
         calls.append(arguments)
         return None, None
 
-    monkeypatch.setattr(recommendation, "FEWEST", fewest)
-    monkeypatch.setattr(recommendation, "SHARE", share)
-    monkeypatch.setattr(recommendation, "choose_settings", choose)
+    monkeypatch.setattr(chores, "FEWEST_TRIED", fewest)
+    monkeypatch.setattr(chores, "TRIALS_SHARE", share)
+    monkeypatch.setattr(validation, "choose_settings", choose)
     assert quick(*RUN, "-q").code == 0
     assert len(calls) == runs

@@ -86,7 +86,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch):
             del self.found_inf, self.grad_scale
             return super().step(closure)
 
-    monkeypatch.setattr(module, "training_draws", drawn)
+    monkeypatch.setattr(module.rng, "training_draws", drawn)
     monkeypatch.setattr(torch.optim, "AdamW", Plain)
 
 

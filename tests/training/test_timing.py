@@ -10,7 +10,7 @@ import pytest
 
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system.events import Progress, finish
-from diffuse_cli.training import cost_estimate, decisions, run_length, time_estimate
+from diffuse_cli.training import cost_estimate, decisions, run_length, step_cost
 from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.cost_estimate import ENOUGH as ENOUGH_STEPS
@@ -30,7 +30,6 @@ from diffuse_cli.training.run_length import (
     warn_of_long_run,
 )
 from diffuse_cli.training.time_budget import ENOUGH, FIRST, Budget
-from diffuse_cli.training.time_estimate import predict_step_seconds
 from diffuse_cli.training.training_data import TrainingData
 
 
@@ -123,7 +122,7 @@ def filled(minutes, processes=1, **given):
 def test_minutes_are_filled_with_steps_of_the_predicted_time():
     config = filled(10, batch_size=8)
     plan = plan_of(minutes=10, batch_size=8)
-    seconds = predict_step_seconds(plan.config, plan.blueprint, 8, 1)
+    seconds = step_cost.predict_seconds(plan.config, plan.blueprint, 8, 1)
     assert config.steps == round(600 / seconds)
     assert config.minutes == 10
     assert filled(0.01, batch_size=8, side=64, preset="base").steps == FIRST
@@ -142,9 +141,9 @@ def test_the_batch_does_not_depend_on_the_speed_of_a_busy_machine(monkeypatch):
 def test_processes_of_different_speeds_choose_the_same_batch_size(monkeypatch):
     """The time is that of the slowest of them."""
     plan = plan_of(minutes=10)
-    steps = ENOUGH[64] * predict_step_seconds(plan.config, plan.blueprint, 64, 1)
+    steps = ENOUGH[64] * step_cost.predict_seconds(plan.config, plan.blueprint, 64, 1)
     assert filled(1.001 * steps / 60).batch_size == 64
-    monkeypatch.setattr(time_estimate, "gather_object", lambda own: [*own, 1.5 * own[0]])
+    monkeypatch.setattr(step_cost, "gather_object", lambda own: [*own, 1.5 * own[0]])
     assert filled(1.001 * steps / 60).batch_size == 32
 
 
