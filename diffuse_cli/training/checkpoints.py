@@ -18,8 +18,8 @@ from accelerate.utils import gather_object
 from diffuse_cli.core.data_gaussian import read
 from diffuse_cli.models import model_file
 from diffuse_cli.system import Notice, OutputError, UsageError, Work, files
+from diffuse_cli.training import ema_weights
 from diffuse_cli.training.chores import can_look
-from diffuse_cli.training.ema_weights import KEPT_LENGTHS, EarlyWeights
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import KEPT, Checkpoint, RunDirectory
 from diffuse_cli.training.time_budget import Budget
@@ -82,7 +82,7 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     model = weights * (2 if plan.config.keep_raw else 1) + weak
     best = model if plan.config.eval_every else 0
     kept_weights = model if best or (plan.config.keep != "last" and can_look(plan)) else 0
-    powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
+    powers = len(ema_weights.KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
     snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
     critic = weights + moments if plan.config.distills else 0
     checkpoints = (KEPT + 1) * (2 * weights + weak + moments + kept_weights + powers + critic)
@@ -171,7 +171,7 @@ def restore_trainer(trainer: Trainer, saved: Checkpoint) -> None:
     average, _, weak = model_file.split_weights(saved.ema)
     trainer.ema.net.load_state_dict(dict(average))
     if weak:
-        trainer.weak = EarlyWeights(saved.state["weak_step"], weak)
+        trainer.weak = ema_weights.EarlyWeights(saved.state["weak_step"], weak)
     trainer.ema.updates = saved.state["ema_updates"]
     trainer.ema.forgotten = saved.state["ema_forgotten"]
     if trainer.powers:

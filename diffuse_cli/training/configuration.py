@@ -17,7 +17,6 @@ from diffuse_cli.config.task_options import check_degradation, is_degradation
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import AUGMENTATIONS, NETWORKS
 from diffuse_cli.core.losses import OF_LEARNED
-from diffuse_cli.core.networks import Network
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.data.metadata_columns import parse_column_names
 from diffuse_cli.system import OutputError, UsageError, files, finish, flag, lookup
@@ -51,14 +50,6 @@ class Layer(dict[str, Any]):
         """Settings of the network. Empty if they are not a table, which is refused later."""
         settings = self.get("architecture")
         return settings if isinstance(settings, Mapping) else {}
-
-    def find_network(self) -> Network | None:
-        """Return the network, or None if there is no such network, which is refused later."""
-        return NETWORKS.get(presets.resolve_network(self.get("network"), self.get("preset")))
-
-    def with_network(self, settings: Mapping[str, Any]) -> Layer:
-        """Return the layer with these network settings if it has network settings."""
-        return Layer({**self, "architecture": settings}) if self.network else self
 
     def config(self) -> TrainConfig:
         """Return the layer's options over the defaults.
@@ -112,32 +103,28 @@ def drop_default_loss(above: Layer, below: Layer) -> Layer:
     return below
 
 
-def drop_size_settings(above: Layer, below: Layer) -> Layer:
-    """Drop levels or patches that depend on the size, unless the network has weights already."""
-    sizes, network = (above.get("size"), below.get("size")), below.find_network()
-    if "init" in above or None in sizes or sizes[0] == sizes[1] or network is None:
-        return below
-    settings = {k: v for k, v in below.network.items() if k not in network.OF_SIZE}
-    return below.with_network(settings)
+def drop_network_settings(above: Layer, below: Layer) -> Layer:
+    """Drop network settings that do not suit another width or size.
 
-
-def drop_width_settings(above: Layer, below: Layer) -> Layer:
-    """Drop network settings that do not suit another width."""
-    network = below.find_network()
-    if "width" not in above or network is None:
+    A network that has weights already keeps the levels or patches that depend on the size.
+    """
+    network = NETWORKS.get(presets.resolve_network(below.get("network"), below.get("preset")))
+    settings, sizes = below.network, (above.get("size"), below.get("size"))
+    if network is None or not settings:  # no such network is refused later
         return below
-    preset = below.get("preset")
-    published = (
-        isinstance(preset, str) and preset in presets.PRESETS and presets.PRESETS[preset].published
-    )
-    return below.with_network(network.at_width(below.network, above.get("width"), published))
+    if "width" in above:
+        preset = presets.PRESETS.get(str(below.get("preset")))
+        published = preset is not None and preset.published
+        settings = network.at_width(settings, above.get("width"), published)
+    if "init" not in above and None not in sizes and sizes[0] != sizes[1]:
+        settings = {k: v for k, v in settings.items() if k not in network.OF_SIZE}
+    return Layer({**below, "architecture": settings})
 
 
 RULES: tuple[Rule, ...] = (
     make_network_rule("preset", "network"),
     make_network_rule("network", "preset"),
-    drop_width_settings,
-    drop_size_settings,
+    drop_network_settings,
     drop_default_loss,
     make_rule("loss", "weighting"),
     make_rule("betas", "num_timesteps"),

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 from PIL import Image
 
-from diffuse_cli.config.options import flatten_settings, read_toml
+from diffuse_cli.config import options
 from diffuse_cli.media import figures
 from diffuse_cli.pages import has_display, open_file, templates
 from diffuse_cli.pages.curves import read_curves
@@ -99,7 +99,7 @@ class RunPage:
         script = templates.read_script("run")
         start, last = self.start, self.last
         assert start is not None
-        config = read_toml(self.run.config)
+        config = options.read_toml(self.run.config)
         lines = dict(start.lines)
         if state == "finished" and self.step >= self.steps:
             resume = lines.pop("resume")
@@ -124,7 +124,7 @@ class RunPage:
             sheet=templates.to_data_url("image/png", start.sheet),
             previews=read_previews(self.run.previews),
             plots=plots,
-            settings=list(flatten_settings(config).items()),
+            settings=list(options.flatten_settings(config).items()),
             warnings=self.warnings,
             reload=RELOAD if state == "running" else 0,
             late=int(LATE * max(RELOAD, SHARE * self.took, self.interval)),
