@@ -79,9 +79,11 @@ def decide_config(
             warning=True,
         )
     config = replace(config, precision=devices.apply_precision(accelerator, config.precision))
-    config = _fill_minutes(config, blueprint, accelerator.num_processes)
+    config, room = yield from step_cost.find_room(config, blueprint, accelerator)
+    if config.minutes is not None and config.steps is None:
+        config = _fill_minutes(config, blueprint, accelerator.num_processes)
+    config = yield from step_cost.split_batch(config, room, accelerator.num_processes)
     config = yield from _choose_augmentations(config, blueprint, data)
-    config, room = yield from step_cost.fit_into_memory(config, blueprint, accelerator)
     return config, blueprint, room
 
 
@@ -91,8 +93,7 @@ def _fill_minutes(config: TrainConfig, blueprint: Blueprint, processes: int) -> 
     Both come from predicted times, because measured times depend on the load of the machine. The
     run corrects the number of steps (`time_budget`).
     """
-    if config.minutes is None or config.steps is not None:
-        return config
+    assert config.minutes is not None
     seconds = 60 * config.minutes
     if config.batch_size is None:
         batch_size = time_budget.choose_batch_size(

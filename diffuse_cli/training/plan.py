@@ -146,8 +146,9 @@ def prepare_plan(
     earlier = RunDirectory(config.out)
     continues = config.resumes and earlier.exists()
     check_batch(config, accelerator.num_processes, continues)
+    denoiser = make_denoiser(None, config, make_process(config))
     if config.distills:
-        check_distillation(config.target, make_denoiser(None, config, make_process(config)))
+        check_distillation(config.target, denoiser)
     base = earlier.blueprint() if config.resumes else None
     continued = base is not None
     if not base and config.init:

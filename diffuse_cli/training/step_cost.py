@@ -45,19 +45,16 @@ def estimate_memory(
     return MemoryCost(copies * 4 * parameters + activations.fixed, points * activations.image)
 
 
-def fit_into_memory(
+def find_room(
     config: TrainConfig, blueprint: Blueprint, accelerator: Accelerator
 ) -> Work[tuple[TrainConfig, int]]:
-    """Return the configuration whose batches fit, and the images per part that fit everywhere.
+    """Return the configuration and the images per part that every process has memory for.
 
-    If a single image does not fit, gradient checkpointing is turned on. If the batch does not fit,
-    it is computed in parts. Warnings say so.
+    If a single image does not fit, gradient checkpointing is turned on with a warning.
 
     Raises:
         UsageError: a process has no memory for a single image.
     """
-    batch_size = config.batch_size
-    assert batch_size is not None
     room = count_fitting_images(config, blueprint, accelerator)
     if not room and not config.gradient_checkpointing:
         config = dataclasses.replace(config, gradient_checkpointing=True)
@@ -65,17 +62,23 @@ def fit_into_memory(
         if room:
             text = "an image does not fit into memory: activations are computed again in the "
             yield Notice(f"{text}backward pass (--gradient-checkpointing)", warning=True)
-    processes = accelerator.num_processes
     if not room:
         device = accelerator.device.type
         free = free_memory_of_process(device)
-        needs = estimate_memory(config, blueprint, device, processes)
+        needs = estimate_memory(config, blueprint, device, accelerator.num_processes)
         raise UsageError(
             f"one image of {dimensions(blueprint.space.size)} takes "
             f"{format_bytes(needs.total_bytes(1))} of memory in training, and {format_bytes(free)} "
             "are free",
             f"Try {_suggest_smaller(needs, blueprint, free)}",
         )
+    return config, room
+
+
+def split_batch(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
+    """Return `config` with its batch in parts of at most `room` images, with a warning."""
+    batch_size = config.batch_size
+    assert batch_size is not None
     parts = min(-(-batch_size // (processes * room)), batch_size // processes)
     if parts > config.accumulation:
         yield Notice(
@@ -84,7 +87,7 @@ def fit_into_memory(
             warning=True,
         )
         config = dataclasses.replace(config, accumulation=parts)
-    return config, room
+    return config
 
 
 def count_fitting_images(
