@@ -18,7 +18,7 @@ import common
 from steps import alone, ours, peak, plan, say
 
 from diffuse_cli.models.activation_memory import SLACK
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.training.step_cost import estimate_memory
 
 PRESETS, SIDES, PRECISIONS = ("tiny", "small"), (64, 256, 512), ("fp32", "bf16")

@@ -20,8 +20,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffuse_cli.core.augmentations import augment
-from diffuse_cli.core.process import expand_batch
-from diffuse_cli.core.space import send
+from diffuse_cli.core.space import expand_batch, send
 from diffuse_cli.data.decoding_threads import cores
 from diffuse_cli.media import Indices
 from diffuse_cli.system import Notice, Work, show

@@ -17,6 +17,7 @@ from diffuse_cli.config.task_options import check_degradation, is_degradation
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import AUGMENTATIONS, NETWORKS
 from diffuse_cli.core.losses import OF_LEARNED
+from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.data.metadata_columns import parse_column_names
 from diffuse_cli.system import OutputError, UsageError, files, finish, flag, lookup

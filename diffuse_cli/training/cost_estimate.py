@@ -21,7 +21,7 @@ from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models.activation_memory import SLACK
 from diffuse_cli.system import Progress, UsageError, Work, format_duration
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.training import decisions, run_length, step_cost
 from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.initial_weights import load_initial_weights

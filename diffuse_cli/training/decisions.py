@@ -12,6 +12,7 @@ from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import AUGMENTATIONS, NETWORKS, Conditions, Space, networks
 from diffuse_cli.core.data_gaussian import LONGEST
+from diffuse_cli.core.parameterization import LEARNED, has_noise
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.data.summary import plural

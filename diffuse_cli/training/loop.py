@@ -27,7 +27,7 @@ from diffuse_cli.system import (
     processes,
     run_until,
 )
-from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.training import checkpoints, chores, run_events, run_length, start_report
 from diffuse_cli.training.batches import UnreadableImages
 from diffuse_cli.training.ema_weights import save_snapshot, snapshot_due

@@ -20,7 +20,6 @@ from PIL import Image
 from diffuse_cli.config import options
 from diffuse_cli.media import figures
 from diffuse_cli.pages import has_display, open_file, templates
-from diffuse_cli.pages.curves import read_curves
 from diffuse_cli.system import DiffuseError, Notice, Work, files, format_duration
 from diffuse_cli.system.run_reader import extend_line
 from diffuse_cli.training import run_events
@@ -95,7 +94,6 @@ class RunPage:
 
     def render(self, state: str) -> str:
         """Render the page as HTML."""
-        curves = read_curves(self.run.metrics)
         script = templates.read_script("run")
         start, last = self.start, self.last
         assert start is not None
@@ -108,7 +106,7 @@ class RunPage:
         if self.run.metrics.exists():
             from diffuse_cli.pages import curves  # importing matplotlib takes half a second
 
-            plots = plot_run(curves)
+            plots = curves.plot_run(curves.read_curves(self.run.metrics))
         return templates.render_page(
             "run",
             f"Training {self.run.path.stem}",

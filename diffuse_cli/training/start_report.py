@@ -18,7 +18,7 @@ from diffuse_cli.data import Dataset, is_images, summary
 from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.media import MEDIA, figures, render_samples
 from diffuse_cli.system import Notice, Work, files, run_reader
-from diffuse_cli.system.devices import redirect_trackers
+from diffuse_cli.system.accelerator import redirect_trackers
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Started

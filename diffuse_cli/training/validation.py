@@ -20,10 +20,10 @@ import torch
 from diffuse_cli.config import sample_options
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core import Space
-from diffuse_cli.media import MEDIA, Array, Indices
+from diffuse_cli.media import MEDIA, Array, Indices, can_judge
 from diffuse_cli.metrics import features, memorization, nearest_neighbors
 from diffuse_cli.metrics.features import FeatureNetwork
-from diffuse_cli.metrics.features.feature_choice import load_choice
+from diffuse_cli.metrics.features.feature_choice import build_random_network
 from diffuse_cli.sampling import setting_search
 from diffuse_cli.sampling.generation import generate_all
 from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings, can_start_from_gaussian
@@ -102,8 +102,9 @@ def choose_network(space: Space, samples: Array, device: torch.device) -> Featur
     Raises:
         ModelFileError: its weights are missing.
     """
-    judge = finish(load_choice(space, device, features.prepare_network(NETWORK, device)))
-    return judge.choose_network(space, samples)
+    if can_judge(space):
+        return finish(features.prepare_network(NETWORK, device))
+    return build_random_network(space, samples, device)
 
 
 def make_settings_in_proportion(plan: Plan, count: int) -> SamplingSettings:
