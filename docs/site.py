@@ -109,9 +109,10 @@ def exported(file: Path) -> list[tuple[str, str]]:
     """Names that a package gives out, with their modules, from its block for type checkers."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     return [(alias.name, str(node.module)) for node in imports
             if str(node.module).startswith("diffuse_cli.")
-            for alias in node.names if alias.asname == alias.name]  # fmt: skip
+            for alias in node.names if alias.asname == alias.name or alias.name in names]  # fmt: skip
 
 
 def modules() -> list[Path]:
@@ -124,7 +125,7 @@ def reference(out: Path) -> Nav:
     """Write pages of the docstrings, and return their part of the navigation."""
     out.mkdir(parents=True)
     nav: Nav = []
-    names = exported(ROOT / "diffuse_cli" / "__init__.py")
+    names = exported(ROOT / "diffuse_cli" / "api" / "__init__.py")
     if names:
         lines = ["# diffuse_cli", "", "`import diffuse_cli as diffuse`", ""]
         short = "    options:\n      show_root_full_path: false\n"

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import typer
 
+import diffuse_cli
+from diffuse_cli import core
 from diffuse_cli.app import build
 from diffuse_cli.commands._cli.help import group_parameters
 
@@ -122,3 +124,10 @@ def test_every_page_is_in_the_table_of_contents(site: Any, tmp_path: Path):
     written = {path.stem for path in (tmp_path / "reference").glob("*.md")}
     assert {Path(leaf).stem for leaf in found if leaf.startswith("reference/")} <= written
     assert "networks.unet" in written
+
+
+def test_the_reference_lists_the_public_names(site: Any):
+    package = ROOT / "diffuse_cli"
+    names = {name for name, _ in site.exported(package / "api" / "__init__.py")}
+    assert names == {*diffuse_cli.__all__} - {"__version__"}
+    assert {name for name, _ in site.exported(package / "core" / "__init__.py")} == {*core.__all__}

@@ -227,7 +227,7 @@ class ForwardConfig(Options):
     )
     layout: str | None = option.data.optional(
         "Axis order of an array, for example HWC.",
-        table="media.shapes.OF_ARRAYS",
+        table="media.OF_ARRAYS",
         shown="from its shape",
     )
 
