@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffuse_cli.core.augmentations import AUGMENTATIONS, Augmentation
     from diffuse_cli.core.conditions import (
         PAIRS,
         ConditioningArray,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from diffuse_cli.core.data_gaussian import DataGaussian
     from diffuse_cli.core.degradations import DEGRADATIONS, Degradation
     from diffuse_cli.core.denoiser import Denoise, Denoiser, Prediction, Reference
-    from diffuse_cli.core.denoising_errors import DenoisingErrors
     from diffuse_cli.core.gaussian import Gaussian
     from diffuse_cli.core.guidance import autoguide, clip, guide
     from diffuse_cli.core.likelihood import Bits, bits_per_dim, log_densities
@@ -44,23 +42,21 @@ if TYPE_CHECKING:
     from diffuse_cli.core.schedules import SCHEDULES, SPACINGS
     from diffuse_cli.core.settings import Settings, dimensions
     from diffuse_cli.core.space import TRANSFORMS, Space
-    from diffuse_cli.core.tiling import Tiling
 
 __all__ = [
-    "AUGMENTATIONS", "DEGRADATIONS", "LOSSES", "NETWORKS", "OPTIMIZERS", "PAIRS",
-    "RESTORATIONS", "SAMPLERS", "SCHEDULES", "SPACINGS", "TARGETS", "TIMESTEP_DRAWS",
-    "TRANSFORMS", "VARIANCES", "WEIGHTINGS", "Augmentation", "Bits", "ConditioningArray",
-    "Conditions", "DataGaussian", "Degradation", "Denoise", "Denoiser", "DenoisingErrors",
-    "Ends", "Gaussian", "InvalidArgument", "LabelColumn", "MetadataTable", "Modules",
-    "NumberColumn", "Prediction", "Process", "Reference", "Registry", "Settings", "Space",
-    "State", "Tiling", "autoguide", "bits_per_dim", "clip", "dimensions", "guide",
-    "log_densities", "loss", "output_channels", "sample",
+    "DEGRADATIONS", "LOSSES", "NETWORKS", "OPTIMIZERS", "PAIRS", "RESTORATIONS", "SAMPLERS",
+    "SCHEDULES", "SPACINGS", "TARGETS", "TIMESTEP_DRAWS", "TRANSFORMS", "VARIANCES",
+    "WEIGHTINGS", "Bits", "ConditioningArray", "Conditions", "DataGaussian", "Degradation",
+    "Denoise", "Denoiser", "Ends", "Gaussian", "InvalidArgument", "LabelColumn",
+    "MetadataTable", "Modules", "NumberColumn", "Prediction", "Process", "Reference",
+    "Registry", "Settings", "Space", "State", "autoguide", "bits_per_dim", "clip", "dimensions",
+    "guide", "log_densities", "loss", "output_channels", "sample",
 ]  # fmt: skip
 
 MODULES = (
-    "registry", "settings", "conditions", "space", "schedules", "augmentations", "parameterization",
-    "gaussian", "losses", "samplers", "degradations", "restoration", "optimizers", "networks",
-    "process", "tiling", "data_gaussian", "denoiser", "denoising_errors", "guidance", "likelihood",
+    "registry", "settings", "conditions", "space", "schedules", "parameterization", "gaussian",
+    "losses", "samplers", "degradations", "restoration", "optimizers", "networks", "process",
+    "data_gaussian", "denoiser", "guidance", "likelihood",
 )  # fmt: skip
 """Modules in which names are looked up, in this order. Modules that import torch come last."""
 

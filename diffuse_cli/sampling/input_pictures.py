@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core import TRANSFORMS, Space, Tiling, dimensions
+from diffuse_cli.core import TRANSFORMS, Space, dimensions
 from diffuse_cli.core.space import longest_side
+from diffuse_cli.core.tiling import Tiling
 from diffuse_cli.data import Dataset, file_hashes, is_images, match_pairs, read_images, summary
 from diffuse_cli.media import (
     ALPHA,

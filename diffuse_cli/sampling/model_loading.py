@@ -11,8 +11,8 @@ import torch
 from accelerate.utils import gather_object
 
 from diffuse_cli.config.sample_options import OWN, WEAK_GUIDANCE, DrawConfig
-from diffuse_cli.core import Denoiser, Space, Tiling, dimensions, kernels, networks
-from diffuse_cli.core.tiling import WINDOWS
+from diffuse_cli.core import Denoiser, Space, dimensions, kernels, networks
+from diffuse_cli.core.tiling import WINDOWS, Tiling
 from diffuse_cli.data.metadata_columns import describe_column
 from diffuse_cli.models import activation_memory, model_file
 from diffuse_cli.models.image_conditioning import Conditioner

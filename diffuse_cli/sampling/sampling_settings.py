@@ -16,7 +16,8 @@ from diffuse_cli.system import Notice, UsageError, Work, lookup
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core import DataGaussian, Denoise, Denoiser, DenoisingErrors, Process
+    from diffuse_cli.core import DataGaussian, Denoise, Denoiser, Process
+    from diffuse_cli.core.denoising_errors import DenoisingErrors
     from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import StoredModel
 

@@ -15,7 +15,8 @@ from diffuse_cli.config import options, presets, train_options
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.task_options import check_degradation, is_degradation
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import AUGMENTATIONS, NETWORKS
+from diffuse_cli.core import NETWORKS
+from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.core.settings import to_dict as plain

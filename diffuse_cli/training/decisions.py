@@ -10,7 +10,8 @@ from diffuse_cli.config import presets, train_options
 from diffuse_cli.config.options import convert_options
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import AUGMENTATIONS, NETWORKS, Conditions, Space, networks
+from diffuse_cli.core import NETWORKS, Conditions, Space, networks
+from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.data_gaussian import LONGEST
 from diffuse_cli.core.parameterization import LEARNED, has_noise
 from diffuse_cli.core.settings import to_dict

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from diffuse_cli.config import options
 from diffuse_cli.config.sample_options import SamplerChoice
-from diffuse_cli.core import Denoiser, DenoisingErrors, denoising_errors
+from diffuse_cli.core import Denoiser, denoising_errors
+from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import Measurement, label, memorization

@@ -13,15 +13,9 @@ import torch
 from diffuse_cli.config.presets import BATCH
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import (
-    ConditioningArray,
-    Conditions,
-    DataGaussian,
-    DenoisingErrors,
-    Space,
-    distillation,
-)
+from diffuse_cli.core import ConditioningArray, Conditions, DataGaussian, Space, distillation
 from diffuse_cli.core.data_gaussian import measure
+from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import Indices
 from diffuse_cli.models import image_conditioning, model_file
