@@ -145,6 +145,7 @@ VARIANTS: Mapping[str, tuple[str, Callable[[Recipe], Recipe]]] = {
     "diffusers": ("diffusers", lambda own: own),
     "diffusers, 2M SDE": ("diffusers", lambda own: replace(own, solver="2M SDE")),
     "diffusers, rate × 2": ("diffusers", lambda own: replace(own, lr=2 * own.lr)),
+    "diffusers, rate × 4": ("diffusers", lambda own: replace(own, lr=4 * own.lr)),
     "diffusers, rate × 0.5": ("diffusers", lambda own: replace(own, lr=own.lr / 2)),
     "ddpm-pytorch": ("ddpm-pytorch", lambda own: own),
 }

@@ -214,7 +214,7 @@ def _upgrade_description(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
-    """Return the model without its tensors; `weak` is empty if the file has weak weights."""
+    """Return the model without its tensors. `weak` is empty if the file has weak weights."""
     network = _check_settings(described["network"])
     name, data = network.pop("name"), dict(described["data"])
     space = from_plain(_check_settings(described["space"]))

@@ -137,7 +137,7 @@ def fits_header(names: object) -> bool:
 
 
 def check_names(conditions: Conditions, images: Dataset, source: str) -> None:
-    """Refuse images of a source in classes with other names than those of a run's conditions.
+    """Refuse images of a source whose class names differ from the run's.
 
     Raises:
         UsageError: the names differ.
