@@ -126,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code (listed in docs/cli.md)."""
     for stream in (sys.stdout, sys.stderr):
         escape_unencodable(stream)
-    consoles = [Console()]
+    words = sys.argv[1:] if arguments is None else arguments
+    consoles = [Console(as_json="--json" in words)]  # until the command's own is known
     try:
         with processes.raise_signals(), _print_skipped(consoles):
             program, name = build(), "diffuse"
@@ -142,10 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if is_out_of_memory(error):
-            words = sys.argv[1:] if arguments is None else arguments
-            return _report_error(
-                consoles[-1], UsageError("out of memory", _suggest_less_memory(words)).mark_local()
-            )
+            hint = _suggest_less_memory(words)
+            failure = UsageError("out of memory", hint, code="out_of_memory")
+            return _report_error(consoles[-1], failure.mark_local())
         if isinstance(error, OSError):
             return _report_error(consoles[-1], OutputError(str(error)))
         if process_error := processes.lost_process_error(error):

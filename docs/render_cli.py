@@ -22,6 +22,7 @@ from diffuse_cli import __version__
 from diffuse_cli.app import build, main
 from diffuse_cli.commands._cli.help import group_parameters
 from diffuse_cli.config.options import GROUPS
+from diffuse_cli.system.errors import CODES
 
 PAGE, MANUAL = Path(__file__).with_name("cli.md"), Path(__file__).with_name("diffuse.1")
 HEAD = """# The command line
@@ -35,6 +36,18 @@ Exit codes: 0 ok · 1 a bug, with its traceback · 2 usage or configuration · 3
 missing · 4 model file rejected or missing · 5 output exists, is not writable, or other I/O ·
 6 divergence · 75 another run holds the output · 76 one of several processes is gone ·
 130 interrupted · 143 terminated.
+
+A command that fails prints one line on stderr. With `--json` it also prints an object on stdout,
+`{"error": {"code", "option", "path", "message", "hint"}}`, whose codes are listed
+[below](#error-codes). Fields that do not apply are `null`.
+"""
+
+ERRORS = """
+## Error codes
+
+| `code` | meaning |
+|---|---|
+{rows}
 """
 
 
@@ -158,6 +171,7 @@ def render() -> str:
         f"\n## diffuse\n\n```\n{help_of()}\n```\n",
         SHARED.format(every=listed(in_every), several=listed(in_several)),
         *(section(name, text, shared, every) for name, text in helps.items()),
+        ERRORS.format(rows="\n".join(f"| `{code}` | {text} |" for code, text in CODES.items())),
     ])  # fmt: skip
 
 

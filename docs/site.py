@@ -112,7 +112,8 @@ def exported(file: Path) -> list[tuple[str, str]]:
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     return [(alias.name, str(node.module)) for node in imports
             if str(node.module).startswith("diffuse_cli.")
-            for alias in node.names if alias.asname == alias.name or alias.name in names]  # fmt: skip
+            for alias in node.names
+            if alias.asname == alias.name or alias.name in names]  # fmt: skip
 
 
 def modules() -> list[Path]:

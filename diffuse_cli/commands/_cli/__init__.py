@@ -26,6 +26,7 @@ from diffuse_cli.system import (
     Work,
     align_columns,
     finish,
+    processes,
     replace_nonfinite,
     show,
 )
@@ -86,7 +87,10 @@ class Console:
         self.say(grid)
 
     def fail(self, error: DiffuseError) -> None:
-        """Print an expected failure as one line, even when quiet."""
+        """Print a failure as one line, even when quiet, and with --json also as an object."""
+        if self.as_json and processes.rank() == 0:
+            with contextlib.suppress(OutputError):
+                self.write([json.dumps({"error": error.to_dict()})])
         line = " ".join(f"diffuse: {error}".split("\n"))
         self._err.print(Text(show(line), style="red"))
         if self.debug:

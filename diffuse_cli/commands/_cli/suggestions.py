@@ -166,8 +166,11 @@ def explain(error: TyperException) -> UsageError:
     context: Any = getattr(error, "ctx", None)
     typed: str = getattr(error, "option_name", "")
     if hasattr(error, "possibilities") and context is not None:
-        return UsageError(f"there is no option {typed}", _suggest_flag(typed, context))
-    return UsageError(error.format_message().rstrip("."), "See --help")
+        hint = _suggest_flag(typed, context)
+        return UsageError(f"there is no option {typed}", hint, code="unknown_option", option=typed)
+    missing = type(error).__name__ == "MissingParameter"
+    code = "missing_argument" if missing else "invalid_value"
+    return UsageError(error.format_message().rstrip("."), "See --help", code=code)
 
 
 def _suggest_flag(typed: str, context: Any) -> str:
@@ -203,7 +206,7 @@ def unknown_command_error(typed: str, names: Iterable[str]) -> UsageError:
     """Return the error for a command that does not exist."""
     synonym = SYNONYMS.get(typed)
     hint = f"Did you mean '{synonym}'?" if synonym else suggest(typed, names)
-    return UsageError(f"there is no command '{typed}'", hint)
+    return UsageError(f"there is no command '{typed}'", hint, code="unknown_command")
 
 
 def suggest_value(flag: str, value: str) -> str:

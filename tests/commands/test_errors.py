@@ -1,0 +1,79 @@
+"""Codes of errors: each is documented, and with --json a failure is one object on stdout."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from diffuse_cli.system.errors import CODES, DiffuseError
+
+PACKAGE = Path(__file__).parents[2] / "diffuse_cli"
+
+
+def _codes(path: Path) -> set[str]:
+    """Codes that a module names: as an argument of a call, or for a class or a variable."""
+    codes = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "code":
+            values: list[ast.expr] = [node.value]
+        elif isinstance(node, ast.Assign):
+            names = {getattr(target, "attr", getattr(target, "id", "")) for target in node.targets}
+            values = [node.value] if "code" in names else []
+        else:
+            continue
+        while values:
+            value = values.pop()
+            if isinstance(value, ast.IfExp):
+                values += [value.body, value.orelse]
+            elif isinstance(value, ast.Constant) and isinstance(value.value, str):
+                codes.add(value.value)
+    return codes
+
+
+def test_each_code_that_is_raised_is_documented_and_the_other_way_round():
+    raised = set[str]().union(*map(_codes, PACKAGE.rglob("*.py")))
+    assert raised - {""} == {*CODES}
+
+
+def test_each_class_has_its_most_general_code():
+    classes = [DiffuseError]
+    for kind in classes:
+        classes += kind.__subclasses__()
+        assert kind("text").code in CODES
+        assert kind("text", code="busy").code == "busy"
+
+
+def test_the_option_is_the_first_flag_of_the_message():
+    assert DiffuseError("--size goes before --fit").option == "--size"
+    assert DiffuseError("--size and --fit", option="--fit").option == "--fit"
+    assert DiffuseError("no flag - here").to_dict() == {
+        "code": "failed", "option": None, "path": None, "message": "no flag - here", "hint": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "code", "option"),
+    [
+        (("smaple",), 2, "unknown_command", None),
+        (("train",), 2, "missing_argument", None),
+        (("train", "x", "--stpes", "3"), 2, "unknown_option", "--stpes"),
+        (("train", "x", "--steps", "many"), 2, "invalid_value", "--steps"),
+        (("train", "x", "--schedule", "cosin"), 2, "unknown_name", "--schedule"),
+        (("train", "x"), 3, "data_missing", None),
+        (("sample", "x.safetensors"), 4, "model_missing", None),
+    ],
+)
+def test_a_failure_is_one_object_on_stdout(diffuse, arguments, exit_code, code, option):
+    ran = diffuse(*arguments, "--json")
+    assert ran.code == exit_code
+    error = json.loads(ran.out)["error"]
+    assert (error["code"], error["option"]) == (code, option)
+    assert f"diffuse: {error['message']}" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_without_json_a_failure_prints_nothing_on_stdout(diffuse):
+    assert diffuse("train", "x").out == ""
