@@ -150,10 +150,10 @@ class EvalConfig(
         for name in ("report", "pairs", "plot"):
             if self.metrics is not None and getattr(self, name):
                 text = f"--{name} and --metrics exclude each other: it shows what all of them found"
-                raise UsageError(text, "Leave one of them out")
+                raise UsageError(text, "Leave one of them out", code="options_conflict")
         if self.ode_steps and self.metrics and "likelihood-ode" not in self.metrics:
             text = "--ode-steps has no effect: --metrics leaves out likelihood-ode"
-            raise UsageError(text, "Leave out --ode-steps")
+            raise UsageError(text, "Leave out --ode-steps", code="option_needs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,8 @@ class TuneConfig(
             flag = "--guide-with"
         if self.out is not None and flag:
             text = f"-o: a model file cannot record {flag}, with which the setting was measured"
-            raise UsageError(text, f"Leave out -o or {flag}")
+            hint = f"Leave out -o or {flag}"
+            raise UsageError(text, hint, code="options_conflict", option="-o")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +239,7 @@ class EmaConfig(MeasureConfig, sample_options.StartConfig, sample_options.DrawCo
         )
         if self.metric == "held-out" and flag:
             text = f"{flag} has no effect: --metric held-out generates no images"
-            raise UsageError(text, f"Leave out {flag}")
+            raise UsageError(text, f"Leave out {flag}", code="option_needs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,4 +275,5 @@ class CompareConfig(
             sample_options.WeightsConfig,
         )
         if self.data is None and flag:
-            raise UsageError(f"{flag} needs DATA, images to evaluate both on")
+            text = f"{flag} needs DATA, images to evaluate both on"
+            raise UsageError(text, code="option_needs", option=flag)

@@ -117,14 +117,15 @@ class ConvertConfig(RuntimeConfig):
         super().__post_init__()
         if self.where is not None:
             if self.out is not None:
-                raise UsageError("OUT and -o are the same", "Give one of them")
+                text, hint = "OUT and -o are the same", "Give one of them"
+                raise UsageError(text, hint, code="options_conflict", option="-o")
             object.__setattr__(self, "out", self.where)
             object.__setattr__(self, "where", None)
         pairs = (("schedule", "betas"), ("heads", "head_width"), ("heads_upsample", "head_width"))
         for first, second in pairs:
             if None not in (getattr(self, first), getattr(self, second)):
                 text = f"{flag(first)} and {flag(second)} exclude each other"
-                raise UsageError(text, "Leave one of them out")
+                raise UsageError(text, "Leave one of them out", code="options_conflict")
 
 
 # -- pushing --------------------------------------------------------------------------------------
@@ -167,9 +168,12 @@ class PushConfig(RuntimeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.runtime is not None and not self.demo:
-            raise UsageError("--runtime goes with --demo", "Give both, or neither")
+            text = "--runtime goes with --demo"
+            raise UsageError(text, "Give both, or neither", code="option_needs")
         if self.private and self.out is not None:
-            raise UsageError("--private goes with pushing, not with -o", "Leave one of them out")
+            text = "--private goes with pushing, not with -o"
+            raise UsageError(text, "Leave one of them out", code="options_conflict")
         if self.license is None:
             text = "--license is missing: the Hub shows under which terms others may use the model"
-            raise UsageError(text, "Pass a license, for example --license mit")
+            hint = "Pass a license, for example --license mit"
+            raise UsageError(text, hint, code="missing_argument")

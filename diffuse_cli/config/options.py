@@ -205,10 +205,12 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
         return settings.from_dict(kind, values)
     except InvalidArgument as error:
         if not error.argument:  # an unknown key
-            raise UsageError(f"{where or 'configuration'}: {error.problem}", error.hint) from error
+            text = f"{where or 'configuration'}: {error.problem}"
+            raise UsageError(text, error.hint, code="unknown_setting") from error
         f = fields_by_name(kind)[error.argument]
         missing = (f"{where}: " if where else "") + error.message(field_flag(f))
-        raise UsageError(missing, f.metadata["setting"].help.removesuffix(".")) from error
+        hint = f.metadata["setting"].help.removesuffix(".")
+        raise UsageError(missing, hint, code="missing_argument") from error
 
 
 def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:
@@ -292,9 +294,11 @@ def read_toml(path: str | Path, owner: str = "--config") -> dict[str, Any]:
     try:
         data = read_bounded(path, MOST_TOML)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{owner} {show(path)}: {getattr(error, 'strerror', error)}") from error
+        text = f"{owner} {show(path)}: {getattr(error, 'strerror', error)}"
+        raise UsageError(text, code="config_unreadable", path=path) from error
     try:
         text = data.decode("utf-8-sig", "surrogateescape")
         return tomllib.loads(text.replace("\r\n", "\n"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{owner} {show(path)} is not TOML: {error}") from error
+        text = f"{owner} {show(path)} is not TOML: {error}"
+        raise UsageError(text, code="config_unreadable", path=path) from error

@@ -257,16 +257,18 @@ def resolve_architecture(
     name = config.network or preset.network
     if preset_name is not None and name != preset.network:
         text = f"--preset {preset_name} is a '{preset.network}', not a '{name}'"
-        raise UsageError(text, "Leave out --network or --preset")
+        raise UsageError(text, "Leave out --network or --preset", code="options_conflict")
     if config.width is not None:
         if given.get("width", config.width) != config.width:
             text = f"[{name}] width = {given['width']} differs from width = {config.width}"
-            raise UsageError(text, "Leave one of them out")
+            hint = "Leave one of them out"
+            raise UsageError(text, hint, code="options_conflict", option="--width")
         given["width"] = config.width
     network = lookup(NETWORKS, name, "--network")
     fields = {**preset.resolve_settings(space.dims), **given}
     if config.width is not None and "width" not in fields_by_name(network.Config):
-        raise UsageError(f"--width: the network '{name}' has none", "Leave it out")
+        text = f"--width: the network '{name}' has none"
+        raise UsageError(text, "Leave it out", code="option_unsuited")
     if network.adapt is None:
         return name, network_config(name, fields)
     exact = config.size is not None and config.preset is not None

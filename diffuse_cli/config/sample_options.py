@@ -71,11 +71,13 @@ class SamplerChoice(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.guidance_interval is not None and self.weak_guidance is None:
-            raise UsageError("noise levels of guidance without weak guidance")
+            text = "noise levels of guidance without weak guidance"
+            raise UsageError(text, code="option_needs")
         if self.times is not None and len(self.times) != self.steps:
-            raise UsageError(f"{len(self.times)} times for {self.steps} steps")
+            text = f"{len(self.times)} times for {self.steps} steps"
+            raise UsageError(text, code="options_conflict")
         if self.times is not None and self.start == GAUSSIAN:
-            raise UsageError("learned times begin in pure noise")
+            raise UsageError("learned times begin in pure noise", code="options_conflict")
 
     def __str__(self) -> str:
         steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
@@ -144,6 +146,7 @@ class VarianceConfig(WeightsConfig):
             raise UsageError(
                 f"--variance {self.variance} was measured with the EMA weights",
                 f"Leave out --weights {self.weights}, or --variance {self.variance}",
+                code="options_conflict",
             )
 
 
@@ -292,11 +295,14 @@ class SampleConfig(StartConfig, DrawConfig, VarianceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n is not None and self.range is not None:
-            raise UsageError("-n and --range exclude each other", "Give one of them")
+            text = "-n and --range exclude each other"
+            raise UsageError(text, "Give one of them", code="options_conflict")
         if self.given is None:
             for flag in ("mask", "degrade"):
                 if getattr(self, flag):
-                    raise UsageError(f"--{flag} goes with --given", "Give both, or neither")
+                    text = f"--{flag} goes with --given"
+                    raise UsageError(text, "Give both, or neither", code="option_needs")
         if self.mask and self.degrade:
             text = "--mask and --degrade exclude each other"
-            raise UsageError(text, "--degrade draws its own masks")
+            hint = "--degrade draws its own masks"
+            raise UsageError(text, hint, code="options_conflict")

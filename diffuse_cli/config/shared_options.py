@@ -137,5 +137,5 @@ class DiffusionConfig(Options):
                 text = (
                     f"--num-timesteps {self.num_timesteps} is not the number of --betas, {expected}"
                 )
-                raise UsageError(text, "Leave it out")
+                raise UsageError(text, "Leave it out", code="options_conflict")
             object.__setattr__(self, "schedule", None)

@@ -275,8 +275,11 @@ class DemoConfig(ForwardConfig, ReverseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model is not None and (flag := find_changed_flag(self, ForwardConfig)):
-            raise UsageError(f"{flag}: a model has its own", "Leave out --model, or this")
+            text, hint = f"{flag}: a model has its own", "Leave out --model, or this"
+            raise UsageError(text, hint, code="options_conflict")
         if self.model is None and (flag := find_changed_flag(self, ReverseConfig)):
-            raise UsageError(f"{flag} goes with --model", "Give both, or neither")
+            text = f"{flag} goes with --model"
+            raise UsageError(text, "Give both, or neither", code="option_needs")
         if self.fit is not None and self.size is None and self.model is None:
-            raise UsageError("--fit goes with --size or --model", "Give both, or neither")
+            text = "--fit goes with --size or --model"
+            raise UsageError(text, "Give both, or neither", code="option_needs")

@@ -270,16 +270,19 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size is not None and self.batch_size < self.accumulation:
-            raise UsageError("--accumulation must not exceed --batch-size")
+            text = "--accumulation must not exceed --batch-size"
+            raise UsageError(text, code="invalid_value")
         if not isinstance(self.architecture, Mapping):
             name = self.network or NETWORK
-            raise UsageError(f"[{name}] must be a table, not {self.architecture!r}")
+            text = f"[{name}] must be a table, not {self.architecture!r}"
+            raise UsageError(text, code="invalid_value")
         if self.resumes and self.overwrite:
             flag = "--resume" if self.resume else "--auto-resume"
-            raise UsageError(f"{flag} and --overwrite exclude each other")
+            text = f"{flag} and --overwrite exclude each other"
+            raise UsageError(text, code="options_conflict")
         if self.loss in WEIGHTED and self.weighting not in (None, "none"):
             text = f"--weighting does not go with --loss {self.loss}, which has its own weights"
-            raise UsageError(text)
+            raise UsageError(text, code="options_conflict")
 
     @property
     def num_steps(self) -> int:
@@ -316,7 +319,8 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
     tables = [name for name in NETWORKS if name in fields and name != "network"]
     for name in tables:
         if fields.setdefault("network", name) != name:
-            raise UsageError(f"[{name}] does not go with network = {fields['network']!r}")
+            text = f"[{name}] does not go with network = {fields['network']!r}"
+            raise UsageError(text, code="options_conflict", option="--network")
         table = fields.pop(name)
         if isinstance(table, Mapping):
             if "channels" in table:
