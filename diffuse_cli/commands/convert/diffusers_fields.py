@@ -207,14 +207,16 @@ def read_unet(
 
 def unsupported_error(path: Path, key: str, value: Any) -> ModelFileError:
     """Return the error for a field of a file."""
-    return ModelFileError(f"{show(path)}: {shorten(key)} = {shorten(repr(value))} is not supported")
+    text = f"{show(path)}: {shorten(key)} = {shorten(repr(value))} is not supported"
+    return ModelFileError(text, code="model_unsupported", path=path)
 
 
 def _check_fields(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a `UNet2DModel`, checked to be supported."""
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise ModelFileError(f"{show(path)} is of a {shorten(kind)}, not a UNet2DModel")
+        text = f"{show(path)} is of a {shorten(kind)}, not a UNet2DModel"
+        raise ModelFileError(text, code="model_unsupported", path=path)
     entries = {name: value for name, value in config.items() if not name.startswith("_")}
     if unknown := [name for name in entries if name not in DEFAULTS and entries[name] is not None]:
         raise unsupported_error(path, unknown[0], entries[unknown[0]])
@@ -232,6 +234,8 @@ def _check_fields(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelFileError(
             f"{show(path)}: attention without a norm in the middle block is not supported",
             "diffusers leaves the norm out with scale_shift and no attn_norm_num_groups",
+            code="model_unsupported",
+            path=path,
         )
     return fields
 

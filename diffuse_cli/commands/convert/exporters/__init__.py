@@ -82,7 +82,8 @@ def export(config: ConvertConfig) -> Work[dict[str, Any]]:
     allowed = (*OF_ALL, *target.OPTIONS)
     for f, _ in option_fields(config):
         if f.name not in allowed and getattr(config, f.name) != f.default:
-            raise UsageError(f"{field_flag(f)} does not go with --to {name}", "Leave it out")
+            text = f"{field_flag(f)} does not go with --to {name}"
+            raise UsageError(text, "Leave it out", code="options_conflict")
     with _claim_output(target, name, config) as path:
         target.check(config)
         from diffuse_cli.models import model_file
@@ -97,7 +98,8 @@ def export_error(
 ) -> ModelFileError:
     """Return the error for a setting of a model that another program has no word for."""
     setting = files.shorten(f"{field} = {value}")
-    return ModelFileError(f"{files.show(file.path)}: {program} cannot say {setting}", hint)
+    text = f"{files.show(file.path)}: {program} cannot say {setting}"
+    return ModelFileError(text, hint, code="model_mismatch", path=file.path)
 
 
 def _suffix(target: Target) -> str:
@@ -115,7 +117,8 @@ def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[
         return
     suffixes = (".safetensors", *filter(None, map(_suffix, TARGETS.values())))
     if out.suffix.lower() in suffixes:
-        raise UsageError(f"--to {name} writes a folder, not {files.show(out)}", "Choose another -o")
+        text, hint = f"--to {name} writes a folder, not {files.show(out)}", "Choose another -o"
+        raise UsageError(text, hint, code="output_unsuited", option="-o", path=out)
     files.check_writable(out / target.MARK[0])
     folder = Path(os.path.realpath(out)) if out.is_symlink() else out
     with outputs.hold_output(folder):
@@ -125,10 +128,10 @@ def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[
             text = (
                 f"{files.show(out)} holds {files.show(min(foreign))}, which convert did not write"
             )
-            raise OutputError(text, "Choose another -o")
+            raise OutputError(text, "Choose another -o", code="output_foreign", path=out)
         if names and not config.overwrite:
-            hint = "Choose another -o, or --overwrite"
-            raise OutputError(f"{files.show(out)} exists already", hint)
+            text, hint = f"{files.show(out)} exists already", "Choose another -o, or --overwrite"
+            raise OutputError(text, hint, code="output_exists", path=out)
         yield folder
 
 

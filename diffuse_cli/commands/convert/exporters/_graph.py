@@ -105,7 +105,7 @@ def trace_network(net: nn.Module, blueprint: Blueprint) -> Any:
         except UserError as error:
             why = shorten(str(error).partition("\n")[0])
             text = f"torch cannot trace the network {blueprint.network}: {why}"
-            raise ModelFileError(text) from error
+            raise ModelFileError(text, code="model_mismatch") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program

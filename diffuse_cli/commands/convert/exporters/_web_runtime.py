@@ -58,7 +58,8 @@ def check_available(option: str, given: str | None) -> None:
         UsageError
     """
     if given is None and shutil.which("npm") is None:
-        raise UsageError(f"{option} needs {PACKAGE}, and npm is not installed", HINT)
+        text = f"{option} needs {PACKAGE}, and npm is not installed"
+        raise UsageError(text, HINT, code="package_missing")
 
 
 def read_runtime(given: str | None, providers: Iterable[str] = FILES) -> dict[str, bytes]:
@@ -76,7 +77,8 @@ def read_runtime(given: str | None, providers: Iterable[str] = FILES) -> dict[st
                 line, cwd=folder, env=env, check=True, capture_output=True, timeout=WITHIN
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise UsageError(f"npm cannot fetch {PACKAGE} {VERSION}", HINT) from error
+            text = f"npm cannot fetch {PACKAGE} {VERSION}"
+            raise UsageError(text, HINT, code="hub_failed") from error
         return _read_package(next(Path(folder).glob("*.tgz")), providers)
 
 
@@ -88,13 +90,15 @@ def _read_package(path: Path, providers: Iterable[str]) -> dict[str, bytes]:
         with suppress(*DAMAGED):  # then a file is missing
             contents.update(_read_files(path, names))
     except ValueError as error:
-        raise UsageError(f"--runtime {files.show(path)}: {error}", HINT) from error
+        text = f"--runtime {files.show(path)}: {error}"
+        raise UsageError(text, HINT, code="invalid_value", path=path) from error
     for name in names:
         if name not in contents:
-            raise UsageError(f"--runtime {files.show(path)} has no dist/{name}", HINT)
+            text = f"--runtime {files.show(path)} has no dist/{name}"
+            raise UsageError(text, HINT, code="invalid_value", path=path)
         if hashlib.sha256(contents[name]).hexdigest() != HASHES[name]:
             text = f"{files.show(path)}: {name} is not that of {PACKAGE} {VERSION}"
-            raise UsageError(text, HINT)
+            raise UsageError(text, HINT, code="invalid_value", option="--runtime", path=path)
     return contents
 
 

@@ -42,7 +42,8 @@ def check(config: ConvertConfig) -> None:
     lookup(SAMPLERS, config.sampler, "--sampler")
     if config.sampler not in SCHEDULERS:
         text = f"--sampler {config.sampler} has no scheduler in diffusers that does the same"
-        raise UsageError(text, f"Choose one of {', '.join(SCHEDULERS)}")
+        hint = f"Choose one of {', '.join(SCHEDULERS)}"
+        raise UsageError(text, hint, code="options_conflict")
 
 
 def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
@@ -93,7 +94,8 @@ def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notic
         chosen = SCHEDULERS[config.sampler]
         if learned and not chosen.variance:
             message = f"--sampler {config.sampler}: {chosen.name} takes no learned variance"
-            raise UsageError(message, f"Give --sampler {DEFAULT}, or leave it out")
+            hint = f"Give --sampler {DEFAULT}, or leave it out"
+            raise UsageError(message, hint, code="option_unsuited")
         alone = [Notice(LOOP.format(f"runs {chosen.name}"))] if chosen.pipeline is None else []
         return config.sampler, alone
     sampler = model.sampling.sampler if model.sampling else DEFAULT

@@ -49,7 +49,8 @@ def check_packages(option: str) -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         text = f"{option} needs {missing[0]}"
-        raise UsageError(text, f"Install it: {INSTALL.format(extra='onnx')}")
+        hint = f"Install it: {INSTALL.format(extra='onnx')}"
+        raise UsageError(text, hint, code="package_missing")
 
 
 def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
@@ -80,5 +81,5 @@ def make_file(file: ModelFile, weights: str) -> tuple[bytes, float]:
     error = _graph.onnx_error(data, net, model.blueprint)
     if not error <= CLOSE:
         text = f"{files.show(file.path)}: onnxruntime computes something else, by {error:.2g}"
-        raise ModelFileError(text, "Try other versions of torch and onnxscript")
+        raise ModelFileError(text, "Try other versions of torch and onnxscript", path=file.path)
     return data, error

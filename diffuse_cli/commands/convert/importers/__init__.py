@@ -72,7 +72,8 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     """
     for option in OF_EXPORTS:
         if getattr(config, option):
-            raise UsageError(f"{flag(option)} goes with --to", "Give both, or neither")
+            text = f"{flag(option)} goes with --to"
+            raise UsageError(text, "Give both, or neither", code="option_needs")
     with outputs.claim_output(
         config.out or OUT, ".safetensors", config.overwrite, read=config.source
     ) as path:
@@ -83,13 +84,14 @@ def convert(config: ConvertConfig) -> Work[Converted]:
         source = ForeignSource((yield from fetch_source(config.source)))
         if source.is_own:
             text = f"{source.name} is a diffuse model already"
-            raise UsageError(text, "Use it as it is, or give --to diffusers or --to onnx")
+            hint = "Use it as it is, or give --to diffusers or --to onnx"
+            raise UsageError(text, hint, code="model_mismatch", path=source.path)
         fitting = (name for name, format in FORMATS.items() if format.recognizes(source))
         name = config.format or next(fitting, None)
         if name is None:
             tuple(map(FORMATS.__getitem__, FORMATS))  # names a broken extension, which may know it
             text = f"{source.name} is no model of a known format: {', '.join(FORMATS)}"
-            raise ModelFileError(text)
+            raise ModelFileError(text, code="model_unsupported", path=source.path)
         format = lookup(FORMATS, name, "--format")
         _check_options(config, name)
         foreign = format.read(source, config)
@@ -103,9 +105,10 @@ def _check_options(config: ConvertConfig, name: str) -> None:
     """Raise a `UsageError` for options of other formats, or a preset of another network."""
     if config.preset and (network := find_preset(config.preset).network) != "unet":
         text = f"--preset {config.preset} is a '{network}', and models of {name} are U-Nets"
-        raise UsageError(text, "Leave it out, or name a published U-Net")
+        hint = "Leave it out, or name a published U-Net"
+        raise UsageError(text, hint, code="option_unsuited")
     special = {option for format in FORMATS.values() for option in format.OPTIONS}
     for option in sorted(special.difference(FORMATS[name].OPTIONS)):
         if getattr(config, option):
             text = f"{flag(option)} does not go with {name}, whose files say it"
-            raise UsageError(text, "Leave it out")
+            raise UsageError(text, "Leave it out", code="option_unsuited")

@@ -48,7 +48,8 @@ class ForeignSource:
         self.path = Path(path)
         self.name = files.show(self.path)
         if not self.path.exists():
-            raise ModelFileError(f"no such file or folder: {self.name}")
+            text = f"no such file or folder: {self.name}"
+            raise ModelFileError(text, code="model_missing", path=self.path)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -72,9 +73,11 @@ def reject_malformed(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
+        text = f"cannot read {name}: {error.strerror or error}"
+        raise ModelFileError(text, path=path) from error
     except (*tensor_file.MALFORMED, SafetensorError) as error:
-        raise ModelFileError(f"{name} cannot be used: {shorten(error)}") from error
+        text = f"{name} cannot be used: {shorten(error)}"
+        raise ModelFileError(text, code="model_damaged", path=path) from error
 
 
 # -- tensors --------------------------------------------------------------------------------------
@@ -96,8 +99,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             file_types.check_convertible(file_types.pickle_strings(file), path)
             return _check_tensors(path, _unpickle(path, zipped=kind == file_types.TORCH))
         if kind:
-            raise ModelFileError(*file_types.kind_error(kind, path, "a model"))
-        raise ModelFileError(f"{files.show(path)} is neither safetensors nor a pickle")
+            code = "model_damaged" if kind == file_types.CUT_ZIP else "model_unsupported"
+            problem = file_types.kind_error(kind, path, "a model")
+            raise ModelFileError(*problem, code=code, path=path)
+        text = f"{files.show(path)} is neither safetensors nor a pickle"
+        raise ModelFileError(text, code="model_unsupported", path=path)
 
 
 def _unpickle(path: Path, zipped: bool) -> Any:
@@ -114,9 +120,12 @@ def _unpickle(path: Path, zipped: bool) -> Any:
         raise_if_full(error)
         if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"{name} is a pickle that asks for {match[1][:100]}, which is not a tensor"
-            raise ModelFileError(reason, NOTHING_RUN) from error
+            raise ModelFileError(
+                reason, NOTHING_RUN, code="model_unsupported", path=path
+            ) from error
         reason = f"{name} cannot be read as a checkpoint of tensors"
-        raise ModelFileError(reason, "diffuse has run no code in it") from error
+        hint = "diffuse has run no code in it"
+        raise ModelFileError(reason, hint, code="model_damaged", path=path) from error
 
 
 def _check_pickle(path: Path, zipped: bool) -> None:
@@ -124,7 +133,8 @@ def _check_pickle(path: Path, zipped: bool) -> None:
     what torch lets a pickle call, `bytearray(n)` fills the bytes by itself."""
     name, size = files.show(path), path.stat().st_size
     if size > MOST_BYTES:
-        raise ModelFileError(f"{name} is a pickle of more than {MOST_BYTES:,} bytes")
+        text = f"{name} is a pickle of more than {MOST_BYTES:,} bytes"
+        raise ModelFileError(text, path=path)
     with contextlib.ExitStack() as stack:
         if zipped:
             archive = stack.enter_context(zipfile.ZipFile(path))
@@ -132,7 +142,7 @@ def _check_pickle(path: Path, zipped: bool) -> None:
             packed = any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries)
             if packed or sum(entry.file_size for entry in entries) > size:
                 text = f"{name} is compressed or encrypted, as no checkpoint of torch is"
-                raise ModelFileError(text)
+                raise ModelFileError(text, code="model_unsupported", path=path)
             # All of them: torch may take another of two of one name, and looks away from case.
             inside = [e for e in entries if e.filename.lower().endswith(".pkl")]
             pickles = [stack.enter_context(archive.open(entry)) for entry in inside]
@@ -143,14 +153,15 @@ def _check_pickle(path: Path, zipped: bool) -> None:
                 called = (value for op, value, _ in pickletools.genops(file) if op.name in NAMES)
                 if any(str(value).endswith(" bytearray") for value in called):
                     reason = f"{name} is a pickle that asks for a bytearray, which is not a tensor"
-                    raise ModelFileError(reason, NOTHING_RUN)
+                    raise ModelFileError(reason, NOTHING_RUN, code="model_unsupported", path=path)
 
 
 def _check_tensors(path: Path, entries: Any) -> dict[str, Tensor]:
     """Tensors by name, each of real numbers that lie in the file."""
     entries, where = _unwrap_tensors(entries), files.show(path)
     if not isinstance(entries, Mapping):
-        raise ModelFileError(f"{where} holds no tensors by name")
+        text = f"{where} holds no tensors by name"
+        raise ModelFileError(text, code="model_unsupported", path=path)
     # The text of a nested key could be longer than the memory.
     wrong = [
         shorten(name) if isinstance(name, str) else f"a key of type {type(name).__name__}"
@@ -160,10 +171,13 @@ def _check_tensors(path: Path, entries: Any) -> dict[str, Tensor]:
     if wrong:
         raise ModelFileError(
             f"{where} holds {len(wrong)} entries that are not tensors of real numbers: "
-            f"{tensor_file.format_first(wrong)}"
+            f"{tensor_file.format_first(wrong)}",
+            code="model_unsupported",
+            path=path,
         )
     if sum(tensor.nbytes for tensor in entries.values()) > path.stat().st_size:
-        raise ModelFileError(f"{where} claims tensors that are larger than the file")
+        text = f"{where} claims tensors that are larger than the file"
+        raise ModelFileError(text, code="model_damaged", path=path)
     return {name: tensor.detach() for name, tensor in entries.items()}
 
 

@@ -40,9 +40,11 @@ def assemble(foreign: ForeignModel, source: ForeignSource, config: ConvertConfig
     unet = foreign.unet
     if unet.space.channels not in (1, 3):
         text = f"{source.name} takes {unet.space.channels} channels, not the 1 or 3 of an image"
-        raise ModelFileError(text, "Latent and super-resolution networks are not supported")
+        hint = "Latent and super-resolution networks are not supported"
+        raise ModelFileError(text, hint, code="model_unsupported", path=source.path)
     if config.preset and (wrong := find_difference(config.preset, unet)):
-        raise UsageError(f"--preset {config.preset} is not the network of {source.name}: {wrong}")
+        text = f"--preset {config.preset} is not the network of {source.name}: {wrong}"
+        raise UsageError(text, code="option_unsuited")
     diffusion = resolve_process(foreign, source, config)
     return StoredModel(
         blueprint=blueprint.Blueprint(
@@ -68,14 +70,16 @@ def read_net(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str
         fields = {**fields, "heads": 1}
     for name, value in fields.items():
         if value is None and name not in OPTIONAL:
-            raise ModelFileError(f"{show(where)} does not say {name}")
+            text = f"{show(where)} does not say {name}"
+            raise ModelFileError(text, code="model_damaged", path=where)
     try:
         return make_net(fields, size)
     except InvalidArgument as error:
         factor = 2 ** (len(fields["multipliers"]) - 1)
         if config.size and any(side % factor for side in config.size):
             raise to_usage_error(error) from error
-        raise ModelFileError(f"{show(where)}: {shorten(error)}") from error
+        text = f"{show(where)}: {shorten(error)}"
+        raise ModelFileError(text, code="model_unsupported", path=where) from error
 
 
 def make_net(fields: Mapping[str, Any], size: Size) -> Net:
@@ -135,21 +139,27 @@ def resolve_process(
     if "betas" not in fields and not {"schedule", "num_timesteps"} <= fields.keys():
         missing = "number of timesteps" if "schedule" in fields else "noise schedule"
         message = f"{source.name} does not say its {missing}"
-        raise UsageError(message, "Give --schedule and --num-timesteps, or --betas, or a --preset")
+        hint = "Give --schedule and --num-timesteps, or --betas, or a --preset"
+        option = "--num-timesteps" if "schedule" in fields else "--schedule"
+        raise UsageError(message, hint, code="missing_argument", option=option)
     try:
         diffusion = options.from_dict(DiffusionConfig, fields)
         blueprint.make_denoiser(None, diffusion, blueprint.make_process(diffusion))
     except UsageError as error:
         if typed:
             raise
-        raise ModelFileError(f"{source.name}: {error.message}", error.hint) from error
+        text = f"{source.name}: {error.message}"
+        raise ModelFileError(
+            text, error.hint, code="model_unsupported", path=source.path
+        ) from error
     unet = foreign.unet
     out, needed = unet.out_channels, output_channels(diffusion.variance, unet.space.channels)
     if out != needed:
         text = f"variance '{diffusion.variance}' needs {needed} channels out, not {out}"
         if "variance" in typed:
-            raise UsageError(f"--{text} as in {source.name}", "Leave --variance out")
-        raise ModelFileError(f"{source.name}: {text}")
+            text = f"--{text} as in {source.name}"
+            raise UsageError(text, "Leave --variance out", code="option_unsuited")
+        raise ModelFileError(f"{source.name}: {text}", path=source.path)
     return diffusion
 
 
@@ -187,12 +197,15 @@ def fit_tensors(foreign: ForeignModel, source: ForeignSource) -> dict[str, Tenso
     shapes = {name: str(shape) for name, shape in unet.shapes.items()}
     actual_shapes = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items()}
     if wrong := tensor_file.describe_mismatch(shapes, actual_shapes, their):
-        raise ModelFileError(f"{source.name} does not fit its network: {wrong}")
+        text = f"{source.name} does not fit its network: {wrong}"
+        raise ModelFileError(text, code="model_damaged", path=source.path)
     weights = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
     bad = [their(name) for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
     if bad:
         raise ModelFileError(
-            f"{source.name} has weights that are not numbers: {tensor_file.format_first(bad)}"
+            f"{source.name} has weights that are not numbers: {tensor_file.format_first(bad)}",
+            code="model_damaged",
+            path=source.path,
         )
     return weights
 
@@ -205,19 +218,23 @@ def class_names(config: ConvertConfig, count: int, names: tuple[str, ...] = ()) 
     numbers."""
     if config.class_names is None:
         return names or tuple(map(str, range(count)))
-    flag = f"--class-names {show(config.class_names)}"
+    path, flag = config.class_names, f"--class-names {show(config.class_names)}"
     try:
-        with Path(config.class_names).open("rb") as file:
+        with Path(path).open("rb") as file:
             lines = file.read(NAMES_BYTES).decode("utf-8-sig").splitlines()
     except OSError as error:
-        raise UsageError(f"{flag}: {error.strerror}") from error
+        text = f"{flag}: {error.strerror}"
+        raise UsageError(text, code="metadata_unreadable", path=path) from error
     except ValueError as error:
-        raise UsageError(f"{flag} is not text: {error}") from error
+        text = f"{flag} is not text: {error}"
+        raise UsageError(text, code="metadata_unreadable", path=path) from error
     listed_names = tuple(filter(None, map(str.strip, lines)))
     if len(listed_names) != count:
-        raise UsageError(f"{flag} has {len(listed_names):,} names for {count:,} classes")
+        text = f"{flag} has {len(listed_names):,} names for {count:,} classes"
+        raise UsageError(text, code="metadata_mismatch", path=path)
     if twice := [name for i, name in enumerate(listed_names) if name in listed_names[:i]]:
-        raise UsageError(f"{flag} has '{show(twice[0])}' twice", "Give each class its own name")
+        text, hint = f"{flag} has '{show(twice[0])}' twice", "Give each class its own name"
+        raise UsageError(text, hint, code="metadata_unreadable", path=path)
     return listed_names
 
 

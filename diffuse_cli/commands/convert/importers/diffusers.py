@@ -44,7 +44,8 @@ def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
         settings, classes, label_dropout = diffusers_fields.read_unet(described, unet_config)
         sample_size, attends = settings.pop("sample_size"), settings.pop("attends")
         if config.size is None and sample_size is None:
-            raise UsageError(f"{source.name} does not say its image size", "Give --size")
+            text = f"{source.name} does not say its image size"
+            raise UsageError(text, "Give --size", code="missing_argument", option="--size")
         size = parsers.parse_size(sample_size) if config.size is None else config.size
         settings["attention"] = assembly.attention_at(size, attends)
         unet = assembly.read_net(described, config, size, settings)
@@ -69,7 +70,8 @@ def _folder(source: ForeignSource) -> Path:
         folder = folder / "unet"
     if not (folder / "config.json").is_file():
         text = f"{source.name} has no config.json of a UNet2DModel next to its weights"
-        raise ModelFileError(text, "Give the folder that diffusers wrote")
+        hint = "Give the folder that diffusers wrote"
+        raise ModelFileError(text, hint, code="model_lacks", path=source.path)
     return folder
 
 
@@ -87,6 +89,8 @@ def _check_pipeline(folder: Path) -> None:
             raise ModelFileError(
                 f"{show(index)} is of a pipeline with {shorten(', '.join(models))}",
                 "Only unconditional and class-conditional image networks are supported",
+                code="model_unsupported",
+                path=index,
             )
 
 
@@ -97,7 +101,8 @@ def _tensors(source: ForeignSource, folder: Path) -> dict[str, Any]:
         paths = [folder / name for name in file_types.WEIGHTS if (folder / name).is_file()]
         if not paths:
             text = f"{show(folder)} has no {file_types.WEIGHTS[0]}"
-            raise ModelFileError(text, "Weights of another name can be given as SOURCE")
+            hint = "Weights of another name can be given as SOURCE"
+            raise ModelFileError(text, hint, code="model_lacks", path=folder)
         tensors = _foreign_files.read_weights(paths[0])
     renamed = {}
     for name, tensor in tensors.items():
@@ -152,8 +157,9 @@ def read_scheduler(path: Path, config: Mapping[str, Any], learned: bool) -> dict
     """
 
     def unknown(name: str, value: Any, values: Iterable[str]) -> ModelFileError:
+        text = f"{show(path)}: {name} is {shorten(repr(value))}"
         listed = f"Known are: {', '.join(values)}"
-        return ModelFileError(f"{show(path)}: {name} is {shorten(repr(value))}", listed)
+        return ModelFileError(text, listed, code="model_unsupported", path=path)
 
     def known(name: str, default: Any, values: Collection[str]) -> Any:
         if (value := config.get(name, default)) not in values:

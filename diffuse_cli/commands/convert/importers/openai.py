@@ -67,7 +67,8 @@ def recognizes(source: ForeignSource) -> bool:
 def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
     """Return the network and weights of a checkpoint, which does not hold its process."""
     if not recognizes(source):
-        raise ModelFileError(f"{source.name} is not a checkpoint of OpenAI's: no input_blocks")
+        text = f"{source.name} is not a checkpoint of OpenAI's: no input_blocks"
+        raise ModelFileError(text, code="model_unsupported", path=source.path)
     state = source.tensors
     shape = _shape(source)
     heads = _heads(source, config, shape)
@@ -104,7 +105,8 @@ def _shape(source: ForeignSource) -> dict[str, Any]:
 
     def sizes(name: str) -> list[int]:
         if name not in state:
-            raise ModelFileError(f"{source.name} is not a whole checkpoint: {name} is missing")
+            text = f"{source.name} is not a whole checkpoint: {name} is missing"
+            raise ModelFileError(text, code="model_damaged", path=source.path)
         return [*state[name].shape, 0, 0]
 
     blocks, levels, updown = _blocks(source)
@@ -114,7 +116,9 @@ def _shape(source: ForeignSource) -> dict[str, Any]:
     widths = [sizes(f"{first}.0.out_layers.3.weight")[0] for first in firsts]
     if not width or any(w == 0 or w % width for w in widths):
         raise ModelFileError(
-            f"{source.name} has levels of {widths} channels, not multiples of the first's {width}"
+            f"{source.name} has levels of {widths} channels, not multiples of the first's {width}",
+            code="model_unsupported",
+            path=source.path,
         )
     return {
         "channels": channels,
@@ -144,10 +148,10 @@ def _blocks(source: ForeignSource) -> tuple[int, int, bool]:
     levels = len(ups) + 1
     if not outputs:
         text = f"{source.name} has no output_blocks: it is a classifier, not a diffusion model"
-        raise ModelFileError(text)
+        raise ModelFileError(text, code="model_unsupported", path=source.path)
     if len(outputs) % levels or len(outputs) == levels:
         text = f"{source.name}: {len(outputs)} output blocks do not divide into {levels} levels"
-        raise ModelFileError(text)
+        raise ModelFileError(text, code="model_unsupported", path=source.path)
     return len(outputs) // levels - 1, levels, "in_layers" in ups.values()
 
 
@@ -168,6 +172,7 @@ def _heads(
             f"--heads-upsample does not go with --preset {config.preset}, "
             f"whose heads are {heads['head_width']} channels wide",
             "Leave it out, or give --heads",
+            code="options_conflict",
         )
     if any(heads.values()):
         return {**heads, "heads_up": None if up == heads["heads"] else up}
@@ -176,6 +181,8 @@ def _heads(
     raise UsageError(
         f"{source.name} does not say its attention heads and its process",
         f"It has the shape of {alike}" if alike else "Give --heads or --head-width, and --schedule",
+        code="missing_argument",
+        option="--heads",
     )
 
 
@@ -198,7 +205,8 @@ def _size(source: ForeignSource, config: ConvertConfig, attends: list[bool]) -> 
         return config.size
     at = PRESETS[config.preset].settings["attention"] if config.preset else ()
     if not at or True not in attends:
-        raise UsageError(f"{source.name} does not say its image size", "Give --size")
+        text = f"{source.name} does not say its image size"
+        raise UsageError(text, "Give --size", code="missing_argument", option="--size")
     side = max(at) << attends.index(True)
     return side, side
 
