@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failure = UsageError("out of memory", hint, code="out_of_memory")
             return _report_error(consoles[-1], failure.mark_local())
         if isinstance(error, OSError):
-            return _report_error(consoles[-1], OutputError(str(error)))
+            return _report_error(consoles[-1], OutputError(str(error), path=error.filename or ""))
         if process_error := processes.lost_process_error(error):
             return _report_error(consoles[-1], process_error)
         traceback.print_exc()
@@ -274,7 +274,7 @@ def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
             table, flag = _table(spec.table), options.field_flag(f)
             for name in map(str, value if isinstance(value, (list, tuple)) else [value]):
                 if name not in table and (hint := suggest_value(flag, name)):
-                    raise UsageError(f"{flag}: there is no '{name}'", hint)
+                    raise UsageError(f"{flag}: there is no '{name}'", hint, code="unknown_name")
                 lookup(table, name, flag)
 
 

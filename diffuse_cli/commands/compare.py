@@ -159,7 +159,8 @@ def _read_side(path: str) -> Work[Side]:
         places = {name: of_run.pop(name) for name in names if name in of_run}
         settings = settings or of_run
     if not settings:
-        raise ModelFileError(f"no such run or model file: {files.show(path)}")
+        text = f"no such run or model file: {files.show(path)}"
+        raise ModelFileError(text, code="model_missing", path=path)
     log = run_reader.read_log(run / run_reader.METRICS)
     rows = [row for row in log if file is None or row["step"] <= file.model.step]
     last_step = max((int(row["step"]) for row in rows), default=0)
@@ -216,7 +217,8 @@ def _compare_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[
 def _require_model(side: Side) -> ModelFile:
     if side.file is None:
         text = f"{files.show(side.path)} has no model yet"
-        raise ModelFileError(text, "Leave out DATA, or wait for its first checkpoint")
+        hint = "Leave out DATA, or wait for its first checkpoint"
+        raise ModelFileError(text, hint, code="checkpoint_missing", path=side.path)
     return side.file
 
 

@@ -49,7 +49,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         run_guidance = 1.0 if resumed.teacher_guidance is None else resumed.teacher_guidance
         if guidance not in (None, run_guidance):
             text = f"--guidance {guidance:g} differs from the run's {run_guidance:g}"
-            raise UsageError(text, "Leave it out to continue, or start again with --overwrite")
+            hint = "Leave it out to continue, or start again with --overwrite"
+            raise UsageError(text, hint, code="run_differs")
         return resumed
     values |= {"init": model, "loss": train_options.CONSISTENCY, "keep_weak": False, "augment": ()}
     values["timestep_draw"] = "uniform"  # a path has times of its own
@@ -64,7 +65,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         guidance = guidance_scale(DrawConfig(guidance=guidance), teacher)
     elif guidance not in (None, 1):
         text = f"--guidance {guidance:g}: the model is unconditional, so it cannot be guided"
-        raise UsageError(text, "Leave it out")
+        raise UsageError(text, "Leave it out", code="option_unsuited")
     if guidance is not None:
         values["teacher_guidance"] = guidance
     if config.steps is None and config.minutes is None:

@@ -148,7 +148,8 @@ class Console:
             discard_output(sys.stdout)
         except OSError as error:
             discard_output(sys.stdout)
-            raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+            text = f"cannot write to stdout: {error.strerror}"
+            raise OutputError(text, code="output_unwritable") from error
 
 
 class _SafeStream:

@@ -168,8 +168,8 @@ def explain(error: TyperException) -> UsageError:
     if hasattr(error, "possibilities") and context is not None:
         hint = _suggest_flag(typed, context)
         return UsageError(f"there is no option {typed}", hint, code="unknown_option", option=typed)
-    missing = type(error).__name__ == "MissingParameter"
-    code = "missing_argument" if missing else "invalid_value"
+    codes = {"MissingParameter": "missing_argument", "UsageError": "invalid_option"}
+    code = codes.get(type(error).__name__, "invalid_value")
     return UsageError(error.format_message().rstrip("."), "See --help", code=code)
 
 

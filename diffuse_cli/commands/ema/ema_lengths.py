@@ -154,6 +154,8 @@ def _snapshots(path: Path, step: int) -> list[ema_weights.Snapshot]:
         raise ModelFileError(
             f"{files.show(path)} has no averages of other lengths in {files.show(folder)}",
             "Train with --ema-lengths 24, and keep the run directory next to the model",
+            code="model_lacks",
+            path=path,
         )
     with _reject_unusable(folder):
         return [ema_weights.read_snapshot(file) for file in paths]
@@ -167,7 +169,7 @@ def _reject_unusable(folder: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = files.show(str(error))[:300]
         text = f"the averages in {files.show(folder)} cannot be used: {reason}"
-        raise ModelFileError(text) from error
+        raise ModelFileError(text, code="model_damaged", path=folder) from error
 
 
 def _last_update(given: Sequence[ema_weights.Snapshot]) -> int:

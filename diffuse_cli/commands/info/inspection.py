@@ -51,12 +51,14 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
     path = path if hub_models.is_name(path) else run_reader.name_path(path)
     if is_images(path) or is_sample(path):
         if config.toml:
-            raise UsageError(f"--toml is for model files, and {files.show(path)} holds images")
+            text = f"--toml is for model files, and {files.show(path)} holds images"
+            raise UsageError(text, code="option_unsuited")
         return (yield from inspect_data(config))
     if not hub_models.is_name(path):
         mode = stat_of(path, "file or folder", HINT).st_mode
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-            raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)
+            text = f"neither a folder nor a regular file: {files.show(path)}"
+            raise DataError(text, HINT, code="data_unsupported", path=path)
         if run_reader.find_run(path) == path:
             return (yield from inspect_run(config, path))
     return (yield from inspect_model(config))
@@ -112,7 +114,8 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
         if getattr(config, name) not in (None, False) and not (name == "out" and config.toml):
             flag = "-o" if name == "out" else f"--{name}"
             path = files.show(Path(config.path))
-            raise UsageError(f"{flag} is for images, and {path} is a model")
+            text = f"{flag} is for images, and {path} is a model"
+            raise UsageError(text, code="option_unsuited", option=flag)
     from diffuse_cli.models import model_file
 
     with outputs.claim_option(config, "out", ".toml") as out:
@@ -201,7 +204,7 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
     steps, batch = settings.get("steps"), settings.get("batch_size")
     if not isinstance(steps, int) or not isinstance(batch, int):
         text = f"{config.path}: its {run_reader.CONFIG} has no steps or no batch size"
-        raise ModelFileError(text)
+        raise ModelFileError(text, code="config_unreadable", path=run / run_reader.CONFIG)
     rows = list(run_reader.read_log(run / run_reader.METRICS))
     speed = run_reader.last_value(rows, "images_per_second")
     step = int(max([row["step"] for row in rows] + [model.file.model.step if model else 0]))

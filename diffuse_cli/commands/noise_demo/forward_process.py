@@ -147,7 +147,7 @@ def choose_processes(config: DemoConfig) -> dict[str, DiffusionConfig]:
     """Return the processes to show by name: schedules, and a file of betas."""
     names = tuple(SCHEDULES) if config.schedule is None else config.schedule
     if not names:
-        raise UsageError("--schedule must name at least one")
+        raise UsageError("--schedule must name at least one", code="invalid_value")
     for name in names:
         lookup(SCHEDULES, name, "--schedule")
     shared: dict[str, Any] = {
@@ -241,11 +241,12 @@ def check_sample_options(config: DemoConfig) -> None:
     medium = MEDIA[medium_of(config.image)]
     if config.layout and config.layout not in medium.layouts:
         text = f"--layout is for arrays, and {files.show(Path(config.image))} is none"
-        raise UsageError(text, "Leave it out")
+        raise UsageError(text, "Leave it out", code="option_unsuited")
     with translate_errors():
         size = medium.resolve_size(config.size)
     if size is not None and len(size) > 1 and max(size) > LARGEST_SIDE:
-        raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(size)}")
+        text = f"--size must be at most {LARGEST_SIDE} a side, not {max(size)}"
+        raise UsageError(text, code="invalid_value")
 
 
 def medium_of(path: str) -> str:

@@ -86,7 +86,8 @@ def read_condition(
     encoder = loaded.encoder
     if encoder is None:
         if config.given is not None:
-            raise UsageError("--given: the model was trained without", "Leave it out")
+            text = "--given: the model was trained without"
+            raise UsageError(text, "Leave it out", code="option_unsuited")
         return None
     if encoder.degradation is not None:
         if config.given is not None:
@@ -94,12 +95,14 @@ def read_condition(
                 f"--given: the model is conditioned on {encoder.given.what} of the "
                 f"{MEDIA[loaded.space.medium].one}",
                 "Leave it out",
+                code="option_unsuited",
             )
         inputs = image_conditioning.degraded_inputs(encoder, image[None], config.seed, "given")
     else:
         if config.given is None:
             text = "the model was trained on pairs"
-            raise UsageError(text, "Pass --given FILE, the conditioning image")
+            hint = "Pass --given FILE, the conditioning image"
+            raise UsageError(text, hint, code="missing_argument", option="--given")
         pair_config = replace(config, image=config.given)
         fit = config.fit or loaded.fit
         pair = yield from forward_process.read_sample(pair_config, encoder.input_space, fit)

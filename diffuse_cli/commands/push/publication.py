@@ -117,7 +117,9 @@ def _write_parts(folder: Path, source: ModelFile, parts: Mapping[str, bytes]) ->
     with files.replace_file(folder / MODEL) as copy, source.path.open("rb") as model:
         shutil.copyfileobj(model, copy)
     if files.sha256(folder / MODEL) != source.sha256:
-        raise ModelFileError(f"{files.show(source.path)} has changed", "Run the command again")
+        text = f"{files.show(source.path)} has changed"
+        hint = "Run the command again"
+        raise ModelFileError(text, hint, code="data_changed", path=source.path)
     for name, content in parts.items():
         files.write_bytes(folder / name, content)
 
@@ -143,7 +145,8 @@ def _place(config: PushConfig) -> Iterator[Path]:
             foreign = names - outputs.list_unfinished(out, OWNED)
         if foreign and not config.overwrite:
             text = f"{files.show(out)} exists already"
-            raise OutputError(text, "Choose another -o, or --overwrite")
+            hint = "Choose another -o, or --overwrite"
+            raise OutputError(text, hint, code="output_exists", path=out)
         yield out
 
 
@@ -158,11 +161,13 @@ def _numbers(config: PushConfig, source: ModelFile) -> Mapping[str, Any]:
         values = json.loads(Path(str(config.eval)).read_bytes())
         if (measured := values["settings"]["model_sha256"]) != source.sha256:
             text = f"{name} is of another model, of SHA-256 {files.show(str(measured), 64)}"
-            raise UsageError(text, "Measure this one: diffuse eval MODEL DATA --json > eval.json")
+            hint = "Measure this one: diffuse eval MODEL DATA --json > eval.json"
+            raise UsageError(text, hint, code="model_mismatch", path=config.eval)
         _measured(values)  # as the card will, before anything is replaced
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         text = f"{name} is not what eval prints of a model"
-        raise UsageError(text, "Write one: diffuse eval MODEL DATA --json > eval.json") from error
+        hint = "Write one: diffuse eval MODEL DATA --json > eval.json"
+        raise UsageError(text, hint, code="invalid_value", path=config.eval) from error
     return strip_folders(values)
 
 
@@ -173,7 +178,8 @@ def _picture(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
         with files.report_errors(Path(config.samples)):
             picture = Path(config.samples).read_bytes()
         if not picture.startswith(SIGNATURE):
-            raise UsageError(f"--samples {files.show(config.samples)} is not a PNG image")
+            text = f"--samples {files.show(config.samples)} is not a PNG image"
+            raise UsageError(text, code="invalid_value", path=config.samples)
         return picture, ""
     if source.model.blueprint.conditions.given:
         yield Notice(
