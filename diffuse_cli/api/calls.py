@@ -56,7 +56,8 @@ def path_of(name: str, path: Any) -> str:
         UsageError: it is none.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise UsageError(f"{name}: {shorten_repr(path)} is not a path")
+        text = f"{name}: {shorten_repr(path)} is not a path"
+        raise UsageError(text, code="invalid_value", option=name)
     return os.fspath(path)
 
 
@@ -69,7 +70,8 @@ def check_data(name: str, data: Any) -> None:
     kinds = (str, os.PathLike, Image, Iterable)
     listed = isinstance(data, kinds) or hasattr(data, "__getitem__")
     if isinstance(data, Mapping) or not listed:
-        raise UsageError(f"{name}: {shorten_repr(data)} is not a path, and not samples")
+        text = f"{name}: {shorten_repr(data)} is not a path, and not samples"
+        raise UsageError(text, code="invalid_value", option=name)
 
 
 @contextlib.contextmanager
@@ -144,6 +146,7 @@ def replace_flags(text: str) -> str:
 def _replace_error_flags(error: DiffuseError) -> DiffuseError:
     """Return the same error in the words of Python."""
     error.message, error.hint = replace_flags(error.message), replace_flags(error.hint)
+    error.option = replace_flags(error.option)
     error.args = (error.message,)
     return error
 

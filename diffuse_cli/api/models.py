@@ -111,16 +111,19 @@ class Model:
             DataError: the conditioning images cannot be used.
         """
         if of_files := sorted(OF_FILES & options.keys()):
-            raise UsageError(f"{of_files[0]}: only the command writes files", "Leave it out")
+            text = f"{of_files[0]}: only the command writes files"
+            raise UsageError(text, "Leave it out", option=of_files[0])
         if renamed := sorted(RENAMED.keys() & options.keys()):
-            raise UsageError(f"sample: there is no option '{renamed[0]}'", RENAMED[renamed[0]])
+            text = f"sample: there is no option '{renamed[0]}'"
+            raise UsageError(text, RENAMED[renamed[0]], code="unknown_setting")
         columns = [
             (name, value)
             for name, values in (on or {}).items()
             for value in _list_values(f"on: {name}", values)
         ]
         if missing := [name for name, value in columns if value is None]:
-            raise UsageError(f"on: {missing[0]} is None", "Leave out a column that is not told")
+            text, hint = f"on: {missing[0]} is None", "Leave out a column that is not told"
+            raise UsageError(text, hint, code="invalid_value", option="on")
         column_texts = [f"{name}={value}" for name, value in columns]
         typed: dict[str, Any] = {**options, "n": n, "seed": seed, "steps": steps}
         typed |= {"sampler": sampler, "on": tuple(column_texts) or None, "model": str(self.path)}
@@ -178,7 +181,9 @@ def _list_values(name: str, value: Any) -> Iterable[Any]:
     value = to_plain(value)
     listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     if listed and not value:
-        raise UsageError(f"{name} is an empty list", "Leave it out")
+        option = name.partition(":")[0]
+        text = f"{name} is an empty list"
+        raise UsageError(text, "Leave it out", code="invalid_value", option=option)
     return value if listed else (value,)
 
 
@@ -240,11 +245,13 @@ def evaluate(
         DataError, ModelFileError, UsageError: as the command.
     """
     if "report" in options:
-        raise UsageError("report: only the command writes pages", "Leave it out")
+        text = "report: only the command writes pages"
+        raise UsageError(text, "Leave it out", option="report")
     named = (metrics,) if isinstance(metrics, str) else metrics
     named = None if named is None else tuple(named)
     if named == ():
-        raise UsageError("metrics is an empty list", "Leave it out to measure all that suit")
+        hint = "Leave it out to measure all that suit"
+        raise UsageError("metrics is an empty list", hint, code="invalid_value", option="metrics")
     for name in named or ():
         lookup(METRICS, name, "metrics")
     with contextlib.ExitStack() as stack, convert_errors():

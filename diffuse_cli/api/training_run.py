@@ -87,10 +87,12 @@ def train(
     ):  # what can be refused now is
         if config is not None and not isinstance(config, (str, Path, Mapping)):
             text = f"config: {shorten_repr(config)} is not a path, and not a mapping of options"
-            raise UsageError(text, "Pass a file, a dict or None")
+            hint = "Pass a file, a dict or None"
+            raise UsageError(text, hint, code="invalid_value", option="config")
         filed = read_toml(config) if isinstance(config, (str, Path)) else to_plain(config)
         if typed.get("dry_run") or (filed or {}).get("dry_run"):
-            raise UsageError("dry_run: only the command prints a plan", "Leave it out")
+            text = "dry_run: only the command prints a plan"
+            raise UsageError(text, "Leave it out", option="dry_run")
         calls.check_data("data", data)
         configure({"data": "", **from_file(calls.convert_keywords(typed, stack))}, filed)
     return _events(data, typed, filed)
