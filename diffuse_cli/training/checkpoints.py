@@ -211,6 +211,8 @@ def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | Non
                 f"{files.show(run.model)} exists, but {files.show(run.path)} has no "
                 "complete checkpoint",
                 f"Start from its weights: --init {files.show(run.model)} -o another.safetensors",
+                code="checkpoint_missing",
+                path=run.path,
             )
         yield Notice(f"no complete checkpoint in {files.show(run.path)}: starting at step 0")
         return None
@@ -218,7 +220,8 @@ def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | Non
     began = checkpoint.state.get("distilled")
     if began and plan.teacher and began["teacher"] != plan.teacher.sha256:
         message = f"{files.show(str(config.init))} is not the model that this run distils"
-        raise UsageError(message, "Restore the file, or replace the run with --overwrite")
+        hint = "Restore the file, or replace the run with --overwrite"
+        raise UsageError(message, hint, code="run_differs", path=config.init)
     yield Notice(f"resuming from step {checkpoint.step:,} of {files.show(run.path)}")
     return checkpoint
 
@@ -239,4 +242,6 @@ def check_common_checkpoint(checkpoint: Checkpoint | None, run: RunDirectory) ->
             f"the processes found different checkpoints in {files.show(run.path)}: "
             f"{' and '.join(texts)}",
             "Set -o to a folder on a disk that all machines share",
+            code="checkpoint_missing",
+            path=run.path,
         )

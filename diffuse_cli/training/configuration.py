@@ -149,7 +149,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     Layer({"data": "", **given}).config()
     for first, second in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
         if first in flags and second in flags:
-            raise UsageError(f"--{first} and --{second} exclude each other", "Remove one of them")
+            text = f"--{first} and --{second} exclude each other"
+            raise UsageError(text, "Remove one of them", code="options_conflict")
     run = RunDirectory(given.get("out", "model.safetensors"))
     if given.get("resume") or given.get("auto_resume"):
         if run.exists():
@@ -163,7 +164,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     ):
         if name in flags and not any(getattr(config, condition) for condition in conditions):
             either = " or ".join(map(flag, conditions))
-            raise UsageError(f"{flag(name)} needs {either}", "Set both, or neither")
+            text = f"{flag(name)} needs {either}"
+            raise UsageError(text, "Set both, or neither", code="option_needs")
     parse_column_names(config.condition_on or ())
     if config.given and is_degradation(config.given):
         check_degradation(config.given, typed="given" in flags)
@@ -172,14 +174,15 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             f"--loss {config.loss} trains a learned variance, and --variance {config.variance} is "
             "fixed",
             "Use --variance learned, or --loss simple",
+            code="option_needs",
         )
     if config.distills and not config.init:
         text = f"--loss {config.loss} needs a trained model"
-        raise UsageError(text, "Run diffuse distill MODEL DATA")
+        raise UsageError(text, "Run diffuse distill MODEL DATA", code="option_needs")
     unweighted = config.weighting == "none" or config.loss in train_options.WEIGHTED
     if config.timestep_draw == "weight" and unweighted:
         text = "--timestep-draw weight needs the weights of --weighting, and there are none"
-        raise UsageError(text, "Remove it, or set --weighting")
+        raise UsageError(text, "Remove it, or set --weighting", code="option_needs")
     return _check_options(config)
 
 
@@ -192,14 +195,16 @@ def _check_options(config: TrainConfig) -> TrainConfig:
     """
     if config.eval_every is None:
         if config.eval_images is not None:
-            raise UsageError("--eval-images needs --eval-every", "Set both, or neither")
+            text = "--eval-images needs --eval-every"
+            raise UsageError(text, "Set both, or neither", code="option_needs")
         if config.keep == "best":
-            raise UsageError("--keep best needs --eval-every", "Set both, or neither")
+            text = "--keep best needs --eval-every"
+            raise UsageError(text, "Set both, or neither", code="option_needs")
     for name in config.augment or ():
         lookup(AUGMENTATIONS, name, "--augment")
     if config.minutes is None and config.stop_at is not None and config.stop_at > config.num_steps:
         text = f"--stop-at {config.stop_at} is beyond the {config.num_steps} steps of the run"
-        raise UsageError(text, "Remove it, or set more --steps")
+        raise UsageError(text, "Remove it, or set more --steps", code="invalid_value")
     return config
 
 
@@ -215,7 +220,8 @@ def _check_new_run(run: RunDirectory, auto: bool) -> None:
             pass
     if run.model.exists():
         hint = f"Start from its weights: --init {files.show(run.model)} -o another.safetensors"
-        raise OutputError(f"{files.show(run.model)} has no run directory to resume from", hint)
+        text = f"{files.show(run.model)} has no run directory to resume from"
+        raise OutputError(text, hint, code="run_missing", path=run.path)
     if auto:
         return
     runs = sorted(p.parent for p in run.path.parent.glob("*.run/config.toml"))
@@ -223,7 +229,8 @@ def _check_new_run(run: RunDirectory, auto: bool) -> None:
     similar = suggest(files.show(run.model), models) if models else ""
     similar += " " if similar.endswith("?") else ". " * bool(similar)
     text = f"there is no run {files.show(run.path)} to resume"
-    raise OutputError(text, f"{similar}To start a run, leave out --resume, or use --auto-resume")
+    hint = f"{similar}To start a run, leave out --resume, or use --auto-resume"
+    raise OutputError(text, hint, code="run_missing", path=run.path)
 
 
 def _read_base(given: Layer) -> Layer:
@@ -308,7 +315,8 @@ def _is_checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
 
 def _difference_error(name: str, typed: Any, stored: Any) -> UsageError:
     text = f"{name} {_format_value(typed)} differs from the run's {_format_value(stored)}"
-    return UsageError(text, "Remove it to resume, or replace the run with --overwrite")
+    hint = "Remove it to resume, or replace the run with --overwrite"
+    return UsageError(text, hint, code="run_differs")
 
 
 def _format_value(value: Any) -> str:

@@ -150,7 +150,7 @@ def resolve_wiener(wiener: bool | None, patch: int, space: Space) -> bool:
     fits = max(space.size) <= LONGEST and 2 * space.channels <= MOST_CHANNELS
     if wiener and not fits:
         text = f"--wiener takes at most {LONGEST:,} values a side and {MOST_CHANNELS // 2} channels"
-        raise UsageError(text, "Remove it")
+        raise UsageError(text, "Remove it", code="option_unsuited")
     return fits and patch > 1 if wiener is None else wiener
 
 
@@ -241,11 +241,11 @@ def _choose_augmentations(
         suited = list_augmentations(blueprint)
         if not suited:
             text = f"--augment does not work with network '{blueprint.network}'"
-            raise UsageError(text, "Remove it")
+            raise UsageError(text, "Remove it", code="option_unsuited")
         for name in config.augment:
             if name in AUGMENTATIONS.entries and name not in suited:
                 text = f"--augment {name} is not for {MEDIA[blueprint.space.medium].many}"
-                raise UsageError(text, f"Use {', '.join(suited)}")
+                raise UsageError(text, f"Use {', '.join(suited)}", code="option_unsuited")
     if config.augment is not None:
         return config
     assert config.batch_size is not None

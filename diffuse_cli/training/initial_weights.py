@@ -83,11 +83,12 @@ def _check_network(source: str, base: Blueprint, tuned: Blueprint) -> None:
     kinds = [(b.space.medium, b.space.levels, b.space.mean, b.space.std) for b in (base, tuned)]
     if kinds[0] != kinds[1] or base.space.dims != tuned.space.dims:
         text = f"--init {source} was trained on another kind of data"
-        raise UsageError(text, "Remove it, or use data like the model's")
+        raise UsageError(text, "Remove it, or use data like the model's", code="data_mismatch")
     if base.wiener != tuned.wiener:
         trained = "with" if base.wiener else "without"
         text = f"--init {source} was trained {trained} --wiener"
-        raise UsageError(text, "Leave out --wiener and --no-wiener, which come from the model")
+        hint = "Leave out --wiener and --no-wiener, which come from the model"
+        raise UsageError(text, hint, code="option_unsuited", option="--wiener")
     resized = NETWORKS[base.network].resized(base.config, base.space.size, tuned.space.size)
     networks = [
         (base.network, resized, _shapes(base)),
@@ -95,7 +96,8 @@ def _check_network(source: str, base: Blueprint, tuned: Blueprint) -> None:
     ]
     if networks[0] != networks[1]:
         text = f"--init {source} has another network than this configuration"
-        raise UsageError(text, "Remove the network's options: they come from the model")
+        hint = "Remove the network's options: they come from the model"
+        raise UsageError(text, hint, code="model_mismatch")
 
 
 def _check_student(source: str, teacher: StoredModel, tuned: Blueprint) -> None:
@@ -107,7 +109,7 @@ def _check_student(source: str, teacher: StoredModel, tuned: Blueprint) -> None:
     base = teacher.blueprint
     if base.space.level_range != tuned.space.level_range:
         text = f"{source} was trained on {_levels(base)}, not {_levels(tuned)}"
-        raise UsageError(text, "Use the data that it was trained on")
+        raise UsageError(text, "Use the data that it was trained on", code="data_mismatch")
     for name, words in CONDITIONS.items():
         old, new = getattr(base.conditions, name), getattr(tuned.conditions, name)
         same = _describe_encoding(old) == _describe_encoding(new)
@@ -116,7 +118,7 @@ def _check_student(source: str, teacher: StoredModel, tuned: Blueprint) -> None:
             and weight_transfer.has_numbered_classes(teacher, tuned.conditions.classes)
         ):
             text = f"{source} was trained with other {words}, which a distilled model must keep"
-            raise UsageError(text, "Use the data that it was trained on")
+            raise UsageError(text, "Use the data that it was trained on", code="data_mismatch")
 
 
 def _describe_encoding(value: object) -> object:

@@ -125,11 +125,10 @@ class TrainingRun:
             yield from run_length.explain_no_steps(config, start, progress.steps, self.budget)
         if self.main:
             monitor.write_best()
-            steps = trainer.progress.steps
             self.kept_model = monitor.choose_earlier(last)
             run.write(run.model, self.kept_model or self._make_model(last))
-            if self.budget and last == steps:
-                run.write_config(dataclasses.replace(config, minutes=None), steps)
+            if self.budget and last == trainer.progress.steps:
+                run.write_config(dataclasses.replace(config, minutes=None), last)
         accelerator.wait_for_everyone()
         return self._result(last, self.laps.clock() - began) if self.main else None
 
@@ -300,7 +299,8 @@ class TrainingRun:
 
     def _stop_error(self, error: DiffuseError, step: int, note: str) -> DiffuseError:
         message = f"{error.message} at step {step:,}: {note}"
-        return type(error)(message, f"Resume with: {start_report.resume_line(self.plan.config)}")
+        hint = f"Resume with: {start_report.resume_line(self.plan.config)}"
+        return type(error)(message, hint, code=error.code, path=error.path)
 
     def _log(self, step: int, meter: run_events.Meter, norm: float) -> run_events.Step:
         trainer, steps = self.trainer, self.trainer.progress.steps

@@ -231,7 +231,8 @@ def translate_compile_errors() -> Iterator[None]:
 def _compile_error(cause: BaseException) -> UsageError:
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     hint = "Try --no-compile, and --auto-resume if the run has started"
-    return UsageError(f"the network cannot be compiled: {reason}", hint).mark_local()
+    text = f"the network cannot be compiled: {reason}"
+    return UsageError(text, hint, option="--compile").mark_local()
 
 
 # The training loss of a configuration, and its value on images with fixed timesteps and noise.

@@ -257,7 +257,7 @@ def check_batch(config: TrainConfig, processes: int, continues: bool) -> None:
     if continues:
         if batch < processes:
             text = f"the run's --batch-size {batch} is less than {processes} processes"
-            raise UsageError(text, f"Resume with {batch} processes or fewer")
+            raise UsageError(text, f"Resume with {batch} processes or fewer", code="invalid_value")
         return
     parts = processes * config.accumulation
     if batch < parts:
@@ -265,4 +265,5 @@ def check_batch(config: TrainConfig, processes: int, continues: bool) -> None:
             f"--batch-size {batch} is less than {processes} processes x "
             f"--accumulation {config.accumulation}",
             f"Set --batch-size {parts} or more",
+            code="invalid_value",
         )

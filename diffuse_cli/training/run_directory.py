@@ -120,14 +120,15 @@ class RunDirectory:
                 source = Path(config.init).resolve()
                 if source.is_relative_to(self.path.resolve()) or source == self.best.resolve():
                     text = f"--overwrite would remove {files.show(config.init)}"
-                    raise UsageError(text, "Choose another -o")
+                    hint = "Choose another -o"
+                    raise UsageError(text, hint, code="output_is_input", path=config.init)
             hint = "Resume with --resume, replace it with --overwrite, or choose another -o"
             outputs.check_free(self.model, over, hint=hint)
             outputs.check_free(self.config, over, hint=hint, folder=self.path)
         if config.eval_every:
             if RunDirectory(self.best).exists():
                 text = f"{files.show(self.best)} belongs to another run"
-                raise OutputError(text, "Choose another -o")
+                raise OutputError(text, "Choose another -o", code="output_foreign", path=self.best)
             hint = "Choose another -o, or replace it with --overwrite"
             outputs.check_free(self.best, over or self._has_best(), hint=hint)
 

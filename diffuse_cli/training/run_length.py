@@ -44,7 +44,7 @@ def check_steps(config: TrainConfig, step: int) -> None:
     """
     if config.minutes is None and config.num_steps < step:
         message = f"--steps {config.num_steps} is less than the {step} steps already taken"
-        raise UsageError(message, "Set a larger --steps")
+        raise UsageError(message, "Set a larger --steps", code="run_finished")
 
 
 def start_progress(
@@ -77,6 +77,7 @@ def start_progress(
                 f"--minutes {config.minutes:g} is the total of the run, and {used:.3g} minutes "
                 "have passed",
                 f"To train for {config.minutes:g} more, set --minutes {used + config.minutes:.3g}",
+                code="run_finished",
             )
         yield _describe_budget(budget)
         progress = ProgressSchedule.of(budget.fill(step, plan_chores(plan)))

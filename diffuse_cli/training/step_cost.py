@@ -71,6 +71,7 @@ def find_room(
             f"{format_bytes(needs.total_bytes(1))} of memory in training, and {format_bytes(free)} "
             "are free",
             f"Try {_suggest_smaller(needs, blueprint, free)}",
+            code="out_of_memory",
         )
     return config, room
 

@@ -222,6 +222,7 @@ def check_distillation(target: str, denoiser: Denoiser) -> None:
             f"a model with --target {target} cannot be distilled: its errors grow up to "
             f"{float(factor.max()):,.0f} times in the image",
             "Fine-tune it with another target first: diffuse train DATA --init MODEL --target v",
+            code="model_mismatch",
         )
 
 
@@ -239,7 +240,8 @@ def load_teacher(config: TrainConfig) -> Work[Teacher | None]:
     model = file.model
     if model.distilled is not None:
         text = f"{files.show(config.init)} is distilled already"
-        raise UsageError(text, "Pass the model that it was distilled from")
+        hint = "Pass the model that it was distilled from"
+        raise UsageError(text, hint, code="model_mismatch", path=config.init)
     if model.sampling and model.sampling.weak_guidance not in (None, 1):
         yield Notice(
             "the guidance by the early EMA checkpoint, which the model file recommends, is not "

@@ -123,7 +123,7 @@ class Trainer:
         if self.config.gradient_checkpointing:
             if not hasattr(net, "run_block"):
                 text = f"--gradient-checkpointing does not work with network '{blueprint.network}'"
-                raise UsageError(text, "Remove it")
+                raise UsageError(text, "Remove it", code="option_unsuited")
             net.run_block = run_checkpointed  # type: ignore[assignment]
         return arrange_weights(net.to(self.device))
 
@@ -180,11 +180,13 @@ class Trainer:
             raise UsageError(
                 "out of memory: a single image does not fit",
                 "Try --gradient-checkpointing, a smaller --width or a smaller --size",
+                code="out_of_memory",
             ).mark_local()
         if self.accelerator.num_processes > 1:  # the others are in the middle of their step
             raise UsageError(
                 f"out of memory: {-(-max_parts // self.accumulation)} images at a time do not fit",
                 f"Try --accumulation {2 * self.accumulation}",
+                code="out_of_memory",
             ).mark_local()
         self.accumulation = min(2 * self.accumulation, max_parts)
         self.optimizer.optimizer.zero_grad()

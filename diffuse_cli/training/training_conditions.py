@@ -64,14 +64,15 @@ def read_metadata(
     )
     for line in cells.lines:
         if config.strict:
-            raise DataError(line, "Remove --strict to train with them")
+            hint = "Remove --strict to train with them"
+            raise DataError(line, hint, code="metadata_mismatch", path=config.data)
         yield Notice(line, warning=True)
     if table is None or not continued:
         new = metadata_columns.make_table(config.condition_on, cells, train)
         table = _keep_scale(new, table)
     if not fits_header(to_dict(table)):
         text = "--condition-on: the labels do not fit into a model file"
-        raise DataError(text, "Choose other columns")
+        raise DataError(text, "Choose other columns", code="option_unsuited")
     for line in metadata_columns.describe_unknown_labels(table, cells):
         yield Notice(line, warning=True)
     for column in table.columns:
@@ -114,15 +115,18 @@ def class_names(config: TrainConfig, images: Dataset, continued: bool) -> tuple[
         return ()
     if len(images.class_names) < 2 and config.distills:
         text = "the model was trained with classes, and the images are not in class folders"
-        raise DataError(text, "Put each class into a folder of its name")
+        hint = "Put each class into a folder of its name"
+        raise DataError(text, hint, code="data_mismatch", path=config.data)
     if len(images.class_names) < 2:
         text = "--classes: the images are not in class folders"
-        raise DataError(text, "Put each class into a folder of its name, or remove --classes")
+        hint = "Put each class into a folder of its name, or remove --classes"
+        raise DataError(text, hint, code="option_unsuited", path=config.data)
     if not fits_header(images.class_names):
         raise DataError(
             f"--classes: the names of {len(images.class_names):,} class folders do not fit into a "
             "model file",
             "Remove --classes",
+            code="option_unsuited",
         )
     if not continued:
         metadata_columns.check_labels(
@@ -150,6 +154,8 @@ def check_names(conditions: Conditions, images: Dataset, source: str) -> None:
     raise UsageError(
         f"the class folders in {files.show(source)} have changed since this run started: {listed}",
         "Restore their names, or start another run with --init, which keeps classes by name",
+        code="run_differs",
+        path=source,
     )
 
 
@@ -176,7 +182,8 @@ def find_pairs(given: str | None) -> str | None:
         return None
     if not (is_images(path := Path(given)) or path.exists()):
         text = f"--given {files.show(given)} is not a file, a folder or a degradation"
-        raise DataError(text, suggest(given.partition(":")[0], DEGRADATIONS))
+        hint = suggest(given.partition(":")[0], DEGRADATIONS)
+        raise DataError(text, hint, code="data_missing", path=given)
     return given
 
 
@@ -196,6 +203,8 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
             f"--given {files.show(str(config.given))}: of sounds longer than --size, the parts of "
             "a pair may differ",
             f"Pass --size {longest} or cut the files",
+            code="data_mismatch",
+            path=config.given,
         )
     kinds = [(s.medium, s.levels, s.size) for s in (space, given_space)]
     if kinds[0] != kinds[1]:
@@ -203,11 +212,14 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
             f"--given {files.show(str(config.given))}: the samples differ from DATA in medium, "
             "depth or size",
             "Convert them to the same kind",
+            code="data_mismatch",
+            path=config.given,
         )
     pairs = match_pairs(images, given)
     for line in pairs.describe_unpaired():
         if config.strict:
-            raise DataError(line, "Remove --strict to train on the pairs only")
+            hint = "Remove --strict to train on the pairs only"
+            raise DataError(line, hint, code="data_mismatch", path=config.given)
         yield Notice(line, warning=True)
     stored = pairs[samples.select_evenly(np.flatnonzero(pairs.matched), samples.FEW)]
     if ends := samples.limit_levels(given_space, stored).level_range:

@@ -189,28 +189,28 @@ class TrainingData:
         if state["fingerprint"] != now["fingerprint"]:
             text = f"the images in {config.data} have changed since this run started"
             if config.strict:
-                raise DataError(text, "Remove --strict to resume with them")
+                hint = "Remove --strict to resume with them"
+                raise DataError(text, hint, code="run_differs", path=config.data)
             yield Notice(text, warning=True)
             return
         source = files.show(config.data)
         before, classes = state["classes"], now["classes"]
         moved = [name for name in before if classes.get(name, before[name]) != before[name]]
         if moved:
-            raise UsageError(
-                f"images in {source} have moved to other class folders since this run started: "
-                f"{training_conditions.list_names(moved)} changed",
-                "Move them back, or start another run with --init",
-            )
+            text = f"images in {source} have moved to other class folders since this run started: "
+            text += f"{training_conditions.list_names(moved)} changed"
+            hint = "Move them back, or start another run with --init"
+            raise UsageError(text, hint, code="run_differs", path=config.data)
         if now["given"] != state["given"]:
-            raise UsageError(
-                f"the conditioning images in {files.show(str(config.given))} have changed since "
-                "this run started",
-                "Restore the files and their names, or start another run with --init",
-            )
+            text = f"the conditioning images in {files.show(str(config.given))} have changed since "
+            text += "this run started"
+            hint = "Restore the files and their names, or start another run with --init"
+            raise UsageError(text, hint, code="run_differs", path=config.given)
         began = state.get("table", {})
         if {**began, **self.fingerprints.get("table", {})} != began:
-            message = f"the metadata in {source} has changed since this run started"
-            raise UsageError(message, "Restore it, or start another run with --init")
+            text = f"the metadata in {source} has changed since this run started"
+            hint = "Restore it, or start another run with --init"
+            raise UsageError(text, hint, code="run_differs", path=config.data)
 
 
 def read_data(
@@ -246,7 +246,7 @@ def read_data(
     train = indices[~held_out]
     if len(train) == 0:
         text = f"all {MEDIA[images.medium].many} with a conditioning image are held out"
-        raise DataError(text, "Add more pairs")
+        raise DataError(text, "Add more pairs", code="too_few_samples", path=config.given)
     table = None
     if config.condition_on:
         table = base.conditions.table if base else None

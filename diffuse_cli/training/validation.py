@@ -80,7 +80,8 @@ def choose_real(plan: Plan) -> Work[Indices]:
     chosen = data.held_out if held_out else data.train
     if len(chosen) < FEWEST_FOR_KID:
         text = f"--eval-every needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}"
-        raise UsageError(text, f"Remove --eval-every, or add more {many}")
+        hint = f"Remove --eval-every, or add more {many}"
+        raise UsageError(text, hint, code="too_few_samples", path=plan.config.data)
     if not held_out:
         number = f"only {len(data.held_out)}" if len(data.held_out) else "no"
         yield Notice(
