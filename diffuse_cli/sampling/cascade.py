@@ -169,19 +169,22 @@ def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
     if encoder is None or encoder.masks:
         why = f"needs masks ({encoder.given.what})" if encoder else "was trained without --given"
         hint = "Name a model that is conditioned on MODEL's samples, for example --given low-res:4"
-        raise UsageError(f"{flag}: the model {why}", hint)
+        raise UsageError(f"{flag}: the model {why}", hint, code="model_mismatch", path=path)
     input_space = encoder.input_space
     # Float samples have the scale of the files, so mean and standard deviation may differ.
     kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, input_space)]
     if kinds[0] != kinds[1]:
         raise UsageError(
             f"{flag}: the model is conditioned on {describe_channels(input_space)}, "
-            f"and MODEL generates {describe_channels(space)}"
+            f"and MODEL generates {describe_channels(space)}",
+            code="model_mismatch",
+            path=path,
         )
     # Rates are rounded.
     if space.rate and input_space.rate and abs(space.rate - input_space.rate) > 1:
         text = f"{flag}: the model is conditioned on sounds at {input_space.rate:,} Hz"
-        raise UsageError(text, f"MODEL generates them at {space.rate:,} Hz")
+        hint = f"MODEL generates them at {space.rate:,} Hz"
+        raise UsageError(text, hint, code="model_mismatch", path=path)
 
 
 def from_samples(

@@ -105,11 +105,12 @@ def resolve_condition(
     labels = find_labels(conditions, names)
     if on and not conditions.table:
         text = "--on: the model was trained without columns"
-        raise UsageError(text, "Train a model with --condition-on")
+        raise UsageError(text, "Train a model with --condition-on", code="option_unsuited")
     if not conditions:
         if config.guidance is not None:
             text = "--guidance: the model was trained without classes"
-            raise UsageError(text, "Train a model with --classes or --condition-on")
+            hint = "Train a model with --classes or --condition-on"
+            raise UsageError(text, hint, code="option_unsuited")
         return None
     scale = guidance_scale(config, model)
     if every:
@@ -135,7 +136,7 @@ def find_labels(conditions: Conditions, names: Sequence[str]) -> tuple[int, ...]
     """
     if names and not conditions.classes:
         text = "--class: the model was trained without classes"
-        raise UsageError(text, "Train a model with --classes")
+        raise UsageError(text, "Train a model with --classes", code="option_unsuited")
     labels = {name: k for k, name in enumerate(conditions.classes)}
     return tuple(lookup(labels, name, "--class") for name in names)
 
@@ -147,8 +148,9 @@ def _check_unguided(config: DrawConfig, conditions: Conditions, guided: bool) ->
     flag = "--guidance-interval" if config.guidance is None else "--guidance"
     if conditions.classes or conditions.table:
         text = f"{flag} needs --class or --on"
-        raise UsageError(text, "Pass the class or metadata of the picture")
-    raise UsageError(f"{flag}: the model is unconditional here", "Leave it out")
+        raise UsageError(text, "Pass the class or metadata of the picture", code="option_needs")
+    text = f"{flag}: the model is unconditional here"
+    raise UsageError(text, "Leave it out", code="option_unsuited")
 
 
 def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
@@ -164,7 +166,8 @@ def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
         return default_guidance(conditions, model.training.get("label_dropout"))
     if config.guidance not in (None, 1) and model.distilled is not None:
         text = f"--guidance {scale:g}: a distilled model has its guidance in its weights"
-        raise UsageError(text, "Leave it out, or distil the model again with --guidance")
+        hint = "Leave it out, or distil the model again with --guidance"
+        raise UsageError(text, hint, code="option_unsuited")
     if scale != 1 and conditions.given and not model.has_unconditional:
         kind, option = ("classes" if conditions.classes else "columns"), "label"
         if conditions.given.dropout == 0:
@@ -173,6 +176,7 @@ def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
             f"--guidance {scale:g}: the model was never trained without its {kind}, so it has no "
             "unconditional prediction",
             f"Leave it out, or train a model with --{option}-dropout 0.1",
+            code="option_unsuited",
         )
     return scale
 
@@ -224,14 +228,16 @@ def check_request(
     elif given and has_input and scale and given.dropout >= end:
         why = "was not trained to use its input without every column"
     if why and missing and rows is None:
-        raise UsageError(f"the model {why}", "Use diffuse sample --on COLUMN=VALUE")
+        hint = "Use diffuse sample --on COLUMN=VALUE"
+        raise UsageError(f"the model {why}", hint, code="model_mismatch")
     if why and missing:
         line = f"--on is missing for {', '.join(map(shorten, missing[:10]))}: the model {why}"
-        raise UsageError(line, f"Pass --on {shorten(missing[0])}=VALUE")
+        hint = f"Pass --on {shorten(missing[0])}=VALUE"
+        raise UsageError(line, hint, code="missing_argument")
     if (labels or rows) and given and not has_input and given.dropout <= dropout:
         option, what = ("--class", "a class") if labels else ("--on", "columns")
         line = f"{option}: the model was not trained to use {what} without its input"
-        raise UsageError(line, "Leave it out")
+        raise UsageError(line, "Leave it out", code="option_unsuited")
     if labels or not conditions.classes:
         return
     why = ""
@@ -243,7 +249,8 @@ def check_request(
         why = "was not trained to use its columns without a class"
     if why:
         choices = ", ".join(map(shorten, conditions.classes[:10]))
-        raise UsageError(f"--class is missing: the model {why}", f"Choose from {choices}")
+        line = f"--class is missing: the model {why}"
+        raise UsageError(line, f"Choose from {choices}", code="missing_argument")
 
 
 def report_out_of_range(model: StoredModel, on: Sequence[str]) -> Work[None]:

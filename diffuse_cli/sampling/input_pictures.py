@@ -71,7 +71,8 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
     if encoder is None:
         if config.given:
             text = "--given: the model was trained without --given"
-            raise UsageError(text, "Leave it out, or train a model with --given")
+            hint = "Leave it out, or train a model with --given"
+            raise UsageError(text, hint, code="option_unsuited")
         return SampleInputs()
     if config.given is None:
         if guidance_scale(config, loaded.model) == 0:
@@ -82,7 +83,7 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
         dropped = loaded.model.has_unconditional
         free = ", or --guidance 0 to generate without any" if dropped else ""
         text = f"--given is missing: the model is conditioned on {text}"
-        raise UsageError(text, f"Pass --given PATH{free}")
+        raise UsageError(text, f"Pass --given PATH{free}", code="missing_argument")
     _check_options(config, encoder)
     space = encoder.space if config.degrade or config.mask else encoder.input_space
     if encoder.degradation is not None:
@@ -118,14 +119,16 @@ def _check_options(config: SampleConfig, encoder: Conditioner) -> None:
     """Refuse options that do not suit the model's kind of input."""
     masks = encoder.masks
     if config.degrade and encoder.degradation is None:
-        raise UsageError("--degrade: the model was trained on pairs", "Leave it out")
+        text = "--degrade: the model was trained on pairs"
+        raise UsageError(text, "Leave it out", code="option_unsuited")
     if config.mask and not masks:
         text = f"--mask: the model was trained with --given {encoder.given.what}"
-        raise UsageError(text, "Leave it out")
+        raise UsageError(text, "Leave it out", code="option_unsuited")
     if masks and not (config.mask or config.degrade):
         raise UsageError(
             f"--mask is missing: the model is conditioned on masked images ({encoder.given.what})",
             "Pass --mask PATH, white where to generate, or --degrade to mask as in training",
+            code="missing_argument",
         )
 
 
@@ -137,18 +140,21 @@ def _known_pixels(samples: Dataset, masks: Dataset, path: Path, space: Space) ->
     """
     sizes, mask_sizes = samples.summary.sizes, masks.summary.sizes
     if {*sizes} - {*mask_sizes}:
-        text = f"--mask of {summary.format_sizes(mask_sizes)}"
+        text = f"--mask of {summary.format_sizes(mask_sizes)}, and "
+        text += f"--given of {summary.format_sizes(sizes)}"
         hint = "Resize the mask" if len(sizes) == 1 else "Pass a mask for each image"
-        raise DataError(f"{text}, and --given of {summary.format_sizes(sizes)}", hint)
+        raise DataError(text, hint, code="data_mismatch", path=path)
     if space.rate and max(sizes)[0] > space.size[0]:
         text = "--mask: of sounds longer than the model's, the parts may differ"
-        raise DataError(text, f"Cut the sounds and their masks to {space.size[0]} samples")
+        hint = f"Cut the sounds and their masks to {space.size[0]} samples"
+        raise DataError(text, hint, code="data_mismatch", path=path)
     stored = masks.stored
     if len(masks) > 1 or path.is_dir():
         pairs = match_pairs(samples, masks)
         if not pairs.matched.all():
             line = next(pairs.describe_unpaired())
-            raise DataError(f"--mask: {line}", "Pass a mask for each image, or one for all")
+            hint = "Pass a mask for each image, or one for all"
+            raise DataError(f"--mask: {line}", hint, code="data_mismatch", path=path)
         stored = stored[pairs.rows]
     return is_dark(whiten_ones(stored))
 
@@ -232,7 +238,8 @@ def check_transform(x: Tensor, space: Space, names: Sequence[str]) -> None:
         if space.transform is not None and not bool(values.isfinite().all()):
             takes = f"{space.transform}, is for {TRANSFORMS[space.transform].takes}"
             text = f"the model's transform, {takes}, but {files.show(name)} has others"
-            raise DataError(text, "Replace them, or generate them with diffuse inpaint --mask FILE")
+            hint = "Replace them, or generate them with diffuse inpaint --mask FILE"
+            raise DataError(text, hint, code="data_mismatch", path=name)
 
 
 def _suggest_size(sizes: frozenset[Size], loaded: LoadedModel, size: Sequence[int]) -> str:
@@ -270,7 +277,8 @@ def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
         return None
     if max(size) > (limit := longest_side(space.dims)):
         text = f"--factor {factor}: the result is {dimensions(size)}, and a side is at most {limit}"
-        raise UsageError(text, f"Pass a smaller --factor, or --size with sides of at most {limit}")
+        hint = f"Pass a smaller --factor, or --size with sides of at most {limit}"
+        raise UsageError(text, hint, code="invalid_value")
     return size
 
 
@@ -307,10 +315,12 @@ def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[
     one = read_picture(path, space.medium, settings)
     if space.rate and one.size[0] > space.size[0]:
         text = f"{flag}: of sounds longer than the model's, the parts may differ"
-        raise DataError(text, f"Cut the sound and its mask to {space.size[0]} samples")
+        hint = f"Cut the sound and its mask to {space.size[0]} samples"
+        raise DataError(text, hint, code="data_mismatch", path=path)
     for size in sorted(sizes - {one.size}):
         mask_size, image_size = (dimensions(shape[::-1]) for shape in (one.size, size))
-        raise DataError(f"{flag} is {mask_size}, and the image is {image_size}", "Resize the mask")
+        text = f"{flag} is {mask_size}, and the image is {image_size}"
+        raise DataError(text, "Resize the mask", code="data_mismatch", path=path)
     whole = read_picture(path, space.medium, replace(settings, size=one.size[::-1])).values
     if (spread := whiten_ones(whole)) is whole:
         values = one.values
@@ -321,11 +331,12 @@ def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[
     if mask.all():
         if not is_dark(whole).all():
             text = f"{flag}: the part to generate is outside the {dimensions(space.size)} crop"
-            raise DataError(text, "Pass --fit pad, or a larger --size")
+            raise DataError(text, "Pass --fit pad, or a larger --size", path=path)
         text = f"{flag} is black: it keeps all {points}"
-        raise DataError(text, "Paint it white where to generate")
+        raise DataError(text, "Paint it white where to generate", path=path)
     if not mask.any():
-        raise DataError(f"{flag} is white: it keeps no {points}", "Use diffuse sample instead")
+        text = f"{flag} is white: it keeps no {points}"
+        raise DataError(text, "Use diffuse sample instead", path=path)
     return mask
 
 
@@ -339,15 +350,17 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
         UsageError: there are several images, or there is no transparent part.
     """
     if is_images(Path(path), single=True):
-        raise UsageError("--mask is missing", "Pass --mask FILE, or a single transparent image")
+        hint = "Pass --mask FILE, or a single transparent image"
+        raise UsageError("--mask is missing", hint, code="missing_argument")
     space, name = loaded.space, files.show(path)
     medium = MEDIA[space.medium]
     if layout_name(space.layout) == ALPHA:
         text = "--mask is missing: this model generates transparency, so it cannot be the mask"
-        raise UsageError(text, "Pass --mask FILE, white where to generate")
+        hint = "Pass --mask FILE, white where to generate"
+        raise UsageError(text, hint, code="missing_argument")
     if not medium.bits:
         hint = f"Pass --mask FILE, a file like {name} with 1 where to generate and 0 elsewhere"
-        raise UsageError("--mask is missing", hint)
+        raise UsageError("--mask is missing", hint, code="missing_argument")
     size = read_picture(path, space.medium, ReadSettings(space.size, 1)).size[::-1]
     grounds = (ReadSettings(size, 1, (level,) * 3) for level in (255, 0))
     white, black = (read_picture(path, space.medium, ground).values for ground in grounds)
@@ -356,9 +369,11 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     mask = is_dark(clear, THIN)[None]
     if mask.all():
         hint = "Pass --mask FILE, white where to generate, or erase that part of the image"
-        raise UsageError(f"--mask is missing: {name} has no transparent part", hint)
+        text = f"--mask is missing: {name} has no transparent part"
+        raise UsageError(text, hint, code="missing_argument")
     if not mask.any():
-        raise DataError(f"{name} is all transparent: it keeps no pixels", "Use diffuse sample")
+        text = f"{name} is all transparent: it keeps no pixels"
+        raise DataError(text, "Use diffuse sample", path=path)
     return mask
 
 

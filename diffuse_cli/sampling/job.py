@@ -328,8 +328,8 @@ class SamplingJob(ABC):
         self.record.collect()
         indices = self.record.indices
         if lost := {*self.indices} - {*indices}:
-            text = f"{files.show(self.record.path(min(lost)))} is missing"
-            raise OutputError(text, "Run the command again")
+            path = self.record.path(min(lost))
+            raise OutputError(f"{files.show(path)} is missing", "Run the command again", path=path)
         self.record.add("figures", {name: draw(indices) for name, draw in self.figures.items()})
         self.record.end(self.describe(indices))
 

@@ -97,11 +97,12 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     with files.report_errors(folder):
         names = [path.name for path in folder.iterdir()]
     if any(map(WRITTEN.fullmatch, names)):
-        raise OutputError(f"{files.show(folder)} already holds samples", TAKEN)
+        text = f"{files.show(folder)} already holds samples"
+        raise OutputError(text, TAKEN, code="output_exists", path=folder)
     if media_names := [name for name in names if extension_of(name) in media_by_extension()]:
         text = f"{files.show(folder)} holds {files.show(media_names[0])}, which is not a sample"
         hint = "Choose another -o: of a folder that has samples, train reads nothing else"
-        raise OutputError(text, hint)
+        raise OutputError(text, hint, code="output_foreign", path=folder)
 
 
 def check_output_apart(folder: Path, *paths: str) -> None:
@@ -114,7 +115,8 @@ def check_output_apart(folder: Path, *paths: str) -> None:
         source = path.resolve()
         if folder.resolve() in ((source,) if path.is_dir() else (source, source.parent)):
             text = f"-o {files.show(folder)} holds the input {files.show(path)}"
-            raise UsageError(text, "Choose another -o")
+            hint = "Choose another -o"
+            raise UsageError(text, hint, code="output_is_input", option="-o", path=path)
 
 
 @dataclass
@@ -184,8 +186,9 @@ class SamplingRecord:
         remaining = [part for part, names in parts.items() if not {*names} <= {*self.hashes}]
         for name in (*figures, *(name for part in remaining for name in parts[part])):
             if not overwrite and name not in recorded and (self.folder / name).exists():
-                text = f"{files.show(self.folder / name)} is not a sample of this run"
-                raise OutputError(text, TAKEN)
+                path = self.folder / name
+                text = f"{files.show(path)} is not a sample of this run"
+                raise OutputError(text, TAKEN, code="output_exists", path=path)
         for name in {GRID, GIF} & {*recorded}:
             files.remove(self.folder / name)
         return remaining
@@ -206,7 +209,7 @@ class SamplingRecord:
         name = next(names, [*described, *self.hidden][-1])
         name = "conditions" if name.startswith("told") else name.replace("_", " ")
         text = f"{files.show(self.folder)} already holds samples with other settings: {name}"
-        raise OutputError(text, TAKEN)
+        raise OutputError(text, TAKEN, code="output_exists", path=self.folder)
 
     def _read_recorded(self) -> dict[str, list[str]]:
         """Return the recorded hashes of each file, several if it was generated again."""
@@ -285,7 +288,8 @@ def check_output(out: Path, overwrite: bool) -> None:
     if is_packed(out):
         files.check_writable(out)
         if out.exists() and not overwrite and not read_packed_manifest(out):
-            raise OutputError(f"{files.show(out)} exists already", TAKEN)
+            text = f"{files.show(out)} exists already"
+            raise OutputError(text, TAKEN, code="output_exists", path=out)
 
 
 def check_kind(out: Path, space: Space, gif: bool) -> None:
@@ -296,11 +300,13 @@ def check_kind(out: Path, space: Space, gif: bool) -> None:
     """
     if out.suffix.lower() != ".npz":
         return
+    hint = "Choose a folder or a .zip file"
     if space.medium != "image" or space.levels != 256 or space.channels not in (1, 3):
         text = f"-o {files.show(out)}: a .npz file holds 8-bit images, grey or RGB"
-        raise UsageError(text, "Choose a folder or a .zip file")
+        raise UsageError(text, hint, code="output_unsuited", option="-o", path=out)
     if gif:
-        raise UsageError("--gif: a .npz file cannot be animated", "Choose a folder or a .zip file")
+        text = "--gif: a .npz file cannot be animated"
+        raise UsageError(text, hint, code="output_unsuited", path=out)
 
 
 def read_packed_manifest(out: Path) -> dict[str, Any]:
@@ -323,10 +329,12 @@ def check_same(out: Path, key: str, names: Iterator[str]) -> None:
     """
     manifest = read_packed_manifest(out)
     if manifest.get(KEY) != key:
-        raise OutputError(f"{files.show(out)} exists already, with other settings", TAKEN)
+        text = f"{files.show(out)} exists already, with other settings"
+        raise OutputError(text, TAKEN, code="output_exists", path=out)
     if not {*names} <= {*manifest["images"]}:
         text = f"{files.show(out)} exists already, with {len(manifest['images']):,} images"
-        raise OutputError(text, "Choose a folder to be able to add images, or pass --overwrite")
+        hint = "Choose a folder to be able to add images, or pass --overwrite"
+        raise OutputError(text, hint, code="output_exists", path=out)
 
 
 def pack(

@@ -216,7 +216,7 @@ def choose_guide(config: DrawConfig, model: model_file.StoredModel) -> tuple[str
             if scale == 1:
                 return None
             hint = "Pass a weaker model with --guide-with, or use a model trained with --keep-weak"
-            raise UsageError("--weak-guidance needs --guide-with", hint)
+            raise UsageError("--weak-guidance needs --guide-with", hint, code="option_needs")
     if scale is None:
         scale = WEAK_GUIDANCE if recommended is None else recommended
     return path, scale
@@ -250,7 +250,7 @@ def load_guide(
             if loaded.model.training.get("keep_weak"):
                 hint = "Training has not reached the step that saves it. Continue with --resume"
             text = f"--guide-with {OWN}: the model file has no early EMA checkpoint"
-            raise ModelFileError(text, hint)
+            raise ModelFileError(text, hint, code="model_lacks")
         denoiser = make_denoiser(loaded.model, "weak", accelerator, precision)
         return Guide(path, scale, denoiser, loaded.sha256)
     weaker = yield from load_denoiser(path, "ema", accelerator, precision, alone=alone, typed=False)
@@ -268,13 +268,14 @@ def check_fits(loaded: LoadedModel, weaker: LoadedModel, path: str) -> None:
     """
     name = f"--guide-with {files.show(path)}"
     if loaded.sha256 == weaker.sha256:
-        raise UsageError(f"{name} is the model itself", "Pass the file of a weaker model")
+        text, hint = f"{name} is the model itself", "Pass the file of a weaker model"
+        raise UsageError(text, hint, code="model_mismatch", path=path)
     traits = _traits(loaded.model.blueprint)
     for trait, (value, text) in _traits(weaker.model.blueprint).items():
         if value != traits[trait][0]:
             hint = "Pass a model of the same data and schedule that is smaller or trained for less"
-            difference = f"its {trait} {text}, the model's {traits[trait][1]}"
-            raise UsageError(f"{name} does not fit: {difference}", hint)
+            text = f"{name} does not fit: its {trait} {text}, the model's {traits[trait][1]}"
+            raise UsageError(text, hint, code="model_mismatch", path=path)
 
 
 def _traits(blueprint: Blueprint) -> dict[str, tuple[object, str]]:

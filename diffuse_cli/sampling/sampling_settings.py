@@ -237,13 +237,15 @@ def _check_supported(config: DrawConfig, model: StoredModel, guide: Guide | None
     """
     if config.guidance_interval and not (model.blueprint.conditions or guide):
         hint = "Train a model with --classes, or pass a weaker model with --guide-with"
-        raise UsageError("--guidance-interval: the model was trained without classes", hint)
+        text = "--guidance-interval: the model was trained without classes"
+        raise UsageError(text, hint, code="option_unsuited")
     if config.threshold is not None and model.blueprint.space.levels is None:
         text = "--threshold is for models of images with levels, and this model generates floats"
-        raise UsageError(text, "Leave it out")
+        raise UsageError(text, "Leave it out", code="option_unsuited")
     if config.sampler in samplers.OF_DISTILLED and model.distilled is None:
         text = f"--sampler {config.sampler} is for distilled models, and this is not one"
-        raise UsageError(text, "Distill it: diffuse distill MODEL DATA -o fast.safetensors")
+        hint = "Distill it: diffuse distill MODEL DATA -o fast.safetensors"
+        raise UsageError(text, hint, code="option_unsuited")
 
 
 def _choose_sampler(config: DrawConfig, model: StoredModel) -> tuple[SamplerChoice, str]:
@@ -292,15 +294,18 @@ def _choose_variance(
     lookup(VARIANCES, variance, "--variance")
     if not bound and sampler not in samplers.WITH_VARIANCE:
         hint = f"Leave it out, or pass --sampler {' or '.join(samplers.WITH_VARIANCE)}"
-        raise UsageError(f"--variance: the sampler '{sampler}' has none", hint)
+        text = f"--variance: the sampler '{sampler}' has none"
+        raise UsageError(text, hint, code="option_needs")
     trained = model.blueprint.diffusion.variance
     if variance in parameterization.LEARNED and trained not in parameterization.LEARNED:
         text = f"--variance {variance} is not in the model, which has a fixed variance, '{trained}'"
-        raise UsageError(text, f"Train with --variance {variance}, or leave it out")
+        hint = f"Train with --variance {variance}, or leave it out"
+        raise UsageError(text, hint, code="option_unsuited")
     if variance in parameterization.MEASURED and model.errors is None:
         text = f"--variance {variance} needs errors that train measures, which the model file lacks"
         hint = "Use the last model of its run, after diffuse train DATA --resume"
-        raise UsageError(text, "Leave it out" if model.distilled else hint)
+        hint = "Leave it out" if model.distilled else hint
+        raise UsageError(text, hint, code="model_lacks")
     return variance
 
 
@@ -331,12 +336,15 @@ def _low_frequency_start(model: StoredModel, sampler: str) -> DataGaussian:
     """
     hint = "Leave out --start, or choose --start noise"
     if model.blueprint.conditions:
-        raise UsageError("--start gaussian is for unconditional models", hint)
+        text = "--start gaussian is for unconditional models"
+        raise UsageError(text, hint, code="option_unsuited")
     if sampler in samplers.OF_DISTILLED:
-        raise UsageError(f"--start gaussian cannot be combined with --sampler {sampler}", hint)
+        text = f"--start gaussian cannot be combined with --sampler {sampler}"
+        raise UsageError(text, hint, code="options_conflict")
     if model.blueprint.gaussian is None:
         text = "--start gaussian needs the low frequencies of the data, which the model file lacks"
-        raise UsageError(text, "Train again with this version of diffuse, or leave out --start")
+        hint = "Train again with this version of diffuse, or leave out --start"
+        raise UsageError(text, hint, code="model_lacks")
     return model.blueprint.gaussian
 
 

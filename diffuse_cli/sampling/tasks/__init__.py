@@ -247,7 +247,7 @@ def is_conditioned(loaded: LoadedModel, degradation: Degradation | None, flag: s
         line = (
             f"{flag}: the model was trained {_purpose(encoder)} only, and always needs that input"
         )
-        raise UsageError(line, f"Use diffuse {_command(encoder)}")
+        raise UsageError(line, f"Use diffuse {_command(encoder)}", code="option_unsuited")
     return False
 
 

@@ -115,7 +115,8 @@ def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
             uniforms = degradation.fit_shape(loaded.space.shape).uniforms
         if uniforms and not config.degrade:
             text = f"--degradation {degradation.text} draws its own mask, not the mask of the input"
-            raise UsageError(text, "Pass --degrade, or use diffuse inpaint --mask FILE")
+            hint = "Pass --degrade, or use diffuse inpaint --mask FILE"
+            raise UsageError(text, hint, code="option_needs")
         if not config.degrade:
             return (yield from _read_observation(config, loaded, degradation, "--degradation"))
         pictures = yield from input_pictures.read(config.image, loaded, config.fit, loaded.space)
@@ -229,11 +230,12 @@ def _choose_method(config: ObservationConfig, flag: str, has_input: bool, floats
     default = METHOD_OF_FLOATS if floats else METHOD
     if config.method == TOLD and not has_input:
         text = f"--method {TOLD}: the model was not trained for {flag}"
-        raise UsageError(text, f"Leave it out, or pass --method {default}")
+        hint = f"Leave it out, or pass --method {default}"
+        raise UsageError(text, hint, code="option_unsuited")
     method = config.method or (TOLD if has_input else default)
     if floats and method != TOLD and RESTORATIONS[method].clipped:
         text = f"--method {method} is for samples of a limited range, and these are floats"
-        raise UsageError(text, f"Use --method {default}")
+        raise UsageError(text, f"Use --method {default}", code="option_unsuited")
     return method
 
 

@@ -111,7 +111,7 @@ def _read_ends(
     for path in (config.first, config.second):
         pictures = yield from input_pictures.read(path, loaded, config.fit, loaded.space)
         if (count := len(pictures.names)) != 1:
-            raise DataError(f"{show(path)} holds {count:,} images", "Pass one of them")
+            raise DataError(f"{show(path)} holds {count:,} images", "Pass one of them", path=path)
         names += pictures.names
         ends.append(np.array(pictures.values[0]))
         notices += pictures.notices
@@ -131,7 +131,7 @@ def _condition_denoiser(config: InterpolateConfig, loaded: LoadedModel) -> Denoi
     if condition is None:
         return loaded.denoiser
     if len(set(condition.rows)) > 1:
-        raise UsageError("--on sets a column twice", "Set it once")
+        raise UsageError("--on sets a column twice", "Set it once", code="invalid_value")
 
     def conditioned(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
         return condition.bind(loaded.denoiser, range(len(x_t)), x_t.device)(x_t, t)
