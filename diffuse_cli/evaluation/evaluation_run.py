@@ -60,10 +60,10 @@ def evaluate(
     flag = "--given" if config.given else find_changed_flag(config, *OF_MODELS)
     if folder and flag:
         text = f"{flag} needs a model, and {files.show(subject)} is a folder of images"
-        raise UsageError(text, "Remove it, or pass a model file")
+        raise UsageError(text, "Remove it, or pass a model file", code="option_unsuited")
     if not folder and (flag := find_changed_flag(config, *OF_FOLDERS)):
         text = f"{flag} needs a folder of samples: {files.show(subject)} has its own {flag[2:]}"
-        raise UsageError(text, "Remove it")
+        raise UsageError(text, "Remove it", code="option_unsuited")
     with (
         outputs.claim_option(config, "plot", ".png") as plot,
         outputs.claim_option(config, "pairs", ".png") as page,
@@ -95,6 +95,7 @@ def evaluate(
             raise UsageError(
                 "--pairs needs the model's training data as DATA, with a held-out part",
                 f"Use the training data, 40 {words.many} or more, without --train-n 0",
+                code="option_unsuited",
             )
         network = yield from feature_choice.choose_network(
             config, trained, sides.space, sides.real.samples, accelerator.device
@@ -177,9 +178,11 @@ def prepare_settings(
             f"--respaced {config.respaced} is more than the model's {process.num_timesteps} "
             "timesteps",
             f"Set --respaced {process.num_timesteps} or less",
+            code="invalid_value",
         )
     if config.ode_steps is not None and loaded.model.distilled is not None:
-        raise UsageError("--ode-steps needs a model that is not distilled", "Remove it")
+        text = "--ode-steps needs a model that is not distilled"
+        raise UsageError(text, "Remove it", code="option_unsuited")
     return settings
 
 
@@ -206,9 +209,9 @@ def load_model(
         ModelFileError: the file does not exist, or is not a model file.
         UsageError: the path is a folder of images.
     """
-    if is_images(Path(config.subject)):
-        folder = files.show(Path(config.subject))
-        raise UsageError(f"{folder} is a folder of images", "Pass a model file")
+    if is_images(path := Path(config.subject)):
+        text = f"{files.show(path)} is a folder of images"
+        raise UsageError(text, "Pass a model file", code="model_missing", path=path)
     subject, precision = config.subject, config.precision
     return (yield from load_denoiser(subject, weights, accelerator, precision, alone=alone))
 

@@ -120,7 +120,7 @@ class Sides:
         for name, side in (("real", self.real), ("generated", self.fakes)):
             if side is not None and len(side) < FEWEST:
                 text = f"an evaluation needs two {many} on each side, not {len(side)} {name}"
-                raise UsageError(text, f"Add more {many}")
+                raise UsageError(text, f"Add more {many}", code="too_few_samples")
 
 
 def read_sides(config: MeasureConfig, loaded: LoadedModel) -> Work[Sides]:

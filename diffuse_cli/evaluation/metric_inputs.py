@@ -69,7 +69,8 @@ def report_unmeasured(metrics: Sequence[str], missing: Set[str]) -> Iterator[Not
         text = f"--metrics {name} needs {REQUIREMENTS[need]}"
         if len(unmeasured) == len(metrics):
             random = name == "kid" and "random_features" not in missing
-            raise UsageError(text, "Use --metrics random-kid" if random else "Remove it")
+            hint = "Use --metrics random-kid" if random else "Remove it"
+            raise UsageError(text, hint, code="option_unsuited")
         yield Notice(f"{text}: skipped", warning=True)
 
 

@@ -81,7 +81,7 @@ def compare_models(
         defaults = [getattr(model, name) for model in models]
         if getattr(config, name) is None and defaults[0] != defaults[1]:
             text = f"the two models were trained with --{name} {defaults[0]} and {defaults[1]}"
-            raise UsageError(text, f"Set --{name} for both")
+            raise UsageError(text, f"Set --{name} for both", code="model_mismatch")
     given = (model.model.blueprint.conditions.given for model in models)
     image_conditioning.check_pairs_option(config.given, *given)
     settings = []

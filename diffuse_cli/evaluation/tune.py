@@ -169,13 +169,13 @@ def first_settings(
     steps = [n for n in dict.fromkeys(list_steps(config, distilled)) if n <= timesteps]
     if not steps:
         text = f"all --steps are more than the model's {timesteps} timesteps"
-        raise UsageError(text, f"Set --steps {timesteps} or less")
+        raise UsageError(text, f"Set --steps {timesteps} or less", code="invalid_value")
     for_distilled = samplers.OF_DISTILLED
     names = config.samplers or [s for s in samplers.SAMPLERS if (s in for_distilled) == distilled]
     wrong = [sampler for sampler in names if sampler in for_distilled and not distilled]
     if wrong:
         text = f"--samplers {wrong[0]} is for distilled models, and this model is not distilled"
-        raise UsageError(text, "Leave it out")
+        raise UsageError(text, "Leave it out", code="option_unsuited")
     scales = choice.guidance, choice.weak_guidance
     return [SamplerChoice(sampler, n, *scales) for sampler in names for n in steps]
 

@@ -35,11 +35,13 @@ def check_pairs_option(path: str | None, *models: ConditioningArray | None) -> N
     paired = any(given is not None and given.what == PAIRS for given in models)
     if paired and path is None:
         text = "the model was trained on pairs"
-        raise UsageError(text, "Pass --given PATH, the images paired with DATA")
+        hint = "Pass --given PATH, the images paired with DATA"
+        raise UsageError(text, hint, code="missing_argument", option="--given")
     if path is not None and not paired:
         ways = [f"with --given {m.what}, which is computed from DATA" for m in models if m]
         way = next(iter(ways), "without --given")
-        raise UsageError(f"--given: the model was trained {way}", "Leave it out")
+        text = f"--given: the model was trained {way}"
+        raise UsageError(text, "Leave it out", code="option_unsuited")
 
 
 def observed_space(space: Space, degradation: Degradation) -> Space:
@@ -80,7 +82,8 @@ def check_observed_files(space: Space, observed: Space, degradation: Degradation
     """
     if layout_name(space.layout) == ALPHA and observed.channels != space.channels:
         text = "averages colors with transparency, and no image file holds the result"
-        raise UsageError(f"{degradation.text} {text}", "Pass --degrade, with original images")
+        hint = "Pass --degrade, with original images"
+        raise UsageError(f"{degradation.text} {text}", hint, code="option_unsuited")
 
 
 def _observe_values(

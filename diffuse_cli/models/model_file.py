@@ -153,7 +153,8 @@ def find(path: str | Path, *, weights: bool = True) -> Work[ModelFile]:
         try:
             sums = weights and file.name == run_reader.AVERAGE
             if sums and (fault := run_reader.find_damage(file.parent, file.name)):
-                raise ModelFileError(f"{files.show(file.parent)} is damaged ({fault})")
+                text = f"{files.show(file.parent)} is damaged ({fault})"
+                raise ModelFileError(text, code="model_damaged", path=file.parent)
             model_file = _read_model(file, weights)
         except ModelFileError as error:
             if file.exists():
@@ -164,7 +165,10 @@ def find(path: str | Path, *, weights: bool = True) -> Work[ModelFile]:
         yield Notice(f"the model of step {model_file.model.step:,}: {files.show(where)}")
         return model_file
     raise failed or ModelFileError(
-        f"{files.show(given)} has no complete checkpoint yet", "Wait for the first preview"
+        f"{files.show(given)} has no complete checkpoint yet",
+        "Wait for the first preview",
+        code="checkpoint_missing",
+        path=given,
     )
 
 
@@ -270,18 +274,21 @@ def _translate_errors(path: Path) -> Iterator[None]:
     try:
         if path.is_dir():
             hint = file_types.convert_line(path) if file_types.is_folder(path) else ""
-            raise ModelFileError(f"{name} is a folder, not a model file", hint)
+            code = "model_unsupported" if hint else "model_missing"
+            raise ModelFileError(f"{name} is a folder, not a model file", hint, code=code)
         yield
     except ModelFileError as error:
         named = error.message if name in error.message else f"{name}: {error.message}"
-        raise ModelFileError(named, error.hint) from error
+        raise ModelFileError(named, error.hint, code=error.code, path=path) from error
     except FileNotFoundError as error:
-        raise ModelFileError(f"no such model file: {name}") from error
+        text = f"no such model file: {name}"
+        raise ModelFileError(text, code="model_missing", path=path) from error
     except OSError as error:
-        raise ModelFileError(f"cannot read {name}: {error.strerror}") from error
+        raise ModelFileError(f"cannot read {name}: {error.strerror}", path=path) from error
     except (DiffuseError, *tensor_file.MALFORMED) as error:
         reason = files.shorten(error.message if isinstance(error, DiffuseError) else error, 300)
-        raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
+        text = f"{name} is not a valid model file: {reason}"
+        raise ModelFileError(text, code="model_damaged", path=path) from error
 
 
 def _check_shapes(model: StoredModel, entries: Mapping[str, tensor_file.TensorEntry]) -> None:
@@ -295,11 +302,13 @@ def _check_shapes(model: StoredModel, entries: Mapping[str, tensor_file.TensorEn
     expected = {prefix + name: text for prefix in prefixes for name, text in shapes.items()}
     actual = {name: f"{entry.dtype} {list(entry.shape)}" for name, entry in entries.items()}
     if wrong := tensor_file.describe_mismatch(expected, actual):
-        raise ModelFileError(f"its tensors do not fit its network: {wrong}")
+        text = f"its tensors do not fit its network: {wrong}"
+        raise ModelFileError(text, code="model_damaged")
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Refuse NaN and infinite weights. The extremes show them without a mask in memory."""
     finite = {name: torch.stack(tensor.aminmax()).isfinite() for name, tensor in tensors.items()}
     if bad := [name for name, extremes in finite.items() if not extremes.all()]:
-        raise ModelFileError(f"its weights are NaN or infinite: {tensor_file.format_first(bad)}")
+        text = f"its weights are NaN or infinite: {tensor_file.format_first(bad)}"
+        raise ModelFileError(text, code="model_damaged")

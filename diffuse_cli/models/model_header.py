@@ -112,7 +112,8 @@ class StoredModel:
         tensors = lookup(every, weights, "--weights")
         if tensors is None:
             hint = f"Train with --keep-{weights} to have them"
-            raise ModelFileError(f"the model file has no {weights} weights", hint)
+            text = f"the model file has no {weights} weights"
+            raise ModelFileError(text, hint, code="model_lacks", option="--weights")
         return tensors
 
     def network(self, weights: str = "ema") -> nn.Module:
@@ -187,6 +188,7 @@ def parse_description(header: tensor_file.Header) -> dict[str, Any]:
             f"it has version {version}, written by diffuse {files.show(writer, 50)}, but diffuse "
             f"{__version__} only reads versions up to {VERSION}",
             "Install a newer diffuse",
+            code="model_unsupported",
         )
     return _upgrade_description(description) if version == 1 else description
 
@@ -298,5 +300,5 @@ def _read_choice(
 def _check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings, checked to hold no null, which would be a default, and no path of betas."""
     if any(value is None for value in values.values()) or isinstance(values.get("betas"), str):
-        raise ModelFileError("its settings are not a configuration")
+        raise ModelFileError("its settings are not a configuration", code="model_damaged")
     return dict(values)
