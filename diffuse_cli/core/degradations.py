@@ -130,7 +130,8 @@ class Degradation(Settings):
 
     def refusal(self, needed: str, shape: str) -> InvalidArgument:
         """Return the exception for samples of a wrong shape."""
-        return InvalidArgument(f": {self.text} needs {needed}, not {shape}", argument="degradation")
+        text = f": {self.text} needs {needed}, not {shape}"
+        return InvalidArgument(text, argument="degradation", code="option_unsuited")
 
 
 class Projection(Degradation):
@@ -301,7 +302,8 @@ class Mask(Projection):
         super().__post_init__()
         if self.kind not in MASKS:
             problem = f"must be the name of a mask, not '{self.kind}'"
-            raise InvalidArgument(problem, suggest(self.kind, MASKS), argument="kind")
+            hint = suggest(self.kind, MASKS)
+            raise InvalidArgument(problem, hint, argument="kind", code="unknown_name")
 
     def fit_shape(self, shape: Sequence[int]) -> Degradation:
         size = tuple(shape[1:])
@@ -387,8 +389,11 @@ def _parse_part(text: str) -> Degradation:
     try:
         return kind(**{kind.VALUE: converted})
     except InvalidArgument as error:
-        raise _parse_error(text, error.message(error.argument), error.hint) from error
+        problem = error.message(error.argument)
+        raise _parse_error(text, problem, error.hint, code=error.code) from error
 
 
-def _parse_error(text: str, problem: str, hint: str) -> InvalidArgument:
-    return InvalidArgument(f": '{text}': {problem}", hint, argument="degradation")
+def _parse_error(
+    text: str, problem: str, hint: str, code: str = "invalid_value"
+) -> InvalidArgument:
+    return InvalidArgument(f": '{text}': {problem}", hint, argument="degradation", code=code)

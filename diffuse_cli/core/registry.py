@@ -223,11 +223,14 @@ class InvalidArgument(ValueError):
         argument: its name, or an empty string if several are wrong.
         problem: the description of the error. If `argument` is set, it continues after the name.
         hint: the advice to the caller.
+        code: the kind of error for a caller that reports it.
     """
 
-    def __init__(self, problem: str, hint: str = "", *, argument: str = "") -> None:
+    def __init__(
+        self, problem: str, hint: str = "", *, argument: str = "", code: str = "invalid_value"
+    ) -> None:
         super().__init__(problem)
-        self.argument, self.problem, self.hint = argument, problem, hint
+        self.argument, self.problem, self.hint, self.code = argument, problem, hint, code
 
     def message(self, name: str) -> str:
         """Return the description of the error, with `name` for the argument."""
@@ -261,5 +264,5 @@ def lookup(table: Mapping[str, Entry], name: str, argument: str) -> Entry:
     try:
         return table[name]
     except KeyError:
-        text = f": there is no '{name}'"
-        raise InvalidArgument(text, suggest(name, table), argument=argument) from None
+        text, hint = f": there is no '{name}'", suggest(name, table)
+        raise InvalidArgument(text, hint, argument=argument, code="unknown_name") from None

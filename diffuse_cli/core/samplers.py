@@ -168,7 +168,8 @@ def sampler_options(sampler: str, **given: float | None) -> dict[str, float]:
             listed = " and ".join(takes) or "no options"
             able = [k for k, run in SAMPLERS.items() if name in inspect.signature(run).parameters]
             hint = f"It takes {listed}. Samplers with it: {', '.join(able)}"
-            raise InvalidArgument(f": the sampler '{sampler}' has none", hint, argument=name)
+            text = f": the sampler '{sampler}' has none"
+            raise InvalidArgument(text, hint, argument=name, code="option_needs")
     return chosen
 
 

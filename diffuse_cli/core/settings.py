@@ -164,10 +164,11 @@ def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
     fields = fields_by_name(kind)
     for name in values:
         if name not in fields:
-            raise InvalidArgument(f"there is no {kind.NOUN} '{name}'", suggest(str(name), fields))
+            text, hint = f"there is no {kind.NOUN} '{name}'", suggest(str(name), fields)
+            raise InvalidArgument(text, hint, code="unknown_setting")
     for name, f in fields.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
-            raise InvalidArgument("is missing", argument=name)
+            raise InvalidArgument("is missing", argument=name, code="missing_argument")
     return kind(**values)
 
 

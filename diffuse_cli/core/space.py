@@ -85,7 +85,7 @@ class Space(Settings):
             object.__setattr__(self, "transform", None)
         if self.transform is not None and self.levels is not None:
             text = f"is for floats, not for {self.levels:,} levels"
-            raise InvalidArgument(text, argument="transform")
+            raise InvalidArgument(text, argument="transform", code="option_unsuited")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ def infer_layout(shapes: Collection[tuple[int, ...]]) -> str | None:
             text = f": the channels of an array of {sides} may be its first axis or its last"
             front, back = FIRST[len(shape)], LAST[len(shape)]
             hint = f"Choose --layout {front} or {back}, in Python layout='{front}' or '{back}'"
-            raise InvalidArgument(text, hint, argument="layout")
+            raise InvalidArgument(text, hint, argument="layout", code="missing_argument")
     return layouts.pop() if layouts else None
 
 
@@ -72,7 +72,8 @@ def resolve_layout(layout: str | None, alpha: bool) -> str | None:
         InvalidArgument: both are set, and differ.
     """
     if alpha and layout_name(layout) not in (None, ALPHA):
-        raise InvalidArgument(f"is not for --layout {layout}", argument="alpha")
+        text = f"is not for --layout {layout}"
+        raise InvalidArgument(text, argument="alpha", code="options_conflict")
     return layout or (ALPHA if alpha else None)
 
 
@@ -262,10 +263,12 @@ class Medium:
         many, layout = self.many, layout_name(settings.layout)
         lookup(self.fits, settings.fit, "fit")
         if layout == ALPHA and ALPHA not in self.layouts:
-            raise InvalidArgument(f": {many} have no transparency", argument="alpha")
+            text = f": {many} have no transparency"
+            raise InvalidArgument(text, argument="alpha", code="option_unsuited")
         if layout is not None:
             if not self.layouts:
-                raise InvalidArgument(f"{many} have no layout", argument="layout")
+                text = f"{many} have no layout"
+                raise InvalidArgument(text, argument="layout", code="option_unsuited")
             lookup(dict.fromkeys(self.layouts), layout, "layout")
         channels, channel_counts = settings.channels, self.brought.get(layout)
         if channels is not None and channel_counts and channels not in channel_counts:
@@ -274,7 +277,8 @@ class Medium:
             text = f": {kind} have {' or '.join(map(str, channel_counts))}, not {channels}"
             raise InvalidArgument(text, hint, argument="channels")
         if settings.rate is not None and not self.rates:
-            raise InvalidArgument(f"{many} have no rate", argument="rate")
+            text = f"{many} have no rate"
+            raise InvalidArgument(text, argument="rate", code="option_unsuited")
         if settings.rate is not None and settings.rate not in self.rates:
             text = f"must be {self.rates[0]:,} to {self.rates[-1]:,} Hz"
             raise InvalidArgument(text, argument="rate")
@@ -283,7 +287,8 @@ class Medium:
             if bits not in self.bits:
                 text = f"{many} have {' or '.join(map(str, self.bits))} bits, not {bits}"
                 text = text if self.bits else f"{many} keep the numbers of their files"
-                raise InvalidArgument(text, argument="bits")
+                code = "invalid_value" if self.bits else "option_unsuited"
+                raise InvalidArgument(text, argument="bits", code=code)
             numbers = f"uint{bits}"
         return replace(settings, size=size, numbers=numbers)
 

@@ -227,7 +227,7 @@ def to_usage_error(error: InvalidArgument, name: Callable[[str], str] = flag) ->
     """Return an error of the core as a `UsageError` that names the flag of its argument."""
     option = name(error.argument) if error.argument else ""
     text = error.message(option)
-    return UsageError(text, error.hint, code="invalid_value", option=option)
+    return UsageError(text, error.hint, code=error.code, option=option)
 
 
 @contextlib.contextmanager
@@ -252,4 +252,5 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
         return known(table, name, what)
     except InvalidArgument as error:
         text = error.message(what)
-        raise UsageError(text, error.hint, code="unknown_name", option=what) from error
+        option = what.partition(" ")[0]
+        raise UsageError(text, error.hint, code=error.code, option=option) from error

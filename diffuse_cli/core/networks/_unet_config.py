@@ -69,7 +69,8 @@ class Config(Settings):
         if not self.multipliers:
             raise InvalidArgument("must have one level or more", argument="multipliers")
         if self.heads is not None and self.head_width is not None:
-            raise InvalidArgument("heads and head_width exclude each other", "Set only one")
+            text = "heads and head_width exclude each other"
+            raise InvalidArgument(text, "Set only one", code="options_conflict")
         for width in (self.width, *self.widths):
             self._check_width(width)
         for config in (self, self.up_config):
