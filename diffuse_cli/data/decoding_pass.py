@@ -110,7 +110,10 @@ def decode_listing(
             if read is None:
                 if strict:
                     hint = "Remove it, or leave --strict out to skip such files"
-                    raise system.DataError(f"{system.show(entry.name)}: {reason}", hint)
+                    text = f"{system.show(entry.name)}: {reason}"
+                    code = reasons.ERROR_CODES.get(reason, reasons.UNSUPPORTED)
+                    path = reading.source.path / entry.name
+                    raise system.DataError(text, hint, code=code, path=path)
                 _count_reason(tally.skipped, reason, entry)
             else:
                 tally.add(entry, read)

@@ -54,10 +54,12 @@ def parse_column_names(columns: Sequence[str]) -> list[str]:
     """
     names = [parse_column(one)[0] for one in columns]
     if len(set(names)) < len(names):
-        raise UsageError("--condition-on names a column twice", "Name it once")
+        text = "--condition-on names a column twice"
+        raise UsageError(text, "Name it once", code="invalid_value")
     if len(names) > conditions.MOST_COLUMNS:
         raise UsageError(
-            f"--condition-on: at most {conditions.MOST_COLUMNS} columns, not {len(names):,}"
+            f"--condition-on: at most {conditions.MOST_COLUMNS} columns, not {len(names):,}",
+            code="invalid_value",
         )
     return names
 
@@ -84,6 +86,7 @@ def _column(name: str, kind: str, cells: Cells, train: Indices) -> Column:
             f"--condition-on {shorten(name)}: {cells.tables_text} has no such column, only "
             f"{cells.names}",
             f"Did you mean '{shorten(closest)}'?" if closest else "Name one of them",
+            code="unknown_name",
         )
     filled = [cell for cell in every if cell is not None]
     texts = [cell for cell in filled if cell.number is None]
@@ -91,7 +94,8 @@ def _column(name: str, kind: str, cells: Cells, train: Indices) -> Column:
     missing = 1 - len(training_cells) / max(1, len(train))
     if kind == "number" and texts:
         text = f"{texts[0].place}: {shorten(name)} is {shorten(texts[0].text)!r}, not a number"
-        raise DataError(text, "Leave the cell empty if the value is missing")
+        hint = "Leave the cell empty if the value is missing"
+        raise DataError(text, hint, code="metadata_mismatch")
     if kind == "label" or texts:
         return _labels(name, kind, training_cells, texts, len(filled), missing)
     return _number(name, filled, training_cells, len(train))
@@ -100,7 +104,8 @@ def _column(name: str, kind: str, cells: Cells, train: Indices) -> Column:
 def _number(name: str, filled: Sequence[Cell], cells: Sequence[Cell], train: int) -> NumberColumn:
     for cell in filled:
         if cell.number is not None and math.isinf(cell.number):
-            raise DataError(f"{cell.place}: {shorten(name)} is {shorten(cell.text)}, not finite")
+            text = f"{cell.place}: {shorten(name)} is {shorten(cell.text)}, not finite"
+            raise DataError(text, code="metadata_mismatch")
     values = [float(n) for cell in cells if (n := cell.number) is not None and not math.isnan(n)]
     low, high = min(values, default=0.0), max(values, default=0.0)
     # Sums that do not depend on the order of samples.
@@ -110,7 +115,7 @@ def _number(name: str, filled: Sequence[Cell], cells: Sequence[Cell], train: int
         raise _constant_error(name, digits(values[0]) if values else "")
     if math.isinf(max_deviation):
         text = f"--condition-on {shorten(name)}: the range {low:g} to {high:g} is too wide"
-        raise DataError(text, "Leave the column out")
+        raise DataError(text, "Leave the column out", code="option_unsuited")
     variance = math.fsum(((value - mean) / max_deviation) ** 2 / len(values) for value in values)
     return NumberColumn(
         name=name,
@@ -132,6 +137,7 @@ def _labels(
             f"{percent} % of its cells are numbers",
             "Leave the cell empty if the value is missing, or pass "
             f"--condition-on {shorten(name)}:label",
+            code="metadata_mismatch",
         )
     values = sorted({cell.text for cell in cells})
     if len(values) > conditions.MOST_VALUES:
@@ -139,6 +145,7 @@ def _labels(
             f"--condition-on {shorten(name)}: {len(values):,} different labels, such as "
             f"{shorten(values[0], 60)!r}. A column can have at most {conditions.MOST_VALUES:,}",
             "Choose a column with fewer different values",
+            code="option_unsuited",
         )
     if len(values) < 2:
         raise _constant_error(name, shorten(values[0], 60) if values else "")
@@ -162,13 +169,14 @@ def check_labels(option: str, values: Sequence[str], count: int) -> None:
             f"{option}: {count:,} images have {len(values):,} different labels, such as "
             f"{shorten(values[0], 60)!r}. A model cannot learn a label from one image",
             "Choose labels that repeat. For captions, use a text-to-image model of diffusers",
+            code="option_unsuited",
         )
 
 
 def _constant_error(name: str, value: str) -> DataError:
     reason = f"every training image has {value}" if value else "no training image has a value"
     text = f"--condition-on {shorten(name)}: {reason}, so there is nothing to learn"
-    return DataError(text, "Leave the column out")
+    return DataError(text, "Leave the column out", code="option_unsuited")
 
 
 def describe_columns(cells: Cells, train: Indices) -> dict[str, str]:
@@ -193,7 +201,7 @@ def encode_rows(table: MetadataTable, cells: Cells) -> Rows:
         if name not in cells.columns:
             column = f"column {shorten(name)}, which the model is conditioned on"
             text = f"{cells.tables_text} has no {column}"
-            raise UsageError(text, f"Its columns are: {cells.names}")
+            raise UsageError(text, f"Its columns are: {cells.names}", code="metadata_mismatch")
     return np.array(
         [[*map(_code, itertools.repeat(c), cells.columns[c.name])] for c in table.columns],
         np.float32,
@@ -221,7 +229,7 @@ def _code(column: Column, cell: Cell | None) -> float:
         return column.code(cell.text)
     if cell.number is None or math.isinf(cell.number):
         reason = f"{shorten(column.name)} is {shorten(cell.text)!r}, not a number"
-        raise DataError(f"{cell.place}: {reason}")
+        raise DataError(f"{cell.place}: {reason}", code="metadata_mismatch")
     return conditions.UNTOLD if math.isnan(cell.number) else column.code(cell.number)
 
 
@@ -254,7 +262,8 @@ def _value(column: Column, text: str) -> Value:
         number = math.nan
     if not math.isfinite(number):
         hint = f"Pass a number from {digits(column.low)} to {digits(column.high)}"
-        raise UsageError(f"--on {shorten(column.name)}={shorten(text)}: not a number", hint)
+        line = f"--on {shorten(column.name)}={shorten(text)}: not a number"
+        raise UsageError(line, hint, code="invalid_value")
     return number
 
 

@@ -82,14 +82,15 @@ def read_cells(
         entries = [e for e in source.entries() if e.name.rpartition("/")[2] in base.TABLES]
         if not entries and not source.tables:
             text = f"no {' or '.join(base.TABLES)} in {show(path)}"
-            raise DataError(text, f"Put one next to the images, with a column {FILE_NAME}")
+            hint = f"Put one next to the images, with a column {FILE_NAME}"
+            raise DataError(text, hint, code="metadata_unreadable", path=path)
         entries = sorted(entries, key=lambda e: base.encode_name(e.name))
         rows: dict[str, MetadataRow] = {}
         columns: dict[str, None] = {}
         for row in _read_rows(source, entries, selection):
             columns.update(dict.fromkeys(row.values))
             if row.name in rows:
-                raise _duplicate_error(row, rows[row.name])
+                raise _duplicate_error(row, rows[row.name], path)
             values = {k: v for k, v in row.values.items() if selection is None or k in selection}
             rows[row.name] = row._replace(values=values)
         tables = (*(show(e.name) for e in entries), *source.tables)
@@ -106,21 +107,26 @@ def _read_rows(
     """
     for entry in entries:
         table, (folder, _, file_name) = show(entry.name), entry.name.rpartition("/")
-        for line, values in FORMATS[file_name.rpartition(".")[2]](_text(entry, source), table):
-            named = values.pop(FILE_NAME, None)
-            if named is None:
-                raise DataError(f"{table}, line {line:,}: no {FILE_NAME}")
-            name = posixpath.normpath(posixpath.join(folder, named.text))
-            yield MetadataRow(table, line, name, values)
+        try:
+            for line, values in FORMATS[file_name.rpartition(".")[2]](_text(entry, source), table):
+                named = values.pop(FILE_NAME, None)
+                if named is None:
+                    raise DataError(f"{table}, line {line:,}: no {FILE_NAME}")
+                name = posixpath.normpath(posixpath.join(folder, named.text))
+                yield MetadataRow(table, line, name, values)
+        except DataError as error:
+            error.code = "metadata_unreadable"
+            error.path = str(source.path / entry.name)
+            raise
     for row in source.read_rows(selection):
         cells = {k: _cell(v, row.table, row.line) for k, v in row.values.items()}
         yield row._replace(values=cells)
 
 
-def _duplicate_error(row: MetadataRow, before: MetadataRow) -> DataError:
+def _duplicate_error(row: MetadataRow, before: MetadataRow, path: str | Path) -> DataError:
     place = f"line {before.line:,}" + (f" of {before.table}" if before.table != row.table else "")
     text = f"{row.table}, line {row.line:,}: {shorten(row.name)} already has a row, in {place}"
-    return DataError(text, "Remove one of the two rows")
+    return DataError(text, "Remove one of the two rows", code="metadata_unreadable", path=path)
 
 
 def _match_rows(
@@ -140,6 +146,7 @@ def _match_rows(
             f"{where}: none of its {len(rows):,} rows names an image of the data set"
             + (f", for example {shorten(unmatched[0])}" if unmatched else ""),
             f"Add a row for each image, with its {FILE_NAME}, for example {shorten(names[0])}",
+            code="metadata_mismatch",
         )
     lines = []
     if without:

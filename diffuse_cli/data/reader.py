@@ -184,7 +184,7 @@ def _no_samples_error(source: str | Path, listing: sources.Listing, tally: Tally
     other_files = f" ({', '.join(counts)})" if counts else ""
     usable, skips = ("usable ", f": {skip_counts(tally.skipped)}") if tally.skipped else ("", "")
     text = f"no {usable}{many} in {show(source)}{skips}{other_files}"
-    return DataError(text, hint[:1].upper() + hint[1:])
+    return DataError(text, hint[:1].upper() + hint[1:], code="data_empty", path=source)
 
 
 def _warnings(summary: Summary, settings: ReadSettings) -> Iterator[Notice]:

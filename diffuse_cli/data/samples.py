@@ -215,6 +215,7 @@ def match_pairs(samples: Dataset, given: Dataset) -> Pairs:
         f"no image of {samples.summary.source} has a pair of the same name in "
         f"{given.summary.source}: for example {first}",
         "Use the same folders and names in both; the extensions may differ",
+        code="data_mismatch",
     )
 
 
@@ -336,4 +337,5 @@ def _transform_error(space: Space, name: str) -> DataError:
     transform = space.transform or "none"
     takes = lookup(TRANSFORMS, transform, "--transform").takes
     hint = "Pass --transform asinh, which takes any number" if transform == "log" else ""
-    return DataError(f"--transform {transform} is for {takes}, but {show(name)} has others", hint)
+    text = f"--transform {transform} is for {takes}, but {show(name)} has others"
+    return DataError(text, hint, code="option_unsuited")

@@ -66,7 +66,7 @@ class Store:
             mib = math.ceil(capacity * math.prod(shape) * dtype.itemsize / 2**20)
             need = f"{mib:,} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
             message = f"{capacity:,} samples of {dimensions(shape[1:])} need {need} of memory"
-            raise DataError(message, "Pass a smaller --size") from error
+            raise DataError(message, "Pass a smaller --size", code="out_of_memory") from error
 
     def append(self, pixels: Array) -> None:
         """Append a sample."""
@@ -270,4 +270,5 @@ def open_index(folder: Path) -> Dataset:
             **plain,
         )
     except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"no image cache in {files.show(folder)}: {error}") from error
+        text = f"no image cache in {files.show(folder)}: {error}"
+        raise DataError(text, code="data_unreadable", path=folder) from error

@@ -203,7 +203,9 @@ class Stream:
         name = show(self.origin.entries[row].name)
         kind = MEDIA[self.origin.medium]
         text = f"{show(self.origin.source)} no longer holds its {kind.many}: {name}: {reason}"
-        return DataError(text, "Put them back as they were")
+        return DataError(
+            text, "Put them back as they were", code="data_changed", path=self.origin.source
+        )
 
     @cached_property
     def _reading(self) -> DecodingTask:
@@ -231,7 +233,9 @@ class Stream:
                 fault = reasons.CHANGED
             if self.strict:
                 text = f"{show(result.entry.name)}: {fault}"
-                raise DataError(text, "Put it back, or leave --strict out to skip such files")
+                hint = "Put it back, or leave --strict out to skip such files"
+                path = Path(self.origin.source, result.entry.name)
+                raise DataError(text, hint, code="data_changed", path=path)
             with self._lock:
                 if row not in self._faulty_rows:
                     self._faulty_rows.add(row)

@@ -68,6 +68,25 @@ REPAIRS = {
 }
 """Hints by reason, where the right format is not what is missing."""
 
+ERROR_CODES: Mapping[str, str] = {
+    reason: code
+    for code, reasons in {
+        "data_unreadable": (
+            EMPTY, NOT_AN_IMAGE, CORRUPT, UNREADABLE, NOT_AN_ARRAY, NOT_A_SOUND, SOUNDLESS,
+        ),
+        "data_changed": (VANISHED, CHANGED),
+        "data_too_large": (BOMB, TOO_LARGE, MANY_PAGES, LONG),
+        "data_mixed": (SHAPE,),
+        "data_mismatch": (CHANNELS, OTHER_NUMBERS, AXES_OF_SIZE, SMALL, LONGER),
+        "unusable_data": (MISSING, RANGE),
+        "out_of_memory": (MEMORY,),
+    }.items()
+    for reason in reasons
+}  # fmt: skip
+"""Codes of errors by reason. Other reasons have `UNSUPPORTED`."""
+
+UNSUPPORTED = "data_unsupported"
+
 LARGEST_FILE = 512 * 2**20
 
 
@@ -103,17 +122,21 @@ def errors_as(reason: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def require_usable(path: Path | str, hint: str = "") -> Iterator[None]:
-    """Turn errors from a file that must be usable into a `DataError`."""
+def require_usable(path: Path | str, hint: str = "", *, code: str = "") -> Iterator[None]:
+    """Turn errors from a file that must be usable into a `DataError`, by default with the code of
+    their reason."""
     try:
         yield
     except Unusable as error:
         if error.reason == MEMORY:
             raise MemoryError from error
         repair = REPAIRS.get(error.reason, hint)
-        raise DataError(f"cannot use {show(path)}: {error.reason}", repair) from error
+        text = f"cannot use {show(path)}: {error.reason}"
+        code = code or ERROR_CODES.get(error.reason, UNSUPPORTED)
+        raise DataError(text, repair, code=code, path=path) from error
     except OSError as error:
-        raise DataError(f"cannot read {show(path)}: {error.strerror}", hint) from error
+        text = f"cannot read {show(path)}: {error.strerror}"
+        raise DataError(text, hint, code=code or "data_unreadable", path=path) from error
 
 
 def stat_of(path: Path, what: str, hint: str) -> os.stat_result:
@@ -125,10 +148,12 @@ def stat_of(path: Path, what: str, hint: str) -> os.stat_result:
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no such {what}: {show(path)}", hint) from None
+        text = f"no such {what}: {show(path)}"
+        raise DataError(text, hint, code="data_missing", path=path) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read {show(path)}: {reason}", hint) from None
+        text = f"cannot read {show(path)}: {reason}"
+        raise DataError(text, hint, code="data_unreadable", path=path) from None
 
 
 @contextlib.contextmanager
@@ -141,7 +166,8 @@ def read_required_file(path: Path, one: str, hint: str) -> Iterator[bytes]:
     with require_usable(path, hint):
         info = stat_of(path, one, hint)
         if stat.S_ISDIR(info.st_mode):
-            raise DataError(f"no such {one}: {show(path)} is a folder", hint)
+            text = f"no such {one}: {show(path)} is a folder"
+            raise DataError(text, hint, code="data_missing", path=path)
         if not stat.S_ISREG(info.st_mode):
             raise Unusable(IRREGULAR)
         if info.st_size > LARGEST_FILE:

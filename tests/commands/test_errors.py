@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from diffuse_cli.media.file_errors import ERROR_CODES
 from diffuse_cli.system.errors import CODES, DiffuseError
 
 PACKAGE = Path(__file__).parents[2] / "diffuse_cli"
@@ -34,7 +35,7 @@ def _codes(path: Path) -> set[str]:
 
 
 def test_each_code_that_is_raised_is_documented_and_the_other_way_round():
-    raised = set[str]().union(*map(_codes, PACKAGE.rglob("*.py")))
+    raised = {*ERROR_CODES.values()}.union(*map(_codes, PACKAGE.rglob("*.py")))
     assert raised - {""} == {*CODES}
 
 

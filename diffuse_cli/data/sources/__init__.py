@@ -84,20 +84,24 @@ def open_source(path: Path, *, single: bool = False) -> Source:
         return SOURCES[kind].open(path)
     if is_name(path):
         name = str(path).removeprefix("hf:").lstrip("/")
-        raise DataError(f"not a data set: hf://{show(name)}", "Pass hf://datasets/ORG/NAME")
+        text, hint = f"not a data set: hf://{show(name)}", "Pass hf://datasets/ORG/NAME"
+        raise DataError(text, hint, code="invalid_value", path=f"hf://{name}")
     mode = stat_of(path, "file or folder", base.HINT).st_mode
     todo = media.advice_for(path.name)
     hint = todo or base.HINT
     if run_reader.find_run(path):
-        raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
+        text = f"{show(path)} is the run directory of a model, not images"
+        raise DataError(text, hint, code="data_unsupported", path=path)
     if single and is_sample(path):
         return SingleFile(path)
     if stat.S_ISREG(mode) and (file_kind := file_types.recognize_path(path)):
         message, kind_hint = file_types.kind_error(file_kind, path, "images")
-        raise DataError(message, todo or kind_hint or hint)
+        code = "data_unreadable" if file_kind == file_types.CUT_ZIP else "data_unsupported"
+        raise DataError(message, todo or kind_hint or hint, code=code, path=path)
     if base.extension_of(path.name) in media.media_by_extension():
         hint = "Pass the folder that holds the images as DATA"
-    raise DataError(f"neither a folder nor a file of images: {show(path)}", hint)
+    text = f"neither a folder nor a file of images: {show(path)}"
+    raise DataError(text, hint, code="data_unsupported", path=path)
 
 
 def file_hashes(path: Path, names: Iterable[str]) -> dict[str, str]:

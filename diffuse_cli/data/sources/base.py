@@ -122,7 +122,7 @@ class Source:
         Raises:
             DataError: the table is unusable or too large.
         """
-        with require_usable(entry.name):
+        with require_usable(entry.name, code="metadata_unreadable"):
             if entry.fault:
                 raise Unusable(entry.fault)
             if entry.size > max_bytes:
@@ -258,7 +258,8 @@ def short_names(shards: Sequence[Path]) -> dict[Path, str]:
     """
     for shard in shards:
         if not is_file(shard):
-            raise DataError(f"no such file: {show(shard)}", "Check the numbers in braces")
+            text, hint = f"no such file: {show(shard)}", "Check the numbers in braces"
+            raise DataError(text, hint, code="data_missing", path=shard)
     if len({shard.name for shard in shards}) == len(shards):
         return {shard: shard.name for shard in shards}
     shared = os.path.commonpath([shard.absolute().parent for shard in shards])

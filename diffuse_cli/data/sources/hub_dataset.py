@@ -106,7 +106,8 @@ def _select_files(text: str) -> HubSelection:
     form = _FORM.fullmatch(text.replace(os.sep, "/"))
     if form is None:
         address = files.show(re.sub(r"^hf:/+", "hf://", text))
-        raise DataError(f"not a data set: {address}", "Pass hf://datasets/ORG/NAME")
+        message, hint = f"not a data set: {address}", "Pass hf://datasets/ORG/NAME"
+        raise DataError(message, hint, code="invalid_value", path=address)
     hub.check_repository_path(text, *form.group("name", "revision", "path"))
     revision = unquote(form["revision"] or "main")
     listing = hub.list_repository(form["name"], ALIASES.get(revision, revision))
@@ -130,7 +131,8 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
     if not matches:
         hint = _example_hint(listing, listing.files) if listing.files else "The data set is empty"
         text = f"no files at {path} in {listing.title}" if path else f"no files in {listing.title}"
-        raise DataError(text, hint)
+        code = "hub_missing" if path else "data_empty"
+        raise DataError(text, hint, code=code, path=listing.title)
     for extension in SHARDS:
         if shards := [f for f in matches if base.extension_of(f.name) == extension]:
             return (shards if exact else _choose_shards(listing, shards)), None
@@ -138,7 +140,8 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
     samples = [f for f in matches if base.extension_of(posixpath.basename(f.name)) in media]
     zips = [f for f in matches if base.extension_of(f.name) == ZIP]
     if samples and exact and not zips:
-        raise DataError(f"{path} names single files in {listing.title}", "Pass their folder")
+        text = f"{path} names single files in {listing.title}"
+        raise DataError(text, "Pass their folder", path=listing.title)
     if samples and not exact:
         training = [f for f in samples if TRAIN.search(posixpath.dirname(f.name))]
         samples = training or samples
@@ -150,9 +153,11 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
     if len(zips) == 1:
         return zips, None
     if zips:
-        raise DataError(f"{len(zips)} zip files in {listing.title}", _example_hint(listing, zips))
+        text = f"{len(zips)} zip files in {listing.title}"
+        raise DataError(text, _example_hint(listing, zips), path=listing.title)
     message = f"no parquet, tar, zip or image files in {listing.title}"
-    raise DataError(message, f"Try the hub's parquet conversion: {listing.title}@~parquet")
+    hint = f"Try the hub's parquet conversion: {listing.title}@~parquet"
+    raise DataError(message, hint, code="data_empty", path=listing.title)
 
 
 def _choose_shards(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
@@ -170,7 +175,8 @@ def _choose_shards(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
     names = ", ".join(files.shorten(name, 40) for name in [*by_folder][:8])
     first = next(name for name in by_folder if name)
     text = f"{listing.title} has several configurations: {names}"
-    raise DataError(text, f"Pass the folder of one, for example {listing.title}/{first}")
+    hint = f"Pass the folder of one, for example {listing.title}/{first}"
+    raise DataError(text, hint, path=listing.title)
 
 
 def _example_hint(listing: HubListing, matches: Sequence[HubFile]) -> str:

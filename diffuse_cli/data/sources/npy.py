@@ -70,6 +70,8 @@ def _open_array(path: Path) -> Array:
         raise DataError(
             f"{show(path)} is an array of {shape}, not of samples",
             "Its first axis counts samples: N x H x W, N x C x H x W or N x H x W x C",
+            code="data_unsupported",
+            path=path,
         )
     return values
 
@@ -81,7 +83,8 @@ def _map_array(path: Path) -> Array:
     except Exception as error:  # the header is text of any kind
         raise_if_full(error)
         reason = getattr(error, "strerror", None) or shorten(error)
-        raise DataError(f"cannot read {show(path)}: {reason}") from error
+        text = f"cannot read {show(path)}: {reason}"
+        raise DataError(text, code="data_unreadable", path=path) from error
 
 
 SOURCE = NpyRows

@@ -59,7 +59,8 @@ class NpzBatch(Source):
         try:
             return cls(path)
         except NOT_ONE as error:
-            raise DataError(f"cannot read the images in {show(path)}: {error}", HINT) from error
+            text = f"cannot read the images in {show(path)}: {error}"
+            raise DataError(text, HINT, code="data_unreadable", path=path) from error
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

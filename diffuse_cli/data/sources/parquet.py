@@ -128,7 +128,8 @@ class Parquet(Source):
                 raise_if_full(error)
                 if str(path) not in self._open:  # a damaged shard, which `entries` reports
                     continue
-                raise DataError(f"cannot read the columns of {name}: {shorten(error)}") from error
+                text = f"cannot read the columns of {name}: {shorten(error)}"
+                raise DataError(text, code="metadata_unreadable", path=path) from error
             for row, entry in enumerate(entries):
                 cells = {c: values[c][row] if c in values else None for c in plain}
                 yield MetadataRow(show(name), row + 1, entry.name, cells)
@@ -319,7 +320,8 @@ def find_column_roles(schema: Any, path: str) -> ColumnRoles:
     if not able:
         listed = ", ".join(f"{shorten(n, 40)} ({shorten(kind, 40)})" for n, kind in kinds.items())
         text = f"no column of {show(path)} holds files of images: {listed[:300]}"
-        raise DataError(text, "Store the files as bytes, or as a structure of bytes and path")
+        hint = "Store the files as bytes, or as a structure of bytes and path"
+        raise DataError(text, hint, code="data_unsupported", path=path)
     sample = next((n for n in SAMPLE if n in able), able[0])
     names = {
         n: [*map(str, feature["names"])]

@@ -97,12 +97,15 @@ class Tar(Source):
     def read_rows(self, selection: Collection[str] | None) -> Iterator[MetadataRow]:
         for stem, entry in self._index.columns.items():
             table, data = show(entry.name), self.read_table(entry, LARGEST_NOTE)
+            path = self.path / entry.name
             try:
                 values = json.loads(data)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{table}: {shorten(getattr(error, 'msg', 'not JSON'))}") from None
+                text = f"{table}: {shorten(getattr(error, 'msg', 'not JSON'))}"
+                raise DataError(text, code="metadata_unreadable", path=path) from None
             if not isinstance(values, dict):
-                raise DataError(f"{table}: not an object in braces")
+                text = f"{table}: not an object in braces"
+                raise DataError(text, code="metadata_unreadable", path=path)
             for sample in self._samples(stem):
                 yield MetadataRow(table, 1, sample.name, values)
 

@@ -38,7 +38,8 @@ class Zip(Source):
             return cls(path)
         except Exception as error:
             raise_if_full(error)
-            raise DataError(f"cannot read the zip file {show(path)}: {error}", base.HINT) from error
+            text = f"cannot read the zip file {show(path)}: {error}"
+            raise DataError(text, base.HINT, code="data_unreadable", path=path) from error
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
