@@ -119,7 +119,8 @@ def require_features(evaluation: MetricInputs, metric: str) -> tuple[Array, Arra
     real, fake = evaluation.real_features, evaluation.fake_features
     if min(len(real), len(fake)) < 2:
         text = f"{metric} needs 2 real and 2 generated images, not {len(real)} and {len(fake)}"
-        raise UsageError(text, "Pass a larger -n, or use a folder with more images")
+        hint = "Pass a larger -n, or use a folder with more images"
+        raise UsageError(text, hint, code="too_few_samples")
     return real.astype("float64"), fake.astype("float64")
 
 

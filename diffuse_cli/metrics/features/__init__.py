@@ -188,7 +188,8 @@ def extract_features(
     size = usual_batch(network) if batch_size is None else batch_size
     total, channels, *sides = pixels.shape
     if network.pictures and channels not in (1, 3):
-        raise UsageError(f"features need images of 1 or 3 channels, not {channels}")
+        text = f"features need images of 1 or 3 channels, not {channels}"
+        raise UsageError(text, code="data_mismatch")
     features = np.empty((total, network.dim), dtype=np.float32)
     for start in range(0, total, size):
         # torch.tensor copies: pixels may be a read-only memory map.

