@@ -147,7 +147,8 @@ def open_accelerator(
     if world_size() > 1 and "MASTER_ADDR" not in os.environ:
         raise UsageError(f"WORLD_SIZE is {world_size()}, but no launcher set MASTER_ADDR", LAUNCH)
     if log is not None and importlib.util.find_spec(log) is None:
-        raise UsageError(f"--log {log}: it is not installed", f"Install it: pip install {log}")
+        text = f"--log {log}: it is not installed"
+        raise UsageError(text, f"Install it: pip install {log}", code="package_missing")
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState

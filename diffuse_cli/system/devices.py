@@ -37,7 +37,8 @@ def device_type(device: str = "auto") -> str:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     default = accelerator.type if accelerator is not None else "cpu"
     if device not in ("auto", "cpu", default):
-        raise UsageError(f"--device {device}: PyTorch does not find one", f"Use --device {default}")
+        text = f"--device {device}: PyTorch does not find one"
+        raise UsageError(text, f"Use --device {default}", code="device_missing")
     return default if device == "auto" else device
 
 
@@ -60,7 +61,8 @@ def resolve_precision(
     lookup(PRECISIONS, name, "--precision")
     device = device_type(device)
     if name == "fp16" and device == "cpu":
-        raise UsageError("--precision fp16 needs a GPU", "Choose bf16 or fp32")
+        text = "--precision fp16 needs a GPU"
+        raise UsageError(text, "Choose bf16 or fp32", code="device_missing")
     if name != "auto":
         return name
     has = {"fp32": True, "bf16": has_bfloat16(device), "fp16": device != "cpu"}

@@ -182,9 +182,11 @@ def check_kind(file: IO[bytes], path: Path) -> None:
     if kind in PICKLES:
         check_convertible(pickle_strings(file), path)
         text = f"{show(path)} is a pickle, which can run code and is not loaded"
-        raise ModelFileError(text, convert_line(path))
+        raise ModelFileError(text, convert_line(path), code="model_unsupported", path=path)
     if kind not in (SAFETENSORS, ""):
-        raise ModelFileError(*kind_error(kind, path, "a model of `diffuse`"))
+        text, hint = kind_error(kind, path, "a model of `diffuse`")
+        code = "model_damaged" if kind == CUT_ZIP else "model_unsupported"
+        raise ModelFileError(text, hint, code=code, path=path)
 
 
 def kind_error(kind: str, path: Path, expected: str) -> tuple[str, str]:
@@ -200,16 +202,17 @@ def check_convertible(names: Collection[str], path: Path) -> None:
     program = find_program(names)
     if program and program.format is None:
         text = f"{show(path)} is a model of {program.name}, {program.why}"
-        raise ModelFileError(text, program.hint)
+        raise ModelFileError(text, program.hint, code="model_unsupported", path=path)
 
 
 def foreign_error(names: Collection[str], path: Path) -> ModelFileError:
     """Return the error for a safetensors file of another program with these tensor names."""
     check_convertible(names, path)
     if program := find_program(names):
-        return ModelFileError(f"{show(path)} is a model of {program.name}", convert_line(path))
+        text = f"{show(path)} is a model of {program.name}"
+        return ModelFileError(text, convert_line(path), code="model_unsupported", path=path)
     text = f"{show(path)} is a safetensors file, but `diffuse train` did not write it"
-    return ModelFileError(text, "It has no diffuse.config")
+    return ModelFileError(text, "It has no diffuse.config", code="model_unsupported", path=path)
 
 
 def convert_line(path: Path) -> str:

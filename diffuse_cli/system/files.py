@@ -60,8 +60,13 @@ def report_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         path = Path(*(_TEMPORARY.sub(r"\1", part) for part in path.parts))
         reason = os.strerror(error.errno) if error.errno else str(error)
-        hint = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise OutputError(f"cannot write {show(path)}: {reason}", hint) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise OutputError(
+            f"cannot write {show(path)}: {reason}",
+            "Free some space" if full else "",
+            code="disk_full" if full else "output_unwritable",
+            path=path,
+        ) from error
 
 
 def show(path: Path | str | bytes, max_length: int | None = None) -> str:
@@ -344,11 +349,13 @@ def check_room(folder: Path, total: int, largest: int) -> None:
     with contextlib.suppress(OSError):  # the system does not say
         if total > (free := shutil.disk_usage(_existing_parent(folder)).free):
             text = f"needs {format_bytes(total)} of disk, and {format_bytes(free)} are free"
-            raise OutputError(f"{show(folder)} {text}", "Free some space, or choose another -o")
+            hint = "Free some space, or choose another -o"
+            raise OutputError(f"{show(folder)} {text}", hint, code="disk_full", path=folder)
     limit = read_limit("RLIMIT_FSIZE")
     if limit is not None and largest > limit:
         text = f"needs a file of {format_bytes(largest)}, and the limit is {format_bytes(limit)}"
-        raise OutputError(f"{show(folder)} {text}", "Raise the limit with `ulimit -f`")
+        hint = "Raise the limit with `ulimit -f`"
+        raise OutputError(f"{show(folder)} {text}", hint, code="output_unwritable", path=folder)
 
 
 def free_space(folder: Path) -> int:
@@ -368,7 +375,8 @@ def check_local(path: Path) -> None:
     """Raise a `UsageError` for a name on the Hugging Face Hub, where only `diffuse push` writes."""
     if path.parts[:1] == ("hf:",):
         where = re.sub("^hf:/+", "hf://", show(path))
-        raise UsageError(f"cannot write {where}: it is on the Hub", "To publish, use diffuse push")
+        text, hint = f"cannot write {where}: it is on the Hub", "To publish, use diffuse push"
+        raise UsageError(text, hint, code="output_unwritable", path=where)
 
 
 def check_writable(path: Path) -> None:
@@ -381,9 +389,11 @@ def check_writable(path: Path) -> None:
     check_local(path)
     folder = _existing_parent(path.parent)
     if not folder.is_dir() and folder.exists():  # else another process has just renamed it
-        raise OutputError(f"cannot write {show(path)}: {show(folder)} is not a folder")
+        text = f"cannot write {show(path)}: {show(folder)} is not a folder"
+        raise OutputError(text, code="output_unwritable", path=path)
     if path.is_dir():
-        raise OutputError(f"cannot write {show(path)}: it is a folder")
+        text = f"cannot write {show(path)}: it is a folder"
+        raise OutputError(text, code="output_unwritable", path=path)
     with report_errors(path), tempfile.TemporaryFile(dir=_existing_parent(path.parent)):
         pass
 

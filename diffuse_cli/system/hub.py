@@ -72,7 +72,8 @@ def check_repository_path(typed: str, *parts: str | None) -> None:
         for text in (part, unquote(part)):
             steps = re.split(r"[/\\]", text)
             if steps[0] == "" or {".", ".."} & {*steps}:
-                raise UsageError(f"{files.show(typed)}: {shorten(part)} leads out of a repository")
+                line = f"{files.show(typed)}: {shorten(part)} leads out of a repository"
+                raise UsageError(line, code="invalid_value", path=typed)
 
 
 class HubFile(NamedTuple):
@@ -126,6 +127,8 @@ class HubListing:
                 f"{missing:,} of {total:,} files of {self.title} are not in the cache, and "
                 f"{self.why}",
                 "Run the command again with a network connection",
+                code="hub_failed",
+                path=self.title,
             )
 
 
@@ -160,7 +163,8 @@ def list_repository(repo: str, revision: str, kind: RepositoryKind = DATASET) ->
         listing = _last_listing(*request) or _cached_listing(*request)
         if listing is None:
             text = f"{kind.title(repo)} is not in the cache, and {why}"
-            raise kind.error(text, "Run the command again with a network connection") from error
+            hint = "Run the command again with a network connection"
+            raise kind.error(text, hint, code="hub_failed", path=kind.title(repo)) from error
         return listing
     entries = [
         HubFile(s.rfilename, s.size, s.lfs.sha256 if s.lfs else None) for s in answer.siblings or ()
@@ -188,7 +192,8 @@ def download_file(listing: HubListing, file: HubFile) -> None:
         raise_if_full(error)
         why = reason(error, kind, repo, commit)
         text = f"cannot download {shorten(file.name)} of {listing.title}: {why}"
-        raise kind.error(text, "Run the command again. It keeps complete files") from error
+        hint = "Run the command again. It keeps complete files"
+        raise kind.error(text, hint, code="hub_failed", path=listing.title) from error
     path = Path(location)
     size = path.stat().st_size
     if (file.size is not None and size != file.size) or (
@@ -200,6 +205,8 @@ def download_file(listing: HubListing, file: HubFile) -> None:
             f"{shorten(file.name)} of {listing.title} does not match its size or checksum on "
             "the Hub, and was deleted",
             "Run the command again",
+            code="hub_failed",
+            path=listing.title,
         )
 
 
@@ -245,15 +252,19 @@ def reason(error: Exception, kind: RepositoryKind, repo: str, revision: str = "m
     name = kind.title(repo)
     if isinstance(error, errors.GatedRepoError):
         page = f"{constants.ENDPOINT}/{kind.prefix}{repo}"
-        raise kind.error(f"{name} is gated", f"Accept its terms at {page}, and {LOGIN}") from error
+        text, hint = f"{name} is gated", f"Accept its terms at {page}, and {LOGIN}"
+        raise kind.error(text, hint, code="hub_denied", path=name) from error
     if isinstance(error, errors.RevisionNotFoundError):
-        raise kind.error(f"{name} has no revision {shorten(revision)}") from error
+        text = f"{name} has no revision {shorten(revision)}"
+        raise kind.error(text, code="hub_missing", path=name) from error
     if isinstance(error, errors.RepositoryNotFoundError):
         text = f"there is no {kind.one} {name}, or it is private"
-        raise kind.error(text, f"Check its name, or {LOGIN}") from error
+        hint = f"Check its name, or {LOGIN}"
+        raise kind.error(text, hint, code="hub_missing", path=name) from error
     if isinstance(error, errors.HFValidationError):
         text = f"not a name of a {kind.one}: {name}"
-        raise kind.error(text, f"Use {kind.title('ORG/NAME')}") from error
+        hint = f"Use {kind.title('ORG/NAME')}"
+        raise kind.error(text, hint, code="invalid_value", path=name) from error
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return f"{OFFLINE} is set"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:

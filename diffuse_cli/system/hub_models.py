@@ -62,7 +62,8 @@ def model_name(path: str | Path) -> Name:
     text = str(path).replace(os.sep, "/").rstrip("/")
     form, address = FORM.fullmatch(text), re.sub(r"^hf:/+", "hf://", text)
     if form is None:
-        raise ModelFileError(f"not a model: {files.show(address)}", "Use hf://ORG/NAME")
+        text = f"not a model: {files.show(address)}"
+        raise ModelFileError(text, "Use hf://ORG/NAME", code="invalid_value", path=address)
     hub.check_repository_path(address, *form.group("name", "revision", "path"))
     return Name(form["name"], unquote(form["revision"] or MAIN), form["path"] or "")
 
@@ -106,7 +107,8 @@ def fetch_source(path: str | Path) -> Work[Path]:
     if not selected_names:
         title = _title(name)
         text = f"no weights of diffusers in {title}"
-        raise ModelFileError(text, _hint(listing, title, (".pt", ".pth")))
+        hint = _hint(listing, title, (".pt", ".pth"))
+        raise ModelFileError(text, hint, code="hub_missing", path=title)
     above = posixpath.dirname(folder)  # of the network's own folder, it is the pipeline's
     places = {folder, *(posixpath.join(folder, subfolder) for subfolder in ("unet", "scheduler"))}
     places.add(posixpath.join(above, "scheduler"))
@@ -139,9 +141,11 @@ def _model_file(listing: HubListing, name: Name) -> str:
         return file_name or MODEL_FILE
     if not file_name and names & {*WEIGHTS, *(f"unet/{weights}" for weights in WEIGHTS)}:
         hint = f"Convert it: diffuse convert {title} -o model.safetensors"
-        raise ModelFileError(f"{title} is a model of diffusers", hint)
+        text = f"{title} is a model of diffusers"
+        raise ModelFileError(text, hint, code="model_unsupported", path=title)
     text = f"no {shorten(file_name or MODEL_FILE)} in {title}"
-    raise ModelFileError(text, _hint(listing, title, (".safetensors",)))
+    hint = _hint(listing, title, (".safetensors",))
+    raise ModelFileError(text, hint, code="hub_missing", path=title)
 
 
 def _hint(listing: HubListing, title: str, extensions: tuple[str, ...]) -> str:
@@ -173,7 +177,9 @@ def check_unpublished(target: str) -> None:
             return
     if any(file.rfilename == MODEL_FILE for file in repo_info.siblings or ()):
         hint = "Pass --overwrite to replace it. The Hub keeps the old model in the history"
-        raise OutputError(f"{hub.MODEL.title(name)} holds a model already", hint)
+        title = hub.MODEL.title(name)
+        text = f"{title} holds a model already"
+        raise OutputError(text, hint, code="output_exists", path=title)
 
 
 @contextlib.contextmanager
@@ -229,7 +235,8 @@ def push_target(target: str) -> str:
     """
     form = FORM.fullmatch(target)
     if form is None or form["revision"] or form["path"]:
-        raise UsageError(f"not a model on the Hub: {files.show(target)}", "Use hf://ORG/NAME")
+        text = f"not a model on the Hub: {files.show(target)}"
+        raise UsageError(text, "Use hf://ORG/NAME", code="invalid_value", path=target)
     hub.check_repository_path(target, form["name"])
     return str(form["name"])
 
@@ -238,16 +245,17 @@ def _refusal_error(error: Exception, repo: str) -> OutputError:
     """Return the error for a refusal of the Hub."""
     from huggingface_hub import constants, errors
 
+    title = hub.MODEL.title(repo)
     status = getattr(getattr(error, "response", None), "status_code", None)
     closed = status in (401, 403) and not isinstance(error, errors.GatedRepoError)
     if closed or isinstance(error, errors.LocalTokenNotFoundError):
-        text = f"{constants.ENDPOINT} does not let you write to {hub.MODEL.title(repo)}"
-        return OutputError(
-            text, f"{hub.LOGIN[0].upper()}{hub.LOGIN[1:]}, with a token that may write"
-        )
+        text = f"{constants.ENDPOINT} does not let you write to {title}"
+        hint = f"{hub.LOGIN[0].upper()}{hub.LOGIN[1:]}, with a token that may write"
+        return OutputError(text, hint, code="hub_denied", path=title)
     try:
         why = hub.reason(error, hub.MODEL, repo)
     except DiffuseError as refusal:
-        return OutputError(refusal.message, refusal.hint)
-    text = f"cannot push to {hub.MODEL.title(repo)}: {why}"
-    return OutputError(text, "Run the command again, or write the files to a folder with -o FOLDER")
+        return OutputError(refusal.message, refusal.hint, code=refusal.code, path=title)
+    text = f"cannot push to {title}: {why}"
+    hint = "Run the command again, or write the files to a folder with -o FOLDER"
+    return OutputError(text, hint, code="hub_failed", path=title)

@@ -72,7 +72,9 @@ def check_other_than(path: str | Path, read: str, flag: str = "-o") -> None:
         UsageError
     """
     if os.path.realpath(path) == os.path.realpath(read):
-        raise UsageError(f"{flag} {files.show(path)} is the input itself", f"Choose another {flag}")
+        text = f"{flag} {files.show(path)} is the input itself"
+        hint = f"Choose another {flag}"
+        raise UsageError(text, hint, code="output_is_input", option=flag, path=path)
 
 
 def hold_output(path: Path, flag: str = "-o") -> AbstractContextManager[None]:
@@ -89,7 +91,8 @@ def hold_output(path: Path, flag: str = "-o") -> AbstractContextManager[None]:
         return contextlib.nullcontext()
     if path.name in ("", ".."):  # there is no name for the lock and temporary files
         line = f"cannot replace {files.show(path)}: the path does not end in the folder's name"
-        raise OutputError(line, f"Choose another {flag}")
+        hint = f"Choose another {flag}"
+        raise OutputError(line, hint, code="output_unsuited", option=flag, path=path)
     lock = path.with_name(f".{path.name}.lock")
     hint = f"Wait for it, or choose another {flag}"
     return hold_lock(lock, hint, target=path, owned=re.escape(path.name))
@@ -98,7 +101,8 @@ def hold_output(path: Path, flag: str = "-o") -> AbstractContextManager[None]:
 def check_suffix(path: Path, suffix: str, flag: str = "-o") -> None:
     """Raise a `UsageError` if a path has another suffix."""
     if path.suffix.lower() != suffix:
-        raise UsageError(f"{flag} must end in {suffix}, not {files.show(path)!r}")
+        text = f"{flag} must end in {suffix}, not {files.show(path)!r}"
+        raise UsageError(text, code="output_unsuited", option=flag, path=path)
 
 
 def check_free(path: Path, overwrite: bool, *, hint: str, folder: Path | None = None) -> None:
@@ -109,7 +113,8 @@ def check_free(path: Path, overwrite: bool, *, hint: str, folder: Path | None = 
     """
     files.check_writable(path)
     if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{files.show(folder or path)} exists already", hint)
+        text = f"{files.show(folder or path)} exists already"
+        raise OutputError(text, hint, code="output_exists", path=folder or path)
 
 
 @contextlib.contextmanager
@@ -143,7 +148,7 @@ def hold_lock(
             except Timeout:
                 where = files.show(target or path.parent)
                 text = f"process {_read_holder(path) or 'another'} is writing to {where}"
-                raise BusyError(text, hint) from None
+                raise BusyError(text, hint, path=target or path.parent) from None
             if os.name == "posix":
                 # On Windows, a locked file cannot be written, and filelock removes it.
                 stack.callback(files.remove, path)
@@ -208,7 +213,8 @@ def replace_files(folder: Path, owned: Sequence[str], fill: Callable[[Path], Non
         files.remove(new)
     except OutputError as error:
         text = f"{error.message}. {files.show(folder)} may lack files"
-        raise OutputError(text, "Run the command again, with --overwrite") from error
+        hint = "Run the command again, with --overwrite"
+        raise OutputError(text, hint, code=error.code, path=error.path) from error
 
 
 def list_unfinished(folder: Path, owned: Iterable[str]) -> set[str]:
