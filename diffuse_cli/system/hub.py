@@ -73,7 +73,8 @@ def check_repository_path(typed: str, *parts: str | None) -> None:
             steps = re.split(r"[/\\]", text)
             if steps[0] == "" or {".", ".."} & {*steps}:
                 line = f"{files.show(typed)}: {shorten(part)} leads out of a repository"
-                raise UsageError(line, code="invalid_value", path=typed)
+                address = re.sub("^hf:/+", "hf://", typed)
+                raise UsageError(line, code="invalid_value", path=address)
 
 
 class HubFile(NamedTuple):
