@@ -139,10 +139,10 @@ def prepare_plan(
     """
     earlier = RunDirectory(config.out)
     continues = config.resumes and earlier.exists()
-    check_batch(config, accelerator.num_processes, continues)
     denoiser = make_denoiser(None, config, make_process(config))
     if config.distills:
         check_distillation(config.target, denoiser)
+    check_batch(config, accelerator.num_processes, continues)
     base = earlier.blueprint() if config.resumes else None
     continued = base is not None
     if not base and config.init:

@@ -393,7 +393,7 @@ def test_a_signal_while_sampling_ends_it_without_a_traceback(
 MOMENTS = {
     "unwinding": "diffuse_cli.sampling.journal.SamplingRecord.abandon",
     "saying": "diffuse_cli.commands._cli.Console.fail",
-    "leaving": "diffuse_cli.app.world_size",
+    "leaving": "diffuse_cli.system.processes.world_size",
 }
 """What is called after a first signal, in this order."""
 
