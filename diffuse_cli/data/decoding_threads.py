@@ -80,7 +80,7 @@ def decode_all(
 
     Args:
         reading: returns the settings for the next chunk of files.
-        workers: threads; None for one per core.
+        workers: threads, None for one per core.
     """
     workers = workers or cores()
     chunks = _chunks(entries, reading().settings)

@@ -69,7 +69,7 @@ def read_images(
         bits: bits per level, instead of `numbers`, for a medium that has `bits`.
         transform: the transform of the space, a name in `TRANSFORMS`.
         strict: stop at the first bad file instead of skipping it.
-        workers: threads; None for one per core.
+        workers: threads, None for one per core.
         cache: a folder for a mapped file of the samples, instead of memory.
         map_over: bytes up to which samples stay in memory despite `cache`.
         single: whether `source` may be a single sample.

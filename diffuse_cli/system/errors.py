@@ -116,7 +116,7 @@ class DiffuseError(Exception):
         self.option = option or (flag[0] if flag else "")
 
     def to_dict(self) -> dict[str, str | None]:
-        """Return the error as plain values, None for what is unknown."""
+        """Return the error as plain values, with None for unknown fields."""
         names = ("code", "option", "path", "message", "hint")
         return {name: getattr(self, name) or None for name in names}
 
