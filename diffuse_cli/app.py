@@ -147,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failure = UsageError("out of memory", hint, code="out_of_memory")
             return _report_error(consoles[-1], failure.mark_local())
         if isinstance(error, OSError):
-            return _report_error(consoles[-1], OutputError(str(error), path=error.filename or ""))
+            failure = OutputError(str(error), code="output_failed", path=error.filename or "")
+            return _report_error(consoles[-1], failure)
         if process_error := processes.lost_process_error(error):
             return _report_error(consoles[-1], process_error)
         traceback.print_exc()

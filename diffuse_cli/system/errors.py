@@ -179,7 +179,7 @@ class OutputError(DiffuseError):
     """An output already exists or cannot be written, or other I/O failed."""
 
     exit_code = 5
-    code = "output_failed"
+    code = "output_unwritable"
 
 
 class DivergedError(DiffuseError):

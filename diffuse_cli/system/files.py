@@ -33,12 +33,10 @@ CACHE = "DIFFUSE_CACHE"
 
 def cache_folder() -> Path | None:
     """Return `DIFFUSE_CACHE`, else `diffuse` in the user's cache folder, None without a cache."""
-    chosen = os.environ.get(CACHE)
-    if chosen is not None:
+    if (chosen := os.environ.get(CACHE)) is not None:
         return Path(chosen) if chosen else None
-    user = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    user = Path(os.environ.get("XDG_CACHE_HOME", ""))  # XDG ignores relative paths
     with contextlib.suppress(RuntimeError):  # no home is known
-        # The XDG specification ignores relative paths.
         return (user if user.is_absolute() else Path.home() / ".cache") / "diffuse"
     return None
 
@@ -60,18 +58,13 @@ def report_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         path = Path(*(_TEMPORARY.sub(r"\1", part) for part in path.parts))
         reason = os.strerror(error.errno) if error.errno else str(error)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise OutputError(
-            f"cannot write {show(path)}: {reason}",
-            "Free some space" if full else "",
-            code="disk_full" if full else "output_unwritable",
-            path=path,
-        ) from error
+        code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        text, hint = f"cannot write {show(path)}: {reason}", "Free some space" if code else ""
+        raise OutputError(text, hint, code=code, path=path) from error
 
 
 def show(path: Path | str | bytes, max_length: int | None = None) -> str:
-    """Return a path or name for people, at most `max_length` characters, with unprintable
-    characters escaped."""
+    """Return up to `max_length` characters of a path or name, with unprintable ones escaped."""
     text = os.fsdecode(path)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text[:max_length]
@@ -354,8 +347,7 @@ def check_room(folder: Path, total: int, largest: int) -> None:
     limit = read_limit("RLIMIT_FSIZE")
     if limit is not None and largest > limit:
         text = f"needs a file of {format_bytes(largest)}, and the limit is {format_bytes(limit)}"
-        hint = "Raise the limit with `ulimit -f`"
-        raise OutputError(f"{show(folder)} {text}", hint, code="output_unwritable", path=folder)
+        raise OutputError(f"{show(folder)} {text}", "Raise the limit with `ulimit -f`", path=folder)
 
 
 def free_space(folder: Path) -> int:
@@ -375,8 +367,8 @@ def check_local(path: Path) -> None:
     """Raise a `UsageError` for a name on the Hugging Face Hub, where only `diffuse push` writes."""
     if path.parts[:1] == ("hf:",):
         where = re.sub("^hf:/+", "hf://", show(path))
-        text, hint = f"cannot write {where}: it is on the Hub", "To publish, use diffuse push"
-        raise UsageError(text, hint, code="output_unwritable", path=where)
+        text = f"cannot write {where}: it is on the Hub"
+        raise UsageError(text, "To publish, use diffuse push", code="output_unsuited", path=where)
 
 
 def check_writable(path: Path) -> None:
@@ -389,11 +381,9 @@ def check_writable(path: Path) -> None:
     check_local(path)
     folder = _existing_parent(path.parent)
     if not folder.is_dir() and folder.exists():  # else another process has just renamed it
-        text = f"cannot write {show(path)}: {show(folder)} is not a folder"
-        raise OutputError(text, code="output_unwritable", path=path)
+        raise OutputError(f"cannot write {show(path)}: {show(folder)} is not a folder", path=path)
     if path.is_dir():
-        text = f"cannot write {show(path)}: it is a folder"
-        raise OutputError(text, code="output_unwritable", path=path)
+        raise OutputError(f"cannot write {show(path)}: it is a folder", path=path)
     with report_errors(path), tempfile.TemporaryFile(dir=_existing_parent(path.parent)):
         pass
 

@@ -340,7 +340,7 @@ def run(diffuse: Any, line: tuple[Any, ...], refused: tuple[int, str] | None, **
     code, words = refused
     assert ran.code == code, ran.err
     assert words in ran.line
-    assert not ran.out
+    assert not ran.out or ran.json["error"]["message"] in ran.err
     assert {*Path().rglob("*")} == before
     return None
 

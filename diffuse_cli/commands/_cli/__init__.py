@@ -149,7 +149,7 @@ class Console:
         except OSError as error:
             discard_output(sys.stdout)
             text = f"cannot write to stdout: {error.strerror}"
-            raise OutputError(text, code="output_unwritable") from error
+            raise OutputError(text) from error
 
 
 class _SafeStream:
