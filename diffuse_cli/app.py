@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_out_of_memory(error):
             hint = _suggest_less_memory(words)
-            failure = UsageError("out of memory", hint, code="out_of_memory")
+            failure: DiffuseError = UsageError("out of memory", hint, code="out_of_memory")
             return _report_error(consoles[-1], failure.mark_local())
         if isinstance(error, OSError):
             failure = OutputError(str(error), code="output_failed", path=error.filename or "")
