@@ -245,8 +245,7 @@ def evaluate(
         DataError, ModelFileError, UsageError: as the command.
     """
     if "report" in options:
-        text = "report: only the command writes pages"
-        raise UsageError(text, "Leave it out", option="report")
+        raise UsageError("report: only the command writes pages", "Leave it out", option="report")
     named = (metrics,) if isinstance(metrics, str) else metrics
     named = None if named is None else tuple(named)
     if named == ():

@@ -71,8 +71,7 @@ class SamplerChoice(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.guidance_interval is not None and self.weak_guidance is None:
-            text = "noise levels of guidance without weak guidance"
-            raise UsageError(text, code="option_needs")
+            raise UsageError("noise levels of guidance without weak guidance", code="option_needs")
         if self.times is not None and len(self.times) != self.steps:
             text = f"{len(self.times)} times for {self.steps} steps"
             raise UsageError(text, code="options_conflict")

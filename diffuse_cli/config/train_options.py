@@ -270,16 +270,13 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size is not None and self.batch_size < self.accumulation:
-            text = "--accumulation must not exceed --batch-size"
-            raise UsageError(text, code="invalid_value")
+            raise UsageError("--accumulation must not exceed --batch-size", code="invalid_value")
         if not isinstance(self.architecture, Mapping):
             name = self.network or NETWORK
-            text = f"[{name}] must be a table, not {self.architecture!r}"
-            raise UsageError(text, code="invalid_value")
+            raise UsageError(f"[{name}] must be a table, not {self.architecture!r}")
         if self.resumes and self.overwrite:
             flag = "--resume" if self.resume else "--auto-resume"
-            text = f"{flag} and --overwrite exclude each other"
-            raise UsageError(text, code="options_conflict")
+            raise UsageError(f"{flag} and --overwrite exclude each other", code="options_conflict")
         if self.loss in WEIGHTED and self.weighting not in (None, "none"):
             text = f"--weighting does not go with --loss {self.loss}, which has its own weights"
             raise UsageError(text, code="options_conflict")

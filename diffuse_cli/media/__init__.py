@@ -277,8 +277,7 @@ class Medium:
             text = f": {kind} have {' or '.join(map(str, channel_counts))}, not {channels}"
             raise InvalidArgument(text, hint, argument="channels")
         if settings.rate is not None and not self.rates:
-            text = f"{many} have no rate"
-            raise InvalidArgument(text, argument="rate", code="option_unsuited")
+            raise InvalidArgument(f"{many} have no rate", argument="rate", code="option_unsuited")
         if settings.rate is not None and settings.rate not in self.rates:
             text = f"must be {self.rates[0]:,} to {self.rates[-1]:,} Hz"
             raise InvalidArgument(text, argument="rate")
@@ -287,8 +286,7 @@ class Medium:
             if bits not in self.bits:
                 text = f"{many} have {' or '.join(map(str, self.bits))} bits, not {bits}"
                 text = text if self.bits else f"{many} keep the numbers of their files"
-                code = "invalid_value" if self.bits else "option_unsuited"
-                raise InvalidArgument(text, argument="bits", code=code)
+                raise InvalidArgument(text, argument="bits")
             numbers = f"uint{bits}"
         return replace(settings, size=size, numbers=numbers)
 
@@ -342,8 +340,7 @@ def can_judge(space: Space) -> bool:
 
 def suffix(space: Space) -> str:
     """Return the extension of files in which samples of a space are written."""
-    medium = MEDIA[space.medium]
-    return medium.suffixes.get(space.layout, medium.suffix)
+    return (medium := MEDIA[space.medium]).suffixes.get(space.layout, medium.suffix)
 
 
 def stored_dtype(space: Space) -> str:

@@ -302,8 +302,7 @@ def _check_shapes(model: StoredModel, entries: Mapping[str, tensor_file.TensorEn
     expected = {prefix + name: text for prefix in prefixes for name, text in shapes.items()}
     actual = {name: f"{entry.dtype} {list(entry.shape)}" for name, entry in entries.items()}
     if wrong := tensor_file.describe_mismatch(expected, actual):
-        text = f"its tensors do not fit its network: {wrong}"
-        raise ModelFileError(text, code="model_damaged")
+        raise ModelFileError(f"its tensors do not fit its network: {wrong}", code="model_damaged")
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:

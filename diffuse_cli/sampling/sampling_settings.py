@@ -294,8 +294,7 @@ def _choose_variance(
     lookup(VARIANCES, variance, "--variance")
     if not bound and sampler not in samplers.WITH_VARIANCE:
         hint = f"Leave it out, or pass --sampler {' or '.join(samplers.WITH_VARIANCE)}"
-        text = f"--variance: the sampler '{sampler}' has none"
-        raise UsageError(text, hint, code="option_needs")
+        raise UsageError(f"--variance: the sampler '{sampler}' has none", hint, code="option_needs")
     trained = model.blueprint.diffusion.variance
     if variance in parameterization.LEARNED and trained not in parameterization.LEARNED:
         text = f"--variance {variance} is not in the model, which has a fixed variance, '{trained}'"

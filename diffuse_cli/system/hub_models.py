@@ -178,8 +178,7 @@ def check_unpublished(target: str) -> None:
     if any(file.rfilename == MODEL_FILE for file in repo_info.siblings or ()):
         hint = "Pass --overwrite to replace it. The Hub keeps the old model in the history"
         title = hub.MODEL.title(name)
-        text = f"{title} holds a model already"
-        raise OutputError(text, hint, code="output_exists", path=title)
+        raise OutputError(f"{title} holds a model already", hint, code="output_exists", path=title)
 
 
 @contextlib.contextmanager

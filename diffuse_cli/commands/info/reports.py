@@ -153,13 +153,9 @@ def _check_sheet_path(config: InfoConfig) -> None:
     target, data = Path(config.out or "").resolve(), Path(config.path).resolve()
     if config.out is not None and data in (target, *target.parents):
         where = f"-o {files.show(config.out)} is in {files.show(config.path)}"
-        raise UsageError(
-            f"{where}, where it would be one of the images",
-            "Write it elsewhere",
-            code="output_is_input",
-            option="-o",
-            path=config.out,
-        )
+        text = f"{where}, where it would be one of the images"
+        hint, code = "Write it elsewhere", "output_is_input"
+        raise UsageError(text, hint, code=code, option="-o", path=config.out)
 
 
 def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataReport]:

@@ -73,8 +73,7 @@ def reject_malformed(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        text = f"cannot read {name}: {error.strerror or error}"
-        raise ModelFileError(text, path=path) from error
+        raise ModelFileError(f"cannot read {name}: {error.strerror or error}", path=path) from error
     except (*tensor_file.MALFORMED, SafetensorError) as error:
         text = f"{name} cannot be used: {shorten(error)}"
         raise ModelFileError(text, code="model_damaged", path=path) from error
@@ -133,8 +132,7 @@ def _check_pickle(path: Path, zipped: bool) -> None:
     what torch lets a pickle call, `bytearray(n)` fills the bytes by itself."""
     name, size = files.show(path), path.stat().st_size
     if size > MOST_BYTES:
-        text = f"{name} is a pickle of more than {MOST_BYTES:,} bytes"
-        raise ModelFileError(text, path=path)
+        raise ModelFileError(f"{name} is a pickle of more than {MOST_BYTES:,} bytes", path=path)
     with contextlib.ExitStack() as stack:
         if zipped:
             archive = stack.enter_context(zipfile.ZipFile(path))
