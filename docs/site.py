@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import json
 import os
 import re
@@ -102,7 +103,7 @@ def order() -> list[str]:
 # -- the reference ---------------------------------------------------------------------------------
 
 
-CORE = "# diffuse_cli.core\n\nDiffusion as a library.\n\n| name | is in |\n|---|---|"
+CORE = "# diffuse_cli.core\n\nDiffusion as a library.\n\n| name | meaning | module |\n|---|---|---|"
 
 
 def exported(file: Path) -> list[tuple[str, str]]:
@@ -134,19 +135,27 @@ def reference(out: Path) -> Nav:
         lines += [f"::: {module}.{name}\n{short}" for name, module in names]
         (out / "diffuse_cli.md").write_text("\n".join(lines), encoding="utf-8")
         nav.append({"diffuse_cli": "reference/diffuse_cli.md"})
-    core = sorted(exported(ROOT / "diffuse_cli" / "core" / "__init__.py"))
-    rows = [f"| `{name}` | [`{module}`]({module.removeprefix('diffuse_cli.core.')}.md) |"
-            for name, module in core]  # fmt: skip
-    (out / "index.md").write_text("\n".join([CORE, *rows, ""]), encoding="utf-8")
-    pages: Nav = [{"Names": "reference/index.md"}]
-    for path in modules():
-        name = dotted(path)
-        file = out.parent / reference_of(name)
+    rows = []
+    for name, module in sorted(exported(ROOT / "diffuse_cli" / "core" / "__init__.py")):
+        stem = module.removeprefix("diffuse_cli.core.")
+        rows.append(f"| `{name}` | {summary(name)} | [`{stem}`]({stem}.md) |")
+    (out / "core.md").write_text("\n".join([CORE, *rows, ""]), encoding="utf-8")
+    for name in map(dotted, modules()):
         lines = [f"::: {name}", "    options:", "      heading_level: 1", ""]
-        file.write_text("\n".join(lines), encoding="utf-8")
-        if not path.stem.startswith("_"):
-            pages.append({file.stem: f"reference/{file.name}"})
-    return [*nav, {"diffuse_cli.core": pages}]
+        (out.parent / reference_of(name)).write_text("\n".join(lines), encoding="utf-8")
+    return [*nav, {"diffuse_cli.core": "reference/core.md"}]
+
+
+def summary(name: str) -> str:
+    """The first paragraph about a public name of the core, or the entries of a table."""
+    from diffuse_cli import core
+
+    value = getattr(core, name)
+    if isinstance(value, core.Registry):
+        return ", ".join(f"`{entry}`" for entry in value)
+    text = (inspect.getdoc(value) or "") if callable(value) else ""
+    parts = " ".join(text.split("\n\n")[0].split()).split("`")
+    return "`".join(escaped(part) if k % 2 == 0 else part for k, part in enumerate(parts))
 
 
 def defines(path: Path, name: str) -> bool:
