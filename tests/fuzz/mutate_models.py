@@ -228,7 +228,8 @@ def wrong(command: list[str], code: int, out: str, err: str) -> str:
     allowed = (0, 2, 4) if command[0] == "train" else (0, 4)
     if code not in allowed or "Traceback" in err:
         return f"{command[0]}: exit {code}: {err[-300:]}"
-    if code and (err.count("\n") != 1 or out):
+    failure = json.loads(out)["error"]["message"] if code and out else ""
+    if code and (err.count("\n") != 1 or failure not in err):
         return f"not one line: {err[:300]!r} {out[:100]!r}"
     if any(not c.isprintable() and c != "\n" for c in out + err):
         return f"not escaped: {err[:300]!r} {out[:300]!r}"
