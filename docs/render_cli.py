@@ -37,9 +37,9 @@ missing · 4 model file rejected or missing · 5 output exists, is not writable,
 6 divergence · 75 another run holds the output · 76 one of several processes is gone ·
 130 interrupted · 143 terminated.
 
-A command that fails prints one line on stderr. With `--json` it also prints an object on stdout,
-`{"error": {"code", "option", "path", "message", "hint"}}`, whose codes are listed
-[below](#error-codes). Fields that do not apply are `null`.
+A command that fails, except with exit code 1, prints one line on stderr. With `--json` it also
+prints an object on stdout, `{"error": {"code", "option", "path", "message", "hint"}}`, whose codes
+are listed [below](#error-codes). Fields that do not apply are `null`.
 """
 
 ERRORS = """
