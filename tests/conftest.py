@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,42 +20,13 @@ os.environ["DIFFUSE_CACHE"] = ""
 
 import numpy as np
 import pytest
+from lab import QUICK, ROOT, Lab
 from PIL import Image
 from process_server import Forked, Server
 from unplotted_pages import Undrawn
 
-ROOT = Path(__file__).parents[1]
-QUICK = ROOT / "tests/training/quick.toml"
-
 MODEL, RUN, WHOLE = Path("model.safetensors"), Path("model.run"), Path("whole.safetensors")
 """A model in an empty folder, its run directory, and a model of a run that nothing stopped."""
-
-RECIPE = """\
-batch_size = 8
-precision = "fp32"
-lr = 0.002
-warmup = 5
-num_timesteps = 100
-preview_every = 100000
-keep_raw = true
-
-[unet]
-width = 8
-multipliers = [1]
-blocks = 1
-attention = [8]
-groups = 4
-"""
-
-TRANSFORMER = """\
-[vit]
-patch = 4
-width = 16
-depth = 3
-head_width = 8
-context = 2
-dropout = 0.3
-"""
 
 
 @dataclass(frozen=True)
@@ -76,17 +47,6 @@ class Ran:
         """stderr, which is one line and nothing else."""
         assert self.err.count("\n") == 1, self.err
         return self.err
-
-
-def write_images(folder: Path, count: int = 60, seed: int = 38, side: int = 8) -> Path:
-    """Grey images, every other one light, in two class folders."""
-    draw = np.random.default_rng(seed)
-    for k in range(count):
-        path = folder / ("dark", "light")[k % 2] / f"{k:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = draw.normal((80, 170)[k % 2], 25, (side, side)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(path)
-    return folder
 
 
 LONG = (
@@ -118,32 +78,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="there is no GPU"))
 
 
+def mostly_slow(cases: Iterable[Any], always: int = 2) -> list[Any]:
+    """Mark the cases after the first ones as slow, for `parametrize`."""
+    return [
+        case if k < always else pytest.param(case, marks=pytest.mark.slow)
+        for k, case in enumerate(cases)
+    ]
+
+
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a process that a test starts."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **changes}
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 images of 8x8, of which 6 are held out, 3 of each class."""
-    return write_images(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TOML file with a network that trains in a second."""
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture(scope="session")
-def transformer(recipe: Path) -> Path:
-    """The same with a transformer."""
-    path = recipe.with_name("transformer.toml")
-    path.write_text(RECIPE.partition("[unet]")[0] + TRANSFORMER)
-    return path
 
 
 PREVIEW_STEPS = 2
@@ -201,43 +147,58 @@ def in_process(arguments: Sequence[Any], *, plots: bool = False) -> int:
 
 
 @pytest.fixture(scope="session")
-def model(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 60 steps with its run directory. Do not write here."""
-    out = tmp_path_factory.mktemp("model") / "model.safetensors"
-    line = ["train", images, "--config", recipe, "--no-keep-weak", "--steps", 60, "-o", out, "-q"]
-    assert in_process(line) == 0
-    return out
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """Data, models and runs that all workers share. Do not write there."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return Lab(folder / "lab", in_process)
 
 
 @pytest.fixture(scope="session")
-def conditional(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of the classes dark and light, with a learned variance. Do not write here.
+def images(lab: Lab) -> Path:
+    """60 images of 8x8, of which 6 are held out, 3 of each class."""
+    return lab["images"]
+
+
+@pytest.fixture(scope="session")
+def recipe(lab: Lab) -> Path:
+    """A TOML file with a network that trains in a second."""
+    return lab["tiny"]
+
+
+@pytest.fixture(scope="session")
+def transformer(lab: Lab) -> Path:
+    """The same with a transformer."""
+    return lab["transformer"]
+
+
+@pytest.fixture(scope="session")
+def model(lab: Lab) -> Path:
+    """A model of 60 steps with its run directory."""
+    return lab.trained(*lab.tiny, "--no-keep-weak", "--steps", 60)
+
+
+@pytest.fixture(scope="session")
+def conditional(lab: Lab) -> Path:
+    """A model of the classes dark and light, with a learned variance.
 
     With AdamW, under which so few steps already tell the classes apart.
     """
-    out = tmp_path_factory.mktemp("conditional") / "model.safetensors"
-    line = ["train", images, "--config", recipe, "--classes", "--variance", "learned", "-q"]
-    line += ["--label-dropout", 0.3, "--optimizer", "adamw", "--steps", 60, "--no-keep-weak"]
-    line += ["-o", out]
-    assert in_process(line) == 0
-    return out
+    line = ("--classes", "--variance", "learned", "--label-dropout", 0.3, "--optimizer", "adamw")
+    return lab.trained(*lab.tiny, *line, "--steps", 60, "--no-keep-weak")
 
 
 @pytest.fixture(scope="session")
-def weak(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 24 steps with its average after 3. Do not write here."""
-    out = tmp_path_factory.mktemp("weak") / "model.safetensors"
-    line = ["train", images, "--config", recipe, "--steps", 24, "-o", out, "-q"]
-    assert in_process(line) == 0
-    return out
+def weak(lab: Lab) -> Path:
+    """A model of 24 steps with its average after 3."""
+    return lab.trained(*lab.tiny, "--steps", 24)
 
 
 @pytest.fixture(scope="session")
-def whole(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole(lab: Lab) -> bytes:
     """The model file of a run of 40 steps that nothing stopped."""
-    out = tmp_path_factory.mktemp("whole") / "model.safetensors"
-    assert in_process(["train", images, "--config", recipe, "--steps", 40, "-o", out, "-q"]) == 0
-    return out.read_bytes()
+    return lab.trained(*lab.tiny, "--steps", 40).read_bytes()
 
 
 @pytest.fixture

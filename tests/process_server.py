@@ -166,13 +166,14 @@ def prepare() -> None:
     """Evaluate and sample once: what that imports, counts and looks up is there for all. A training
     comes before, in another process: with PyTorch for GPUs its backward pass starts threads, which
     forked processes would lack."""
-    from conftest import RECIPE, in_process, write_images
+    from conftest import in_process
+    from lab import RECIPES, write_images
 
     with tempfile.TemporaryDirectory() as name, Path(os.devnull).open("w") as nowhere:
         folder = Path(name)  # no path is relative: what is kept of one would be another's
         images, recipe = write_images(folder / "i", 16), folder / "r"
         model, imported = folder / "m.safetensors", folder / "imported"
-        recipe.write_text(RECIPE)
+        recipe.write_text(RECIPES["tiny"])
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             line = ["train", images, "--config", recipe, "--steps", 2, "-o", model]
             if (trains := os.fork()) == 0:

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import test_docs
 import test_tutorials
-from conftest import ROOT, in_process
+from conftest import in_process
+from lab import ROOT
 from page_files import NAMED, SMALLER, first_part, write_named
 from test_docs import beside_examples, few  # noqa: F401
 from typer.exceptions import TyperException

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, in_process
+from conftest import in_process
+from lab import ROOT
 from test_docs import beside_examples, few  # noqa: F401
 
 from diffuse_cli.training import decisions

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, do_less
+from conftest import do_less
+from lab import QUICK
 from PIL import Image
 from torch.utils.data import TensorDataset
 

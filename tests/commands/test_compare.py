@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Ran, in_process, log_rows, write_images
+from conftest import Ran, in_process, log_rows
+from lab import write_images
 
 from diffuse_cli import metrics
 from diffuse_cli.evaluation import metric_inputs, paired_comparison

@@ -7,8 +7,9 @@ from pathlib import Path
 import conftest
 import numpy as np
 import pytest
-from conftest import MODEL, log_rows, write_images
+from conftest import MODEL, log_rows
 from edited_models import altered
+from lab import write_images
 
 from diffuse_cli.models import model_file
 from diffuse_cli.training import chores

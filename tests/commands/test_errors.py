@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
-
-import pytest
 
 from diffuse_cli.media.file_errors import ERROR_CODES
 from diffuse_cli.system.errors import CODES, DiffuseError
@@ -53,27 +50,6 @@ def test_the_option_is_the_first_flag_of_the_message():
     assert DiffuseError("no flag - here").to_dict() == {
         "code": "failed", "option": None, "path": None, "message": "no flag - here", "hint": None,
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("arguments", "exit_code", "code", "option"),
-    [
-        (("smaple",), 2, "unknown_command", None),
-        (("train",), 2, "missing_argument", None),
-        (("train", "x", "--stpes", "3"), 2, "unknown_option", "--stpes"),
-        (("train", "x", "--steps", "many"), 2, "invalid_value", "--steps"),
-        (("train", "x", "--schedule", "cosin"), 2, "unknown_name", "--schedule"),
-        (("train", "x"), 3, "data_missing", None),
-        (("sample", "x.safetensors"), 4, "model_missing", None),
-    ],
-)
-def test_a_failure_is_one_object_on_stdout(diffuse, arguments, exit_code, code, option):
-    ran = diffuse(*arguments, "--json")
-    assert ran.code == exit_code
-    error = json.loads(ran.out)["error"]
-    assert (error["code"], error["option"]) == (code, option)
-    assert f"diffuse: {error['message']}" in ran.err
-    assert len(ran.err.splitlines()) == 1
 
 
 def test_without_json_a_failure_prints_nothing_on_stdout(diffuse):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kinds import KINDS, Workshop
+from lab import KINDS, Lab
 from PIL import Image
 
 from diffuse_cli import metrics
@@ -42,11 +42,11 @@ class Bench:
         first, second: two samples of that.
     """
 
-    def __init__(self, shop: Workshop, name: str) -> None:
-        self.shop, self.name, self.kind = shop, name, KINDS[name]
-        self.model, self.data = shop.model(name), shop.data(self.kind.data)
-        self.first, self.second = (shop.sample(self.kind.data, k) for k in range(2))
-        self.beside = shop.beside(self.kind)
+    def __init__(self, lab: Lab, name: str) -> None:
+        self.lab, self.name, self.kind = lab, name, KINDS[name]
+        self.model, self.data = lab.model(name), lab.data(self.kind.data)
+        self.first, self.second = (lab.sample(self.kind.data, k) for k in range(2))
+        self.beside = lab.beside(self.kind)
 
     @property
     def loaded(self) -> model_file.StoredModel:
@@ -56,7 +56,7 @@ class Bench:
     @property
     def other_half(self) -> tuple[Any, ...]:
         """The other sample of a pair, as an option."""
-        return ("--given", self.shop.sample(self.kind.beside)) if self.kind.beside else ()
+        return ("--given", self.lab.sample(self.kind.beside)) if self.kind.beside else ()
 
     @property
     def condition(self) -> tuple[Any, ...]:
@@ -294,7 +294,7 @@ REFUSED: dict[tuple[str, str], tuple[int, str]] = {
     ("distilled", "convert to diffusers"): (4, DIFFUSERS + "distilled"),
     ("flow", "convert to diffusers"): (4, DIFFUSERS + "target = flow"),
     ("alpha", "convert to diffusers"): (4, DIFFUSERS + "layout = alpha"),
-    ("16 bits", "convert to diffusers"): (4, DIFFUSERS + "levels = 65536"),
+    ("16-bits", "convert to diffusers"): (4, DIFFUSERS + "levels = 65536"),
     ("array", "convert to diffusers"): (4, DIFFUSERS + "medium = array"),
     ("sound", "convert to diffusers"): (4, DIFFUSERS + "medium = audio"),
     ("stack", "convert to diffusers"): (4, DIFFUSERS + "layout = pages"),
@@ -318,16 +318,10 @@ ALONE: dict[str, dict[str, str]] = {
 """Metrics that a kind does not have, with words of the line."""
 
 
-@pytest.fixture(scope="session")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """Where models and data are made. Do not write there."""
-    return Workshop(tmp_path_factory.mktemp("shop"))
-
-
 @pytest.fixture(autouse=True)
-def cache(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features of real samples are computed once."""
-    monkeypatch.setenv("DIFFUSE_CACHE", str(shop.folder / "cache"))
+    monkeypatch.setenv("DIFFUSE_CACHE", str(lab.folder / "cache"))
 
 
 def run(diffuse: Any, line: tuple[Any, ...], refused: tuple[int, str] | None, **how: bool) -> Any:
@@ -347,8 +341,8 @@ def run(diffuse: Any, line: tuple[Any, ...], refused: tuple[int, str] | None, **
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", KINDS)
-def test_a_command(diffuse: Any, shop: Workshop, name: str, command: str) -> None:
-    bench = Bench(shop, name)
+def test_a_command(diffuse: Any, lab: Lab, name: str, command: str) -> None:
+    bench = Bench(lab, name)
     line, check = COMMANDS[command]
     ran = run(diffuse, line(bench), REFUSED.get((name, command)))
     if ran is not None:
@@ -376,11 +370,11 @@ def check_pairs_of_metrics(alone: Sequence[Facts]) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_all_metrics_each_alone_and_pairs(
-    diffuse: Any, shop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch
+    diffuse: Any, lab: Lab, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts: list[Facts] = []
     monkeypatch.setattr(metrics, "remarks", lambda own: facts.append(own) or remarks(own))
-    bench = Bench(shop, name)
+    bench = Bench(lab, name)
     line = (*evaluation(bench), "--report", "page.html")
     ran = run(diffuse, line, None, plots=name in DRAWN)
     evaluated(bench, ran)

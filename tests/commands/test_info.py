@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, environment
+from conftest import environment
 from edited_models import altered
 from image_corpus import fill
+from lab import ROOT
 from PIL import Image
 from xxhash import xxh3_128_digest
 

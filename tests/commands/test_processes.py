@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, Ran, free_port, logged, write_images
+from conftest import Ran, free_port, logged
 from forked_launchers import StandIns
+from lab import QUICK, write_images
 from PIL import Image
 
 from diffuse_cli import app

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUICK, in_process
+from conftest import in_process
 from file_operations import FULL, ends_at, failing, failing_at, killed_while
 from hub_server import COMMIT, serving
+from lab import QUICK
 from PIL import Image
 from private_models import model_of
 

@@ -13,7 +13,8 @@ import sys
 import zipfile
 
 import pytest
-from conftest import environment, in_process, write_images
+from conftest import environment, in_process
+from lab import write_images
 
 SHORT = ("--steps", 3, "--log-every", 1, "--num-timesteps", 8)
 ESCAPE = "\x1b"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import QUICK, ROOT
+from lab import QUICK, ROOT
 from PIL import Image, ImageOps
 
 from diffuse_cli.commands import COMMANDS

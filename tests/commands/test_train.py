@@ -10,7 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, QUICK, RUN, log_rows, write_images
+from conftest import MODEL, RUN, log_rows
+from lab import QUICK, write_images
 from PIL import Image
 from safetensors.torch import load_file
 

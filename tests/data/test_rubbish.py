@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUICK, ROOT, Ran, environment, write_images
+from conftest import Ran, environment
 from image_corpus import chunk, decode, encoded, fill, noise, png
+from lab import QUICK, ROOT, write_images
 from odd_files import odd, place, rubbish, zeros
 from PIL import ImageFile
 

@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import do_less, write_images
+from conftest import do_less
+from lab import write_images
 from oracles import exact_denoise, process_of
 from PIL import Image
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_images
+from lab import write_images
 
 from diffuse_cli.metrics.features import dinov2, find_weights, inception
 from diffuse_cli.system.events import finish

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import in_process, log_rows, write_images
+from conftest import in_process, log_rows
 from jinja2 import UndefinedError
+from lab import write_images
 from PIL import Image
 
 from diffuse_cli import metrics

@@ -36,7 +36,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from conftest import RECIPE, environment, write_images
+from conftest import environment
+from lab import RECIPES, write_images
 from peak_memory import forget, peak
 
 from diffuse_cli.app import main
@@ -57,7 +58,7 @@ def write_model(path: Path) -> bytes:
     )
     (folder / "metadata.csv").write_text("\n".join(["file_name,level,site", *rows]))
     recipe = path.with_name("tiny.toml")
-    recipe.write_text(RECIPE)
+    recipe.write_text(RECIPES["tiny"])
     images = str(path.with_name("images"))
     line = ["train", images, "--config", str(recipe), "--steps", "2", "-o", str(path), "-q"]
     line += ["--condition-on", "level,site"]

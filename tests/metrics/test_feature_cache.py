@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
 from file_operations import FULL, failing
+from lab import write_images
 
 from diffuse_cli.metrics.features import FeatureNetwork, extract_features, feature_cache
 from diffuse_cli.system import files

@@ -31,7 +31,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import QUICK, begin, environment, write_images
+from conftest import begin, environment
+from lab import QUICK, write_images
 from process_server import Forked, Server
 
 from diffuse_cli.system import files

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, begin, environment
+from conftest import begin, environment
+from lab import ROOT
 from process_server import Server
 
 from diffuse_cli.models import tensor_file

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import in_process, manifest, pixels, write_images
+from conftest import in_process, manifest, pixels
+from lab import write_images
 from PIL import Image
 
 from diffuse_cli.core.conditions import ConditioningArray

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import in_process, manifest, pixels, write_images
+from conftest import in_process, manifest, pixels
 from covering_array import covering
 from edited_models import altered
 from file_operations import ends_at, killed_while
+from lab import write_images
 from PIL import Image
 
 from diffuse_cli.config.sample_options import DrawConfig

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import in_process, manifest, pixels, write_images
+from conftest import in_process, manifest, pixels
 from edited_models import altered
+from lab import write_images
 from PIL import Image
 
 from diffuse_cli.core import RESTORATIONS, SAMPLERS

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, QUICK, RUN, in_process, log_rows, write_images
+from conftest import MODEL, RUN, in_process, log_rows
+from lab import QUICK, write_images
 from torch._dynamo.exc import BackendCompilerFailed
 
 from diffuse_cli import app

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, QUICK, RUN, WHOLE
+from conftest import MODEL, RUN, WHOLE
+from lab import QUICK
 from safetensors.torch import load_file
 
 from diffuse_cli.core.augmentations import count_parameters

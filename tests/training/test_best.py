@@ -12,7 +12,8 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, QUICK, RUN, log_rows, write_images
+from conftest import MODEL, RUN, log_rows
+from lab import QUICK, write_images
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import MODEL, QUICK, do_less
+from conftest import MODEL, do_less
+from lab import QUICK
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.models import model_file

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, QUICK, RUN, in_process, write_images
+from conftest import MODEL, RUN, in_process
+from lab import QUICK, write_images
 
 from diffuse_cli.core import Conditions
 from diffuse_cli.models import model_file

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import MODEL, PREVIEW_STEPS, QUICK, RUN, logged, write_images
+from conftest import MODEL, PREVIEW_STEPS, RUN, logged
+from lab import QUICK, write_images
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, QUICK, WHOLE, log_rows
+from conftest import MODEL, WHOLE, log_rows
+from lab import QUICK
 from PIL import Image
 
 from diffuse_cli.metrics.memorization import Signs, find_signs

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, in_process, logged
+from conftest import in_process, logged
+from lab import QUICK
 
 from diffuse_cli.commands.distill import configure
 from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice

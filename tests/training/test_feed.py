@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import MODEL, QUICK, RUN, in_process, logged, write_images
+from conftest import MODEL, RUN, in_process, logged
+from lab import QUICK, write_images
 
 from diffuse_cli.data import decoding_threads, match_pairs, read_images, stream
 from diffuse_cli.system.events import finish

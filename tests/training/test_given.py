@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, QUICK, RUN, WHOLE, in_process, logged
+from conftest import MODEL, RUN, WHOLE, in_process, logged
+from lab import QUICK
 from PIL import Image
 
 from diffuse_cli.core.conditions import ConditioningArray

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, QUICK, RUN, in_process, logged, write_images
+from conftest import MODEL, RUN, in_process, logged
+from lab import QUICK, write_images
 from PIL import Image
 
 import diffuse_cli

@@ -9,7 +9,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, QUICK, RUN, in_process
+from conftest import MODEL, RUN, in_process
+from lab import QUICK
 from torch import nn
 
 from diffuse_cli.commands.ema.ema_lengths import LENGTHS

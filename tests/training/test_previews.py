@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import PREVIEW_STEPS, QUICK, RUN
+from conftest import PREVIEW_STEPS, RUN
+from lab import QUICK
 from PIL import Image
 
 from diffuse_cli.core import Conditions

@@ -11,6 +11,7 @@ from typing import Any
 import conftest
 import numpy as np
 import pytest
+from lab import QUICK
 
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
 from diffuse_cli.models import model_file
@@ -230,7 +231,7 @@ def test_a_start_with_too_few_timesteps_takes_fewer_steps(quick, trying):
 def test_random_features_choose_no_guidance(diffuse, trying):
     tried = trying({(2.0, GAUSSIAN): 0.3})
     np.save("fields.npy", np.random.default_rng(0).normal(size=(40, 1, 8, 8)).astype(np.float32))
-    ran = diffuse("train", "fields.npy", "--config", conftest.QUICK, *RUN, "-q")
+    ran = diffuse("train", "fields.npy", "--config", QUICK, *RUN, "-q")
     assert ran.code == 0, ran.err
     assert [c.weak_guidance for c in tried] == [None]
     assert model_file.load(MODEL).weak_step == 3

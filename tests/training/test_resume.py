@@ -9,8 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, QUICK, RUN, WHOLE, in_process, log_rows, write_images
+from conftest import MODEL, RUN, WHOLE, in_process, log_rows
 from file_operations import watching
+from lab import QUICK, write_images
 from safetensors.torch import load_file
 
 from diffuse_cli.models import model_file

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Browser, needs_browser
-from conftest import MODEL, QUICK, RUN
+from conftest import MODEL, RUN
+from lab import QUICK
 from PIL import Image
 
 from diffuse_cli.media import figures

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODEL, QUICK, RUN, in_process, logged
+from conftest import MODEL, RUN, in_process, logged
+from lab import QUICK
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import LOSSES

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, in_process
+from conftest import in_process
+from lab import QUICK
 
 from diffuse_cli.models import model_file
 from diffuse_cli.training.optimization import ProgressSchedule

@@ -1,30 +1,37 @@
-"""Every kind of model, made in two steps, and the data that each is trained on."""
+"""Tiny data sets, models of every kind and runs, made once for all tests and all workers."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import in_process
+from filelock import FileLock
 from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+QUICK = ROOT / "tests/training/quick.toml"
 
 COUNT = 80
 """Samples of a data set, of which some are held out."""
 
-RECIPE = """\
-batch_size = 4
+BASE = """\
+batch_size = {batch}
 precision = "fp32"
-lr = 0.001
-warmup = 0
-num_timesteps = 1000
+lr = {lr}
+warmup = {warmup}
+num_timesteps = {timesteps}
 preview_every = 100000
 keep_raw = true
 """
+
+LEARNS = BASE.format(batch=8, lr=0.002, warmup=5, timesteps=100)
+ONE_OF_A_KIND = BASE.format(batch=4, lr=0.001, warmup=0, timesteps=1000) + "ema_lengths = 4\n"
 
 UNET = """\
 [unet]
@@ -44,6 +51,24 @@ head_width = 8
 context = 0
 """
 
+TRANSFORMER = """\
+[vit]
+patch = 4
+width = 16
+depth = 3
+head_width = 8
+context = 2
+dropout = 0.3
+"""
+
+RECIPES = {
+    "tiny": LEARNS + UNET.replace("[]", "[8]"),
+    "transformer": LEARNS + TRANSFORMER,
+    "kind-unet": ONE_OF_A_KIND + UNET,
+    "kind-vit": ONE_OF_A_KIND + VIT,
+}
+"""Settings of networks that train in a second."""
+
 
 def soft(channels: int, top: float, *size: int, seed: int = 10) -> np.ndarray:
     """Soft numbers from 0 to `top`, (COUNT, channels, *size)."""
@@ -60,6 +85,17 @@ def pictures(folder: Path, values: np.ndarray, suffix: str = ".png") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = np.moveaxis(image, 0, -1)
         Image.fromarray(whole[..., 0] if len(image) == 1 else whole).save(path)
+
+
+def write_images(folder: Path, count: int = 60, seed: int = 38, side: int = 8) -> Path:
+    """Grey images, every other one light, in two class folders."""
+    draw = np.random.default_rng(seed)
+    for k in range(count):
+        path = folder / ("dark", "light")[k % 2] / f"{k:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = draw.normal((80, 170)[k % 2], 25, (side, side)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    return folder
 
 
 def write_grey(folder: Path) -> None:
@@ -115,7 +151,11 @@ def write_sounds(folder: Path) -> None:
             file.writeframes((sound[0] - 2**14).astype("<i2").tobytes())
 
 
-DATA: dict[str, Callable[[Path], None]] = {
+DATA: dict[str, Callable[[Path], object]] = {
+    "images": write_images,
+    "empty": Path.mkdir,
+    "text.txt": lambda path: path.write_text("no picture\n"),
+    "text.safetensors": lambda path: path.write_text("no model\n"),
     "grey": write_grey,
     "beside": write_beside,
     "clear": write_clear,
@@ -135,14 +175,14 @@ class Kind:
         data: what it is trained on, one of `DATA`.
         beside: what lies beside that.
         teacher: the kind that it is distilled from.
-        network: the network's settings.
+        recipe: the settings, one of `RECIPES`.
     """
 
     options: tuple[Any, ...] = ()
     data: str = "grey"
     beside: str = ""
     teacher: str = ""
-    network: str = UNET
+    recipe: str = "kind-unet"
 
 
 KINDS: dict[str, Kind] = {
@@ -151,55 +191,89 @@ KINDS: dict[str, Kind] = {
     "table": Kind(("--condition-on", "level,side")),
     "pairs": Kind(("--augment", "shift,zoom"), beside="beside"),
     "degraded": Kind(("--given", "low-res:2", "--augment", "color")),
-    "learned variance": Kind(("--variance", "learned")),
+    "learned-variance": Kind(("--variance", "learned")),
     "distilled": Kind(teacher="unconditional"),
     "flow": Kind(("--schedule", "flow", "--target", "flow")),
     "alpha": Kind(("--alpha",), "clear"),
-    "16 bits": Kind(data="deep"),
+    "16-bits": Kind(data="deep"),
     "array": Kind(("--augment", "flip,shift"), "fields"),
     "sound": Kind(("--augment", "gain,shift"), "sounds"),
     "stack": Kind(("--layout", "pages"), "pages"),
-    "vit": Kind(("--target", "v"), network=VIT),
+    "vit": Kind(("--target", "v"), recipe="kind-vit"),
     "keep-weak": Kind(("--keep-weak",)),
 }
 
 
-class Workshop:
-    """Makes models and their data when they are first asked for, each once."""
+class Lab:
+    """Makes data, models and runs when a test first asks for them, and keeps them.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Do not write there.
+
+    Attributes:
+        folder: the folder that all workers share.
+        run: what runs a command line.
+    """
+
+    def __init__(self, folder: Path, run: Callable[[Sequence[Any]], int]) -> None:
+        self.folder, self.run = folder, run
+
+    def __getitem__(self, name: str) -> Path:
+        """Return a data set, a recipe, or the model of a kind."""
+        if name in DATA:
+            return self.data(name)
+        return self.recipe(name) if name in RECIPES else self.model(name)
+
+    @property
+    def tiny(self) -> tuple[Any, ...]:
+        """A command line that trains the tiny network on the images."""
+        return ("train", self["images"], "--config", self["tiny"])
+
+    @property
+    def quick(self) -> tuple[Any, ...]:
+        """The same with the quickest network, where nothing depends on which."""
+        return ("train", self["images"], "--config", QUICK)
 
     def data(self, name: str) -> Path:
-        """The folder of a data set."""
-        path = self.folder / "data" / name
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            DATA[name](path)
-        return path
+        """Return the folder of a data set."""
+        return self._make(self.folder / "data" / name, DATA[name])
 
     def sample(self, name: str, k: int = 0) -> Path:
-        """The k-th file of a data set."""
+        """Return the k-th file of a data set."""
         files = (path for path in self.data(name).rglob("*") if path.suffix not in ("", ".csv"))
         return sorted(files)[k]
 
+    def recipe(self, name: str) -> Path:
+        """Return a TOML file of settings."""
+        path = self.folder / "recipes" / f"{name}.toml"
+        return self._make(path, lambda new: new.write_text(RECIPES[name]))
+
     def beside(self, kind: Kind) -> tuple[Any, ...]:
-        """What says which images lie beside DATA."""
+        """Return the option that names the images beside those of a kind."""
         return ("--given", self.data(kind.beside)) if kind.beside else ()
 
     def model(self, name: str) -> Path:
-        """The model file of a kind, with its run directory."""
-        kind, out = KINDS[name], self.folder / name.replace(" ", "-") / "model.safetensors"
-        if out.exists():
-            return out
-        out.parent.mkdir()
-        recipe = out.with_name("recipe.toml")
-        recipe.write_text(RECIPE + ("ema_lengths = 4\n" if not kind.teacher else "") + kind.network)
-        data = self.data(kind.data)
-        line: tuple[Any, ...]
+        """Return the model file of a kind, with its run directory beside it."""
+        kind = KINDS[name]
         if kind.teacher:
-            line = ("distill", self.model(kind.teacher), data, "--precision", "fp32")
-        else:
-            line = ("train", data, "--config", recipe, *self.beside(kind))
-        assert in_process([*line, *kind.options, "--steps", 4, "-o", out, "-q"]) == 0
-        return out
+            line = ("distill", self.model(kind.teacher), self.data(kind.data))
+            return self.trained(*line, "--precision", "fp32", *kind.options, "--steps", 4)
+        line = ("train", self.data(kind.data), "--config", self.recipe(kind.recipe))
+        return self.trained(*line, *self.beside(kind), *kind.options, "--steps", 4)
+
+    def trained(self, *line: Any) -> Path:
+        """Return the model file of a command line, `train` or `distill`, without its -o."""
+        name = hashlib.sha256("\n".join(map(str, line)).encode()).hexdigest()[:12]
+        model = self.folder / "models" / name / "model.safetensors"
+
+        def run(_: Path) -> None:
+            assert self.run([*line, "-o", model, "-q"]) == 0
+
+        return self._make(model, run)
+
+    def _make(self, path: Path, make: Callable[[Path], object]) -> Path:
+        """Make a file or folder unless it is there. Others wait for it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f"{path.parent.name}-{path.name}.lock"):
+            if not path.exists():
+                make(path)
+        return path
