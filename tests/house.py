@@ -1,7 +1,7 @@
 """The plan of the house, and a count of what stands in it: `python tests/house.py`.
 
-`test_layering.py` holds the figures of `house.json` at or below it, so that they only fall.
-`python tests/house.py --record` writes the figures of today there.
+`--check` fails if a file breaks the plan, or if a figure is above `house.json`, so that they only
+fall. `--record` writes the figures of today there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
+import subprocess
 import sys
 import tokenize
 from collections import Counter, defaultdict
@@ -242,8 +244,98 @@ def reaches_inside() -> dict[str, list[str]]:
     return {name: names for name, names in reaches.items() if names}
 
 
+ALLOWED_IN_CORE = {"torch", "numpy", "diffuse_cli"} | set(sys.stdlib_module_names)
+BANNED_IN_CORE = {"os", "pathlib"}
+"""No file is read or written there, and nothing is printed."""
+
+OF_NO_PACKAGE = {"fuzz", "golden", "reliability", "test_benchmarks", "test_code_blocks",
+                 "test_course", "test_docs", "test_entry_points", "test_layering",
+                 "test_packaging", "test_refusals", "test_site", "test_tutorials"}  # fmt: skip
+"""Folders and files of tests that concern the whole program."""
+
+README_WORDS, SCREEN_LINES, HELP_WORDS = 900, 30, 15
+"""The most words of README, lines of `-h` on a small terminal, and words of a help text."""
+
+
+def misplaced_imports() -> Iterator[str]:
+    """Yield imports from a higher floor or another package of the same floor."""
+    for name, path in modules().items():
+        found = packages_of(imported(tree_of(path), f"diffuse_cli.{name}"))
+        package = name.split(".")[0]
+        floor = next((k for k, names in enumerate(FLOORS) if package in names), -1)
+        allowed = {package, *(lower for names in FLOORS[:floor] for lower in names)}
+        if not name:  # the root, which every module imports
+            found = packages_of(imported(tree_of(path, run_time=True), "diffuse_cli"))
+            allowed = {"system"}
+        elif floor < 0:
+            yield f"{name} has no floor in FLOORS"
+        yield from (f"{name} imports {other}" for other in sorted(found - allowed))
+
+
+def impure_core() -> Iterator[str]:
+    """Yield imports and calls of the core that only the rest of the package may have."""
+    for name, path in modules().items():
+        if name.split(".")[0] != "core":
+            continue
+        tree = tree_of(path)
+        tops = {full.split(".")[0] for full in imported(tree, f"diffuse_cli.{name}")}
+        calls = {node.func.id for node in ast.walk(tree)
+                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}  # fmt: skip
+        odd = (tops - ALLOWED_IN_CORE) | (tops & BANNED_IN_CORE) | (calls & {"print", "open"})
+        yield from (f"{name} uses {other}" for other in sorted(odd))
+
+
+def misplaced_tests() -> Iterator[str]:
+    """Yield tests that are not in the folder of a package."""
+    tests = Path(__file__).parent
+    places = {name for floor in FLOORS for name in floor} | OF_NO_PACKAGE
+    for path in tests.rglob("test_*.py"):
+        part = path.relative_to(tests).parts[0].removesuffix(".py")
+        if part not in places:
+            yield f"{path.name} is in no folder of a package"
+
+
+def long_texts() -> Iterator[str]:
+    """Yield README and help texts that are too long."""
+    from diffuse_cli.commands import COMMANDS
+    from diffuse_cli.config.options import option_fields
+
+    words = len((PACKAGE.parent / "README.md").read_text(encoding="utf-8").split())
+    if words > README_WORDS:
+        yield f"README.md has {words} words"
+    for command, module in COMMANDS.items():
+        texts = {field.name: spec.help for field, spec in option_fields(module.CONFIG)}
+        for name, text in {**texts, "summary": COMMANDS.read_summary(command)}.items():
+            if len(text.split()) > HELP_WORDS or ". " in text or not text.endswith("."):
+                yield f"{command}, {name}: {text}"
+        ran = subprocess.run(
+            [sys.executable, "-m", "diffuse_cli", command, "-h"],
+            env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        if len(ran.stdout.splitlines()) > SCREEN_LINES:
+            yield f"diffuse {command} -h is longer than a small terminal"
+
+
+def risen_figures() -> Iterator[str]:
+    """Yield the figures above those of `house.json`."""
+    limits, (now, places) = json.loads(BASELINE.read_text()), figures()
+    yield from (f"{name}: {now[name]} instead of {limits[name]} {places.get(name, '')}"
+                for name in now if now[name] > limits[name])  # fmt: skip
+
+
+def check() -> None:
+    """Exit with what breaks the plan, if anything does."""
+    faults = [*misplaced_imports(), *impure_core(), *misplaced_tests(), *long_texts()]
+    faults += [f"files import each other: {group}" for group in circles(arrows(run_time=True))]
+    if faults := [*faults, *risen_figures()]:
+        sys.exit("\n".join(faults))
+
+
 def main() -> None:
-    """Print the counts, or write the figures that must not rise."""
+    """Print the counts, check them, or write the figures that must not rise."""
+    if "--check" in sys.argv:
+        check()
+        return
     limited, places = figures()
     if "--record" in sys.argv:
         BASELINE.write_text(json.dumps(limited, indent=2) + "\n")

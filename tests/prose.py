@@ -1,8 +1,7 @@
 """Phrases that read as if translated, in docs, docstrings and messages: `python tests/prose.py`.
 
-Each rule is a pattern and the words to use instead. `test_prose.py` holds the number of findings
-of each kind at or below `prose.json`, so that it only falls. `python tests/prose.py --lower` writes
-lower numbers there.
+Each rule is a pattern and the words to use instead. `--check` fails if there are more findings of a
+kind than in `prose.json`, so that they only become fewer. `--lower` writes lower numbers there.
 """
 
 from __future__ import annotations
@@ -92,7 +91,12 @@ def counts() -> dict[str, int]:
 
 
 def main() -> None:
-    """List all findings, or lower the baseline."""
+    """List all findings, compare their numbers with the baseline, or lower it."""
+    if "--check" in sys.argv:
+        most = json.loads(BASELINE.read_text())
+        if higher := {kind: n for kind, n in counts().items() if n > most[kind]}:
+            sys.exit(f"more suspicious phrases than in {BASELINE.name}: {higher}")
+        return
     if "--lower" in sys.argv:
         old, now = json.loads(BASELINE.read_text()), counts()
         BASELINE.write_text(json.dumps({k: min(n, now.get(k, 0)) for k, n in old.items()}) + "\n")

@@ -173,11 +173,6 @@ def test_the_python_of_the_theory_holds():
             pytest.fail(f"docs/theory.md:{line.lineno}: {line.line}\n{error!r}", pytrace=False)
 
 
-def test_the_readme_is_short():
-    """Details of a command are on its page, in docs/commands/."""
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
-
-
 # -- from Python -----------------------------------------------------------------------------------
 
 

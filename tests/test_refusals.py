@@ -54,6 +54,7 @@ def test_a_refusal_has_its_code_and_writes_nothing(diffuse, lab, refusal):
     found = (ran.code, error["code"], error["option"] or "-")
     assert found == (refusal.exit_code, refusal.code, refusal.option), error
     assert f"diffuse: {error['message']}" in ran.line
+    assert error["hint"] or not refusal.code.startswith("unknown_")
     assert not [*Path().iterdir()]
 
 
