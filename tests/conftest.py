@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,13 @@ from typing import Any
 
 # Before torch is imported: equal bytes need equal threads, here and in processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
-# No test reads or fills the cache of whoever runs it.
+# No test reads or fills the caches of whoever runs it: of diffuse, npm, Chromium, ONNX Runtime ...
 os.environ["DIFFUSE_CACHE"] = ""
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not IS_WORKER:
+    SCRATCH = tempfile.mkdtemp(prefix="diffuse-tests-")
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "npm_config_cache"):
+        os.environ[name] = SCRATCH
 
 import numpy as np
 import pytest
@@ -64,6 +71,12 @@ ended."""
 def _turn(item: pytest.Item) -> int:
     name = item.nodeid.partition("::")[0].removeprefix("tests/")
     return LONG.index(name) if name in LONG else len(LONG)
+
+
+def pytest_unconfigure() -> None:
+    """Remove the caches."""
+    if not IS_WORKER:
+        shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -150,9 +163,7 @@ def in_process(arguments: Sequence[Any], *, plots: bool = False) -> int:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Data, models and runs that all workers share. Do not write there."""
     folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    return Lab(folder / "lab", in_process)
+    return Lab((folder.parent if IS_WORKER else folder) / "lab", in_process)
 
 
 @pytest.fixture(scope="session")
