@@ -17,13 +17,8 @@ from typing import Any
 
 # Before torch is imported: equal bytes need equal threads, here and in processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
-# No test reads or fills the caches of whoever runs it: of diffuse, npm, Chromium, ONNX Runtime ...
+# No test reads or fills the cache of whoever runs it.
 os.environ["DIFFUSE_CACHE"] = ""
-IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
-if not IS_WORKER:
-    SCRATCH = tempfile.mkdtemp(prefix="diffuse-tests-")
-    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "npm_config_cache"):
-        os.environ[name] = SCRATCH
 
 import numpy as np
 import pytest
@@ -73,10 +68,21 @@ def _turn(item: pytest.Item) -> int:
     return LONG.index(name) if name in LONG else len(LONG)
 
 
-def pytest_unconfigure() -> None:
-    """Remove the caches."""
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+CACHES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "npm_config_cache")
+"""Variables that name the caches of npm, Chromium, ONNX Runtime and others."""
+
+
+def pytest_configure() -> None:
+    """Let other programs write their caches into a temporary folder."""
     if not IS_WORKER:
-        shutil.rmtree(SCRATCH, ignore_errors=True)
+        os.environ.update(dict.fromkeys(CACHES, tempfile.mkdtemp(prefix="diffuse-caches-")))
+
+
+def pytest_unconfigure() -> None:
+    """Remove that folder."""
+    if not IS_WORKER:
+        shutil.rmtree(os.environ[CACHES[0]], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
