@@ -39,7 +39,8 @@ missing · 4 model file rejected or missing · 5 output exists, is not writable,
 
 A command that fails, except with exit code 1, prints one line on stderr. With `--json` it also
 prints an object on stdout, `{"error": {"code", "option", "path", "message", "hint"}}`, whose codes
-are listed [below](#error-codes). Fields that do not apply are `null`.
+are listed [below](#error-codes). Fields that do not apply are `null`. The keys of a result are in
+[File formats](formats.md#the-object-of---json).
 """
 
 ERRORS = """

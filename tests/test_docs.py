@@ -394,7 +394,8 @@ def check_listed(first: str, found: set[str]) -> None:
     """Check that a table of docs/formats.md lists these names, and no other as always present."""
     rows = [({*re.findall(r"`([^`]+)`", row[0])}, "always" in row) for row in rows_of(first)]
     always = {name for names, required in rows if required for name in names}
-    assert always <= found <= {name for names, _ in rows for name in names}, first
+    assert always - found == set(), first
+    assert found - {name for names, _ in rows for name in names} == set(), first
 
 
 def test_formats_lists_the_keys_of_a_run_of_two_steps(
@@ -424,6 +425,41 @@ def test_formats_lists_the_keys_of_a_run_of_two_steps(
 
     manifest = json.loads(Path("samples/manifest.json").read_text())
     check_listed("key of `manifest.json`", {*manifest})
+
+
+PRINTED: dict[str, tuple[str, ...]] = {
+    "train": ("train {images} --config {tiny} --steps 2 -o x.safetensors",),
+    "train --dry-run": ("train {images} --config {tiny} --dry-run",),
+    "sample": (
+        "sample {classes} -n 2 --steps 2",
+        "interpolate {unconditional} {image} {image} -n 2 --steps 2",
+    ),
+    "eval": ("eval {classes} {grey} -n 4 --steps 2 --timesteps 2",),
+    "tune": ("tune {unconditional} {grey} --steps 1,2 --samplers ddim -n 4",),
+    "ema": ("ema {unconditional} {grey} --metric held-out",),
+    "compare": ("compare {unconditional} {flow}",),
+    "info DATA": ("info {grey}", "info {fields}", "info {sounds}", "info {deep}"),
+    "info MODEL": ("info {unconditional}",),
+    "info RUN": ("info {run}",),
+    "convert": ("convert {unconditional} x.pt2 --to pt2",),
+}
+"""Command lines for each table of printed keys, in which {name} is an entry of the lab."""
+
+
+@pytest.mark.parametrize("command", PRINTED)
+def test_formats_lists_the_keys_that_a_command_prints(diffuse: Any, lab: Any, command: str):
+    paths = {"image": lab.sample("grey"), "run": lab["unconditional"].with_suffix(".run")}
+    for line in PRINTED[command]:
+        words = [
+            str(paths.get(word[1:-1]) or lab[word[1:-1]]) if word[0] == "{" else word
+            for word in line.split()
+        ]
+        ran = diffuse(*words, "--json")
+        assert ran.code == 0, ran.err
+        found = {*ran.json}
+        if command == "eval":  # metrics have a page
+            found = {k for k in found if not isinstance(ran.json[k], float)} | {"seconds"}
+        check_listed(f"key of `{command} --json`", found)
 
 
 def test_formats_lists_every_version_of_a_model_file():
