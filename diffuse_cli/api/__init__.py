@@ -1,9 +1,8 @@
-"""The commands as functions: what `import diffuse_cli as diffuse` offers, without a command line.
+"""The Python interface: `import diffuse_cli as diffuse`.
 
-`load`, `train` and `evaluate` take the options of their commands as keywords, under the names that
-configuration files use. What is wrong raises a `DiffuseError`. Nothing is printed, and nothing ends
-the program. What a command would say on stderr goes to the logger `diffuse`, or, of `train`, comes
-as an event.
+`load`, `train` and `evaluate` take the options of their commands as keywords, with the names that
+configuration files use. Errors are `DiffuseError`. Functions print nothing and do not end the
+program. They send notices to the logger `diffuse`, and `train` yields them as events.
 """
 
 from diffuse_cli.api.generated_samples import Samples as Samples

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Indexed(Protocol):
-    """Samples by their number, such as a data set of PyTorch."""
+    """Samples by index, for example a `Dataset` of PyTorch."""
 
     def __len__(self) -> int: ...
 
@@ -42,7 +42,7 @@ class Indexed(Protocol):
 
 
 Data: TypeAlias = "str | os.PathLike[str] | Iterable[Any] | Indexed"
-"""DATA as the command line takes it, or samples: those that were drawn, or what
+"""A path, as for the command line, or samples: generated samples, or those that
 `data.sources.in_memory.register_samples` takes."""
 
 LOG = logging.getLogger("diffuse")
@@ -50,10 +50,13 @@ LOG.addHandler(logging.NullHandler())
 
 
 def path_of(name: str, path: Any) -> str:
-    """Return the text of a path.
+    """Return a path as text.
+
+    Args:
+        name: the name of the argument, for messages.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the value is not a path.
     """
     if not isinstance(path, (str, os.PathLike)):
         text = f"{name}: {shorten_repr(path)} is not a path"
@@ -62,10 +65,13 @@ def path_of(name: str, path: Any) -> str:
 
 
 def check_data(name: str, data: Any) -> None:
-    """Refuse what is neither a path nor samples.
+    """Check that data is a path or samples.
+
+    Args:
+        name: the name of the argument, for messages.
 
     Raises:
-        UsageError: it is neither; `name` is that of the argument.
+        UsageError: it is neither.
     """
     kinds = (str, os.PathLike, Image, Iterable)
     listed = isinstance(data, kinds) or hasattr(data, "__getitem__")
@@ -76,8 +82,11 @@ def check_data(name: str, data: Any) -> None:
 
 @contextlib.contextmanager
 def open_data(data: Data, name: str = "data") -> Iterator[str]:
-    """Yield the path of data, or the name under which samples can be opened inside the block;
-    `name` is that of the argument."""
+    """Yield the path of data, or a name by which samples can be opened inside the block.
+
+    Args:
+        name: the name of the argument, for messages.
+    """
     check_data(name, data)
     if isinstance(data, (str, os.PathLike)):
         yield os.fspath(data)
@@ -94,9 +103,11 @@ HELD = ("given", "mask")
 
 
 def convert_keywords(keywords: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Keywords as options: None stands for an absent option, a path for its text, values of NumPy
-    and PyTorch for Python's, and samples for the name under which they can be opened as long as the
-    stack is open."""
+    """Return options for keywords, without those that are None.
+
+    Paths become text, and values of NumPy and PyTorch become values of Python. Samples become names
+    by which they can be opened until the stack closes.
+    """
     given = {name: value for name, value in keywords.items() if value is not None}
     for name, value in given.items():
         if name in HELD:
@@ -109,7 +120,7 @@ def convert_keywords(keywords: Mapping[str, Any], stack: contextlib.ExitStack) -
 
 @contextlib.contextmanager
 def convert_errors() -> Iterator[None]:
-    """Inside the block an error is raised as a `DiffuseError`, and names keywords, not flags."""
+    """Raise errors of the block as `DiffuseError`, with keywords instead of flags."""
     try:
         yield
     except InvalidArgument as error:
@@ -135,16 +146,16 @@ def _map_flags() -> Mapping[str, str]:
 
 
 _WRITTEN = re.compile(r"\bdiffuse [a-z][a-z-]* .*|(?<![\w-])--?[a-z][a-z-]*")
-"""A command, which stays to the end of the text, or a flag."""
+"""A command with the rest of its line, which does not change, or a flag."""
 
 
 def replace_flags(text: str) -> str:
-    """Return a command's message, with keywords where it has flags."""
+    """Return a message with keywords instead of flags."""
     return _WRITTEN.sub(lambda match: _map_flags().get(match[0], match[0]), text)
 
 
 def _replace_error_flags(error: DiffuseError) -> DiffuseError:
-    """Return the same error in the words of Python."""
+    """Replace flags by keywords in an error, and return it."""
     error.message, error.hint = replace_flags(error.message), replace_flags(error.hint)
     error.option = replace_flags(error.option)
     error.args = (error.message,)
@@ -153,8 +164,7 @@ def _replace_error_flags(error: DiffuseError) -> DiffuseError:
 
 @contextlib.contextmanager
 def use_torch_defaults() -> Iterator[None]:
-    """Inside the block PyTorch computes as in a program that has set nothing: with gradients, and
-    in float32. After it all is as the program had it."""
+    """Use PyTorch's defaults in the block: gradients and float32. Restore the settings after it."""
     import torch
 
     dtype = torch.get_default_dtype()
@@ -167,9 +177,12 @@ def use_torch_defaults() -> Iterator[None]:
 
 
 def run_work(work: Work[T], progress: Callable[[Progress], object] | None = None) -> T:
-    """Return the result of work, whose notices are logged; `progress` receives the progress.
+    """Run work, log its notices, and return its result.
 
-    An error of `progress` ends the work, which then holds no locks and settings.
+    An error of `progress` stops the work, which releases its locks and restores its settings.
+
+    Args:
+        progress: a function to call with the progress.
     """
     with contextlib.closing(work):
         while True:

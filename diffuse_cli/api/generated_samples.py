@@ -1,4 +1,4 @@
-"""Samples that were drawn: their numbers, pictures of them, and their files."""
+"""Generated samples: their values, their pictures and their files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from diffuse_cli.system import files
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples(Sequence[Image]):
-    """Samples that a model drew. As a sequence, pictures of them.
+    """Samples of a model. As a sequence, it contains their pictures.
 
     Attributes:
-        arrays: (N, C, *size), numbers as files have them: uint8 of images with 8 bits.
-        space: what each of them is.
-        start: the index of the first one, of its seed.
+        arrays: the values, (N, C, *size), as in files: uint8 for images with 8 bits.
+        space: medium, channels, size and levels of a sample.
+        start: the index of the first sample of the seed.
     """
 
     arrays: Array
@@ -53,23 +53,26 @@ class Samples(Sequence[Image]):
         return figures.to_image(render_samples(self.space, self.arrays[[chosen]])[0])
 
     def images(self) -> list[Image]:
-        """Return a picture of each, of 8 bits, grey or in color: of an image itself, of an array
-        its channels, of a sound its waveform over its spectrogram."""
+        """Return a grey or color picture of each sample, with 8 bits.
+
+        It is the image, the channels of an array, or the waveform and spectrogram of a sound.
+        """
         return self[:]
 
     def grid(self) -> Image:
-        """Return all of them in one picture."""
+        """Return one picture of all samples."""
         return figures.arrange_grid(render_samples(self.space, self.arrays))
 
     def files(self) -> Iterator[SampleFile]:
-        """Yield the bytes of the file of each, and its extension, as `diffuse sample` writes it."""
+        """Yield the content and extension of the file of each sample, as `diffuse sample` does."""
         for array in self.arrays:
             data = MEDIA[self.space.medium].encode(array, self.space)
             yield SampleFile(data, suffix(self.space))
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write a file of each into a folder, named after its index. Those of that name are
-        replaced.
+        """Write each sample to a folder, in a file named after its index, and return the paths.
+
+        Files of these names are replaced.
 
         Raises:
             OutputError: the folder cannot be written.

@@ -1,5 +1,4 @@
-"""`load` and `evaluate`: a model file as an object that generates samples, and metrics of it or of
-its samples against real images."""
+"""`load` a model file to generate samples, and `evaluate` models or samples against real images."""
 
 from __future__ import annotations
 
@@ -39,30 +38,30 @@ def load(path: str | os.PathLike[str]) -> Model:
     """Read and check a model.
 
     Args:
-        path: of a model file, a run directory or a checkpoint, or `hf://ORG/NAME` of the hub.
+        path: a model file, a run directory, a checkpoint, or `hf://ORG/NAME`.
 
     Raises:
-        ModelFileError: it is missing, damaged, or not a model of `diffuse`.
+        ModelFileError: the file is missing, damaged, or not a model of `diffuse`.
     """
     return Model(calls.run_work(model_file.find(calls.path_of("path", path))))
 
 
 OF_FILES = {"out", "gif", "grid", "overwrite"}
-"""Options of `diffuse sample` about output."""
+"""Options of `diffuse sample` for output."""
 
 RENAMED = {"classes": "Pass label", "model": "Load it"}
-"""Options of `diffuse sample` that `Model.sample` does not have, and what to do instead."""
+"""Options of `diffuse sample` that `Model.sample` does not have, with advice."""
 
 
 class Model:
-    """A model that was read from a file, which is not read again.
+    """A model, which is in memory.
 
     Attributes:
-        path: of the file.
-        sha256: of its bytes.
-        step: how many steps it was trained for.
-        classes: the names that `sample(label=...)` takes. Empty without classes.
-        space: what one of its samples is: medium, channels, size and levels.
+        path: the path of the file.
+        sha256: the SHA-256 of the file.
+        step: the number of training steps.
+        classes: the names for `sample(label=...)`. Empty without classes.
+        space: medium, channels, size and levels of a sample.
     """
 
     def __init__(self, file: model_file.ModelFile) -> None:
@@ -77,7 +76,7 @@ class Model:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What `diffuse info MODEL --json` prints."""
+        """The object that `diffuse info MODEL --json` prints."""
         info: dict[str, Any] = json.loads(json.dumps(replace_nonfinite(self._file.facts())))
         return info
 
@@ -93,21 +92,21 @@ class Model:
         progress: Callable[[Progress], object] | None = None,
         **options: Unpack[keywords.SampleOptions],
     ) -> Samples:
-        """Draw samples, the same as `diffuse sample` with these options writes.
+        """Generate samples, as `diffuse sample` does.
 
         Args:
-            n: how many, by default 16, or those of `range=(a, b)`. Of each thing that is given, for
-                a model trained with `given`.
-            seed: sample k of a seed is the same for any n.
-            label: classes to generate, one after another, by default all.
-            on: what to tell of columns, such as `{"age": 40}`. Several values alternate.
-            steps, sampler: by default what the model file recommends, else the usual ones.
-            progress: a function that receives the progress.
-            options: others of `diffuse sample`, such as `guidance=2` or `batch_size=32`;
+            n: the number of samples, by default 16, or for a model trained with `given`, the number
+                for each input. `range=(a, b)` replaces it.
+            seed: the seed. Sample k of a seed is the same for any n.
+            label: classes to generate, which alternate. All by default.
+            on: values of metadata columns, such as `{"age": 40}`. Several values alternate.
+            steps, sampler: by default as the model file recommends, or as for `diffuse sample`.
+            progress: a function to call with the progress.
+            options: other options of `diffuse sample`, such as `guidance=2` or `batch_size=32`.
                 `given` and `mask` may be an image of Pillow, or samples in memory.
 
         Raises:
-            UsageError: options that do not suit the model or each other.
+            UsageError: options do not suit the model or each other.
             DataError: the conditioning images cannot be used.
         """
         if of_files := sorted(OF_FILES & options.keys()):
@@ -122,7 +121,7 @@ class Model:
             for value in _list_values(f"on: {name}", values)
         ]
         if missing := [name for name, value in columns if value is None]:
-            text, hint = f"on: {missing[0]} is None", "Leave out a column that is not told"
+            text, hint = f"on: {missing[0]} is None", "Leave out columns without a value"
             raise UsageError(text, hint, code="invalid_value", option="on")
         column_texts = [f"{name}={value}" for name, value in columns]
         typed: dict[str, Any] = {**options, "n": n, "seed": seed, "steps": steps}
@@ -147,14 +146,15 @@ class Model:
     def denoiser(
         self, *, weights: str = "ema", precision: str = "fp32", device: str = "auto"
     ) -> Denoiser:
-        """Return the denoiser that samplers of `diffuse_cli.core` call: x_t (B, *shape) and t (B,)
-        to a prediction of x_0 and eps, without gradients.
+        """Return the denoiser for the samplers of `diffuse_cli.core`, without gradients.
+
+        It maps x_t (B, *shape) and t (B,) to a prediction of x_0 and eps.
 
         Args:
-            weights: `ema`, or `raw` and `weak` if the file has them.
+            weights: `ema`, or `raw` or `weak` if the file has them.
 
         Raises:
-            ModelFileError: there are no such weights.
+            ModelFileError: the file does not have these weights.
         """
         with (
             calls.use_torch_defaults(),
@@ -165,18 +165,17 @@ class Model:
             return make_denoiser(self._file.model, weights, accelerator, exact)
 
     def network(self, weights: str = "ema") -> nn.Module:
-        """Return a copy of the network, on the CPU, whose parameters can be trained. Weights as in
-        `denoiser`."""
+        """Return a trainable copy of the network on the CPU, with weights as for `denoiser`."""
         with calls.use_torch_defaults(), convert_errors():
             net: nn.Module = copy.deepcopy(self._file.model.network(weights))
         return net.requires_grad_(True)
 
 
 def _list_values(name: str, value: Any) -> Iterable[Any]:
-    """Return a value, or several, as a list.
+    """Return one value, or a list of values, as a list.
 
     Raises:
-        UsageError: the list is empty, which would mean the default.
+        UsageError: the list is empty, which options take for the default.
     """
     value = to_plain(value)
     listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
@@ -192,16 +191,16 @@ def _list_values(name: str, value: Any) -> Iterable[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(Mapping[str, Measurement]):
-    """The numbers of an evaluation: a mapping from the keys of the command's JSON, such as `kid`,
-    to the value and its standard error (0 where there is none).
+    """Metrics: a mapping from a key of the command's JSON, such as `kid`, to its value and standard
+    error (0 if there is none).
 
     Attributes:
-        numbers: the same as plain numbers. The error of `key` is `key_standard_error`.
-        classes: the numbers of each class.
-        real, generated: how many samples on each side.
-        part: the part of the data that the real images are from: `held-out` or `all`.
-        remarks: what should be read before the numbers are used.
-        json: what `diffuse eval --json` prints.
+        numbers: the metrics as plain numbers. The standard error of `key` is `key_standard_error`.
+        classes: the metrics of each class.
+        real, generated: the number of samples on each side.
+        part: the part of the data with the real images: `held-out` or `all`.
+        remarks: warnings to read before you use the metrics.
+        json: the object that `diffuse eval --json` prints.
     """
 
     numbers: Mapping[str, float]
@@ -231,25 +230,27 @@ def evaluate(
     progress: Callable[[Progress], object] | None = None,
     **options: Unpack[keywords.EvalOptions],
 ) -> Evaluation:
-    """Measure a model, or samples, against real images, as `diffuse eval` does.
+    """Evaluate a model, or samples, against real images, as `diffuse eval` does.
 
     Args:
         model: a model or its path, generated samples, or a folder of images.
         data: a path, or samples in memory, as for `train`.
-        n: most samples on each side.
-        metrics: which to measure, such as `["kid", "likelihood"]`. All that suit by default.
-        progress: a function that receives the progress.
-        options: others of `diffuse eval`, such as `steps=10` or `timesteps=4`.
+        n: the most samples on each side.
+        metrics: the metrics to compute, such as `["kid", "likelihood"]`. By default all that suit.
+        progress: a function to call with the progress.
+        options: other options of `diffuse eval`, such as `steps=10` or `timesteps=4`.
 
     Raises:
-        DataError, ModelFileError, UsageError: as the command.
+        DataError: the data cannot be used.
+        ModelFileError: the model is missing or damaged.
+        UsageError: options do not suit the model or each other.
     """
     if "report" in options:
         raise UsageError("report: only the command writes pages", "Leave it out", option="report")
     named = (metrics,) if isinstance(metrics, str) else metrics
     named = None if named is None else tuple(named)
     if named == ():
-        hint = "Leave it out to measure all that suit"
+        hint = "Leave it out for all metrics that suit"
         raise UsageError("metrics is an empty list", hint, code="invalid_value", option="metrics")
     for name in named or ():
         lookup(METRICS, name, "metrics")

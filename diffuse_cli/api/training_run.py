@@ -50,29 +50,30 @@ def train(
     config: str | Path | Mapping[str, Any] | None = None,
     **options: Unpack[TrainOptions],
 ) -> Iterator[TrainingEvent]:
-    """Train a model, as `diffuse train` does, with the same bytes. Nothing happens until the result
-    is iterated; `*_, trained = train(...)` runs to the end. Several may be iterated in turn, or by
-    threads, which take turns: it does not change a model.
+    """Train a model, as `diffuse train` does, and yield the events of the run.
 
-    `Step` comes after every step, and has the loss after each `log_every`-th. If the iteration is
-    given up (`break`, an error, Ctrl-C, `close()`), the run saves a checkpoint as after a signal,
-    and `resume=True` continues from there, to the model file of a run that nothing stopped.
+    The run starts with the first event: `*_, trained = train(...)` runs it to the end. Several runs
+    can take turns, also in threads, and give the same models as one after another.
+
+    A `Step` follows every step, with the loss after each `log_every` steps. If you stop iterating
+    (`break`, an error, Ctrl-C, `close()`), the run saves a checkpoint. `resume=True` continues from
+    there, and writes the model file of a run without interruption.
 
     Args:
         data: a path, or samples in memory: a sequence of images, arrays, tensors, paths, or pairs
-            of one and its class, such as a `TensorDataset`. It is asked for its samples again as
-            they are used, by one thread at a time, and must not call `diffuse` for them.
-        out: the model file to write, by default that of `config`, else `model.safetensors`. Its
-            run directory is created next to it.
-        config: the options of a file, or its path.
-        options: those of `diffuse train`, such as `steps=1000`, `classes=True` or
-            `unet={"width": 32}`. They win over `config`. `given` may be samples in memory, the k-th
-            for the k-th of such data.
+            of one of these and its class, for example a `TensorDataset`. One thread at a time
+            reads samples when they are needed, and more than once. They must not call `diffuse`.
+        out: the model file to write, by default as in `config`, or `model.safetensors`. The run
+            directory is next to it.
+        config: the options of a configuration file, or its path.
+        options: options of `diffuse train`, such as `steps=1000`, `classes=True` or
+            `unet={"width": 32}`. They override `config`. `given` may be samples in memory, in the
+            order of the data.
 
     Raises:
-        UsageError: an option that is unknown, or does not suit the others, at once.
-        DiffuseError: while it is iterated, all that would end the command.
-        KeyboardInterrupt: on Ctrl-C, once the checkpoint is saved.
+        UsageError: at once, if an option is unknown or does not suit the others.
+        DiffuseError: while you iterate, for every error of the command.
+        KeyboardInterrupt: on Ctrl-C, after the checkpoint is saved.
     """
     typed: dict[str, Any] = {**options}
     if out is not OUT:  # `config` may name another
@@ -112,8 +113,7 @@ def _events(
 
 
 def _run_training(config: TrainConfig) -> Iterator[TrainingEvent]:
-    """Yield the events of a training run. When it is closed between two, it ends with a
-    checkpoint."""
+    """Yield the events of a training run. It saves a checkpoint when it is closed."""
     stop, process_state = PendingSignal(), RunProcessState()
     work = fit(config, stop)
     while True:
