@@ -25,8 +25,9 @@ from diffuse_cli.metrics import SIGNIFICANT, Measurement, label
 from diffuse_cli.metrics.features import KIDS, describe_network
 from diffuse_cli.system import (
     ModelFileError,
+    Styled,
+    Table,
     Work,
-    align_columns,
     files,
     outputs,
     processes,
@@ -119,15 +120,15 @@ def run(config: CompareConfig, console: Console) -> None:
         "evaluation": measured and _to_json(measured),
         **({"report": str(report)} if report else {}),
     }
-    lines = [
+    parts = [
         *(f"{name}  {files.show(side.path)}" for name, side in zip("AB", sides, strict=True)),
         "",
-        *align_columns(rows),
-        *(_evaluation_lines(measured) if measured else []),
-        *map(brief, remarks),
+        Table(rows),
+        *(_evaluation_parts(measured) if measured else []),
+        *(Styled(brief(remark), "doubtful") for remark in remarks),
         *([files.show(str(report))] if report else []),
     ]
-    console.show(values, lines)
+    console.show(values, parts)
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -331,7 +332,7 @@ def _format_lowest(lowest: Mapping[str, float] | None) -> str:
     return f"{number} at step {lowest['step']:,.0f}"
 
 
-def _evaluation_lines(pair: PairedComparison) -> list[str]:
+def _evaluation_parts(pair: PairedComparison) -> list[str | Table]:
     """Return a table of the metrics, and lines about the samples and settings. A row has the
     number of both, their difference, the kind of its error, and the better one."""
     rows = [["", "A", "B", "B less A", "error", "better"]]
@@ -341,14 +342,14 @@ def _evaluation_lines(pair: PairedComparison) -> list[str]:
             "  " * d.number.part + d.number.label,
             *map(d.number.text, pair.values),
             *(gap if all(map(d.number.can_show, pair.values)) else ("", "")),
-            d.better,
+            Styled(d.better, "good"),
         ])  # fmt: skip
     part = pair.words.name_part(pair.part)
     samplers = [f"{s['sampler']}, {plural(s['steps'], 'step')}" for s in pair.settings]
     how = samplers[0] if samplers[0] == samplers[1] else f"{samplers[0]} (A), {samplers[1]} (B)"
     return [
         "",
-        *align_columns(rows),
+        Table(rows),
         f"n = {pair.generated:,} generated against {pair.real:,} real ({part}); sampler: {how}; "
         f"{describe_network(pair.features)}",
         f"better: where the difference is more than {SIGNIFICANT} standard errors. This "

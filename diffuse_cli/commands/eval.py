@@ -12,7 +12,7 @@ from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.metrics import MetricNumber, Values, class_table, select_numbers
 from diffuse_cli.metrics.features import describe_network
-from diffuse_cli.system import align_columns, files, outputs, replace_nonfinite
+from diffuse_cli.system import Styled, Table, files, outputs, replace_nonfinite
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.results import EvaluationResult
@@ -37,10 +37,10 @@ def run(config: EvalConfig, console: Console) -> None:
             from diffuse_cli.evaluation.report import page
 
             files.write_text(report, page(config, scores, replace_nonfinite(values)))
-    console.show(values, lines(scores))
+    console.show(values, list_parts(scores))
 
 
-def lines(scores: EvaluationResult) -> list[str]:
+def list_parts(scores: EvaluationResult) -> list[str | Table]:
     """Return the verdict, a table of the metrics and their references, and the settings."""
     rows = [
         ["", "measured", "reference"],
@@ -50,32 +50,34 @@ def lines(scores: EvaluationResult) -> list[str]:
     features = f"; {describe_network(scores.features)}" if scores.features.get("name") else ""
     measured = "memorized_expected" in scores.values
     remarks = [
-        str(r)
+        Styled(str(r), {"serious": "bad", "poor": "bad"}.get(r.level, "doubtful" * r.warns))
         for r in scores.remarks
         if r.warns or r.level == "note" or (measured and r.kind == "memorization")
     ]
     return [
-        *([f"{scores.verdict}.", ""] if scores.verdict else []),
-        *align_columns(rows),
+        *([Styled(f"{scores.verdict}.", "title"), ""] if scores.verdict else []),
+        Table(rows),
         f"n = {scores.generated:,} generated against {scores.real:,} real ({part}){features}",
         *remarks,
-        *_class_lines(scores),
+        *_class_parts(scores),
         *(files.show(path) for path in (scores.plot, scores.pairs, scores.report) if path),
     ]
 
 
 def _row(number: MetricNumber, values: Values) -> list[str]:
-    reference = number.reference(values)
+    reference, style = number.reference(values), ""
+    if number.tolerance is not None and number.can_show(values):
+        style = "bad" if number.is_far(values) else "good"
     return [
         "  " * number.part + number.label,
-        number.text(values),
+        Styled(number.text(values), style),
         "" if reference is None else str(reference),
     ]
 
 
-def _class_lines(scores: EvaluationResult) -> list[str]:
+def _class_parts(scores: EvaluationResult) -> list[str | Table]:
     """Return a row for each class: counts, and the numbers that a few images suffice for."""
     if not scores.classes:
         return []
     head, *rows = class_table(scores.classes)
-    return ["", *align_columns([head, *([files.show(name), *cells] for name, *cells in rows)])]
+    return ["", Table([head, *([files.show(name), *cells] for name, *cells in rows)])]

@@ -15,7 +15,7 @@ from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.metrics import label, presentation
 from diffuse_cli.metrics.features import describe_network
-from diffuse_cli.system import Work, align_columns, files, outputs, processes, replace_nonfinite
+from diffuse_cli.system import Styled, Table, Work, files, outputs, processes, replace_nonfinite
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.results import EvaluationResult, TuningResult
@@ -42,7 +42,7 @@ def run(config: TuneConfig, console: Console) -> None:
             tuned = console.follow(tune(config))
             if processes.rank() == 0:
                 values = {"subject": config.subject, "data": config.data, **to_json(tuned)}
-                console.show(values, lines(tuned))
+                console.show(values, list_parts(tuned))
             return
         outcome = console.follow(tune_and_evaluate(config))
         if outcome is None:
@@ -52,7 +52,7 @@ def run(config: TuneConfig, console: Console) -> None:
         tuned, chosen, scores = outcome
         values = {**scores.to_json(chosen), "sweep": to_json(tuned)}
         files.write_text(report, page(chosen, scores, replace_nonfinite(values), tuned, config))
-    console.show(values, [*lines(tuned), "", *evaluation.lines(scores)])
+    console.show(values, [*list_parts(tuned), "", *evaluation.list_parts(scores)])
 
 
 def tune_and_evaluate(
@@ -84,7 +84,7 @@ def to_json(tuned: TuningResult) -> dict[str, object]:
     return {**values, **{n: str(values[n]) if values[n] else None for n in ("out", "plot")}}
 
 
-def lines(tuned: TuningResult) -> list[str]:
+def list_parts(tuned: TuningResult) -> list[str | Table]:
     """Return a row for each setting, the recommendation, and the files written."""
     keys = [tuned.metric]
     keys += [key for key in ("frechet_distance", "recall") if key in tuned.rows[0].values]
@@ -92,10 +92,10 @@ def lines(tuned: TuningResult) -> list[str]:
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     part = tuned.words.name_part(tuned.part)
     return [
-        *align_columns([*zip(*columns, strict=True)]),
+        Table([*zip(*columns, strict=True)]),
         f"n = {tuned.n:,} generated against {tuned.real:,} real ({part}) for each; "
         f"{describe_network(tuned.features)}; seconds per {tuned.words.one} on {tuned.device}",
-        f"recommended: {tuned.recommended}",
+        Styled(f"recommended: {tuned.recommended}", "title"),
         *(files.show(path) for path in (tuned.plot, tuned.out) if path),
     ]
 

@@ -20,9 +20,9 @@ from diffuse_cli.system.errors import translate_errors as translate_errors
 from diffuse_cli.system.events import Notice as Notice
 from diffuse_cli.system.events import Progress as Progress
 from diffuse_cli.system.events import StopRequest as StopRequest
+from diffuse_cli.system.events import Styled as Styled
 from diffuse_cli.system.events import Table as Table
 from diffuse_cli.system.events import Work as Work
-from diffuse_cli.system.events import align_columns as align_columns
 from diffuse_cli.system.events import finish as finish
 from diffuse_cli.system.events import format_duration as format_duration
 from diffuse_cli.system.events import replace_nonfinite as replace_nonfinite

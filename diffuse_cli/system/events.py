@@ -34,11 +34,38 @@ class Notice:
     warning: bool = False
 
 
+class Styled(str):
+    """Text with a style, for terminals.
+
+    Attributes:
+        style: one of "title", "good", "doubtful" and "bad".
+    """
+
+    style: str
+
+    def __new__(cls, text: str, style: str) -> Styled:
+        """Return the text."""
+        styled = super().__new__(cls, text)
+        styled.style = style
+        return styled
+
+
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells for the user. The first row names the columns."""
+    """Rows of cells for the user.
 
-    rows: tuple[tuple[str, ...], ...]
+    Attributes:
+        rows: the cells of each row, of which a terminal shows the style.
+        head: whether the first row names the columns. Otherwise, the first column names the rows.
+    """
+
+    rows: Sequence[Sequence[str]]
+    head: bool = True
+
+    def lines(self) -> list[str]:
+        """Return lines with aligned columns."""
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
+        return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in self.rows]
 
 
 Work = Generator[Any, None, T]
@@ -78,12 +105,6 @@ def run_until(stop: StopRequest, work: Work[T]) -> Work[T]:
             result: T = ended.value
             return result
         yield event
-
-
-def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of cells as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def format_duration(seconds: float) -> str:

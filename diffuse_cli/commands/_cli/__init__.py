@@ -22,9 +22,9 @@ from diffuse_cli.system import (
     Notice,
     OutputError,
     Progress,
+    Styled,
     Table,
     Work,
-    align_columns,
     finish,
     processes,
     replace_nonfinite,
@@ -73,19 +73,6 @@ class Console:
         """Print a warning."""
         self.say(f"warning: {text}", style="yellow")
 
-    def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Print rows of cells in columns. A terminal breaks long cells within their columns."""
-        if not self.live:
-            for line in align_columns(rows):
-                self.say(line)
-            return
-        from rich.table import Table as Grid
-
-        grid = Grid.grid(padding=(0, 2))
-        for row in rows:
-            grid.add_row(*(Text(show(cell)) for cell in row))
-        self.say(grid)
-
     def fail(self, error: DiffuseError) -> None:
         """Print a failure as one line, even when quiet, and with --json also as an object."""
         if self.as_json and processes.rank() == 0:
@@ -113,7 +100,8 @@ class Console:
             elif isinstance(event, Notice):
                 (self.warn if event.warning else self.say)(event.text)
             elif isinstance(event, Table):
-                self.table(event.rows)
+                for part in [_render_table(event)] if self.live else event.lines():
+                    self.say(part)
 
         with display.bars:
             return finish(work, render)
@@ -135,9 +123,23 @@ class Console:
             lines = [f"{len(lines):,} files in {os.path.commonpath(lines) or os.curdir}"]
         self.show(values, lines)
 
-    def show(self, values: dict[str, Any], lines: Iterable[str]) -> None:
-        """Print the JSON object, or else lines of text."""
-        self.write([json.dumps(replace_nonfinite(values))] if self.as_json else lines)
+    def show(self, values: dict[str, Any], parts: Iterable[str | Table]) -> None:
+        """Print the JSON object, or lines and tables, with borders and styles on a terminal."""
+        if self.as_json:
+            self.write([json.dumps(replace_nonfinite(values))])
+        elif is_terminal(sys.stdout):
+            terminal = RichConsole(highlight=False, markup=False, emoji=False)
+            with terminal.capture() as captured:
+                for part in parts:
+                    if isinstance(part, Table):
+                        terminal.print(_render_table(part))
+                    else:
+                        wrapped = isinstance(part, Styled)  # sentences, not paths
+                        terminal.print(_render_text(part), soft_wrap=not wrapped)
+            self.write(captured.get().splitlines())
+        else:
+            for part in parts:
+                self.write(part.lines() if isinstance(part, Table) else [part])
 
     def write(self, lines: Iterable[str]) -> None:
         """Print lines on stdout. A closed pipe is not an error."""
@@ -150,6 +152,26 @@ class Console:
             discard_output(sys.stdout)
             text = f"cannot write to stdout: {error.strerror}"
             raise OutputError(text) from error
+
+
+STYLES = {"title": "bold", "good": "green", "doubtful": "yellow", "bad": "red"}
+
+
+def _render_text(text: str) -> Text:
+    return Text(show(text), style=STYLES.get(getattr(text, "style", ""), ""))
+
+
+def _render_table(table: Table) -> RenderableType:
+    """Return a bordered table, which breaks long cells within their columns."""
+    from rich import box
+    from rich.table import Table as Grid
+
+    grid = Grid(box=box.ROUNDED, show_header=table.head, border_style="dim", header_style="bold")
+    for k, cell in enumerate(table.rows[0]):
+        grid.add_column(show(cell), style="" if table.head or k else "bold", overflow="fold")
+    for row in table.rows[table.head :]:
+        grid.add_row(*map(_render_text, row))
+    return grid
 
 
 class _SafeStream:

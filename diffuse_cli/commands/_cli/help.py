@@ -212,7 +212,7 @@ def _render_in_color(
     for title, lines in blocks.items():
         text = Text("\n".join(lines))
         text.highlight_regex(rf"(?m)^\S.{{1,{LEFT - 1}}}?(?=  |$)", "cyan")
-        text.highlight_regex(rf"(?m)^-[^A-Z\n]{{0,{LEFT - 3}}} (?P<yellow>[A-Z]\S*)")
+        text.highlight_regex(r"(?m)^-\S*(?: [^A-Z\s]\S*)* (?P<yellow>[A-Z]\S*)")
         text.highlight_regex(r"(?sm)\[default: .*?\]$", "dim")
         console.print(Panel(text, title=title, title_align="left", border_style="dim"))
     if end:

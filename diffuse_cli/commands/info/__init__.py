@@ -19,4 +19,4 @@ def run(config: InfoConfig, console: Console) -> None:
     from diffuse_cli.commands.info.inspection import inspect
 
     report = console.follow(inspect(config))
-    console.show(report.to_dict(), report.lines())
+    console.show(report.to_dict(), report.list_parts())

@@ -23,9 +23,9 @@ from diffuse_cli.system import (
     ModelFileError,
     Notice,
     Progress,
+    Table,
     UsageError,
     Work,
-    align_columns,
     files,
     hub_models,
     outputs,
@@ -90,7 +90,7 @@ class ModelReport:
         toml = {"config": self.config, "toml": str(self.out) if self.out else None}
         return {**self.file.facts(), **(toml if self.config else {})}
 
-    def lines(self) -> list[str]:
+    def list_parts(self) -> list[str | Table]:
         """Return the configuration, or the file it was written to, or else the facts as text."""
         if self.config:
             if self.out:
@@ -99,7 +99,7 @@ class ModelReport:
             hidden = re.compile(r"[\x7f-\xa0\xad\u2028\u2029]")
             text = hidden.sub(lambda match: f"\\u{ord(match[0]):04x}", options.to_toml(self.config))
             return [files.show(line) for line in text.splitlines()]
-        return align_columns(model_rows(self.file))
+        return [Table(model_rows(self.file), head=False)]
 
 
 def inspect_model(config: InfoConfig) -> Work[ModelReport]:
@@ -160,10 +160,10 @@ class RunReport:
         model = self.model.to_dict() if self.model else None
         return {"kind": "run", **vars(self), "model": model}
 
-    def lines(self) -> list[str]:
-        """Return the state, and the facts of the model, as lines of text."""
+    def list_parts(self) -> list[str | Table]:
+        """Return a table of the state, and of the facts of the model."""
         if self.model and self.model.config:
-            return self.model.lines()
+            return self.model.list_parts()
         if self.process is not None:
             state = f"running in process {self.process}"
             if self.seconds_left is not None:
@@ -180,9 +180,9 @@ class RunReport:
             ("progress", f"step {self.step:,} of {self.steps:,}, {state}"),
             ("loss", ", ".join(losses) or "none yet"),
             ("speed", f"{format_speed(speed)} {many}/s" if speed is not None else "none yet"),
-            *([("go on with", files.show(self.resume))] if self.resume else []),
+            *([("resume with", files.show(self.resume))] if self.resume else []),
         ]
-        return align_columns(rows + (model_rows(file) if file else []))
+        return [Table(rows + (model_rows(file) if file else []), head=False)]
 
 
 def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:

@@ -25,9 +25,9 @@ from diffuse_cli.system import (
     DataError,
     Notice,
     Progress,
+    Table,
     UsageError,
     Work,
-    align_columns,
     files,
     outputs,
     show,
@@ -106,9 +106,9 @@ class DataReport:
             **({"columns": dict(self.columns)} if self.columns else {}),
         }
 
-    def lines(self) -> list[str]:
-        """Return the facts as lines of text."""
-        return align_columns(_rows(self))
+    def list_parts(self) -> list[str | Table]:
+        """Return a table of the facts."""
+        return [Table(_rows(self), head=False)]
 
 
 def inspect_data(config: InfoConfig) -> Work[DataReport]:
