@@ -14,7 +14,7 @@ from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import PAIRS, dimensions
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.data import Dataset, is_images, summary
+from diffuse_cli.data import Dataset, is_images, samples, summary
 from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.media import MEDIA, figures, render_samples
 from diffuse_cli.system import Notice, Work, files, run_reader
@@ -41,8 +41,9 @@ INPUTS = 16
 def describe_start(plan: Plan, run: RunDirectory, trainer: Trainer, step: int) -> Started:
     """Describe the data and the configuration, with a contact sheet and the next commands."""
     config, data = plan.config, plan.data
-    samples = render_samples(plan.blueprint.space, data.read(data.train[:SHEET]))
-    sheet = figures.shrink_image(figures.arrange_grid(samples, SHEET // 2), SHEET_SIDE)
+    indices = samples.select_evenly(data.train, SHEET)
+    pictures = render_samples(plan.blueprint.space, data.read(indices))
+    sheet = figures.shrink_image(figures.arrange_grid(pictures, SHEET // 2), SHEET_SIDE)
     pairs = find_pairs(config.given)
     arguments = [config.data, *(["--given", pairs] if pairs else [])]
     in_memory = any(name.startswith(run_reader.MEMORY) for name in arguments)
@@ -164,9 +165,9 @@ def _list_condition_options(plan: Plan) -> Iterator[str]:
         yield "--degrade"
 
 
-def _list_input_options(source: str, samples: Dataset, index: int) -> Iterator[str]:
+def _list_input_options(source: str, inputs: Dataset, index: int) -> Iterator[str]:
     """Yield the option for a sample's file, or else for the first samples of its source."""
-    file = Path(source) / samples.names[index]
+    file = Path(source) / inputs.names[index]
     if file.is_file():
         yield from ("--given", str(file))
     else:

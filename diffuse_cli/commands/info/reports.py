@@ -363,7 +363,7 @@ SIDE = 128
 
 
 def make_sheet(images: Dataset) -> Work[Image.Image]:
-    """Return the sheet. With classes, a row for each and for images outside them.
+    """Return the sheet. With classes, a named row for each and for images outside them.
 
     Yields a `Notice` if there are more classes than rows.
     """
@@ -380,7 +380,9 @@ def make_sheet(images: Dataset) -> Work[Image.Image]:
     rows = [
         samples.select_evenly(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen
     ]
-    return figures.arrange_grid(_fill_rows(images, space, rows), columns=max(map(len, rows)))
+    sheet = figures.arrange_grid(_fill_rows(images, space, rows), columns=max(map(len, rows)))
+    names = [*map(brief, images.class_names), "no class"]
+    return figures.name_rows(sheet, [names[label] for label in chosen])
 
 
 def _fill_rows(images: Dataset, space: Space, rows: Sequence[Array]) -> Array:
