@@ -336,6 +336,24 @@ function describeCommand() {
   find("command").textContent = words.map(quote).join(" ");
 }
 
+// Controls whose values are in the address, by name.
+const listShared = () => [...document.querySelectorAll("#controls :is(input, select):not([type=file], #brush)")]
+  .map((control) => [control.id || settings.columns[Number(control.dataset.column)].name, control]);
+
+// Set the controls as in the address.
+function readAddress() {
+  const shared = new URLSearchParams(location.hash.slice(1));
+  for (const [name, control] of listShared()) {
+    if (shared.has(name)) control.value = shared.get(name);
+    if (!control.value && control.options) control.selectedIndex = 0;
+  }
+}
+
+function writeAddress() {
+  const pairs = listShared().map(([name, { value }]) => [name, value]);
+  history.replaceState(null, "", `#${new URLSearchParams(pairs)}`);
+}
+
 function addOptions(select, entries) {
   select.replaceChildren(...entries.map(([text, value]) => new Option(text, value)));
 }
@@ -351,8 +369,12 @@ function prepareControls() {
     const any = settings.optional ? [["any", ""]] : [];
     addOptions(select, [...any, ...values.map((name, k) => [name, k])]);
   }
+  readAddress();
   if (settings.given) prepareInput();
-  find("controls").addEventListener("input", describeCommand);
+  find("controls").addEventListener("input", () => {
+    describeCommand();
+    writeAddress();
+  });
   find("stop").addEventListener("click", () => { stopped = true; });
   find("controls").addEventListener("submit", async (event) => {
     event.preventDefault();

@@ -38,6 +38,9 @@ SAMPLERS = ("unipc", "ddim")
 STEPS, DISTILLED_STEPS = (5, 10, 20, 50), (1, 2, 4)
 """Numbers of steps to choose from, besides the recommended one."""
 
+FIRST = 16
+"""Samples that the page shows before it generates any."""
+
 PROVIDERS = (_web_runtime.WASM,)
 """Execution providers of a page in one file, which stays small without WebGPU."""
 
@@ -119,7 +122,8 @@ def make_page(
     license = resources.files("diffuse_cli.pages") / "templates" / LICENSE
     contents[LICENSE] = license.read_bytes()
     sampling["networks"] = {name: path for name, (path, _) in networks.items()}
-    page = render(file, sampling, contents if single else {}, facts, place).encode()
+    first = yield from draw_first(file, weights)
+    page = render(file, sampling, contents if single else {}, facts, place, first).encode()
     return {INDEX: page} if single else {**contents, INDEX: page}
 
 
@@ -140,6 +144,22 @@ def check_shown(file: ModelFile) -> None:
         raise export_error(file, "a page", "given", given.what)
     if given and (given.channels not in (1, 3) or given.mean or given.limits):
         raise export_error(file, "a page", "given", settings.to_dict(given))
+
+
+def draw_first(file: ModelFile, weights: str) -> Work[bytes | None]:
+    """Return a picture of the first samples of seed 0. None if the model needs an input."""
+    from diffuse_cli.media import figures, render_samples
+    from diffuse_cli.sampling.cascade import load_cascade
+    from diffuse_cli.system.accelerator import open_accelerator
+
+    conditions, table = file.model.blueprint.conditions, file.model.blueprint.conditions.table
+    if conditions.given or (table and file.model.always_told):
+        return None
+    config = SampleConfig(model=str(file.path), weights=weights, precision="fp32")
+    with open_accelerator(config.precision, config.device) as accelerator:
+        chain = yield from load_cascade(config, accelerator, file=file)
+        samples = chain.generate_samples(range(FIRST), accelerator)
+    return figures.encode_png(figures.arrange_grid(render_samples(chain.space, samples)))
 
 
 # -- settings -------------------------------------------------------------------------------------
@@ -256,6 +276,7 @@ def render(
     inside: Mapping[str, bytes],
     facts: Iterable[tuple[str, str]],
     place: str,
+    first: bytes | None,
 ) -> str:
     """Render the page.
 
@@ -263,6 +284,7 @@ def render(
         inside: files that the page contains.
         facts: rows about the model, besides those of `info`.
         place: as in `make_page`.
+        first: a picture of samples to show at first, as PNG.
     """
     from markupsafe import Markup
 
@@ -288,6 +310,8 @@ def render(
         summary=f"A diffusion model of {MEDIA[space.medium].many} ({describe_space(space)}). "
         "It runs in your browser.",
         size=space.size,
+        first=first and templates.to_data_url("image/png", first),
+        first_count=FIRST,
         facts=[*rows, *facts],
         **{k: sampling[k] for k in CONTROLS},
     )
