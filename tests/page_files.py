@@ -69,6 +69,11 @@ def write_scans(folder: Path) -> None:
         csv.writer(file).writerows(rows)
 
 
+def write_batch(path: Path) -> None:
+    """Write images as guided-diffusion does."""
+    np.savez(path, np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8))
+
+
 def write_fields(folder: Path) -> None:
     folder.mkdir()
     for k in range(COUNT):
@@ -146,6 +151,8 @@ NAMED: dict[str, Callable[[Path], Any]] = {
     "emoji": folder_of(SIDE, "RGBA"),
     "fashion": folder_of(SIDE, "L"),
     "small-photos": folder_of(SIDE // 4),
+    "samples": folder_of(SIDE),
+    "samples.npz": write_batch,
     "scans": write_scans,
     "fields": write_fields,
     "cells": write_cells,

@@ -308,6 +308,8 @@ def fewer(command: Command) -> list[str]:
     """Return the arguments of a `diffuse` command, with less to do."""
     _, name, *rest = with_values(command.words)
     options = FEWER.get(name, {})
+    if "samples" in rest[0]:  # no model
+        options = {"-n": 8}
     kept = [
         word
         for before, word in zip(["", *rest], rest, strict=False)
