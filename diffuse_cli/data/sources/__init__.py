@@ -26,6 +26,8 @@ from diffuse_cli.system.hub_models import is_name
 LOOKED_AT = 8
 """Number of files that decide whether another medium claims the files of an extension."""
 
+EXAMPLES_HINT = "The example images are in a clone of diffuse. Run this there, or pass your images"
+
 SOURCES: Mapping[str, type[Source]] = Modules(
     "sources", __name__, __path__, helpers=("base",), value="SOURCE"
 )
@@ -86,7 +88,8 @@ def open_source(path: Path, *, single: bool = False) -> Source:
         name = str(path).removeprefix("hf:").lstrip("/")
         text, hint = f"not a data set: hf://{show(name)}", "Pass hf://datasets/ORG/NAME"
         raise DataError(text, hint, code="invalid_value", path=f"hf://{name}")
-    mode = stat_of(path, "file or folder", base.HINT).st_mode
+    is_example = path.parts[:1] == ("examples",)
+    mode = stat_of(path, "file or folder", EXAMPLES_HINT if is_example else base.HINT).st_mode
     todo = media.advice_for(path.name)
     hint = todo or base.HINT
     if run_reader.find_run(path):
