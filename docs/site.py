@@ -46,11 +46,11 @@ START = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "SECURITY.md":
          "CONTRIBUTING.md": "contributing.md", "benchmarks/README.md": "benchmarks.md",
          "examples/README.md": "examples.md"}  # fmt: skip
 """Pages beside docs/, and their place on the site."""
-TUTORIALS = ["first-model", "photos-with-classes", "few-photos", "python"]
+TUTORIALS = ["first-model", "your-photos", "photos-with-classes", "few-photos", "python"]
 """Pages of docs/tutorials/, in this order."""
 GUIDES = ["conditions", "media", "sources", "large-data", "finetuning", "tasks", "evaluation",
-          "judge", "share", "trackers", "troubleshooting", "scaling", "reliability",
-          "performance"]  # fmt: skip
+          "judge", "baseline", "expect", "share", "trackers", "troubleshooting", "scaling",
+          "reliability", "performance"]  # fmt: skip
 """Pages of docs/ that come first, in this order; others follow by name."""
 
 
@@ -74,7 +74,8 @@ def navigation(reference: Nav) -> Nav:
     if (docs / "course" / "index.md").exists():
         course.insert(0, {"Overview": "course/index.md"})
     found = [path.stem for path in sorted(docs.glob("*.md"))]
-    special = {*GUIDES, "cli", "formats", "theory", "python", "extending", "bibliography", "limits"}
+    special = {*GUIDES, "bibliography", "cli", "extending", "formats", "limits", "python",
+               "releasing", "theory"}  # fmt: skip
     guides = [*(g for g in GUIDES if g in found), *(stem for stem in found if stem not in special)]
     python = [{title(docs / f"{s}.md"): f"{s}.md"} for s in ("python", "extending") if s in found]
     tutorials = [f"tutorials/{stem}.md" for stem in TUTORIALS]
@@ -89,7 +90,8 @@ def navigation(reference: Nav) -> Nav:
         {"Python": [*python, *reference]},
         {"Project": [{"Changelog": "changelog.md"}, {"What it does not do": "limits.md"},
                      {"Benchmarks": "benchmarks.md"}, {"Examples": "examples.md"},
-                     {"Security": "security.md"}, {"Contributing": "contributing.md"}]},
+                     {"Security": "security.md"}, {"Contributing": "contributing.md"},
+                     {"Releasing": "releasing.md"}]},
     ]  # fmt: skip
     return [part for part in nav if all(part.values())]
 

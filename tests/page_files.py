@@ -74,6 +74,15 @@ def write_batch(path: Path) -> None:
     np.savez(path, np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8))
 
 
+def write_phone(folder: Path) -> None:
+    """Write photos of several sizes, a copy, and a file that cannot be read."""
+    folder.mkdir()
+    for k in range(COUNT):
+        image(24 + k % 3, seed=k).save(folder / f"IMG_{k:04d}.jpg")
+    (folder / "copy.jpg").write_bytes((folder / "IMG_0000.jpg").read_bytes())
+    (folder / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
 def write_fields(folder: Path) -> None:
     folder.mkdir()
     for k in range(COUNT):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import in_process
 from lab import ROOT
+from page_files import write_phone
 from test_docs import beside_examples, few  # noqa: F401
 
 from diffuse_cli.training import decisions
@@ -28,7 +29,9 @@ QUICKER = {
     "--minutes 5 ": "--steps 2 --log-every 1 ",
     "--minutes 10 ": "--steps 4 --stop-at 2 ",
     "--minutes 20 ": "--steps 3 ",
+    "--minutes 60 ": "--steps 4 --stop-at 2 ",
     "--preset small ": "--preset tiny ",
+    "--size 128 ": "--size 16 ",
     "--steps 500 ": "--steps 2 ",
     "--steps 1000 ": "--steps 22 ",
     "diffuse sample ": "diffuse sample --steps 2 ",
@@ -45,14 +48,15 @@ QUICKER = {
 NOT_RUN = (
     "python3 -m venv", "pip install", "tensorboard --logdir", "scp ", "ssh ",
     "diffuse sample model.safetensors -n 50000", "diffuse eval many",
+    "diffuse convert fast.safetensors page",
 )  # fmt: skip
 """Commands that change the environment, need another machine, a download or a day."""
 
 NOT_INSTALLED = "--log wandb"
 """Commands with this option fail, because the tests do not install the tracker."""
 
-BY_THE_CLOCK = ("s per step of", "steps instead of")
-"""Lines that are only printed by runs with --minutes."""
+BY_THE_CLOCK = ("s per step of", "steps instead of", ". At 64x64: ")
+"""Lines that are only printed by runs with --minutes or of larger images."""
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -96,6 +100,8 @@ def test_the_code_of_a_page_runs_and_prints_what_it_shows(
     if page.stem == "few-photos":  # whose run takes the default number of steps
         for name, few in (("LEAST_STEPS", 3), ("MOST_PASSES", 1), ("PASSES", 0.1)):
             monkeypatch.setattr(decisions, name, few)
+    if page.stem == "your-photos":
+        write_phone(Path("phone"))
     if page.stem == "troubleshooting":  # which resumes a run of the first tutorial
         run("diffuse train examples/fashion-mnist.zip --minutes 10 -o garments.safetensors")
     for language, code in (block.groups() for block in blocks):
