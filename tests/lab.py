@@ -154,6 +154,8 @@ def write_sounds(folder: Path) -> None:
 DATA: dict[str, Callable[[Path], object]] = {
     "images": write_images,
     "empty": Path.mkdir,
+    "unclear.npy": lambda path: np.save(path, np.zeros((4, 9, 3))),
+    "nan.npy": lambda path: np.save(path, np.full((2, 8, 8), np.nan)),
     "text.txt": lambda path: path.write_text("no picture\n"),
     "text.safetensors": lambda path: path.write_text("no model\n"),
     "grey": write_grey,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import icc_profiles
 import numpy as np
 import pytest
+from conftest import pixels
 from image_corpus import decode
 from odd_files import grey
 from odd_files import tiff as made
@@ -53,7 +55,7 @@ def read(data: bytes, **asked: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_is_written_is_read(channels: int) -> None:
+def test_what_is_written_is_read(channels):
     values = levels(channels, 7, 5)
     space = image.space(values[None])
     assert space == Space(channels=channels, size=(7, 5), levels=65_536)
@@ -64,12 +66,12 @@ def test_what_is_written_is_read(channels: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B"])
-def test_a_tiff_keeps_its_levels(mode: str) -> None:
+def test_a_tiff_keeps_its_levels(mode):
     values = levels(6, 9)
     assert np.array_equal(read(tiff(values, mode))[0], values)
 
 
-def test_twelve_bits_are_spread_over_sixteen() -> None:
+def test_twelve_bits_are_spread_over_sixteen():
     tags = [
         (tag, kind, [12] if tag == 258 else v)
         for tag, kind, v in grey(2, 1, 1, STRIP, (279, 4, [3]))
@@ -80,7 +82,7 @@ def test_twelve_bits_are_spread_over_sixteen() -> None:
     assert rounded[0, 0].tolist() == [2176, 2193]
 
 
-def test_white_may_be_zero() -> None:
+def test_white_may_be_zero():
     for bits, body in ((8, b"\x00\x40\xff"), (16, b"\x00\x00\x00\x40\xff\xff")):
         tags = [(258, 3, [bits]), (262, 3, [0]), (279, 4, [len(body)]), STRIP]
         known = {tag for tag, _, _ in tags}
@@ -90,7 +92,7 @@ def test_white_may_be_zero() -> None:
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_transparency_is_laid_on_the_background(channels: int) -> None:
+def test_transparency_is_laid_on_the_background(channels):
     values = levels(channels, 4, 4)
     found = read(encode_png(values), background=(255, 0, 128) if channels == 4 else (128,) * 3)
     below = np.array([255, 0, 128] if channels == 4 else [128])[:, None, None] * 257
@@ -99,21 +101,8 @@ def test_transparency_is_laid_on_the_background(channels: int) -> None:
     assert np.abs(found - exact).max() <= 0.5 + 1e-9
 
 
-def test_one_transparent_color_is_laid_on_the_background() -> None:
-    values = levels(3, 2, 2)
-    values[:, 0, 0] = (300, 2, 65_000)
-    found = read(tagged(values, b"tRNS", values[:, 0, 0].astype(">u2").tobytes()))
-    assert found[:, 0, 0].tolist() == [65_535] * 3
-    assert np.array_equal(found[:, 1], values[:, 1])
-
-
-def test_one_transparent_grey_is_laid_on_the_background() -> None:
-    values = np.array([[[9, 300, 301], [299, 65_000, 300]]], np.uint16)
-    found = read(tagged(values, b"tRNS", b"\x01\x2c"))  # 300
-    assert np.array_equal(found, np.where(values == 300, 65_535, values))
-
-
-def test_a_color_that_shares_a_channel_with_the_transparent_one_is_opaque() -> None:
+def test_only_the_transparent_color_is_laid_on_the_background():
+    """Others that share a channel with it are opaque."""
     values = levels(3, 2, 2)
     values[:, 0, 0] = (300, 2, 65_000)
     values[:, 0, 1] = (300, 2, 64_999)
@@ -123,18 +112,24 @@ def test_a_color_that_shares_a_channel_with_the_transparent_one_is_opaque() -> N
     assert found[:, 0, 0].tolist() == [65_535] * 3
     opaque = np.array([[False, True], [True, True]])
     assert np.array_equal(found[:, opaque], values[:, opaque])
+    grey = np.array([[[9, 300, 301], [299, 65_000, 300]]], np.uint16)
+    found = read(tagged(grey, b"tRNS", b"\x01\x2c"))  # 300
+    assert np.array_equal(found, np.where(grey == 300, 65_535, grey))
 
 
-def test_eight_bits_and_sixteen() -> None:
-    values = np.arange(65_536, dtype=np.uint16)
-    narrow = rescale_levels(values, "uint8")
-    assert np.array_equal(narrow, np.rint(values / 257))
+def test_eight_bits_and_sixteen():
+    values = np.arange(65_536, dtype=np.uint16).reshape(1, 1, 256, 256)
+    narrow = np.rint(values / 257)
+    assert np.array_equal(rescale_levels(values, "uint8"), narrow)
     wide = rescale_levels(np.arange(256, dtype=np.uint8), "uint16")
     assert np.array_equal(wide, np.arange(256) * 257)
     assert np.array_equal(rescale_levels(wide, "uint8"), np.arange(256))
+    space = Space(channels=1, size=(256, 256), levels=65_536)
+    for shown in (values, values.astype(np.int32)):
+        assert np.array_equal(image.render(shown, space), narrow)
 
 
-def test_scaling_is_that_of_floats() -> None:
+def test_scaling_is_that_of_floats():
     values = levels(3, 24, 32)
     done = fit_planes(values, (8, 8), "crop", [0, 0, 0])
     for plane, own in zip(values, done, strict=True):
@@ -145,7 +140,7 @@ def test_scaling_is_that_of_floats() -> None:
     assert padded[:, 0].tolist() == [[k] * 16 for k in (1, 2, 3)]
 
 
-def test_orientation_turns_every_plane() -> None:
+def test_orientation_turns_every_plane():
     values = levels(3, 4, 6)
     for turn in range(1, 9):
         exif = Image.Exif()
@@ -167,7 +162,7 @@ def tagged(values: np.ndarray, name: bytes, data: bytes) -> bytes:
     ("profile", "dtype"),
     [(icc_profiles.rgb("sRGB", "sRGB"), "uint16"), (icc_profiles.rgb("AdobeRGB", 2.2), "uint8")],
 )
-def test_another_color_space_has_eight_bits(profile: bytes, dtype: str) -> None:
+def test_another_color_space_has_eight_bits(profile, dtype):
     values = levels(3, 4, 4)
     data = tagged(values, b"iCCP", b"x\0\0" + zlib.compress(profile))
     found = read(data)
@@ -177,14 +172,13 @@ def test_another_color_space_has_eight_bits(profile: bytes, dtype: str) -> None:
         assert read(data, numbers="uint16").dtype == np.uint16
 
 
-def save(folder: Path, kinds: str) -> Path:
-    """Files a, b, ...: `1` grey of 16 bits, `3` color of 16 bits, `8` grey of 8 bits."""
+def save(folder: Path, kinds: str) -> None:
+    """Files of a letter each: `1` grey of 16 bits, `3` color of 16 bits, `8` grey of 8 bits."""
     folder.mkdir()
     for k, kind in enumerate(kinds):
         values = levels(3 if kind == "3" else 1, 6, 6)
         data = encode_png(rescale_levels(values, "uint8") if kind == "8" else values)
         (folder / f"{k:03d}.png").write_bytes(data)
-    return folder
 
 
 def gathered(folder: Path, **options: Any) -> tuple[Dataset, list[str]]:
@@ -193,7 +187,7 @@ def gathered(folder: Path, **options: Any) -> tuple[Dataset, list[str]]:
     return images, [event.text for event in events if isinstance(event, Notice)]
 
 
-def test_a_profile_that_costs_bits_is_named(tmp_path: Path) -> None:
+def test_a_profile_that_costs_bits_is_named(tmp_path):
     profile = b"x\0\0" + zlib.compress(icc_profiles.grey(1.8))
     (tmp_path / "a.png").write_bytes(tagged(levels(1, 4, 4), b"iCCP", profile))
     found, notices = gathered(tmp_path)
@@ -215,31 +209,18 @@ def test_a_profile_that_costs_bits_is_named(tmp_path: Path) -> None:
         ("113", 8, "uint8", 3),
     ],
 )
-def test_a_set_has_the_bits_that_all_its_images_have(
-    kinds: str, bits: int | None, dtype: str, channels: int, tmp_path: Path
-) -> None:
-    folder = save(tmp_path / "data", kinds)
+def test_a_set_has_the_bits_that_all_its_images_have(kinds, bits, dtype, channels, tmp_path):
+    save(folder := tmp_path / "data", kinds)
     found, notices = gathered(folder, bits=bits)
     assert (found.stored.dtype.name, found.stored.shape[1]) == (dtype, channels)
     lost = dtype == "uint8" and bits is None
     assert any("have 16 bits and are reduced to 8" in text for text in notices) == lost
+    kept, _ = gathered(folder, bits=bits, cache=tmp_path / "cache")
+    assert np.array_equal(kept.stored, found.stored)
     # A model of these levels reads the same numbers, and knows them as the same set.
     again, _ = gathered(folder, numbers=dtype, size=(6, 6), channels=channels)
     assert np.array_equal(again.stored, found.stored)
     assert again.fingerprint == found.fingerprint
-
-
-def test_a_set_in_a_file_has_them_too(tmp_path: Path) -> None:
-    folder = save(tmp_path / "data", "1181")
-    kept = finish(read_images(folder, cache=tmp_path / "cache"))
-    assert np.array_equal(kept.stored, finish(read_images(folder)).stored)
-
-
-def test_pictures_of_sixteen_bits_are_those_of_eight() -> None:
-    values = levels(2, 3, 4, 4)
-    space = image.space(values)
-    assert np.array_equal(image.render(values, space), np.rint(values / 257).astype(np.uint8))
-    assert np.array_equal(image.render(values.astype(np.int32), space), image.render(values, space))
 
 
 # -- twelve bits of sixteen ------------------------------------------------------------------------
@@ -257,7 +238,7 @@ def camera(folder: Path, count: int = 60) -> Path:
     return folder
 
 
-def test_the_limits_are_those_of_the_samples(tmp_path: Path) -> None:
+def test_the_limits_are_those_of_the_samples(tmp_path):
     found = finish(read_images(camera(tmp_path / "data")))
     assert (found.space.levels, found.space.limits) == (65_536, (120, 2600))
     assert found.estimated_space.limits is None
@@ -267,80 +248,76 @@ def test_the_limits_are_those_of_the_samples(tmp_path: Path) -> None:
     assert (shown.min(), shown.max()) == (0, 255)
 
 
-@pytest.mark.parametrize("values", [(0, 65_535), (9, 32_776), (7, 7)])
-def test_levels_that_are_all_used_or_all_one_have_no_limits(
-    values: tuple[int, int], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("values", [(0, 65_535), (9, 32_776), (7, 7), (3, 9)])
+def test_levels_that_are_all_used_or_all_one_or_of_8_bits_have_no_limits(values, dtype, tmp_path):
     for k, value in enumerate(values):
-        (tmp_path / f"{k}.tif").write_bytes(tiff(np.full((4, 4), value, np.uint16)))
-    assert finish(read_images(tmp_path)).space.limits is None
+        picture = np.full((4, 4), value).astype(dtype)
+        Image.fromarray(picture).save(tmp_path / f"{k}.png")
+    limits = finish(read_images(tmp_path)).space.limits
+    assert limits == ((3, 9) if (values, dtype) == ((3, 9), "uint16") else None)
 
 
-def test_eight_bits_have_no_limits(tmp_path: Path) -> None:
-    Image.new("L", (4, 4), 3).save(tmp_path / "0.png")
-    Image.new("L", (4, 4), 9).save(tmp_path / "1.png")
-    assert finish(read_images(tmp_path)).space.limits is None
-
-
-def test_a_model_of_them_draws_their_levels(diffuse: Any, recipe: Path, tmp_path: Path) -> None:
-    data = camera(tmp_path / "data")
-    steps = ("--steps", 200, "--size", 16, "-o", "m.safetensors", "-q")
-    assert diffuse("train", data, "--config", recipe, *steps).code == 0
-    found = load("m.safetensors").blueprint
+def test_a_model_of_them_draws_their_levels(diffuse, recipe):
+    data = camera(Path("data"))
+    line = ("train", data, "--config", recipe, "--steps", 100, "--size", 16, "-q")
+    assert diffuse(*line).code == 0
+    found = load("model.safetensors").blueprint
     assert found.space.limits == (120, 2600)
     assert found.denoiser(None).levels == 2481
-    assert b'\\"version\\":9' in Path("m.safetensors").read_bytes()
-    assert diffuse("sample", "m.safetensors", "-n", 8, "--steps", 10, "-o", "out").code == 0
+    assert b'\\"version\\":9' in Path("model.safetensors").read_bytes()
+    assert diffuse("sample", "model.safetensors", "-n", 8, "--steps", 10, "-o", "out").code == 0
     real = np.stack([np.asarray(Image.open(path)) for path in sorted(data.iterdir())]).astype(float)
-    drawn = np.stack([np.asarray(Image.open(f"out/{k:05d}.png")) for k in range(8)]).astype(float)
+    drawn = np.stack([pixels("out", k) for k in range(8)])
     assert (drawn.min() >= 120, drawn.max() <= 2600) == (True, True)
     assert abs(drawn.mean() - real.mean()) < real.std()
     assert real.std() / 2 < drawn.std() < real.std() * 2
     grid = np.asarray(Image.open("out/grid.png").convert("L"))
     assert grid.std() > 30, "it is not black"
-    assert ", levels 120 to 2,600" in diffuse("info", "m.safetensors").out
+    assert ", levels 120 to 2,600" in diffuse("info", "model.safetensors").out
     told = diffuse("info", data)
     assert "in [-1, 1], which is 120 to 2,600: samples use no other levels" in told.out
     assert "blank" not in told.out
-    bits = diffuse("eval", "m.safetensors", data, "-n", 4, "--metrics", "likelihood", "--json")
+    bits = diffuse("eval", "model.safetensors", data, "-n", 4, "--metrics", "likelihood", "--json")
     assert 0 < bits.json["bits_per_dim"] < 16
 
 
-def test_a_model_of_other_limits_is_no_teacher_and_a_beginning_that_is_told(
-    diffuse: Any, recipe: Path, tmp_path: Path
-) -> None:
-    data, other = camera(tmp_path / "data", 8), tmp_path / "other"
-    other.mkdir()
-    for path in data.iterdir():
-        values = np.asarray(Image.open(path))
-        (other / path.name).write_bytes(tiff(values * 2))
-    line = ("--config", recipe, "--steps", 2, "-q", "-o", "m.safetensors")
-    assert diffuse("train", data, *line).code == 0
-    ran = diffuse("distill", "m.safetensors", other, "--steps", 2, "-q")
+def of_camera(folder: Path, change: Callable[[np.ndarray], np.ndarray], count: int = 8) -> Path:
+    """The images of a camera with other levels."""
+    camera(folder, count)
+    for path in folder.iterdir():
+        path.write_bytes(tiff(change(np.asarray(Image.open(path))).astype(np.uint16)))
+    return folder
+
+
+def test_a_model_of_other_limits_is_no_teacher_and_a_beginning_that_is_told(diffuse, recipe):
+    data, other = camera(Path("data"), 8), of_camera(Path("other"), lambda values: values * 2)
+    assert diffuse("train", data, "--config", recipe, "--steps", 2, "-q").code == 0
+    ran = diffuse("distill", "model.safetensors", other, "--steps", 2, "-q")
     assert ran.code == 2
     assert "was trained on levels 120 to 2,600, not levels 240 to 5,200" in ran.line
-    assert diffuse("distill", "m.safetensors", data, "--steps", 2, "-q").code == 0
-    ran = diffuse("train", other, "--init", "m.safetensors", "--steps", 1, "-o", "n.safetensors")
+    assert diffuse("distill", "model.safetensors", data, "--steps", 2, "-q").code == 0
+    ran = diffuse(
+        "train", other, "--init", "model.safetensors", "--steps", 1, "-o", "n.safetensors"
+    )
     assert ran.code == 0
     assert "levels 120 to 2,600 become levels 240 to 5,200" in ran.err
     assert load("n.safetensors").blueprint.space.limits == (240, 5200)
 
 
 @pytest.mark.parametrize("limits", [(120, 2600), None])
-def test_a_run_that_goes_on_keeps_its_levels(
-    diffuse: Any, recipe: Path, tmp_path: Path, limits: Any
-) -> None:
+def test_a_run_that_goes_on_keeps_its_levels(diffuse, recipe, limits):
     """With images of all levels and of 8 bits that are new, or without one of all levels."""
-    data = camera(tmp_path / "data", 8)
-    wide = np.linspace(0, 65_535, 256).astype(np.uint16).reshape(16, 16)
+    data = camera(Path("data"), 8)
+    wide = tiff(np.linspace(0, 65_535, 256).astype(np.uint16).reshape(16, 16))
     line = ("train", data, "--config", recipe, "--steps", 2)
     if limits is None:
-        (data / "wide.tif").write_bytes(tiff(wide))
+        (data / "wide.tif").write_bytes(wide)
     assert diffuse(*line, "--stop-at", 1).code == 0
     if limits is None:
         (data / "wide.tif").unlink()
     else:
-        (data / "wide.tif").write_bytes(tiff(wide))
+        (data / "wide.tif").write_bytes(wide)
         Image.new("L", (16, 16), 3).save(data / "eight.png")
     ran = diffuse(*line, "--resume")
     assert ran.code == 0, ran.err
@@ -349,9 +326,7 @@ def test_a_run_that_goes_on_keeps_its_levels(
     assert (space.levels, space.limits) == (65_536, limits)
 
 
-def test_psnr_has_the_range_of_the_limits(
-    diffuse: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_psnr_has_the_range_of_the_limits(diffuse, recipe, tmp_path, monkeypatch):
     spans: list[float] = []
     known = paired.compute_pixel_metrics
 
@@ -367,13 +342,9 @@ def test_psnr_has_the_range_of_the_limits(
     assert set(spans) == {2480}
 
 
-def test_pairs_have_limits_of_their_own(diffuse: Any, recipe: Path, tmp_path: Path) -> None:
-    data, beside = camera(tmp_path / "data", 8), tmp_path / "beside"
-    beside.mkdir()
-    for path in data.iterdir():
-        values = np.asarray(Image.open(path))
-        (beside / path.name).write_bytes(tiff((values // 10 + 9000).astype(np.uint16)))
-    line = ("train", data, "--config", recipe, "--given", beside, "--steps", 2, "-q")
-    assert diffuse(*line).code == 0
+def test_pairs_have_limits_of_their_own(diffuse, recipe):
+    beside = of_camera(Path("beside"), lambda values: values // 10 + 9000)
+    line = ("train", camera(Path("data"), 8), "--config", recipe, "--given", beside, "--steps", 2)
+    assert diffuse(*line, "-q").code == 0
     encoder = Conditioner.from_blueprint(load("model.safetensors").blueprint)
     assert (encoder.space.limits, encoder.input_space.limits) == ((120, 2600), (9012, 9260))
