@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -109,29 +107,26 @@ def same(one: Dataset, two: Dataset) -> bool:
 # -- the same samples -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"size": (16, 24)}, {"channels": 1}, {"fit": "pad"}], ids=str
+)
 @pytest.mark.parametrize("mapped", [False, True])
-@pytest.mark.parametrize("keep", [0, 5 * 3 * 64 * 64])
-def test_a_streamed_set_is_the_set(folder: Path, tmp_path: Path, keep: int, mapped: bool):
+@pytest.mark.parametrize("kept", [0, 5])
+def test_a_streamed_set_is_the_set(folder, tmp_path, kept, mapped, options):
     cache = {"cache": tmp_path, "map_over": 0} if mapped else {}
-    images, stream = streamed(folder, keep, **cache)
-    assert same(images, read(folder))
-    assert len(stream.kept_samples) == (5 if keep else 0)
-    assert isinstance(stream.kept_samples, np.memmap) == bool(keep and mapped)
+    whole = read(folder, **options)
+    images, stream = streamed(folder, kept * whole.stored[0].nbytes, **cache, **options)
+    assert same(images, whole)
+    assert len(stream.kept_samples) == kept
+    assert isinstance(stream.kept_samples, np.memmap) == bool(kept and mapped)
     assert set(images.held_out) == {False, True}
-
-
-@pytest.mark.parametrize("options", [{"size": (16, 24)}, {"channels": 1}, {"fit": "pad"}])
-def test_it_is_with_other_options(folder: Path, options: dict[str, Any]):
-    assert same(streamed(folder, **options)[0], read(folder, **options))
 
 
 @pytest.mark.parametrize("last", [40, 50])
 @pytest.mark.parametrize(
     "options", [{"bits": 16}, {"bits": 16, "cache": "c"}, {"layout": "alpha"}, {"layout": "pages"}]
 )
-def test_a_size_found_late_gives_the_samples_of_a_resumed_run(
-    tmp_path: Path, options: dict[str, Any], last: int
-):
+def test_a_size_found_late_gives_the_samples_of_a_resumed_run(tmp_path, options, last):
     if "cache" in options:
         options = {**options, "cache": tmp_path / options["cache"]}
     files = {
@@ -146,7 +141,7 @@ def test_a_size_found_late_gives_the_samples_of_a_resumed_run(
     assert same(streamed(folder, **options)[0], first)
 
 
-def test_a_zip_and_floats(folder: Path, tmp_path: Path):
+def test_a_zip_and_floats(folder, tmp_path):
     packed = zipped(tmp_path / "set.zip", corpus())
     images, _ = streamed(packed)
     assert np.array_equal(images.stored[:], read(packed).stored)
@@ -159,7 +154,7 @@ def test_a_zip_and_floats(folder: Path, tmp_path: Path):
     assert one.space.mean
 
 
-def test_it_is_indexed_as_an_array_is(folder: Path):
+def test_it_is_indexed_as_an_array_is(folder):
     images, _ = streamed(folder)
     whole, part = read(folder).stored, images.stored
     mask = np.arange(len(whole)) % 3 == 0
@@ -172,7 +167,7 @@ def test_it_is_indexed_as_an_array_is(folder: Path):
         np.asarray(part)
 
 
-def test_another_process_opens_it_with_what_is_kept(folder: Path, tmp_path: Path):
+def test_another_process_opens_it_with_what_is_kept(folder, tmp_path):
     images, _ = streamed(folder, 5 * 3 * 64 * 64, cache=tmp_path, map_over=0)
     save_index(images, tmp_path)
     other = open_index(tmp_path)
@@ -183,9 +178,7 @@ def test_another_process_opens_it_with_what_is_kept(folder: Path, tmp_path: Path
     assert same(open_index(tmp_path / "none"), alone)
 
 
-def test_what_was_looked_up_is_remembered_within_its_bound(
-    own: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_was_looked_up_is_remembered_within_its_bound(own, monkeypatch):
     images, _ = streamed(own)
     monkeypatch.setattr(streaming, "REMEMBERED", 10 * 64)
     whole, seen = read(own).stored, []
@@ -220,9 +213,7 @@ SPOILT = {gone: file_errors.VANISHED, cut: file_errors.CORRUPT, another: file_er
 
 
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_a_successor_of_its_part_takes_the_place_of_a_sample(
-    own: Path, spoil: Callable[[Path], None]
-):
+def test_a_successor_of_its_part_takes_the_place_of_a_sample(own, spoil):
     images, stream = streamed(own)
     before = read(own).stored
     for part in (images.held_out, ~images.held_out):
@@ -235,7 +226,7 @@ def test_a_successor_of_its_part_takes_the_place_of_a_sample(
     assert stream.faults() == []  # named once
 
 
-def test_with_strict_it_is_an_error_and_so_is_a_set_that_is_gone(own: Path):
+def test_with_strict_it_is_an_error_and_so_is_a_set_that_is_gone(own):
     images, _ = streamed(own, strict=True)
     (own / "07.png").unlink()
     with pytest.raises(DataError, match=r"07\.png: vanished"):
@@ -251,17 +242,14 @@ def test_with_strict_it_is_an_error_and_so_is_a_set_that_is_gone(own: Path):
 
 
 @pytest.mark.parametrize("end", ["header", "middle", "torn", "unended", "last", "garbage"])
-def test_a_pass_that_was_cut_off_goes_on(
-    folder: Path, tmp_path: Path, decoded: list[str], end: str
-):
+def test_a_pass_that_was_cut_off_goes_on(folder, tmp_path, decoded, end):
     index = tmp_path / "index.jsonl"
     whole = streamed(folder, index=index)[0]
     total, lines = len(decoded), index.read_bytes().splitlines(keepends=True)
     assert len(lines) == total + 2
     kept = {"header": 1, "last": len(lines) - 1}.get(end, 20)
     torn = {"torn": lines[20][:9], "unended": lines[20][:-1], "garbage": b"\xff{]\n"}
-    rest = torn.get(end, b"")
-    index.write_bytes(b"".join(lines[:kept]) + rest)
+    index.write_bytes(b"".join(lines[:kept]) + torn.get(end, b""))
     decoded.clear()
     assert same(streamed(folder, index=index)[0], whole)
     assert len(decoded) == total - (kept - 1)
@@ -274,7 +262,23 @@ def test_a_pass_that_was_cut_off_goes_on(
     assert decoded == []
 
 
-def test_an_index_of_something_else_does_not_count(own: Path, tmp_path: Path, decoded: list[str]):
+def test_an_index_says_what_was_found_and_it_is_said_again(folder, tmp_path):
+    index, said = tmp_path / "index.jsonl", []
+    for _ in range(2):
+        events = list(read_images(folder, keep=0, index=index))
+        said.append([event.text for event in events if isinstance(event, Notice)])
+    assert said[0] == said[1]
+    assert said[0]
+    header, *lines, last = map(json.loads, index.read_text().splitlines())
+    assert header["source"] == str(folder)
+    assert [line[0][0] for line in lines if len(line) > 2] == list(read(folder).names)
+    assert {line[0][0]: line[1] for line in lines if len(line) == 2} == {
+        "a/cut.png": file_errors.CORRUPT, "b/empty.png": file_errors.EMPTY,
+    }  # fmt: skip
+    assert last["medium"] == "image"
+
+
+def test_an_index_of_something_else_does_not_count(own, tmp_path, decoded):
     index = tmp_path / "index.jsonl"
     streamed(own, index=index)
     decoded.clear()
@@ -290,7 +294,7 @@ def test_an_index_of_something_else_does_not_count(own: Path, tmp_path: Path, de
     assert not index.exists()
 
 
-def test_a_file_of_the_same_size_that_was_mended_is_decoded(tmp_path: Path, decoded: list[str]):
+def test_a_file_of_the_same_size_that_was_mended_is_decoded(tmp_path, decoded):
     folder = fill(tmp_path / "in", {f"{k}.npy": npy(np.ones((4, 4))) for k in range(9)})
     index, broken = tmp_path / "index.jsonl", folder / "3.npy"
     broken.write_bytes(npy(np.full((4, 4), np.nan)))
@@ -305,28 +309,26 @@ def test_a_file_of_the_same_size_that_was_mended_is_decoded(tmp_path: Path, deco
 @pytest.mark.parametrize("module", [PIL, system], ids=["Pillow", "diffuse"])
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_an_index_of_another_version_does_not_count(
-    own: Path,
-    tmp_path: Path,
-    decoded: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    module: ModuleType,
-    goes_on: bool,
+    own, tmp_path, decoded, monkeypatch, module, goes_on
 ):
     index = tmp_path / "index.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr(module, "__version__", "0.0.1")
         streamed(own, index=index)
-    decoded.clear()
-    streamed(own, index=index, goes_on=goes_on)
-    assert len(decoded) == 60
-    decoded.clear()
-    streamed(own, index=index, goes_on=goes_on)
-    assert decoded == []
+    for count in (60, 0):
+        decoded.clear()
+        streamed(own, index=index, goes_on=goes_on)
+        assert len(decoded) == count
 
 
-def test_a_run_that_goes_on_has_the_set_of_its_index(own: Path, tmp_path: Path, decoded: list[str]):
+def test_a_run_that_goes_on_has_the_set_of_its_index(own, tmp_path, decoded, monkeypatch):
+    """Also from another folder than that from which its path was relative."""
     index = tmp_path / "index.jsonl"
-    whole = streamed(own, index=index)[0]
+    monkeypatch.chdir(own.parent)
+    whole = streamed(Path(own.name), index=index)[0]
+    samples = whole.stored[:]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     (own / "30.png").unlink()
     (own / "new.png").write_bytes(encoded(noise(77)))
     decoded.clear()
@@ -336,21 +338,12 @@ def test_a_run_that_goes_on_has_the_set_of_its_index(own: Path, tmp_path: Path, 
         assert images.fingerprint == whole.fingerprint
         heir = images.stored[[31 if not images.held_out[31] else 32]]
         assert np.array_equal(images.stored[[30]], heir)
+        assert np.array_equal(images.stored[:30], samples[:30])
         assert len(stream.kept_samples) == keep // 64
     assert decoded == []  # but for those that are kept
 
 
-def test_a_run_goes_on_from_another_folder(own: Path, tmp_path: Path, monkeypatch):
-    index = tmp_path / "index.jsonl"
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(own.parent)
-    whole = streamed(Path(own.name), index=index)[0].stored[:]
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    images, _ = streamed(own, index=index, goes_on=True)
-    assert np.array_equal(images.stored[:], whole)
-
-
-def test_a_number_is_the_size_of_any_number_of_sides(tmp_path: Path, decoded: list[str]):
+def test_a_number_is_the_size_of_any_number_of_sides(tmp_path, decoded):
     folder, index = tmp_path / "volumes", tmp_path / "index.jsonl"
     folder.mkdir()
     for k in range(4):
@@ -359,24 +352,3 @@ def test_a_number_is_the_size_of_any_number_of_sides(tmp_path: Path, decoded: li
     names = streamed(folder, size=(8, 8), **options)[0].names
     (folder / "3.npy").unlink()
     assert streamed(folder, size=(8, 8, 8), goes_on=True, **options)[0].names == names
-
-
-def test_lines_are_in_the_order_of_names_and_say_what_was_found(folder: Path, tmp_path: Path):
-    index = tmp_path / "index.jsonl"
-    images, _ = streamed(folder, index=index)
-    header, *lines, last = map(json.loads, index.read_text().splitlines())
-    assert header["source"] == str(folder)
-    assert [line[0][0] for line in lines if len(line) > 2] == list(images.names)
-    assert {line[0][0]: line[1] for line in lines if len(line) == 2} == {
-        "a/cut.png": file_errors.CORRUPT, "b/empty.png": file_errors.EMPTY,
-    }  # fmt: skip
-    assert last["medium"] == "image"
-
-
-def test_what_is_wrong_is_said_again_of_an_index(folder: Path, tmp_path: Path):
-    said = []
-    for _ in range(2):
-        events = list(read_images(folder, keep=0, index=tmp_path / "i.jsonl"))
-        said.append([event.text for event in events if isinstance(event, Notice)])
-    assert said[0] == said[1]
-    assert said[0]
