@@ -16,7 +16,7 @@ from image_corpus import encoded, fill, noise, read, zipped
 from PIL import Image
 
 from diffuse_cli.data import open_index, read_images, save_index, summary
-from diffuse_cli.media import advice, advice_for, image, media_by_extension
+from diffuse_cli.media import FITS, advice, advice_for, image, media_by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image import decoding
 from diffuse_cli.system.errors import DataError
@@ -32,7 +32,7 @@ PHONE = {f"IMG_{k}.HEIC": b"\0\0\0\x18ftypheic" for k in range(12)} | {"clip.MOV
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_kinds_that_are_not_read_are_counted_with_what_to_do(tmp_path: Path, packed: bool) -> None:
+def test_kinds_that_are_not_read_are_counted_with_what_to_do(tmp_path, packed):
     data = {**PHONE, "a.png": encoded(noise(1)), "notes.txt": b"", "b.heic": b"", "none": b""}
     source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
     found = read(source).summary
@@ -49,31 +49,26 @@ def test_kinds_that_are_not_read_are_counted_with_what_to_do(tmp_path: Path, pac
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_folder_of_nothing_else_ends_with_the_advice(tmp_path: Path, packed: bool) -> None:
-    data = {**PHONE, "x.aae": b""}
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [({"x.aae": b""}, " (12 .heic, 1 .mov, 1 file of another kind)"),
+     ({"a.png": b""}, "1 empty file (12 .heic, 1 .mov)")],
+)  # fmt: skip
+def test_a_folder_of_nothing_else_ends_with_the_advice(tmp_path, packed, more, said):
+    data = {**PHONE, **more}
     source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
     with pytest.raises(DataError) as caught:
         read(source)
-    assert caught.value.message.endswith(" (12 .heic, 1 .mov, 1 file of another kind)")
+    assert caught.value.message.endswith(said)
     assert caught.value.hint.startswith("Convert them to JPEG or PNG")
 
 
-def test_bad_images_do_not_hide_the_advice(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        read(fill(tmp_path, {**PHONE, "a.png": b""}))
-    assert "1 empty file (12 .heic, 1 .mov)" in caught.value.message
-    assert caught.value.hint.startswith("Convert them")
-
-
 @pytest.mark.parametrize("name", ["CR2", "dng", "psd", "svg", "pdf", "jxl", "webm", "tar", "eps"])
-def test_there_is_advice(tmp_path: Path, name: str) -> None:
+def test_there_is_advice(tmp_path, name):
     data = {"a.png": encoded(noise(1)), f"b.{name}": b""}
     (line,) = read(fill(tmp_path, data)).summary.lines()[1:]
     assert line.startswith(f"ignored 1 .{name.lower()} (")
-
-
-def test_no_advice_needs_another_name() -> None:
-    assert all("{" not in text for text in advice().values())
+    assert not any("{" in text for text in advice().values())
 
 
 # -- files of other programs -----------------------------------------------------------------------
@@ -97,28 +92,26 @@ def write_foreign(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["train", "info", "eval", "noise-demo", "vary", "--given"])
 @pytest.mark.parametrize("suffix", FOREIGN)
-def test_a_file_of_another_program_has_the_conversion_as_a_hint(
-    diffuse: Any, images: Path, model: Path, suffix: str, command: str
-) -> None:
-    path = write_foreign(Path(f"NAME{suffix}"))
-    line = {"eval": (model, path), "vary": (model, path), "--given": (images, "--given", path)}
-    ran = diffuse(command.replace("--given", "train"), *line.get(command, (path,)), "-q")
-    assert ran.code == 3, ran.err
-    assert (found := CONVERSION.search(ran.line)), ran.line
-    assert f"NAME{suffix}'" in found[1]
-
-
-@pytest.mark.parametrize("suffix", FOREIGN)
-def test_a_folder_of_files_of_another_program_has_the_conversion_as_a_hint(
-    tmp_path: Path, suffix: str
-) -> None:
-    (tmp_path / "data").mkdir()
+def test_a_file_of_another_program_has_the_conversion_as_a_hint(diffuse, lab, suffix):
+    path, model = write_foreign(Path(f"NAME{suffix}")), lab["unconditional"]
+    for line in (
+        ("train", path),
+        ("train", lab["images"], "--given", path),
+        ("info", path),
+        ("eval", model, path),
+        ("noise-demo", path),
+        ("vary", model, path),
+    ):
+        ran = diffuse(*line, "-q")
+        assert ran.code == 3, ran.err
+        assert (found := CONVERSION.search(ran.line)), ran.line
+        assert f"NAME{suffix}'" in found[1]
+    Path("data").mkdir()
     for name in "ab":
-        write_foreign(tmp_path / "data" / f"{name}{suffix}")
+        write_foreign(Path(f"data/{name}{suffix}"))
     with pytest.raises(DataError) as caught:
-        read(tmp_path / "data")
+        read("data")
     assert caught.value.message.endswith(f"(2 {suffix})")
     assert CONVERSION.fullmatch(caught.value.hint)
 
@@ -143,7 +136,7 @@ class Package(ModuleType):
 
 
 @pytest.mark.parametrize("suffix", FOREIGN)
-def test_the_conversion_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+def test_the_conversion_runs(tmp_path, monkeypatch, suffix):
     """With stubs: the packages are not needed by `diffuse`."""
     monkeypatch.chdir(tmp_path)
     found = CONVERSION.fullmatch(advice_for(f"x{suffix}"))
@@ -161,7 +154,7 @@ def test_the_conversion_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, su
 # -- AVIF -----------------------------------------------------------------------------------------
 
 
-def test_avif_is_read(tmp_path: Path) -> None:
+def test_avif_is_read(tmp_path):
     flat = Image.new("RGB", (20, 10), (200, 30, 90))
     data = {"a.AVIF": encoded(flat, "AVIF", quality=100), "cut.avif": encoded(flat, "AVIF")[:-20]}
     images = read(fill(tmp_path, data))
@@ -170,9 +163,7 @@ def test_avif_is_read(tmp_path: Path) -> None:
     assert images.summary.skipped == {reasons.CORRUPT: (1, ("cut.avif",))}
 
 
-def test_avif_that_pillow_cannot_read_has_advice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_avif_that_pillow_cannot_read_has_advice(tmp_path, monkeypatch):
     without = dataclasses.replace(image.MEDIUM, extensions=image.MEDIUM.extensions - {".avif"})
     monkeypatch.setattr(image, "MEDIUM", without)
     assert ".avif" not in media_by_extension()
@@ -192,7 +183,7 @@ def remarkable() -> dict[str, bytes]:
     return data | {"black.png": encoded(black), "x.png": encoded(noise(3)), "y.png": b""}
 
 
-def test_what_is_wrong_with_images_that_are_used_is_a_warning(tmp_path: Path) -> None:
+def test_what_is_wrong_with_images_that_are_used_is_a_warning(tmp_path):
     folder = fill(tmp_path, remarkable())
     blank = "white0.png, white1.png, white2.png, white3.png, white4.png, ..."
     assert sorted(warnings(folder)) == [
@@ -206,9 +197,14 @@ def test_what_is_wrong_with_images_that_are_used_is_a_warning(tmp_path: Path) ->
     assert text == ("1 of 11 images, blank on the background: black.png; try --background white")
     (folder / "y.png").unlink()
     assert len(read(folder, strict=True)) == 11
+    for path in folder.iterdir():
+        if path.name != "x.png":
+            path.unlink()
+    assert warnings(folder) == []
+    assert not {"remarks", "unread"} & set(read(folder).summary.to_dict())
 
 
-def test_floats_among_images_are_left_out_and_arrays_by_themselves(tmp_path: Path) -> None:
+def test_floats_among_images_are_left_out_and_arrays_by_themselves(tmp_path):
     values = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
     for k, each in enumerate(values):
         Image.fromarray(each).save(tmp_path / f"{k}.tif")
@@ -229,20 +225,14 @@ def test_floats_among_images_are_left_out_and_arrays_by_themselves(tmp_path: Pat
     assert read(tmp_path, medium="image").names == ("z.tif",)
 
 
-@pytest.mark.parametrize("kinds", [("F", "F"), ("F", "L")])
-def test_pages_of_floats_are_of_one_size_and_kind(tmp_path: Path, kinds: tuple[str, str]) -> None:
-    first, other = (Image.new(kind, (6 + (kinds[1] == "F") * k, 5)) for k, kind in enumerate(kinds))
+@pytest.mark.parametrize("kinds", ["FF", "FL"])
+def test_pages_of_floats_are_of_one_size_and_kind_and_large_together(tmp_path, monkeypatch, kinds):
+    """Each page alone is within the limit of pixels that are unpacked beside others."""
+    first, other = (Image.new(kind, (6 + (kinds == "FF") * k, 5)) for k, kind in enumerate(kinds))
     first.save(tmp_path / "all.tif", save_all=True, append_images=[other])
     with pytest.raises(DataError, match=reasons.PAGES):
         read(tmp_path)
-
-
-def test_pages_of_floats_are_large_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each page alone is within the limit of pixels that are unpacked beside others."""
-    pages = [Image.new("F", (8, 8))] * 3
-    pages[0].save(tmp_path / "all.tif", save_all=True, append_images=pages[1:])
+    first.save(tmp_path / "all.tif", save_all=True, append_images=[first] * 2)
     locked: list[bool] = []
 
     def lock(large: bool) -> contextlib.AbstractContextManager[None]:
@@ -250,18 +240,12 @@ def test_pages_of_floats_are_large_together(
         return contextlib.nullcontext()
 
     monkeypatch.setattr(decoding, "lock_large", lock)
-    monkeypatch.setattr(decoding, "LARGE", 128)
-    assert read(tmp_path).stored.shape == (1, 3, 8, 8)
+    monkeypatch.setattr(decoding, "LARGE", 6 * 5 * 2)
+    assert read(tmp_path).stored.shape == (1, 3, 5, 6)
     assert locked[-1]
 
 
-def test_ordinary_images_have_none(tmp_path: Path) -> None:
-    folder = fill(tmp_path, {"a.png": encoded(noise(1)), "b.png": encoded(noise(2, mode="RGBA"))})
-    assert warnings(folder) == []
-    assert not {"remarks", "unread"} & set(read(folder).summary.to_dict())
-
-
-def test_the_index_keeps_what_was_found(tmp_path: Path) -> None:
+def test_the_index_keeps_what_was_found(tmp_path):
     images = read(fill(tmp_path / "in", {**remarkable(), **PHONE}))
     save_index(images, tmp_path / "cache")
     assert open_index(tmp_path / "cache").summary == images.summary
@@ -269,18 +253,15 @@ def test_the_index_keeps_what_was_found(tmp_path: Path) -> None:
     assert summary.from_dict(plain).remarks == {}
 
 
-def test_info_shows_them(diffuse: Any, tmp_path: Path) -> None:
-    folder = fill(
-        tmp_path / "in", {**remarkable(), **PHONE, "wide.png": encoded(noise(4, (16, 9)))}
-    )
+def test_info_shows_them(diffuse):
+    wide = {"wide.png": encoded(noise(4, (16, 9)))}
+    folder = fill(Path("in"), {**remarkable(), **PHONE, **wide})
     ran = diffuse("info", folder, "--fit", "stretch", "--size", 8)
     assert "ignored          12 .heic (convert them" in ran.out
     assert "remarks          7 of 12 images, blank on the background: white0.png" in ran.out
     assert "at 8x8, stretched by up to 78 %, grey" in ran.out
     assert "warning: 2 of 12 images, broken color profile" in ran.err
-    means = {
-        fit: diffuse("info", folder, "--json", "-q", "--fit", fit).json["pixels"]["mean"]
-        for fit in ("crop", "pad", "stretch")
-    }
+    told = {fit: diffuse("info", folder, "--json", "-q", "--fit", fit).json for fit in FITS}
+    assert told["crop"]["unread"] == {".heic": 12, ".mov": 1}
+    means = {fit: found["pixels"]["mean"] for fit, found in told.items()}
     assert means["pad"] > means["stretch"] != means["crop"]
-    assert diffuse("info", folder, "--json", "-q").json["unread"] == {".heic": 12, ".mov": 1}

@@ -56,8 +56,8 @@ def info(process: Callable[..., Any], served: Hub, tmp_path: Path) -> Callable[.
 
 
 def test_the_training_split_is_downloaded_once_and_serves_without_a_network(
-    info: Callable[..., Any], served: Hub, parts: dict[str, bytes], recipe: Path, tmp_path: Path
-) -> None:
+    info, served, parts, recipe, tmp_path
+):
     served.sets["some/set"] = parts
     first = info("info", NAME, "--json", "-q")
     assert first.code == 0, first.err
@@ -89,27 +89,18 @@ def test_the_training_split_is_downloaded_once_and_serves_without_a_network(
         ("hf://datasets/some/set/val", False, "no files at val in"),
         ("hf://datasets/some/set", True, "not in the cache, and HF_HUB_OFFLINE is set"),
         ("hf://datasets/so me/set", False, "not a name of a data set"),
+        ("hf://datasets/some/down", False, "answers 500"),
     ],
 )
-def test_what_cannot_be_had_is_one_line(
-    info: Callable[..., Any], served: Hub, parts: dict[str, bytes], name: str, offline: bool,
-    said: str
-) -> None:  # fmt: skip
+def test_what_cannot_be_had_is_one_line(info, served, parts, name, offline, said):
     served.sets = {"some/set": parts, "some/gated": parts, "some/text": {"a.csv": b"x"}}
+    served.status = 500 if name.endswith("down") else 0
     ran = info("info", name, "-q", offline=offline)
     assert (ran.code, ran.out) == (3, "")
     assert said in ran.line
 
 
-def test_a_hub_that_does_not_answer_is_one_line(info: Callable[..., Any], served: Hub) -> None:
-    served.status = 500
-    ran = info("info", NAME, "-q")
-    assert (ran.code, f"{served.url} answers 500" in ran.line) == (3, True)
-
-
-def test_what_is_not_what_the_hub_says_is_not_kept(
-    info: Callable[..., Any], served: Hub, parts: dict[str, bytes]
-) -> None:
+def test_what_is_not_what_the_hub_says_is_not_kept(info, served, parts, tmp_path):
     served.sets["some/set"] = parts
     served.broken = {"data/train-00001-of-00003.parquet"}
     ran = info("info", NAME, "-q")
@@ -120,6 +111,9 @@ def test_what_is_not_what_the_hub_says_is_not_kept(
     again = info("info", NAME, "--json", "-q")
     assert (again.code, again.json["usable"]) == (0, 12)
     assert len(served.got) == 4
+    served.sets["some/tar"] = contents(sharded(tmp_path / "x", corpus(12)))
+    ran = info("info", "hf://datasets/some/tar", "--json", "-q")
+    assert (ran.code, ran.json["usable"]) == (0, 12)
 
 
 # -- which files ----------------------------------------------------------------------------------
@@ -157,7 +151,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Chosen:
     return choose
 
 
-def test_which_files_are_meant(chosen: Chosen) -> None:
+def test_which_files_are_meant(chosen):
     names = ["README.md", "data/test.parquet", "data/train.parquet", "x/a.png"]
     assert chosen(names) == (["data/train.parquet"], Path("data/train.parquet"))
     assert chosen(names, "data/test.parquet") == (["data/test.parquet"], Path("data/test.parquet"))
@@ -178,52 +172,44 @@ def test_which_files_are_meant(chosen: Chosen) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "path", "said"),
     [
-        (["a/train.parquet", "b/train.parquet"], "has several configurations: a, b"),
-        (["a.zip", "b.zip"], "2 zip files"),
-        ([], "no files in"),
-        ([".git/a.png"], "no files in"),
+        (["a/train.parquet", "b/train.parquet"], "", "has several configurations: a, b"),
+        (["a.zip", "b.zip"], "", "2 zip files"),
+        ([], "", "no files in"),
+        ([".git/a.png"], "", "no files in"),
+        (["x/1.png", "x/2.png"], "x/1.png", "names single files in hf"),
+        (["x/1.png", "x/2.png"], "x/*.png", "names single files in hf"),
     ],
 )
-def test_what_is_not_clear_is_asked_for(chosen: Chosen, names: list[str], said: str) -> None:
+def test_what_is_not_clear_is_asked_for(chosen, names, path, said):
     with pytest.raises(DataError, match=said):
-        chosen(names)
+        chosen(names, path)
 
 
-@pytest.mark.parametrize("path", ["x/1.png", "x/*.png"])
-def test_single_images_are_not_a_data_set(chosen: Chosen, path: str) -> None:
-    with pytest.raises(DataError, match="names single files in hf"):
-        chosen(["x/1.png", "x/2.png"], path)
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]], Path]:
+    """Let the cache, in `tmp_path`, have files of a data set; its name."""
+
+    def list_files(names: list[str]) -> Path:
+        listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
+        monkeypatch.setattr(HubListing, "snapshot", tmp_path)
+        monkeypatch.setattr(hub, "list_repository", lambda *_: listing)
+        return Path(f"hf://datasets/{next(NAMES)}")
+
+    return list_files
 
 
-def test_files_that_another_command_downloaded_are_not_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_files_that_another_command_downloaded_are_not_used(listed, tmp_path):
     names = ["test/3.png", "train_a/1.png", "train_b/2.png", "train_b/metadata.csv"]
     fill(tmp_path, dict.fromkeys(names, b"x"))
-    listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
-    monkeypatch.setattr(HubListing, "snapshot", tmp_path)
-    monkeypatch.setattr(hub, "list_repository", lambda *_: listing)
-    source = hub_dataset.HubDataset.open(Path(f"hf://datasets/{next(NAMES)}"))
+    source = hub_dataset.HubDataset.open(listed(names))
     assert sorted(entry.name for entry in source.entries()) == names[1:]
 
 
-def test_tar_shards_of_the_hub(info: Callable[..., Any], served: Hub, tmp_path: Path) -> None:
-    served.sets["some/set"] = contents(sharded(tmp_path / "x", corpus(12)))
-    ran = info("info", NAME, "--json", "-q")
-    assert (ran.code, ran.json["usable"]) == (0, 12)
-
-
-def test_what_other_processes_decode_lies_where_the_first_opened_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_other_processes_decode_lies_where_the_first_opened_it(listed, tmp_path, monkeypatch):
     parquet_files(tmp_path / "data", corpus(12))
-    names = (f"data/{path.name}" for path in sorted((tmp_path / "data").iterdir()))
-    listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
-    monkeypatch.setattr(HubListing, "snapshot", tmp_path)
-    monkeypatch.setattr(hub, "list_repository", lambda *_: listing)
-    name = f"hf://datasets/{next(NAMES)}"
+    name = listed([f"data/{path.name}" for path in sorted((tmp_path / "data").iterdir())])
     images = finish(read_images(name, keep=0, cache=tmp_path / "cache", workers=1))
     save_index(images, tmp_path / "cache")
     monkeypatch.undo()

@@ -118,8 +118,6 @@ def test_labels_that_repeat_and_those_of_a_few_images_are_taken():
 
 def test_columns_are_named_once():
     assert parse_column_names(["a", "b:label"]) == ["a", "b"]
-    with pytest.raises(UsageError, match="twice"):
-        parse_column_names(["a", "a:label"])
     with pytest.raises(UsageError, match="at most 64"):
         parse_column_names([f"c{k}" for k in range(65)])
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from pathlib import Path
 
 import pytest
+from image_corpus import zipped
 
 from diffuse_cli.data import metadata_files, read_cells
 from diffuse_cli.system.errors import DataError
@@ -36,14 +36,17 @@ JSONL = """{"file_name": "a.png", "age": 41, "site": "Paris, 6e"}
 
 @pytest.mark.parametrize("head", ["", "\ufeff"])
 @pytest.mark.parametrize(("name", "text"), [("metadata.csv", CSV), ("metadata.jsonl", JSONL)])
-def test_both_formats_say_the_same(tmp_path, name, text, head):
-    found = read_cells(write(tmp_path, head + text, name), NAMES)
-    assert [*found.columns] == ["age", "site"]
-    numbers = [cell and cell.number for cell in found.columns["age"]]
-    assert numbers == [41, 3.5, None]
-    assert cells_of(tmp_path, "site") == [("Paris, 6e", None), None, ("x", None)]
-    assert found.lines == ()
-    assert found.columns["age"][1].place == f"{name}, line {3 if name.endswith('csv') else 2}"
+def test_both_formats_say_the_same_in_folders_and_zip_files(tmp_path, name, text, head):
+    write(tmp_path, head + text, name)
+    zipped(tmp_path / "all.zip", {name: (head + text).encode()})
+    for source in (tmp_path, tmp_path / "all.zip"):
+        found = read_cells(source, NAMES)
+        assert [*found.columns] == ["age", "site"]
+        numbers = [cell and cell.number for cell in found.columns["age"]]
+        assert numbers == [41, 3.5, None]
+        assert cells_of(source, "site") == [("Paris, 6e", None), None, ("x", None)]
+        assert found.lines == ()
+        assert found.columns["age"][1].place == f"{name}, line {3 if name.endswith('csv') else 2}"
 
 
 def test_a_file_name_is_relative_to_its_table(tmp_path):
@@ -53,12 +56,6 @@ def test_a_file_name_is_relative_to_its_table(tmp_path):
     write(tmp_path / "deep", '{"file_name": "../a.png", "age": 3}', "metadata.jsonl")
     with pytest.raises(DataError, match=r"a\.png already has a row, in line 1 of deep/metadata"):
         read_cells(tmp_path, NAMES)
-
-
-def test_a_zip_file_has_tables_too(tmp_path):
-    with zipfile.ZipFile(tmp_path / "all.zip", "w") as file:
-        file.writestr("metadata.csv", CSV)
-    assert cells_of(tmp_path / "all.zip", "age")[0] == ("41", 41)
 
 
 def test_samples_without_rows_and_rows_without_samples_are_counted_and_named(tmp_path):

@@ -45,9 +45,7 @@ def space_of(values: np.ndarray, background: tuple[int, ...]) -> Space:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [2, 4])
 @pytest.mark.parametrize("background", [WHITE, TEAL])
-def test_what_is_read_is_written_and_read_again(
-    channels: int, background: tuple[int, ...], dtype: Any
-) -> None:
+def test_what_is_read_is_written_and_read_again(channels, background, dtype):
     found = image.read(
         encode_png(straight(channels, dtype)), ReadSettings(None, None, background, layout="alpha")
     )
@@ -61,7 +59,7 @@ def test_what_is_read_is_written_and_read_again(
     assert np.array_equal(again.values, found.values)
 
 
-def test_opaque_pixels_are_exact_and_others_are_within_a_level_on_any_background() -> None:
+def test_opaque_pixels_are_exact_and_others_are_within_a_level_on_any_background():
     values = straight(4, side=64)
     back = remove_background(composite_planes(values, WHITE), WHITE)
     opaque = np.broadcast_to(values[-1:] == 255, values.shape)
@@ -73,7 +71,7 @@ def test_opaque_pixels_are_exact_and_others_are_within_a_level_on_any_background
         assert np.abs(apart).max() <= 1
 
 
-def test_what_no_color_gives_becomes_what_one_does() -> None:
+def test_what_no_color_gives_becomes_what_one_does():
     drawn = DRAW.integers(0, 256, (4, 16, 16)).astype(np.uint8)
     space = space_of(drawn, TEAL)
     written = image.read(image.encode(drawn, space), ReadSettings(layout=space.layout)).values
@@ -83,7 +81,7 @@ def test_what_no_color_gives_becomes_what_one_does() -> None:
     assert np.array_equal(image.render(clear[None], space)[0][:, 0, 0], TEAL)
 
 
-def test_scaling_has_no_fringe_of_hidden_colors() -> None:
+def test_scaling_has_no_fringe_of_hidden_colors():
     values = np.zeros((4, 32, 32), np.uint8)
     values[:, :, :16] = np.array([200, 10, 10, 255])[:, None, None]
     values[:3, :, 16:] = np.array([0, 255, 0])[:, None, None]  # hidden
@@ -109,9 +107,7 @@ def saved(folder: Path, *modes: str) -> Path:
     ("modes", "channels"),
     [(["LA", "L"], 2), (["L", "RGBA"], 4), (["RGBA", "LA"], 4), (["RGB", "L"], 4)],
 )
-def test_a_set_has_the_channels_of_its_richest_image(
-    modes: list[str], channels: int, tmp_path: Path
-) -> None:
+def test_a_set_has_the_channels_of_its_richest_image(modes, channels, tmp_path):
     folder = saved(tmp_path / "data", *modes)
     found = finish(read_images(folder, layout="alpha"))
     assert found.stored.shape[1] == channels
@@ -126,14 +122,14 @@ def test_a_set_has_the_channels_of_its_richest_image(
     assert same.fingerprint == found.fingerprint
 
 
-def test_padding_is_transparent() -> None:
+def test_padding_is_transparent():
     values = straight(4)[:, :, :8]
     asked = ReadSettings(size=(16, 16), fit="pad", background=TEAL, layout="alpha")
     found = image.read(encode_png(values), asked).values
     assert found[:, 0, 0].tolist() == [*TEAL, 0]
 
 
-def test_a_palette_with_a_transparent_color() -> None:
+def test_a_palette_with_a_transparent_color():
     picture = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     picture.putpalette([10, 20, 30, 40, 50, 60])
     file = io.BytesIO()
@@ -143,12 +139,12 @@ def test_a_palette_with_a_transparent_color() -> None:
 
 
 @pytest.mark.parametrize("layout", ["alpha", "alpha:12345", "alpha:zzzzzz", "HWC"])
-def test_a_layout_that_no_image_has_is_refused(layout: str) -> None:
+def test_a_layout_that_no_image_has_is_refused(layout):
     with pytest.raises(InvalidArgument, match="cannot have layout"):
         image.check(Space(channels=4, size=(8, 8), layout=layout))
 
 
-def test_grey_on_a_colored_background_is_on_its_luma() -> None:
+def test_grey_on_a_colored_background_is_on_its_luma():
     asked = ReadSettings(channels=2, background=TEAL, layout="alpha")
     found = image.read(encode_png(straight(2)), asked).values
     space = space_of(found, TEAL)

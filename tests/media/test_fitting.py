@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,22 +12,16 @@ from image_corpus import encoded, fill, noise
 from PIL import Image
 
 from diffuse_cli.config.eval_options import EvalConfig
-from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data import read_images
 from diffuse_cli.data.summary import describe_fit
 from diffuse_cli.evaluation.image_sets import read_sides
-from diffuse_cli.media import FITS, check_fit
+from diffuse_cli.media import FITS
 from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.system.events import Notice, finish
 
 NAVY = (0, 0, 128)
-
-
-def loaded(model: model_file.StoredModel) -> LoadedModel:
-    """A model whose network is not needed."""
-    return LoadedModel(model, cast(Any, None), "", "fp32")
 
 
 def read(folder: Path, **options: Any) -> np.ndarray:
@@ -42,9 +35,7 @@ def read(folder: Path, **options: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     ("own", "wanted"), [((16, 9), (4, 4)), ((5, 7, 9), (3, 3, 2)), ((8,), (3,))]
 )
-def test_parts_lie_within_and_one_of_them_is_whole(
-    name: str, own: tuple[int, ...], wanted: tuple[int, ...]
-) -> None:
+def test_parts_lie_within_and_one_of_them_is_whole(name, own, wanted):
     taken, filled = FITS[name](own, wanted)
     assert all(0 < a <= b + 1e-9 for a, b in zip((*taken, *filled), (*own, *wanted), strict=True))
     scales = [b / a for a, b in zip(taken, filled, strict=True)]
@@ -52,35 +43,12 @@ def test_parts_lie_within_and_one_of_them_is_whole(
     assert taken == pytest.approx(own) or filled == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("name", list(FITS))
-def test_what_has_the_shape_is_only_scaled(name: str) -> None:
+@pytest.mark.parametrize("name", FITS)
+def test_what_has_the_shape_is_only_scaled(name):
     assert FITS[name]((20, 10), (4, 2)) == ((20, 10), (4, 2))
     square = noise(1, (20, 20))
     assert fit_image(square, (8, 8), name).tobytes() == fit_image(square, (8, 8)).tobytes()
     assert fit_image(square, (20, 20), name) is square
-
-
-def test_pad_keeps_the_whole_picture_at_the_center() -> None:
-    wide = noise(2, (32, 18), "RGB")
-    made = np.asarray(fit_image(wide, (32, 32), "pad", NAVY))
-    assert made[7:25].tolist() == np.asarray(wide).tolist()
-    assert (made[:7] == NAVY).all()
-    assert (made[25:] == NAVY).all()
-    high = np.asarray(fit_image(wide.transpose(Image.Transpose.TRANSPOSE), (32, 32), "pad", NAVY))
-    assert high.tolist() == made.transpose(1, 0, 2).tolist()
-
-
-def test_pad_shows_the_thinnest_picture() -> None:
-    made = np.asarray(fit_image(Image.new("L", (3000, 1), 9), (8, 8), "pad"))
-    assert (made == 9).sum() == 8
-
-
-def test_stretch_shows_all_of_it_and_nothing_else() -> None:
-    halves = Image.new("L", (32, 8), 0)
-    halves.paste(255, (16, 0, 32, 8))
-    made = np.asarray(fit_image(halves, (8, 8), "stretch"))
-    assert (made[:, :3] < 10).all()
-    assert (made[:, 5:] > 245).all()
 
 
 @pytest.mark.parametrize(
@@ -91,17 +59,32 @@ def test_stretch_shows_all_of_it_and_nothing_else() -> None:
         ([(1920, 1080), (64, 64)], (64, 64), "stretch", ", stretched by up to 78 %"),
         ([(1920, 1080)], (36, 64), "pad", ""),
         ([(333, 333), (1000, 1000)], (48, 48), "stretch", ""),
+        ([(100, 50, 50)], (10, 10, 10), "crop", ", cropped at the center by up to 50 %"),
+        ([(44,)], (16,), "crop", ""),
     ],
 )
-def test_what_a_fit_does_is_said(sizes: Any, size: Any, fit: str, said: str) -> None:
+def test_what_a_fit_does_is_said(sizes, size, fit, said):
     assert describe_fit(sizes, size, fit) == said
 
 
-def test_a_medium_that_does_not_know_a_fit_refuses_it() -> None:
-    check_fit("image", "pad")
-    check_fit("array", "crop")
-    with pytest.raises(InvalidArgument, match="there is no 'pad'"):
-        check_fit("array", "pad")
+def test_pad_keeps_the_whole_picture_at_the_center():
+    wide = noise(2, (32, 18), "RGB")
+    made = np.asarray(fit_image(wide, (32, 32), "pad", NAVY))
+    assert made[7:25].tolist() == np.asarray(wide).tolist()
+    assert (made[:7] == NAVY).all()
+    assert (made[25:] == NAVY).all()
+    high = np.asarray(fit_image(wide.transpose(Image.Transpose.TRANSPOSE), (32, 32), "pad", NAVY))
+    assert high.tolist() == made.transpose(1, 0, 2).tolist()
+    thin = np.asarray(fit_image(Image.new("L", (3000, 1), 9), (8, 8), "pad"))
+    assert (thin == 9).sum() == 8
+
+
+def test_stretch_shows_all_of_it_and_nothing_else():
+    halves = Image.new("L", (32, 8), 0)
+    halves.paste(255, (16, 0, 32, 8))
+    made = np.asarray(fit_image(halves, (8, 8), "stretch"))
+    assert (made[:, :3] < 10).all()
+    assert (made[:, 5:] > 245).all()
 
 
 # -- sets -----------------------------------------------------------------------------------------
@@ -110,9 +93,7 @@ def test_a_medium_that_does_not_know_a_fit_refuses_it() -> None:
 @pytest.mark.parametrize("fit", list(FITS))
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
-def test_every_image_of_a_set_is_fitted(
-    tmp_path: Path, fit: str, cached: bool, order: tuple[str, str]
-) -> None:
+def test_every_image_of_a_set_is_fitted(tmp_path, fit, cached, order):
     """Also those that were kept at their own size until another size came."""
     pictures = {order[0]: noise(3, (30, 20), "RGB"), order[1]: noise(4, (90, 100), "RGB")}
     folder = fill(tmp_path / "in", {f"{k}.png": encoded(p) for k, p in pictures.items()})
@@ -124,42 +105,25 @@ def test_every_image_of_a_set_is_fitted(
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
-def test_grey_is_padded_in_the_color_that_was_asked_for(
-    tmp_path: Path, names: tuple[str, str]
-) -> None:
-    data = {
-        f"{names[0]}.png": encoded(noise(5, (30, 20))),
-        f"{names[1]}.png": encoded(noise(6, (9, 9))),
-    }
-    folder = fill(tmp_path, data)
-    wide = read(folder, fit="pad", background="navy")["ab".index(names[0])]
+def test_grey_is_padded_in_the_color_that_was_asked_for(tmp_path, names):
+    pictures = (noise(5, (30, 20)), noise(6, (9, 9)))
+    files = {f"{name}.png": encoded(own) for name, own in zip(names, pictures, strict=True)}
+    folder, row = fill(tmp_path, files), "ab".index(names[0])
+    (text,) = [e.text for e in read_images(folder, fit="pad") if isinstance(e, Notice)]
+    assert "% of it padding; pass --size" in text
+    wide = read(folder, fit="pad", background="navy")[row]
     assert wide[:, 0, 0].tolist() == list(NAVY)
-    grey = read(folder, fit="pad", background="#404040")
-    assert grey.shape[1] == 1
-    luma = read(folder, fit="pad", background="navy", channels=1)["ab".index(names[0])]
+    assert read(folder, fit="pad", background="#404040").shape[1] == 1
+    luma = read(folder, fit="pad", background="navy", channels=1)[row]
     assert luma[0, 0, 0] == Image.new("RGB", (1, 1), "navy").convert("L").getpixel((0, 0))
 
 
-def test_the_notice_says_which_fit(tmp_path: Path) -> None:
-    folder = fill(tmp_path, {"a.png": encoded(noise(1, (96, 54)))})
-    (text,) = [e.text for e in read_images(folder, fit="pad") if isinstance(e, Notice)]
-    assert "resized to 64x64, up to 44 % of it padding; pass --size" in text
-
-
-def test_a_fit_changes_neither_fingerprint_nor_held_out_part(tmp_path: Path) -> None:
+def test_a_fit_changes_neither_fingerprint_nor_held_out_part(tmp_path):
     data = {f"{k:02d}.png": encoded(noise(k, (20, 12))) for k in range(60)}
     sets = [finish(read_images(fill(tmp_path, data), fit=fit, size=(8, 8))) for fit in FITS]
     assert len({images.fingerprint for images in sets}) == 1
     assert len({images.held_out.tobytes() for images in sets}) == 1
     assert len({images.stored.tobytes() for images in sets}) == len(FITS)
-
-
-def test_colors_become_grey_before_they_are_scaled(tmp_path: Path) -> None:
-    picture = noise(7, (90, 70), "RGB")
-    (found,) = read(fill(tmp_path, {"a.png": encoded(picture)}), channels=1)
-    expected = np.asarray(fit_image(picture.convert("L"), (64, 64)))
-    assert found[0].tolist() == expected.tolist()
-    assert (expected != np.asarray(fit_image(picture, (64, 64)).convert("L"))).any()
 
 
 # -- a model --------------------------------------------------------------------------------------
@@ -170,60 +134,54 @@ def wide(tmp_path: Path) -> Path:
     return fill(tmp_path / "wide", {f"{k:02d}.png": encoded(noise(k, (16, 9))) for k in range(50)})
 
 
-def test_a_model_is_measured_as_it_was_trained(diffuse: Any, recipe: Path, wide: Path) -> None:
-    line = ["train", wide, "--config", recipe, "--size", 8, "--fit", "pad", "--background", "black"]
+def real_samples(config: EvalConfig, model: model_file.StoredModel) -> set[bytes]:
+    """The real samples that a model is measured by; the network is not needed."""
+    loaded = LoadedModel(model, cast(Any, None), "", "fp32")
+    sides = finish(read_sides(config, loaded))
+    assert sides.part == "held-out"
+    return {sample.tobytes() for sample in sides.real.samples}
+
+
+def test_a_model_is_measured_as_it_was_trained(diffuse, recipe, wide):
+    line = ("train", wide, "--config", recipe, "--size", 8, "--fit", "pad", "--background", "black")
     ran = diffuse(*line, "--steps", 2)
     assert ran.code == 0, ran.err
     assert "images at 8x8, up to 44 % of it padding; batch" in ran.err
-    assert model_file.load("model.safetensors").data["fit"] == "pad"
+    model = model_file.load("model.safetensors")
+    assert model.data["fit"] == "pad"
     assert "fit=pad" in diffuse("info", "model.safetensors").out
-    for option, fit in ((None, "pad"), ("stretch", "stretch")):
+    before = {name: value for name, value in model.data.items() if name != "fit"}
+    for data, option, fit in (
+        (model.data, None, "pad"),
+        (model.data, "stretch", "stretch"),
+        (before, None, "crop"),  # of an earlier version, which cropped
+    ):
         config = EvalConfig(subject="model.safetensors", data=str(wide), fit=option)
-        sides = finish(read_sides(config, loaded(model_file.load("model.safetensors"))))
         expected = read(wide, size=(8, 8), fit=fit, background="black")
-        assert sides.part == "held-out"
-        assert {p.tobytes() for p in sides.real.samples} < {p.tobytes() for p in expected}
+        assert real_samples(config, dataclasses.replace(model, data=data)) < {
+            sample.tobytes() for sample in expected
+        }
+    line = ("train", wide, "--init", "model.safetensors", "-o", "b.safetensors", "--steps", 1)
+    assert diffuse(*line, "-q").code == 0
+    assert model_file.load("b.safetensors").data["fit"] == "pad"
 
 
-def test_a_resume_keeps_the_fit(diffuse: Any, recipe: Path, wide: Path) -> None:
-    line = ["train", wide, "--config", recipe, "--size", 8, "--fit", "stretch", "--steps", 4]
-    whole = diffuse(*line, "-o", "whole.safetensors")
-    diffuse(*line, "--stop-at", 2)
+def test_a_resume_keeps_the_fit(diffuse, recipe, wide):
+    line = ("train", wide, "--config", recipe, "--size", 8, "--steps", 4, "-q", "--fit")
+    for fit in ("crop", "stretch"):
+        assert diffuse(*line, fit, "-o", f"{fit}.safetensors").code == 0
+    diffuse(*line, "stretch", "--stop-at", 2)
     refused = diffuse("train", wide, "--resume", "--fit", "pad", "-q")
     assert refused.code == 2
     assert "--fit pad differs from the run's stretch" in refused.line
-    assert diffuse("train", wide, "--resume", "-q").code == whole.code == 0
-    assert Path("model.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+    assert diffuse("train", wide, "--resume", "-q").code == 0
+    made, crop, stretch = (
+        Path(f"{name}.safetensors").read_bytes() for name in ("model", "crop", "stretch")
+    )
+    assert made == stretch != crop
 
 
-def test_weights_are_those_of_the_fit(diffuse: Any, recipe: Path, wide: Path) -> None:
-    found = []
-    for fit in FITS:
-        line = ["train", wide, "--config", recipe, "--size", 8, "--steps", 2, "--overwrite"]
-        assert diffuse(*line, "--fit", fit, "-q").code == 0
-        found.append(model_file.load("model.safetensors").ema["conv_in.weight"].numpy().tobytes())
-    assert len(set(found)) == len(FITS)
-
-
-def test_files_from_before_were_cropped(tmp_path: Path, wide: Path, model: Path) -> None:
-    made = model_file.load(model)
-    old = {name: value for name, value in made.data.items() if name != "fit"}
-    made = dataclasses.replace(made, data=old)
-    config = EvalConfig(subject=str(model), data=str(wide))
-    real = finish(read_sides(config, loaded(made))).real.samples
-    assert {p.tobytes() for p in real} == {p.tobytes() for p in read(wide, size=(8, 8))}
-
-
-def test_init_begins_with_the_fit_of_the_model(
-    diffuse: Any, recipe: Path, wide: Path, step_takes: Callable[[float], None]
-) -> None:
-    step_takes(1.0)
-    diffuse("train", wide, "--config", recipe, "--size", 8, "--fit", "pad", "--steps", 1)
-    ran = diffuse("train", wide, "--init", "model.safetensors", "-o", "b.safetensors", "--dry-run")
-    assert 'fit = "pad"' in ran.out
-
-
-def test_a_fit_that_nobody_knows_is_no_model_file(diffuse: Any, model: Path) -> None:
+def test_a_fit_that_nobody_knows_is_no_model_file(diffuse, model):
     made = model_file.load(model)
     for fit in ("squeeze", ["crop"], None):
         changed = dataclasses.replace(made, data={**made.data, "fit": fit})
