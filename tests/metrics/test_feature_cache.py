@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from file_operations import FULL, failing
-from lab import write_images
 
 from diffuse_cli.metrics.features import FeatureNetwork, extract_features, feature_cache
 from diffuse_cli.system import files
@@ -50,13 +49,13 @@ def kept(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(("n", "size", "batch"), [(10, 1, 4), (10, 2, 4), (9, 3, 4), (3, 4, 2)])
-def test_processes_share_whole_batches(n: int, size: int, batch: int) -> None:
+def test_processes_share_whole_batches(n, size, batch):
     shares = [feature_cache.Team(size, index).share(n, batch) for index in range(size)]
     assert [k for own in shares for k in own] == list(range(n))
     assert all(own.start % batch == 0 for own in shares if own)
 
 
-def test_files_of_others_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_others_stay(folder, monkeypatch):
     monkeypatch.setattr(feature_cache, "LARGEST", 1000)
     folder.mkdir()
     (folder / "samples.npz").write_bytes(bytes(2000))
@@ -66,28 +65,36 @@ def test_files_of_others_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(kept(folder)) < 8
 
 
-def test_what_was_computed_once_is_not_computed_again(folder: Path) -> None:
+def test_what_was_computed_once_is_not_computed_again(folder):
     measure = Counting()
     first, again = measure(noise()), measure(noise())
     assert measure.shown == 6
     assert first.tobytes() == again.tobytes()
     assert again.dtype == np.float32
     assert [path.suffix for path in kept(folder)] == [".npz"]
+    said, told = (
+        list(feature_cache.cache_features(measure.network, noise(seed), tell=True))
+        for seed in (1, 0)
+    )
+    assert [type(event) for event in said] == [Progress]
+    (notice,) = told
+    assert isinstance(notice, Notice)
+    assert str(folder) in notice.text
 
 
-CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "a pixel": lambda pixels: np.concatenate([pixels[:5], pixels[5:] ^ (np.arange(8) == 3)]),
-    "order": lambda pixels: pixels[::-1].copy(),
-    "fewer": lambda pixels: pixels[:5],
-    "shape": lambda pixels: pixels.reshape(6, 3, 4, 16),
-    "all": lambda pixels: noise(1),
-}
-
-
-@pytest.mark.parametrize("what", list(CHANGES))
-def test_other_images_are_other_features(folder: Path, what: str) -> None:
-    pixels = CHANGES[what](noise())
-    measure = Counting()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pixels: np.concatenate([pixels[:5], pixels[5:] ^ (np.arange(8) == 3)]),
+        lambda pixels: pixels[::-1].copy(),
+        lambda pixels: pixels[:5],
+        lambda pixels: pixels.reshape(6, 3, 4, 16),
+        lambda pixels: noise(1),
+    ],
+    ids=["pixel", "order", "fewer", "shape", "all"],
+)
+def test_other_images_are_other_features(folder, change):
+    pixels, measure = change(noise()), Counting()
     measure(noise())
     found = measure(pixels)
     assert measure.shown == 6 + len(pixels)
@@ -95,114 +102,81 @@ def test_other_images_are_other_features(folder: Path, what: str) -> None:
     assert len(kept(folder)) == 2
 
 
-@pytest.mark.parametrize("change", [{"name": "other"}, {"weights": "v" * 64}])
-def test_another_network_has_its_own(folder: Path, change: dict[str, str]) -> None:
-    Counting()(noise())
-    other = Counting(**change)
-    other(noise())
-    assert other.shown == 6
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"device": torch.device("meta")}, {"resize": "9x9, nearest"}],
-    ids=["device", "resize"],
-)
-def test_another_device_or_resize_of_the_network_has_its_own(
-    folder: Path, change: dict[str, Any]
-) -> None:
-    """The pixels do not stand for them."""
-    Counting()(noise())
-    other = replace(Counting().network, forward=lambda pixels: torch.zeros(len(pixels), 3))
-    found = finish(feature_cache.cache_features(replace(other, **change), noise()))
-    assert not found.any()
-    assert len(kept(folder)) == 2
-
-
-def test_another_version_of_the_program_has_its_own(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_network_or_version_of_the_program_has_its_own(folder, monkeypatch):
+    """Also on another device, or with another resize, for which the pixels do not stand."""
     measure = Counting()
     measure(noise())
+    other = replace(measure.network, forward=lambda pixels: torch.zeros(len(pixels), 3))
+    changes = (
+        {"name": "other"},
+        {"weights": "v" * 64},
+        {"device": torch.device("meta")},
+        {"resize": "9x9, nearest"},
+    )
+    for change in changes:
+        found = finish(feature_cache.cache_features(replace(other, **change), noise()))
+        assert not found.any()
+    assert len(kept(folder)) == 1 + len(changes)
     monkeypatch.setattr(feature_cache, "__version__", "0.0.1")
     measure(noise())
     assert measure.shown == 12
-    assert len(kept(folder)) == 2
 
 
-DAMAGE: dict[str, Callable[[bytes, bytes], bytes]] = {
-    "empty": lambda data, features: b"",
-    "text": lambda data, features: b"hello",
-    "cut": lambda data, features: data[: len(data) // 2],
-    "a bit": lambda data, features: data.replace(features, bytes([features[0] ^ 1]) + features[1:]),
-}
-
-
-@pytest.mark.parametrize("what", list(DAMAGE))
-def test_a_damaged_file_is_made_anew(folder: Path, what: str) -> None:
-    measure = Counting()
-    first = measure(noise())
-    (path,) = kept(folder)
-    whole = path.read_bytes()
-    path.write_bytes(DAMAGE[what](whole, first.tobytes()))
-    assert path.read_bytes() != whole
-    assert measure(noise()).tobytes() == first.tobytes()
-    assert measure.shown == 12
-    assert measure(noise()).tobytes() == first.tobytes()
-    assert measure.shown == 12
+def packed(**arrays: Any) -> bytes:
+    np.savez(file := io.BytesIO(), **arrays)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    "arrays",
+    "damage",
     [
-        {"features": np.zeros((5, 3), np.float32)},
-        {"features": np.zeros((6, 3), np.float64)},
-        {"features": np.full((6, 3), np.nan, np.float32)},
-        {"features": np.array([{}] * 6, object)},
-        {"other": np.zeros((6, 3), np.float32)},
+        lambda data, features: b"",
+        lambda data, features: b"hello",
+        lambda data, features: data[: len(data) // 2],
+        lambda data, features: data.replace(features, bytes([features[0] ^ 1]) + features[1:]),
+        lambda *_: packed(features=np.zeros((5, 3), np.float32)),
+        lambda *_: packed(features=np.zeros((6, 3), np.float64)),
+        lambda *_: packed(features=np.full((6, 3), np.nan, np.float32)),
+        lambda *_: packed(features=np.array([{}] * 6, object)),
+        lambda *_: packed(other=np.zeros((6, 3), np.float32)),
     ],
-    ids=["shape", "type", "nan", "pickle", "name"],
+    ids=["empty", "text", "cut", "a bit", "shape", "type", "nan", "pickle", "name"],
 )
-def test_other_contents_are_no_features(folder: Path, arrays: dict[str, Any]) -> None:
+def test_a_damaged_file_is_made_anew(folder, damage):
     measure = Counting()
-    first = measure(noise())
+    first = measure(noise()).tobytes()
     (path,) = kept(folder)
-    np.savez(path, **arrays)
-    assert measure(noise()).tobytes() == first.tobytes()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole, first))
+    assert path.read_bytes() != whole
+    assert measure(noise()).tobytes() == measure(noise()).tobytes() == first
     assert measure.shown == 12
 
 
-def test_a_folder_that_cannot_be_written_does_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_none_can_be_kept_they_are_computed(folder, tmp_path, monkeypatch):
+    """In a folder that cannot be written, on a full disk, of more than the cache may hold, and
+    where the variable is empty."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("in the way")
     measure = Counting()
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        monkeypatch.setenv("DIFFUSE_CACHE", str(place))
-        measure(noise())
-    assert measure.shown == 12
-    assert (tmp_path / "file").read_text() == "in the way"
-
-
-def test_a_full_disk_does_not_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "operation", failing("sync", FULL))
-    assert Counting()(noise()).shape == (6, 3)
-    assert kept(folder) == []
-
-
-def test_none_is_kept_where_the_variable_is_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    monkeypatch.setattr(feature_cache, "LARGEST", 71)
+    measure(noise())
+    assert not folder.exists()
+    monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DIFFUSE_CACHE", "")
-    measure = Counting()
+    for place in ("file", "file/below", ""):
+        monkeypatch.setenv("DIFFUSE_CACHE", place and str(tmp_path / place))
+        measure(noise())
+    assert (tmp_path / "file").read_text() == "in the way"
+    assert kept(tmp_path) == [tmp_path / "file"]
+    monkeypatch.setenv("DIFFUSE_CACHE", str(folder))
+    monkeypatch.setattr(files, "operation", failing("sync", FULL))
     measure(noise())
-    measure(noise())
-    assert measure.shown == 12
-    assert kept(tmp_path) == []
+    assert kept(folder) == []
+    assert measure.shown == 5 * 6
 
 
-def test_where_features_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_features_are_kept(tmp_path, monkeypatch):
     monkeypatch.delenv("DIFFUSE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -213,7 +187,7 @@ def test_where_features_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert files.cache_folder() == tmp_path / "x" / "diffuse"
 
 
-def test_the_least_recently_used_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_go_first(folder, monkeypatch):
     measure = Counting()
     known: set[Path] = set()
     for seed in range(3):
@@ -233,36 +207,14 @@ def test_the_least_recently_used_go_first(folder: Path, monkeypatch: pytest.Monk
     assert measure.shown == shown + 6
 
 
-def test_features_larger_than_the_cache_are_not_kept(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feature_cache, "LARGEST", 71)
-    Counting()(noise())
-    assert not folder.exists()
-
-
-def test_what_is_said(folder: Path) -> None:
-    network = Counting().network
-    first, again = (
-        list(feature_cache.cache_features(network, noise(), tell=True)) for _ in range(2)
-    )
-    assert [type(event) for event in first] == [Progress]
-    (notice,) = again
-    assert isinstance(notice, Notice)
-    assert str(folder) in notice.text
-
-
-def test_an_evaluation_gives_the_same_numbers_with_and_without(
-    diffuse: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = write_images(tmp_path / "data", 8, seed=4)
-    line = ("eval", model, data, "-n", 5, "--steps", 2, "--timesteps", 2, "--precision", "fp32")
-    plain = diffuse(*line, "--json").json
-    monkeypatch.setenv("DIFFUSE_CACHE", str(tmp_path / "kept"))
-    first, again = diffuse(*line, "--json"), diffuse(*line, "--json")
+def test_an_evaluation_gives_the_same_numbers_with_and_without(diffuse, lab, folder, monkeypatch):
+    line = ("eval", lab["unconditional"], lab["grey"], "-n", 5, "--steps", 2, "--metrics", "kid")
+    first, again = (diffuse(*line, "--precision", "fp32", "--json") for _ in range(2))
+    monkeypatch.setenv("DIFFUSE_CACHE", "")
+    plain = diffuse(*line, "--precision", "fp32", "--json").json
     assert "using cached features" not in first.err
     assert "using cached features" in again.err
     for ran in (first, again):
         assert {**ran.json, "seconds": 0} == {**plain, "seconds": 0}
-    # Of the real images, of further ones for the floor, and of landmarks.
-    assert len(kept(tmp_path / "kept")) == 3
+    # Of the real images, and of further ones for the floor.
+    assert len(kept(folder)) == 2

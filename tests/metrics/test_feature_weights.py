@@ -134,60 +134,39 @@ FAILURES = {
 }
 
 
-def check_failed(error: ModelFileError, reason: str, what: PublishedWeights) -> None:
-    assert error.exit_code == 4
-    assert "\n" not in str(error)
-    for text in (reason, what.url, what.sha256, "--feature-weights FILE", "DIFFUSE_WEIGHTS"):
-        assert text in str(error)
-
-
-@pytest.mark.parametrize("way", list(FAILURES))
-def test_what_is_not_the_published_file_is_not_kept(published, cache, way):
-    with pytest.raises(ModelFileError) as caught:
-        finish(published(way).find())
-    check_failed(caught.value, FAILURES[way], published(way))
-    assert there(cache) == []
-
-
-def test_a_server_that_falls_silent_is_not_waited_for(published, cache, monkeypatch):
-    monkeypatch.setattr(_weights, "PATIENCE", 0.2)
-    with serving(Silent) as server:
-        what = replace(published("x"), url=f"http://127.0.0.1:{server.server_port}/{NAME}")
-        with pytest.raises(ModelFileError) as caught:
-            finish(what.find())
-        server.stop.set()
-    check_failed(caught.value, "timed out", what)
-    assert there(cache) == []
-
-
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("http://127.0.0.1:1/w.pth", "Connection refused"),
-        ("https://no.such.host.invalid/w.pth", ""),
-    ],
-)
-def test_without_a_network_one_line_says_what_to_do(published, cache, url, reason):
-    what = replace(published("good"), url=url)
+def check_fails(what: PublishedWeights, reason: str) -> None:
     with pytest.raises(ModelFileError) as caught:
         finish(what.find())
-    check_failed(caught.value, reason, what)
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+    for text in (reason, what.url, what.sha256, "--feature-weights FILE", "DIFFUSE_WEIGHTS"):
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("way", FAILURES)
+def test_what_is_not_the_published_file_is_not_kept(published, cache, way):
+    check_fails(published(way), FAILURES[way])
+    assert there(cache) == []
+
+
+def test_without_a_network_one_line_says_what_to_do(published, cache, monkeypatch):
+    """A server that falls silent is not waited for."""
+    monkeypatch.setattr(_weights, "PATIENCE", 0.2)
+    with serving(Silent) as server:
+        for url, reason in (
+            ("http://127.0.0.1:1/w.pth", "Connection refused"),
+            ("https://no.such.host.invalid/w.pth", ""),
+            (f"http://127.0.0.1:{server.server_port}/{NAME}", "timed out"),
+        ):
+            check_fails(replace(published("good"), url=url), reason)
+        server.stop.set()
     assert there(cache) == []
 
 
 def test_nothing_is_downloaded_where_nothing_is_kept(server, published, monkeypatch):
     monkeypatch.setenv("DIFFUSE_CACHE", "")
-    with pytest.raises(ModelFileError) as caught:
-        finish(published("good").find())
-    check_failed(caught.value, "DIFFUSE_CACHE", published("good"))
+    check_fails(published("good"), "DIFFUSE_CACHE")
     assert server.asked == []
-
-
-def test_a_damaged_file_of_the_cache_is_downloaded_again(published, cache):
-    cache.mkdir(parents=True)
-    (cache / NAME).write_bytes(CONTENT[:-1])
-    assert finish(published("good").find()) == cache / NAME
-    assert (cache / NAME).read_bytes() == CONTENT
 
 
 def test_the_folder_of_the_variable_comes_first(server, published, tmp_path, monkeypatch):
@@ -213,18 +192,18 @@ def test_a_full_disk_is_no_fault_of_the_network(published, cache, monkeypatch):
 
 
 def test_an_interrupted_download_leaves_nothing(published, cache):
+    """And what a killed one left goes, as does a damaged file."""
     work = download(published("good"), cache / NAME)
     for _ in range(2):
         next(work)
     assert there(cache) != []
     work.close()
     assert there(cache) == []
-
-
-def test_what_a_killed_download_left_goes(published, cache):
-    cache.mkdir(parents=True)
+    cache.mkdir(parents=True, exist_ok=True)
     (cache / f".{NAME}.123.tmp").write_bytes(b"half")
-    finish(published("good").find())
+    (cache / NAME).write_bytes(CONTENT[:-1])
+    assert finish(published("good").find()) == cache / NAME
+    assert (cache / NAME).read_bytes() == CONTENT
     assert there(cache) == [NAME]
 
 

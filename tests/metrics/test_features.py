@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from diffuse_cli.metrics.features import (
-    FEATURES,
     FeatureNetwork,
     extract_features,
     find_weights,
@@ -20,7 +19,7 @@ from diffuse_cli.metrics.features import (
     use_float32,
 )
 from diffuse_cli.metrics.features import efficientnet_lite0 as lite
-from diffuse_cli.system.errors import ModelFileError, UsageError, lookup
+from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import Progress, finish
 from diffuse_cli.system.files import sha256
 
@@ -48,7 +47,7 @@ def grey(n: int, side: int = 28) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, 1, side, side), dtype=np.uint8)
 
 
-def test_check_vector(network, vector):
+def check_vector(network: FeatureNetwork, vector: np.ndarray) -> None:
     features = finish(extract_features(network, vector))
     assert features.shape == (1, 1280)
     assert features.dtype == np.float32
@@ -58,30 +57,35 @@ def test_check_vector(network, vector):
     np.testing.assert_allclose(features[0, :8], expected, atol=2e-6)
 
 
-@pytest.fixture
-def tf32():
-    """A program that allows TF32 everywhere."""
-    torch.backends.fp32_precision = "tf32"
-    yield
-    torch.backends.fp32_precision = "none"
-    torch.backends.cudnn.allow_tf32 = True
+def test_check_vector(network, vector):
+    check_vector(network, vector)
 
 
-def test_features_are_exact_in_a_program_that_allows_tf32(tf32, network, vector):
+def test_features_are_exact_in_a_program_that_allows_tf32(network, vector):
     """PyTorch refuses to read its older settings of precision after that one."""
     holders = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
-    with use_float32():
-        assert {holder.fp32_precision for holder in holders} == {"ieee"}
-    assert {holder.fp32_precision for holder in holders} == {"tf32"}
-    test_check_vector(network, vector)
+    torch.backends.fp32_precision = "tf32"
+    try:
+        with use_float32():
+            assert {holder.fp32_precision for holder in holders} == {"ieee"}
+        assert {holder.fp32_precision for holder in holders} == {"tf32"}
+        check_vector(network, vector)
+    finally:
+        torch.backends.fp32_precision = "none"
+        torch.backends.cudnn.allow_tf32 = True
 
 
 def test_folding_changes_nothing(vector, monkeypatch):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
     folded = lite.build(weights())
+    assert torch.equal(torch.rand(3), expected), "loading draws nothing"
     monkeypatch.setattr(lite, "fold", lambda network: None)
     plain = lite.build(weights())
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
-    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
+    for network, count in ((folded, 0), (plain, 49)):
+        norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert len(norms) == count
     x = lite.preprocess(torch.from_numpy(vector))
     torch.testing.assert_close(folded(x), plain(x), rtol=1e-4, atol=1e-5)
 
@@ -115,10 +119,11 @@ def test_a_large_image_is_smoothed_and_clamped():
     assert lite.preprocess(edge).min() == -127 / 128
 
 
+@pytest.mark.filterwarnings("error")
 def test_extract_keeps_order_and_counts(network):
     pixels = grey(5)
-    work = extract_features(network, pixels, batch_size=2)
-    events = []
+    pixels.flags.writeable = False
+    work, events = extract_features(network, pixels, batch_size=2), []
     while True:
         try:
             events.append(next(work))
@@ -130,37 +135,13 @@ def test_extract_keeps_order_and_counts(network):
     one_by_one = [finish(extract_features(network, pixels[i : i + 1]))[0] for i in range(5)]
     np.testing.assert_allclose(features, one_by_one, rtol=1e-3, atol=1e-4)
     assert np.abs(features[0] - features[1]).max() > 0.1
-
-
-def test_grey_is_repeated(network):
-    pixels = grey(1)
-    rgb = np.repeat(pixels, 3, axis=1)
-    np.testing.assert_array_equal(
-        finish(extract_features(network, pixels)), finish(extract_features(network, rgb))
-    )
-
-
-@pytest.mark.filterwarnings("error")
-def test_read_only_pixels_and_none(network):
-    pixels = grey(1)
-    pixels.flags.writeable = False
-    assert finish(extract_features(network, pixels)).shape == (1, 1280)
+    rgb = finish(extract_features(network, np.repeat(pixels[:1], 3, axis=1)))
+    np.testing.assert_array_equal(rgb[0], one_by_one[0])
     assert finish(extract_features(network, pixels[:0])).shape == (0, 1280)
-
-
-def test_unsuitable_pixels(network):
     with pytest.raises(UsageError, match="4"):
         finish(extract_features(network, np.zeros((1, 4, 8, 8), np.uint8)))
     with pytest.raises(ValueError, match="float32"):
         finish(extract_features(network, np.zeros((1, 3, 8, 8), np.float32)))
-
-
-def test_loading_draws_nothing():
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    lite.build(weights())
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_missing_package(monkeypatch):
@@ -199,12 +180,6 @@ def test_every_key_counts(tmp_path, monkeypatch, change):
     with pytest.raises(ModelFileError, match=r"keys\.pth") as caught:
         lite.build(file)
     assert caught.value.exit_code == 4
-
-
-def test_names_come_from_the_folder():
-    assert "efficientnet-lite0" in FEATURES
-    with pytest.raises(UsageError, match="Did you mean 'efficientnet-lite0'"):
-        lookup(FEATURES, "efficientnet-lite", "--features")
 
 
 def test_listing_names_imports_nothing_heavy():

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import mostly_slow
 
 from diffuse_cli.metrics import (
-    METRICS,
     Facts,
     Words,
     channel_distributions,
@@ -105,25 +105,12 @@ def test_a_shift_is_the_shift_and_its_distance():
     assert values["mean_shift"] == pytest.approx(-max(70 / deviations), rel=1e-6)  # in deviations
 
 
-def test_the_potential_gives_the_distance_again():
-    """Kantorovich: W is a difference of means of one function, of which errors are made."""
-    real, fake = levels(0, 12), levels(1, 9, low=20)
-    bins = [channel_distributions.Bins(np.arange(256.0))] * 2
-    (one, _), _ = channel_distributions.distances(real, fake, bins)
-    changed = real.copy()
-    changed[3] = np.clip(changed[3].astype(int) + 1, 0, 255)  # moves few numbers past the other's
-    (other, _), _ = channel_distributions.distances(changed, fake, bins)
-    assert abs(other.value - one.value) <= 1 / len(real)
-    assert one.a.mean() == pytest.approx(0, abs=1e-12)
-    assert one.b.mean() == pytest.approx(0, abs=1e-12)
-
-
 @pytest.mark.parametrize(
-    ("shift", "spread", "low", "high"),
-    [(0, 30, 0.85, 2.2), (25, 30, 0.8, 1.25), (10, 15, 0.8, 1.7)],
+    "case", mostly_slow([(0, 30, 0.85, 2.2), (10, 15, 0.8, 1.7), (25, 30, 0.8, 1.25)])
 )
-def test_errors_cover_repeated_draws_of_samples(shift, spread, low, high):
+def test_errors_cover_repeated_draws_of_samples(case):
     """Near equality never too small; an error over numbers would be twenty times too small."""
+    shift, spread, low, high = case
     runs = [
         found(pictures(2 * i, 40), pictures(2 * i + 1, 50, shift, spread))[0] for i in range(60)
     ]
@@ -137,22 +124,16 @@ def test_errors_cover_repeated_draws_of_samples(shift, spread, low, high):
 
 def test_quantiles_have_errors_over_samples():
     runs = [found(pictures(i, 60), pictures(0, 4))[1][0]["real"] for i in range(40)]
-    for key in ("mean", "deviation"):
-        values = np.array([r[key] for r in runs])
-        errors = np.array([r[f"{key}_standard_error"] for r in runs])
-        assert 0.75 < errors.mean() / values.std() < 1.3, key
-    values, errors = (
-        np.array([[q[name] for q in r["quantiles"]] for r in runs])
-        for name in ("value", "standard_error")
-    )
-    ratios = np.sqrt(np.square(errors).mean(0)) / values.std(0)
-    assert (ratios > 0.6).all()
-    assert (ratios < 1.6).all()
+    for run in runs:
+        for q in run["quantiles"]:
+            run[q["share"]], run[f"{q['share']}_standard_error"] = q["value"], q["standard_error"]
+    for key in ("mean", "deviation", *(q["share"] for q in runs[0]["quantiles"])):
+        values, errors = (np.array([r[k] for r in runs]) for k in (key, f"{key}_standard_error"))
+        assert 0.6 < np.sqrt(np.square(errors).mean()) / values.std() < 1.6, key
 
 
 def test_the_order_and_the_block_change_nothing(monkeypatch):
-    real, fake = pictures(0, 40), pictures(1, 30, 5)
-    more = pictures(2, 30)
+    real, fake, more = (pictures(seed, n, 5 * seed) for seed, n in enumerate((40, 30, 30)))
     whole, channels = found(real, fake, more)
     monkeypatch.setattr(estimates, "AT_ONCE", 90)
     mixed, again = found(real[::-1], RNG.permutation(fake), RNG.permutation(more))
@@ -251,22 +232,6 @@ def test_the_floor_is_real_samples_against_others():
     bare, _ = found(real[:20], real[20:])
     assert halved["wasserstein_floor"] == pytest.approx(bare["wasserstein"], rel=1e-9)
     assert "wasserstein_floor" not in found(real[:3], fake)[0]
-
-
-def test_a_difference_of_two_models_is_more_precise_than_each():
-    """The same real samples, and generated ones that correspond."""
-    real, one = pictures(0, 60), pictures(1, 60)
-    other = (one.astype(int) - 3).clip(0, 255).astype(np.uint8)
-    sides = [
-        SimpleNamespace(
-            marginals=channel_distributions.measure_marginals(real, fake, real[:0]),
-            sides=(real, fake, real[:0]),
-        )
-        for fake in (one, other)
-    ]
-    errors = METRICS["marginals"].difference_errors(*sides)
-    alone = marginals.compute(sides[0])
-    assert errors["mean_shift"] < alone["mean_shift_standard_error"] / 20
 
 
 # -- words ----------------------------------------------------------------------------------------

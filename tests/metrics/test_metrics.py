@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +20,6 @@ from diffuse_cli.metrics import (
     precision_recall,
     remarks,
 )
-from diffuse_cli.metrics.features import extract_features, find_weights, load_network
 from diffuse_cli.metrics.nearest_neighbors import NearestDistances, find_nearest
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
@@ -79,30 +77,6 @@ def test_numbers_of_too_few_images_are_left_out(name, n, m, there, missing):
     found = {*measured(name, drawn(0, n), drawn(1, m))}
     assert there <= found
     assert not missing & found
-
-
-def blobs(seed: int, n: int = 48, side: int = 28) -> np.ndarray:
-    """Grey images of one soft disc each, anywhere and of any size: (n, 1, side, side)."""
-    rng = np.random.default_rng(seed)
-    center, radius = rng.uniform(8, 20, (2, n, 1, 1)), rng.uniform(3, 8, (n, 1, 1))
-    rows, columns = np.indices((side, side))
-    distance = np.hypot(rows - center[0], columns - center[1])
-    return (255 / (1 + np.exp(distance - radius))).astype(np.uint8)[:, None]
-
-
-def test_rising_noise_on_images_is_ordered():
-    network = load_network("efficientnet-lite0", "cpu", finish(find_weights("efficientnet-lite0")))
-    noise = np.random.default_rng(5).normal(size=(48, 1, 28, 28))
-    real, clean, found = finish(extract_features(network, blobs(0))), blobs(1), []
-    for strength in (0, 1, 3, 9):
-        noisy = np.clip(np.rint(clean + strength * noise), 0, 255).astype(np.uint8)
-        fake = finish(extract_features(network, noisy))
-        found.append(measured("kid", real, fake) | measured("frechet", real, fake))
-    for key in ("kid", "frechet_distance"):
-        values = [f[key] for f in found]
-        assert all(b > 1.2 * a for a, b in itertools.pairwise(values)), (key, values)
-    assert abs(found[0]["kid"]) < 3 * found[0]["kid_standard_error"]
-    assert all(f["kid"] > 3 * f["kid_standard_error"] for f in found[1:])
 
 
 # -- kernel distance ------------------------------------------------------------------------------
@@ -220,6 +194,8 @@ def test_influence_is_the_derivative(n):
     """Each image given a little more weight, above and below the number of features."""
     a, b = drawn(0, n).astype(np.float64), drawn(1, 30, shift=0.4).astype(np.float64)
     found = frechet.estimate_frechet(a, b)
+    variance = found.a.var(ddof=1) / n + found.b.var(ddof=1) / 30
+    assert found.error() == pytest.approx(variance**0.5, rel=1e-9)
 
     def weighted(i, step):
         """The distance where image i counts 1 + step times, by covariances over the weights."""
@@ -311,26 +287,6 @@ def test_the_floor_is_real_images_against_others(name, key):
     assert f"{name}_floor" not in measured(name, real[:3], fake)
 
 
-@pytest.mark.parametrize(("n", "m"), [(5, 3), (4, 9)])
-def test_errors_of_the_frechet_distance_of_one_feature_have_a_closed_form(n, m):
-    """(mean - mean)^2 + (deviation - deviation)^2, both over n - 1: derivatives by hand."""
-    rng = np.random.default_rng(0)
-    sides = rng.normal(0, 1, (n, 1)), rng.normal(2, 3, (m, 1))
-    found = frechet.estimate_frechet(*sides)
-    means, spreads = [s.mean() for s in sides], [s.std(ddof=1) for s in sides]
-    assert found.value == pytest.approx(
-        (means[0] - means[1]) ** 2 + (spreads[0] - spreads[1]) ** 2, rel=1e-12
-    )
-    variance = 0.0
-    for k, side in enumerate(sides):
-        apart, others = side[:, 0] - means[k], 1 - k
-        slopes = 2 * (means[k] - means[others]) * apart
-        # A deviation moves by (x^2 n / (n - 1) - its square) / (2 deviation).
-        slopes += (1 - spreads[others] / spreads[k]) * len(side) / (len(side) - 1) * apart**2
-        variance += slopes.var(ddof=1) / len(side)
-    assert found.error() == pytest.approx(variance**0.5, rel=1e-12)
-
-
 def test_frechet_of_few_samples_is_exact():
     """Two samples each: rank one covariances, for which the trace has a closed form."""
     a = np.array([[1.0, 0, 0, 0], [-1, 0, 0, 0]])
@@ -393,32 +349,12 @@ def test_the_four_are_the_definition_whatever_the_block(n, m, block, monkeypatch
     assert 0 < found["coverage"] < 1
 
 
-def test_equal_distributions_have_density_one_and_full_coverage():
-    found = measured("precision-recall", normal(0, 1500, 8), normal(1, 1500, 8))
-    assert found["density"] == pytest.approx(1, abs=3 * found["density_standard_error"])
-    assert found["coverage"] == pytest.approx(1 - 2**-5, abs=3 * found["coverage_standard_error"])
-    assert found["coverage_expected"] == pytest.approx(1 - 2**-5, abs=1e-3)
-
-
 @pytest.mark.parametrize(("n", "m"), [(200, 30), (30, 200), (60, 60)])
 def test_the_coverage_of_equal_distributions_is_known(n: int, m: int):
     runs = [measured("precision-recall", drawn(2 * k, n), drawn(2 * k + 1, m)) for k in range(40)]
     found = np.array([run["coverage"] for run in runs])
     error = found.std(ddof=1) / len(found) ** 0.5
     assert runs[0]["coverage_expected"] == pytest.approx(found.mean(), abs=3 * error + 1e-3)
-
-
-def test_what_is_missing_and_what_is_false_is_told_apart():
-    rng = np.random.default_rng(0)
-    centers = np.repeat(np.eye(4) * 30, 50, 0)
-    real = (centers + rng.normal(size=(200, 4))).astype(np.float32)
-    dropped = (centers + rng.normal(size=(200, 4)))[:100].astype(np.float32)
-    false = np.concatenate([dropped, 90 + rng.normal(size=(100, 4)).astype(np.float32)])
-    few, wrong = (measured("precision-recall", real, fake) for fake in (dropped, false))
-    assert few["precision"] > 0.8
-    assert few["recall"] < 0.55
-    assert few["coverage"] < 0.55
-    assert wrong["precision"] == pytest.approx(few["precision"] / 2)
 
 
 def test_a_metric_is_known_by_its_old_name_too():

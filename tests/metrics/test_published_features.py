@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import mostly_slow
 from PIL import Image
 
 from diffuse_cli.metrics.features import FEATURES, dinov2, extract_features, inception, load_network
@@ -57,16 +58,8 @@ def theirs():
         return Random("inception", ["2048"])
 
 
-@pytest.fixture(scope="module")
-def known(theirs):
-    """Images, and what it says of them."""
-    shown = noise(3, 32, 32), noise(1, 310, 400)
-    with torch.inference_mode():
-        return [(pixels, theirs(pixels)[0]) for pixels in shown]
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-def test_inception_is_that_of_torch_fidelity(theirs, known, tmp_path, monkeypatch, zipped):
+@pytest.mark.parametrize("zipped", mostly_slow([False, True], always=1))
+def test_inception_is_that_of_torch_fidelity(theirs, tmp_path, monkeypatch, zipped):
     """The published file is of the old format, which is no zip."""
     file = saved(
         theirs.state_dict(), tmp_path / "weights.pth", inception, monkeypatch,
@@ -74,11 +67,16 @@ def test_inception_is_that_of_torch_fidelity(theirs, known, tmp_path, monkeypatc
     )  # fmt: skip
     network = load_network("inception", "cpu", file)
     assert (network.name, network.dim, network.weights) == ("inception", 2048, sha256(file))
-    for pixels, expected in known[: 1 if zipped else 2]:
+    for pixels in (noise(2, 32, 32), noise(1, 310, 400)):
+        with torch.inference_mode():
+            expected = theirs(pixels)[0]
         found = torch.from_numpy(finish(extract_features(network, pixels.numpy())))
         assert expected.std() > 0.1
         assert (found - expected).norm() <= 1e-6 * expected.norm()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * float(expected.max()))
+    names = {k: v.shape for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    with torch.device("meta"):
+        assert {k: v.shape for k, v in inception.Inception().state_dict().items()} == names
 
 
 @pytest.mark.parametrize("size", [(32, 32), (299, 299), (31, 700), (1, 1)])
@@ -90,13 +88,6 @@ def test_images_are_resized_as_tensorflow_1_did(size):
     pixels = noise(2, *size)
     expected = (resize(pixels.float(), size=(299, 299), align_corners=False) - 128) / 128
     assert torch.equal(inception.preprocess(pixels), expected)
-
-
-def test_inception_names_every_tensor_of_the_file(theirs):
-    with torch.device("meta"):
-        ours = inception.Inception()
-    names = {k: v.shape for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
-    assert {k: v.shape for k, v in ours.state_dict().items()} == names
 
 
 # -- dinov2 ----------------------------------------------------------------------------------------
@@ -208,18 +199,20 @@ def test_images_are_resized_as_pillow_does(size):
 # -- all of them -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(FEATURES))
+@pytest.mark.parametrize("name", FEATURES)
 def test_another_file_is_refused_and_nothing_is_loaded(name, tmp_path, monkeypatch):
+    published = FEATURES[name].PUBLISHED
+    assert published.network == name
     file = tmp_path / "other.pth"
     torch.save({"fc.weight": torch.zeros(1)}, file)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("loaded"))
-    with pytest.raises(
-        ModelFileError, match=r"other\.pth is not the weights of .*SHA-256"
-    ) as caught:
-        load_network(name, "cpu", file)
-    assert caught.value.exit_code == 4
-    with pytest.raises(ModelFileError, match=r"cannot read .*none\.pth"):
-        load_network(name, "cpu", tmp_path / "none.pth")
+    for path, said in (
+        (file, r"other\.pth is not the weights of .*SHA-256"),
+        (tmp_path / "none.pth", r"cannot read .*none\.pth"),
+    ):
+        with pytest.raises(ModelFileError, match=said) as caught:
+            load_network(name, "cpu", path)
+        assert caught.value.exit_code == 4
 
 
 class Evil:
@@ -227,33 +220,15 @@ class Evil:
         return print, ("run",)
 
 
-def test_a_file_runs_no_code(tmp_path, monkeypatch, capsys):
-    file = saved({"x": Evil()}, tmp_path / "evil.pth", dinov2, monkeypatch)
-    with pytest.raises(ModelFileError, match=r"evil\.pth"):
-        load_network("dinov2", "cpu", file)
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
-def test_every_tensor_counts(state, tmp_path, monkeypatch, change):
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "code"])
+def test_every_tensor_counts_and_a_file_runs_no_code(state, tmp_path, monkeypatch, capsys, change):
     if change == "missing":
         del state["blocks.1.ls2.gamma"]
     elif change == "unknown":
         state["blocks.2.ls2.gamma"] = torch.zeros(SMALL.width)
     else:
-        state["norm.bias"] = torch.zeros(3)
+        state["norm.bias"] = torch.zeros(3) if change == "shape" else Evil()
     file = saved(state, tmp_path / "keys.pth", dinov2, monkeypatch)
     with pytest.raises(ModelFileError, match=r"keys\.pth"):
         dinov2.build(file, SMALL)
-
-
-def test_the_networks():
-    assert {"dinov2", "efficientnet-lite0", "inception"} <= set(FEATURES)
-    for module in (dinov2, inception):
-        published = module.PUBLISHED
-        assert published.url == f"{published.url.rpartition('/')[0]}/{published.file}"
-        assert published.url.startswith("https://")
-        assert len(published.sha256) == 64
-    assert inception.PUBLISHED.sha256.startswith("6726825d")
-    for name in FEATURES:
-        assert FEATURES[name].PUBLISHED.network == name
+    assert capsys.readouterr().out == ""
