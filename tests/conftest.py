@@ -44,6 +44,11 @@ class Ran:
         """stdout, which is one JSON object and nothing else."""
         return json.loads(self.out)
 
+    def ok(self) -> Ran:
+        """The same, of a command that did not fail."""
+        assert self.code == 0, self.err
+        return self
+
     @property
     def line(self) -> str:
         """stderr, which is one line and nothing else."""

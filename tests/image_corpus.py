@@ -36,6 +36,12 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def npy(values: Any, **options: Any) -> bytes:
+    """An array as a .npy file."""
+    np.save(file := io.BytesIO(), values, **options)
+    return file.getvalue()
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     crc = zlib.crc32(kind + data)
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
-import threading
 import wave
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from image_corpus import BOMB, encoded, fill, noise, read, zipped
 
-from diffuse_cli.data import Dataset, decoding_threads, read_images
-from diffuse_cli.system.errors import DataError
+from diffuse_cli.data import Dataset, decoding_threads
 
 
 @pytest.fixture(autouse=True)
@@ -60,25 +56,7 @@ SETS: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("name", "packed"), [(name, k % 2 == 1) for k, name in enumerate(SETS)])
-def test_threads_give_what_one_gives(tmp_path: Path, name: str, packed: bool) -> None:
+def test_threads_give_what_one_gives(tmp_path, name, packed):
     data, options = SETS[name]
     source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
     assert same(read(source, workers=3, **options), read(source, workers=1, **options))
-
-
-def test_names_of_any_bytes(tmp_path: Path) -> None:
-    for k, name in enumerate([b"\xff\xfe.png", b"new\nline.png", "é".encode() + b".png"]):
-        (tmp_path / os.fsdecode(name)).write_bytes(encoded(noise(k)))
-    assert len(read(tmp_path, workers=2)) == 3
-
-
-def test_closing_early_ends_threads(tmp_path: Path) -> None:
-    before = threading.active_count()
-    folder = fill(tmp_path / "in", {**corpus(), "zz.png": b""})
-    with pytest.raises(DataError):
-        read(folder, workers=2, strict=True)
-    work = read_images(folder, workers=2)
-    for _ in range(2):
-        next(work)
-    work.close()
-    assert threading.active_count() == before

@@ -59,8 +59,7 @@ def test_the_training_split_is_downloaded_once_and_serves_without_a_network(
     info, served, parts, recipe, tmp_path
 ):
     served.sets["some/set"] = parts
-    first = info("info", NAME, "--json", "-q")
-    assert first.code == 0, first.err
+    first = info("info", NAME, "--json", "-q").ok()
     assert first.json["origin"] == f"{NAME}@{COMMIT}"
     assert (first.json["usable"], first.json["classes"]) == (12, {"a": 6, "b": 6})
     train = [name for name in parts if "train" in name]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_corpus import npy
 from PIL import Image
 
 from diffuse_cli.data import Dataset, read_cells, read_images
@@ -172,11 +173,6 @@ def test_a_npy_file_alone_is_a_set_but_where_one_sample_is_asked_for(tmp_path):
     assert len(finish(read_images(tmp_path / "one.npy", layout="HW"))) == 3
     one = finish(read_images(tmp_path / "one.npy", single=True))
     assert one.stored.shape == (1, 3, 16, 20)
-
-
-def npy(values: Any) -> bytes:
-    np.save(file := io.BytesIO(), values)
-    return file.getvalue()
 
 
 def npz() -> bytes:

@@ -204,23 +204,6 @@ def test_a_size_and_channels_that_are_asked_for(tmp_path):
     assert read(folder, channels=3).space.channels == 3
 
 
-@pytest.mark.parametrize("last", [(30, 28), (200, 100)])
-@pytest.mark.parametrize("where", ["000", "zzz"])
-@pytest.mark.parametrize("cached", [False, True])
-def test_several_sizes_become_64(tmp_path, last, where, cached):
-    data = {f"{k:03d}x.png": encoded(noise(k, (28, 28))) for k in range(60)}
-    data[f"{where}.png"] = encoded(noise(999, last))
-    folder = fill(tmp_path / "in", data)
-    images = read(folder, cache=tmp_path / "cache" if cached else None)
-    assert images.stored.shape == (61, 1, 64, 64)
-    for k, name in enumerate(images.names):
-        expected = fit(Image.open(folder / name), (64, 64))
-        assert images.stored[k, 0].tolist() == np.asarray(expected).tolist()
-    (text,) = notices(folder)
-    assert "2 sizes from 28x28 to" in text
-    assert "--size" in text
-
-
 @pytest.mark.parametrize("where", ["000", "zzz"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_one_colored_image_makes_three_channels(tmp_path, where, cached):
@@ -387,17 +370,6 @@ def test_a_manifest_of_samples_lists_the_images(tmp_path, kind):
 
 
 # -- zip files ------------------------------------------------------------------------------------
-
-
-def test_a_zip_equals_its_folder(tmp_path):
-    """Also where a file is bad, and where names are not ASCII."""
-    data = {"a/1.png": encoded(noise(1)), "a/é.png": encoded(noise(200)), "b/2.png": b""}
-    data["b/notes.txt"] = b""
-    folder, packed = read(fill(tmp_path / "x", data)), read(zipped(tmp_path / "x.zip", data))
-    assert folder.stored.tolist() == packed.stored.tolist()
-    assert (folder.names, folder.class_names) == (packed.names, packed.class_names)
-    left, right = folder.summary.to_dict(), packed.summary.to_dict()
-    assert left | {"source": ""} == right | {"source": ""}
 
 
 def test_bad_members_are_skipped(tmp_path):

@@ -167,12 +167,8 @@ def test_headers_are_read_as_tarfile_reads_them(tmp_path, form):
 
 
 def test_the_last_of_a_name_counts_and_hidden_members_do_not(tmp_path):
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        for k, name in enumerate(["a.png", ".a.png", "__MACOSX/b.png", "m.run/c.png", "./a.png"]):
-            info = tarfile.TarInfo(name)
-            info.size = len(data := encoded(noise(k)))
-            archive.addfile(info, io.BytesIO(data))
-    found = read(tmp_path / "x.tar")
+    names = ("a.png", ".a.png", "__MACOSX/b.png", "m.run/c.png", "./a.png")
+    found = read(tarred(tmp_path / "x.tar", {n: encoded(noise(k)) for k, n in enumerate(names)}))
     assert found.names == ("a.png",)
     assert found.stored[0, 0].tolist() == np.asarray(noise(4)).tolist()
 

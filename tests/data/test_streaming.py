@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import PIL
 import pytest
-from image_corpus import encoded, fill, noise, zipped
+from image_corpus import encoded, fill, noise, npy, zipped
 
 from diffuse_cli import system
 from diffuse_cli.data import (
@@ -40,12 +39,6 @@ def streamed(source: Path, keep: int = 0, **options: Any) -> tuple[Dataset, Stre
     stream = find_stream(images.stored)
     assert stream is not None
     return images, stream
-
-
-def npy(values: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
 
 
 def corpus() -> dict[str, bytes]:

@@ -122,13 +122,6 @@ def test_a_set_has_the_channels_of_its_richest_image(modes, channels, tmp_path):
     assert same.fingerprint == found.fingerprint
 
 
-def test_padding_is_transparent():
-    values = straight(4)[:, :, :8]
-    asked = ReadSettings(size=(16, 16), fit="pad", background=TEAL, layout="alpha")
-    found = image.read(encode_png(values), asked).values
-    assert found[:, 0, 0].tolist() == [*TEAL, 0]
-
-
 def test_a_palette_with_a_transparent_color():
     picture = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     picture.putpalette([10, 20, 30, 40, 50, 60])

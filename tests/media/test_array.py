@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_corpus import npy
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
@@ -19,12 +20,6 @@ from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 
 DRAW = np.random.default_rng(1)
-
-
-def npy(values: Any, **options: Any) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values, **options)
-    return file.getvalue()
 
 
 def npz(compress: bool = False, **arrays: Any) -> bytes:

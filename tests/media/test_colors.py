@@ -224,18 +224,6 @@ def test_an_image_is_another_one_under_another_profile():
     assert image.read(p3, ReadSettings()).digest == image.read(p3, ReadSettings(size=(5, 5))).digest
 
 
-def test_a_profile_is_tried_once(monkeypatch):
-    made: list[int] = []
-    original = ImageCms.ImageCmsTransform
-    monkeypatch.setattr(
-        ImageCms, "ImageCmsTransform", lambda *a, **o: made.append(1) or original(*a, **o)
-    )
-    profile = icc_profiles.rgb("AdobeRGB", 2.34)  # of no other test
-    for seed in range(5):
-        decode(encoded(noise(seed, mode="RGB"), icc_profile=profile))
-    assert made == [1]
-
-
 # -- blank ones -----------------------------------------------------------------------------------
 
 

@@ -299,8 +299,7 @@ def test_a_model_of_other_limits_is_no_teacher_and_a_beginning_that_is_told(diff
     assert diffuse("distill", "model.safetensors", data, "--steps", 2, "-q").code == 0
     ran = diffuse(
         "train", other, "--init", "model.safetensors", "--steps", 1, "-o", "n.safetensors"
-    )
-    assert ran.code == 0
+    ).ok()
     assert "levels 120 to 2,600 become levels 240 to 5,200" in ran.err
     assert load("n.safetensors").blueprint.space.limits == (240, 5200)
 
@@ -319,26 +318,22 @@ def test_a_run_that_goes_on_keeps_its_levels(diffuse, recipe, limits):
     else:
         (data / "wide.tif").write_bytes(wide)
         Image.new("L", (16, 16), 3).save(data / "eight.png")
-    ran = diffuse(*line, "--resume")
-    assert ran.code == 0, ran.err
+    ran = diffuse(*line, "--resume").ok()
     assert ("outside of the run's 120 to 2,600" in ran.err) == (limits is not None)
     space = load("model.safetensors").blueprint.space
     assert (space.levels, space.limits) == (65_536, limits)
 
 
-def test_psnr_has_the_range_of_the_limits(diffuse, recipe, tmp_path, monkeypatch):
-    spans: list[float] = []
-    known = paired.compute_pixel_metrics
-
-    def likeness(*args: Any) -> Any:
-        spans.append(args[-1])
-        return known(*args)
-
-    monkeypatch.setattr(paired, "compute_pixel_metrics", likeness)
+def test_psnr_has_the_range_of_the_limits(diffuse, recipe, monkeypatch):
+    spans, measure = [], paired.compute_pixel_metrics
+    monkeypatch.setattr(
+        paired, "compute_pixel_metrics", lambda *args: spans.append(args[-1]) or measure(*args)
+    )
+    data = camera(Path("data"), 8)
     line = ("--config", recipe, "--given", "low-res:2", "--steps", 2, "-q")
-    assert diffuse("train", camera(tmp_path / "data", 8), *line).code == 0
+    diffuse("train", data, *line).ok()
     line = ("-n", 4, "--steps", 2, "--metrics", "answers", "-q")
-    assert diffuse("eval", "model.safetensors", tmp_path / "data", *line).code == 0
+    diffuse("eval", "model.safetensors", data, *line).ok()
     assert set(spans) == {2480}
 
 

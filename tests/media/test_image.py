@@ -231,23 +231,18 @@ def test_whatever_pillow_raises_is_a_reason(monkeypatch, where, error, reason):
 
 
 def test_read_image_says_what_is_wrong(tmp_path):
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"hello")
-    good = tmp_path / "good.png"
+    good, fifo, loop, device, huge = (tmp_path / f"{k}.png" for k in "abcde")
     good.write_bytes(encoded(noise(1)))
     image, remarks = read_image(good)
     assert (image.tobytes(), remarks) == (noise(1).tobytes(), ())
-    fifo, loop, device = (tmp_path / f"{name}.png" for name in ("fifo", "loop", "device"))
     os.mkfifo(fifo)
     loop.symlink_to(loop)
     device.symlink_to("/dev/zero")
-    huge = tmp_path / "huge.png"
     with huge.open("wb") as file:
         file.truncate(2**29 + 1)
     cases = {
-        bad: "not an image",
         tmp_path / "none.png": "no such image",
-        bad / "within.png": "no such image",
+        good / "within.png": "no such image",
         tmp_path: "a folder",
         fifo: "not a regular file",
         device: "not a regular file",

@@ -137,30 +137,22 @@ def test_precision_is_not_quoted_where_recall_is_0(recall):
     assert "hardly any variety" in words
 
 
-def test_more_bits_than_storing_takes_are_called_so():
-    worse = {"bits_per_dim": 8.9, "bits_per_dim_standard_error": 0.1}
-    level, words = said("bits per dimension", **worse)
-    assert level == "poor"
-    assert words.startswith("8.90 ± 0.10 is worse than storing the pixels without a model")
-    gap = {"bits_per_dim_gap": 0.0, "bits_per_dim_gap_standard_error": 0.1}
-    kinds = {r.kind for r in remarks(facts(worse | gap, 9, 9, 10, True, 256))}
-    assert "overfitting" not in kinds  # of which there is "no sign", as it predicts neither
-    better = {"bits_per_dim": 8.2, "bits_per_dim_standard_error": 0.1}
-    kinds = {r.kind for r in remarks(facts(better | gap, 9, 9, 10, True, 256))}
-    assert kinds == {"overfitting", "memorization"}
-
-
 @pytest.mark.parametrize(
     ("levels", "bits", "stored"),
-    [(16, 3.6, None), (16, 4.9, "4"), (512, 8.9, None), (None, 9, None)],
-)
-def test_what_storing_takes_is_told_by_the_levels(levels, bits, stored):
-    values = {"bits_per_dim": bits, "bits_per_dim_standard_error": 0.1, "bits_per_dim_gap": 0.0}
-    found = {r.kind: r.says for r in remarks(facts(values, 9, 9, 10, True, levels))}
-    assert ("bits per dimension" in found) == (stored is not None)
-    assert ("overfitting" in found) == (stored is None)
+    [(256, 8.9, "8"), (256, 8.2, None), (16, 3.6, None), (16, 4.9, "4"), (512, 8.9, None),
+     (None, 9, None)],
+)  # fmt: skip
+def test_more_bits_than_storing_takes_are_called_so(levels, bits, stored):
+    """Of overfitting there is no sign to speak of then, as the model predicts neither part."""
+    values = {"bits_per_dim": bits, "bits_per_dim_standard_error": 0.1}
+    gap = {"bits_per_dim_gap": 0.0, "bits_per_dim_gap_standard_error": 0.1}
+    found = {r.kind: r for r in remarks(facts(values | gap, 9, 9, 10, True, levels))}
+    assert {*found} == {"bits per dimension" if stored else "overfitting", "memorization"}
     if stored:
-        assert f"which takes {stored}: " in found["bits per dimension"]
+        remark = found["bits per dimension"]
+        assert remark.level == "poor"
+        assert remark.says.startswith(f"{bits:.2f} ± 0.10 is worse than storing the pixels")
+        assert f"which takes {stored}: " in remark.says
 
 
 def test_a_gap_below_zero_is_not_said_to_be_zero():
