@@ -33,6 +33,8 @@ def run(config: TrainConfig, console: Console) -> None:
         cost = console.follow(estimate(config))
         if processes.rank() == 0:
             console.show(cost.to_dict(), [cost.to_toml().rstrip("\n")])
+            if expectation := cost.describe_expectation():
+                console.say(expectation)
         return
     began = time.monotonic()
     from diffuse_cli.training.loop import fit
@@ -49,6 +51,8 @@ def run(config: TrainConfig, console: Console) -> None:
             console.say(_describe_copies(trained, MEDIA[trained.medium].many))
         if trained.advice:
             console.say(trained.advice)
+        if trained.medium == "image":
+            console.say("What longer runs give: docs/expect.md")
         values = {**vars(trained), "model": str(trained.model), "run": str(trained.run)}
         del values["advice"]
         console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})

@@ -36,6 +36,12 @@ QUICK, WARM_UP, ENOUGH = 3.0, 3, 8
 """Seconds that a measurement may take, first steps that do not count, and steps after which no more
 are needed."""
 
+EXPECTED = (
+    (64, 150_368, "10 minutes of one core"),
+    (64, 1_015_040, "1 hour of one core"),
+)
+"""Runs of docs/expect.md: the side, the images seen and the time."""
+
 SMALL = 64
 """Longest side of samples that `--dry-run` does not compare with half of the size."""
 
@@ -65,6 +71,19 @@ class TrainingEstimate:
     def images_seen(self) -> int:
         """Samples that the run still sees, each time they are seen."""
         return (self.config.num_steps - self.step) * (self.config.batch_size or 0)
+
+    def describe_expectation(self) -> str:
+        """Return the run of docs/expect.md that is most like this one, if it is of color images."""
+        config, side = self.config, max(self.config.size or (1,))
+        if config.medium != "image" or config.channels != 3 or config.given:
+            return ""
+
+        def distance(run: tuple[int, int, str]) -> tuple[float, float]:
+            return abs(math.log(run[0] / side)), abs(math.log(run[1] / max(1, self.images_seen)))
+
+        size, images, words = min(EXPECTED, key=distance)
+        many = f"of {size}x{size} after {images:,} images ({words})"
+        return f"The most similar run in docs/expect.md has samples {many}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
