@@ -2,9 +2,8 @@
 
 Any three entries of different tables meet; all combinations of five would be thousands. With the
 exact denoiser of Gaussian data all targets must agree, on the full process and on a respaced one,
-which is compared with the full one over the same times. With a tiny network the values are not
-known, but shapes and finiteness are. A new entry of a table is met here without touching this
-file.
+which is compared with the full one over the same times. A new entry of a table is met here without
+touching this file.
 """
 
 from __future__ import annotations
@@ -17,11 +16,9 @@ from functools import cache
 import pytest
 import torch
 from covering_array import covering
-from networks import plan
 from oracles import (
     SAID,
     SPREAD,
-    denoiser_with,
     exact_denoise,
     exact_denoiser,
     exact_net,
@@ -44,9 +41,8 @@ from diffuse_cli.core import (
     Denoiser,
     Process,
 )
-from diffuse_cli.core.losses import bound_term, weights
-from diffuse_cli.core.parameterization import STEPWISE, output_channels
-from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core.losses import weights
+from diffuse_cli.core.parameterization import STEPWISE
 from diffuse_cli.core.schedules import zero_terminal_snr
 
 T, N = 30, 6
@@ -74,9 +70,6 @@ def covers(strength: int = 3, **tables: Iterable[str]) -> pytest.MarkDecorator:
     rows = sorted(set(map(tuple, rows)))
     names = ["-".join([*row, "respaced" if respaced else "full"]) for *row, respaced in rows]
     return pytest.mark.parametrize((*tables, "respaced"), rows, ids=names)
-
-
-losses = pytest.mark.parametrize("loss", sorted(LOSSES))
 
 
 # -- losses ---------------------------------------------------------------------------------------
@@ -107,20 +100,12 @@ def errors_and_terms(schedule: str, variance: str, respaced: bool) -> tuple[torc
         if k == 0:
             # beta-tilde of the process's second timestep stands for that of the first.
             lower = full.coefficients(times[1], times[0], like=clean).log_beta_tilde
-            log_var = VARIANCES[variance](_first(full, times, lower, clean), said(variance, x_t))
-            log_var = torch.as_tensor(log_var, dtype=torch.float64)
-            model = type(truth)(mean, log_var)
-            terms.append(model.discrete_nll(clean).mean() / math.log(2))
-        else:
-            model = type(truth)(mean, log_var)
-            terms.append(truth.kl(model).mean() / math.log(2))
+            pair = full.coefficients(t, s, like=clean)._replace(log_beta_tilde=lower)
+            log_var = torch.as_tensor(VARIANCES[variance](pair, said(variance, x_t))).double()
+        model = type(truth)(mean, log_var)
+        nats = model.discrete_nll(clean) if k == 0 else truth.kl(model)
+        terms.append(nats.mean() / math.log(2))
     return torch.stack(errors), torch.stack(terms)
-
-
-def _first(full: Process, times: list, lower: float, like: torch.Tensor):
-    """The coefficients of a process's first step, with its own second timestep's beta-tilde."""
-
-    return full.coefficients(times[0], -1, like=like)._replace(log_beta_tilde=lower)
 
 
 def factor(schedule: str, target: str, respaced: bool) -> torch.Tensor:
@@ -137,30 +122,22 @@ def factor(schedule: str, target: str, respaced: bool) -> torch.Tensor:
 
 
 @covers(loss=sorted(LOSSES))
-def test_a_loss_in_float32_is_that_in_float64(schedule, target, variance, respaced, loss):
-    denoiser = denoiser_of(schedule, target, variance, respaced)
-    size = denoiser.process.num_timesteps
-    x0, noise = drawn(size)
-    found = LOSSES[loss](denoiser, x0.float(), torch.arange(size), noise.float())
-    precise = LOSSES[loss](denoiser, x0, torch.arange(size), noise)
-    assert found.shape == (size,)
-    assert found.dtype == torch.float32
-    assert torch.allclose(found.double(), precise, rtol=1e-3, atol=1e-6)
-
-
-@covers(loss=["simple", "vlb", "hybrid"])
 def test_a_loss_is_that_of_the_exact_denoiser(schedule, target, variance, respaced, loss):
     denoiser = denoiser_of(schedule, target, variance, respaced)
     size = denoiser.process.num_timesteps
     x0, noise = drawn(size)
+    precise = LOSSES[loss](denoiser, x0, torch.arange(size), noise)
     errors, terms = errors_and_terms(schedule, variance, respaced)
     simple = errors * factor(schedule, target, respaced)
     known = {"simple": simple, "vlb": terms, "hybrid": simple + size / 1000 * terms}
-    found = LOSSES[loss](denoiser, x0, torch.arange(size), noise)
-    assert torch.allclose(found, known[loss], rtol=1e-6, atol=1e-9)
+    if loss in known:
+        assert torch.allclose(precise, known[loss], rtol=1e-6, atol=1e-9)
+    found = LOSSES[loss](denoiser, x0.float(), torch.arange(size), noise.float())
+    assert (found.shape, found.dtype) == ((size,), torch.float32)
+    assert torch.allclose(found.double(), precise, rtol=1e-3, atol=1e-6)
 
 
-@losses
+@pytest.mark.parametrize("loss", sorted(LOSSES))
 @pytest.mark.parametrize("target", list(TARGETS))
 @pytest.mark.parametrize("change", [0.8, 1.25])
 def test_no_network_has_a_smaller_loss_than_the_best(loss, target, change):
@@ -281,56 +258,6 @@ def test_a_sampler_takes_the_times_of_every_spacing(sampler: str, spacing: str, 
     assert float((found - exact).abs().max() / exact.abs().max()) < 1e-3
 
 
-# -- a network ------------------------------------------------------------------------------------
-
-
-@cache
-def tiny(variance: str) -> torch.nn.Module:
-    torch.manual_seed(0)
-    made = plan(
-        size=(4, 4),
-        channels=1,
-        out_channels=output_channels(variance, 1),
-        width=8,
-        groups=4,
-        multipliers=(1,),
-        blocks=1,
-        attention=(),
-    )
-    net = made.build().eval().requires_grad_(False)
-    torch.nn.init.normal_(net.conv_out.weight, std=0.05)
-    return net
-
-
-def network_of(schedule: str, target: str, variance: str, respaced: bool) -> Denoiser:
-    denoiser = denoiser_with(tiny(variance), process_of(schedule, T), target, variance)
-    return denoiser.respaced(denoiser.process.times(N)) if respaced else denoiser
-
-
-@covers(strength=2, loss=LOSSES)
-def test_a_network_has_a_finite_loss(schedule, target, variance, respaced, loss):
-    denoiser = network_of(schedule, target, variance, respaced)
-    size = denoiser.process.num_timesteps
-    x0 = torch.rand(size, 1, 4, 4, generator=generator(1)) * 2 - 1
-    noise = torch.randn(x0.shape, generator=generator(2))
-    found = LOSSES[loss](denoiser, x0, torch.arange(size), noise)
-    assert found.shape == (size,)
-    assert bool(found.isfinite().all())
-
-
-@covers(strength=2, sampler=SAMPLERS)
-def test_a_network_makes_finite_images(schedule, target, variance, respaced, sampler):
-    denoiser = network_of(schedule, target, variance, respaced)
-    steps = denoiser.process.times(N)
-    x = torch.randn(2, 1, 4, 4, generator=generator(1))
-    states = list(
-        SAMPLERS[sampler](denoiser, denoiser.process, x, steps, noise=lambda k: (-1) ** k * x)
-    )
-    assert len(states) == len(steps)
-    assert all(state.x.shape == x.shape for state in states)
-    assert bool(states[-1].x.isfinite().all())
-
-
 # -- zero SNR -------------------------------------------------------------------------------------
 
 
@@ -349,20 +276,3 @@ def test_at_zero_snr_the_targets_agree_too(schedule, target, variance, sampler):
         SAMPLERS[sampler](denoiser, process, x.float(), times, noise=lambda k: draws[k].float())
     )
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-3
-
-
-@pytest.mark.parametrize("variance", list(VARIANCES))
-@pytest.mark.parametrize("schedule", list(SCHEDULES))
-def test_only_eps_at_zero_snr_is_refused_and_says_why(schedule: str, variance: str):
-    process = Process(zero_terminal_snr(SCHEDULES[schedule](T)))
-    with pytest.raises(InvalidArgument, match="undefined where the signal-to-noise ratio is 0"):
-        Denoiser(None, process, "eps", variance)
-
-
-def test_the_term_of_the_bound_is_the_loss():
-    """`bound_term` is what `vlb` and `bits_per_dim` share."""
-    denoiser = denoiser_of("cosine", "v", "learned", False)
-    x0, noise = drawn(1)
-    x_t = denoiser.process.diffuse(x0, 7, noise)
-    term = bound_term(denoiser.process, denoiser(x_t, 7), x0, x_t, 7)
-    assert torch.allclose(term, LOSSES["vlb"](denoiser, x0, torch.tensor([7]), noise))

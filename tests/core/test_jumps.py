@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from oracles import exact_denoise, gain, generator, mixture_denoise, process_of
+from oracles import exact_denoise, generator, mixture_denoise, process_of
 
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.inpainting import Segment, count_steps, sample_with_jumps, split_path
@@ -105,14 +105,3 @@ def test_jumps_leave_the_distribution_of_the_data(sampler: str):
     )
     assert jumping < max(2 * straight, 0.002)
     assert finer < max(jumping / 2, 0.002)
-
-
-def test_a_jump_from_one_level_has_the_spread_of_the_other():
-    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    for s, t in ((-1, 300), (100, 101), (100, 999)):
-        up = COSINE.transition(x, s, t)
-        alpha, sigma = COSINE.alpha_sigma(t, like=x)
-        at_s = 0.25 if s < 0 else COSINE.alpha_bar(s) * 0.25 + 1 - COSINE.alpha_bar(s)
-        variance = float(up.mean) ** 2 * at_s + float(up.log_var.exp())
-        assert variance == pytest.approx(alpha**2 * 0.25 + sigma**2, rel=1e-12)
-    assert gain(1.0, 0.0) == 1

@@ -14,10 +14,8 @@ from oracles import (
     generator,
     posterior_coefficients,
     process_of,
-    said,
     zero_snr,
 )
-from torch.distributions import Normal, kl_divergence
 
 from diffuse_cli.core import LOSSES, TARGETS, VARIANCES, WEIGHTINGS, Denoiser, Process, losses
 from diffuse_cli.core.losses import weights
@@ -50,43 +48,6 @@ def test_simple_is_the_mean_squared_error_of_the_target(target: str):
         a, b = TARGETS[target](alpha, sigma, *posterior_coefficients(FULL, i))
         expected.append(((wrong[i] - a * x0[i] - b * noise[i]) ** 2).mean())
     assert torch.allclose(LOSSES["simple"](denoiser, x0, t, noise), torch.stack(expected))
-
-
-@pytest.mark.parametrize("target", list(TARGETS))
-def test_simple_over_the_targets_factor_is_the_error_of_the_image(target: str):
-    """All targets agree on the exact denoiser's error in x_0."""
-    t = torch.arange(50)
-    x0, noise = batch(50, 1) / 2, batch(50, 2)
-    loss = LOSSES["simple"](exact_denoiser(FULL, target), x0, t, noise)
-    for i in range(50):
-        alpha, sigma = FULL.alpha_sigma(i, like=x0)
-        a, b = TARGETS[target](alpha, sigma, *posterior_coefficients(FULL, i))
-        guess = gain(alpha, sigma) * (alpha * x0[i] + sigma * noise[i])
-        expected = (a - b * alpha / sigma) ** 2 * ((guess - x0[i]) ** 2).mean()
-        assert float(loss[i]) == pytest.approx(float(expected), rel=1e-7)
-
-
-@pytest.mark.parametrize("variance", list(VARIANCES))
-@pytest.mark.parametrize("respaced", [False, True])
-def test_vlb_is_the_divergence_of_the_reverse_step_in_bits(variance: str, respaced: bool):
-    denoiser = exact_denoiser(FULL, "v", variance)
-    if respaced:
-        denoiser = denoiser.respaced(RESPACED)
-    process = denoiser.process
-    t = torch.arange(1, process.num_timesteps)
-    x0, noise = batch(len(t), 1) / 2, batch(len(t), 2)
-    loss = LOSSES["vlb"](denoiser, x0, t, noise)
-    for k, i in enumerate(t.tolist()):
-        alpha, sigma = process.alpha_sigma(i, like=x0)
-        x_t = alpha * x0[k] + sigma * noise[k]
-        c1, c2 = posterior_coefficients(process, i)
-        pair = process.coefficients(i, like=x0)
-        log_var = VARIANCES[variance](pair, said(variance, x_t))
-        std = (torch.as_tensor(log_var, dtype=x_t.dtype) / 2).exp()
-        model = Normal(c1 * gain(alpha, sigma) * x_t + c2 * x_t, std)
-        truth = Normal(c1 * x0[k] + c2 * x_t, math.exp(pair.log_beta_tilde / 2))
-        expected = float(kl_divergence(truth, model).mean()) / math.log(2)
-        assert float(loss[k]) == pytest.approx(expected, rel=1e-7), i
 
 
 @pytest.mark.parametrize("variance", list(VARIANCES))
@@ -130,16 +91,16 @@ def test_vlb_is_not_clipped():
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_conditions_reach_the_network_and_the_loss_can_be_trained(loss: str):
+def test_conditions_reach_the_network_once_and_the_loss_can_be_trained(loss: str):
     slope = torch.tensor(0.5, requires_grad=True)
     seen = []
 
     def net(x, t, **cond):
         seen.append(cond)
-        return slope * x
+        return torch.cat([slope * x, x], 1)
 
     label = torch.arange(3)
-    denoiser = Denoiser(net, FULL, "v")
+    denoiser = Denoiser(net, FULL, "v", "learned")
     value = LOSSES[loss](denoiser, levels(3), torch.tensor([0, 4, 49]), batch(3), label=label)
     value.mean().backward()
     assert seen == [{"label": label}]
@@ -153,6 +114,7 @@ def test_hybrid_is_simple_and_a_thousandth_of_the_bound(variance: str):
     weight = torch.tensor([0.5, 2.0, 0.0, 3.0], dtype=torch.float64)
     denoiser = exact_denoiser(FULL, "v", variance)
     simple, vlb = (LOSSES[name](denoiser, x0, t, noise) for name in ("simple", "vlb"))
+    assert torch.equal(LOSSES["simple"](denoiser, x0, t, noise, weight), weight * simple)
     found = LOSSES["hybrid"](denoiser, x0, t, noise, weight)
     assert torch.allclose(found, weight * simple + 50 / 1000 * vlb, rtol=1e-12)
 
@@ -178,25 +140,6 @@ def test_in_hybrid_the_bound_teaches_the_variance_and_not_the_mean(target: str):
     assert float(hybrid[1]) == pytest.approx(50 / 1000 * float(vlb[1]), rel=1e-12)
     assert float(vlb[1]) != 0
     assert float(vlb[0]) != 0
-
-
-def test_hybrid_asks_the_network_once():
-    calls = []
-
-    def net(x, shown):
-        calls.append(len(x))
-        return torch.cat([x, x], 1)
-
-    LOSSES["hybrid"](Denoiser(net, FULL, "v", "learned"), levels(3), torch.arange(3), batch(3))
-    assert calls == [3]
-
-
-def test_weight_is_multiplied_as_it_is():
-    denoiser = exact_denoiser(FULL, "v")
-    x0, noise, t = levels(3), batch(3), torch.tensor([0, 4, 49])
-    weight = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)
-    plain = LOSSES["simple"](denoiser, x0, t, noise)
-    assert torch.equal(LOSSES["simple"](denoiser, x0, t, noise, weight), plain * weight)
 
 
 # -- weightings -----------------------------------------------------------------------------------
@@ -230,21 +173,6 @@ def test_a_weighting_is_divided_by_the_targets_factor(name: str, target: str):
     divisor = DIVISORS[target](snr, first_coefficients(process))
     assert found.dtype == torch.float64
     assert torch.allclose(found, WEIGHTINGS[name](snr) / divisor, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", list(WEIGHTINGS))
-@pytest.mark.parametrize("target", list(DIVISORS))
-def test_weighted_simple_is_the_weighted_error_of_the_image(name: str, target: str):
-    """Under `none` that weight is the target's own factor."""
-    t = torch.arange(50)
-    x0, noise = batch(50, 1) / 2, batch(50, 2)
-    w = weights(name, exact_denoiser(FULL, target))
-    loss = LOSSES["simple"](exact_denoiser(FULL, target), x0, t, noise, w)
-    error = LOSSES["simple"](exact_denoiser(FULL, "x0"), x0, t, noise)
-    snr = snr_of(FULL)
-    own = DIVISORS[target](snr, first_coefficients(FULL))
-    expected = own if name == "none" else WEIGHTINGS[name](snr)
-    assert torch.allclose(loss, expected * error, rtol=1e-6)
 
 
 def test_min_snr_has_the_published_digits():
