@@ -104,17 +104,13 @@ def test_eps_alone_is_refused_at_zero_snr():
     Denoiser(lambda x, t: x, zero_snr(100).respaced(range(99)), "eps")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("target", list(TARGETS))
 @pytest.mark.parametrize("t", [5, 5.5, torch.tensor([0, 9, 49])], ids=str)
-def test_predictions_have_the_dtype_of_the_images(target: str, dtype: torch.dtype, t):
-    prediction = exact_denoiser(FULL, target)(images(dtype=dtype), t)
-    assert prediction.x0.dtype == prediction.eps.dtype == dtype
-
-
-def test_a_network_in_bfloat16_is_read_in_the_dtype_of_the_images():
-    denoiser = Denoiser(lambda x, t: x.bfloat16(), FULL, "v")
-    assert denoiser(images(dtype=torch.float32), 5).x0.dtype == torch.float32
+def test_predictions_have_the_dtype_of_the_images(t):
+    nets = {target: exact_net(FULL, target) for target in TARGETS}
+    for target, net in [*nets.items(), ("v", lambda x, t: x.bfloat16())]:
+        for dtype in (torch.float64, torch.float32):
+            prediction = Denoiser(net, FULL, target)(images(dtype=dtype), t)
+            assert prediction.x0.dtype == prediction.eps.dtype == dtype
 
 
 @pytest.mark.parametrize(

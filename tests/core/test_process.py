@@ -69,21 +69,6 @@ def test_the_posterior_of_clean_data_is_the_clean_data(t: int):
     assert float(posterior.log_var) == FULL.coefficients(1, 0, like=x0).log_beta_tilde
 
 
-def test_steps_compose():
-    """Going from s to t in one step or in several is the same Gaussian."""
-    like = images()
-    for s, m, t in [(3, 10, 40), (0, 1, 2), (5, 48, 49)]:
-        first, second = (
-            FULL.coefficients(m, s, like=like),
-            FULL.coefficients(t, m, like=like),
-        )
-        keep = 1 - math.exp(second.log_beta)
-        variance = keep * math.exp(first.log_beta) + math.exp(second.log_beta)
-        assert math.log(variance) == pytest.approx(
-            FULL.coefficients(t, s, like=like).log_beta, abs=1e-9
-        )
-
-
 def test_the_prior_is_the_last_forward_gaussian():
     x0 = images()
     prior = FULL.prior(x0)
@@ -96,30 +81,31 @@ def test_the_prior_is_the_last_forward_gaussian():
 
 @pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_int_float_and_tensor_times_agree(t: int, s: int):
+    """Without a second time, it is the timestep before."""
     like = images(dtype=torch.float64)
     expected = numbers(FULL.coefficients(t, s, like=like))
     times = torch.full((4,), t), torch.full((4,), s)
-    for pair in (
-        FULL.coefficients(*times, like=like),
-        FULL.coefficients(times[0], s, like=like),
-    ):
-        for column, value in zip(pair, expected, strict=True):
+    tables = [FULL.coefficients(*times, like=like), FULL.coefficients(times[0], s, like=like)]
+    floats = [FULL.coefficients(float(t), float(s), like=like)]
+    if s == t - 1:
+        assert numbers(FULL.coefficients(t, like=like)) == expected
+        tables.append(FULL.coefficients(times[0], like=like))
+        floats.append(FULL.coefficients(float(t), like=like))
+    for table in tables:
+        for column, value in zip(table, expected, strict=True):
             assert column.shape in [(4, 1, 1, 1), (1, 1, 1, 1)]
             assert torch.allclose(column, torch.tensor(value, dtype=torch.float64), rtol=1e-12)
-    assert numbers(FULL.coefficients(float(t), float(s), like=like)) == pytest.approx(
-        expected, rel=1e-12
-    )
+    for found in floats:
+        assert numbers(found) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("t", [0, 1, 25, 49])
-def test_the_table_is_the_step_to_the_timestep_before(t: int):
-    like = images(dtype=torch.float64)
-    expected = numbers(FULL.coefficients(t, t - 1, like=like))
-    assert numbers(FULL.coefficients(t, like=like)) == expected
-    assert numbers(FULL.coefficients(float(t), like=like)) == pytest.approx(expected, rel=1e-12)
-    table = FULL.coefficients(torch.full((4,), t), like=like)
-    for column, value in zip(table, expected, strict=True):
-        assert torch.allclose(column, torch.tensor(value, dtype=torch.float64), rtol=1e-12)
+@pytest.mark.parametrize("process", [FULL, RESPACED], ids=["full", "respaced"])
+def test_a_float_time_of_integer_value_is_the_integer(process: Process):
+    x0 = images()
+    for t in range(process.num_timesteps):
+        assert process.log_snr(float(t)) == process.log_snr(t)
+        assert process.alpha_bar(float(t)) == process.alpha_bar(t) == bar(process, t)
+        assert torch.equal(process.time_input(float(t), like=x0), process.time_input(t, like=x0))
 
 
 def test_a_mixed_batch_of_times_is_each_image_alone():
@@ -134,18 +120,6 @@ def test_a_mixed_batch_of_times_is_each_image_alone():
         expected = FULL.diffuse(x0[i : i + 1], int(t[i]), x_t[i : i + 1])
         assert torch.allclose(diffused[i], expected[0], rtol=1e-12)
     assert FULL.log_snr(t).tolist() == [FULL.log_snr(int(v)) for v in t]
-
-
-@pytest.mark.parametrize("process", [FULL, RESPACED], ids=["full", "respaced"])
-def test_a_float_time_of_integer_value_is_the_integer(process: Process):
-    x0, noise = images(seed=1), images(seed=2)
-    for t in range(process.num_timesteps):
-        assert process.log_snr(float(t)) == process.log_snr(t)
-        assert process.alpha_bar(float(t)) == process.alpha_bar(t) == bar(process, t)
-        assert torch.equal(process.time_input(float(t), like=x0), process.time_input(t, like=x0))
-        assert torch.allclose(
-            process.diffuse(x0, float(t), noise), process.diffuse(x0, t, noise), rtol=1e-12
-        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -179,21 +153,14 @@ def test_the_timestep_shown_is_interpolated_too():
     assert process.time_input(torch.tensor([999]), like=like.bfloat16()).tolist() == [999]
 
 
-def test_the_last_log_snrs_are_those_published():
-    assert process_of("cosine", 1000).log_snr(999) == pytest.approx(-19.836, abs=5e-4)
-    assert process_of("linear", 1000).log_snr(999) == pytest.approx(-10.118, abs=5e-4)
-
-
 # -- clean data is never an index -----------------------------------------------------------------
 
 
-def test_clean_data_has_alpha_bar_one():
-    assert FULL.alpha_bar(-1) == 1
-    assert FULL.coefficients(10, -1, like=images()).sigma_s == 0
-
-
-def test_a_negative_time_never_reads_the_last_timestep():
+def test_a_time_outside_of_the_process_is_an_index_error():
     x0, noise = images(seed=1), images(seed=2)
+    for t in (T, T + 5, torch.tensor([0, 0, 0, T])):
+        with pytest.raises(IndexError):
+            FULL.diffuse(x0, t, noise)
     for t in (-1, torch.tensor([3, -1, 2, 0])):
         with pytest.raises(IndexError):
             FULL.diffuse(x0, t, noise)
@@ -205,12 +172,12 @@ def test_a_negative_time_never_reads_the_last_timestep():
             FULL.time_input(t, like=x0)
     assert FULL.log_snr(-1) == math.inf
     assert FULL.log_snr(torch.tensor([0, -1])).tolist() == [FULL.log_snr(0), math.inf]
-
-
-@pytest.mark.parametrize("t", [T, T + 5, torch.tensor([0, 0, 0, T])])
-def test_a_time_beyond_the_last_is_an_index_error(t):
+    assert FULL.alpha_bar(-1) == 1
+    assert FULL.coefficients(10, -1, like=images()).sigma_s == 0
+    assert zero_snr(100).log_snr(99.5) == -math.inf
+    assert FULL.log_snr(T - 0.5) == FULL.log_snr(T - 1)
     with pytest.raises(IndexError):
-        FULL.diffuse(images(), t, images())
+        FULL.log_snr(T + 0.5)
 
 
 def test_the_step_from_between_two_timesteps_ends_at_the_lower_one():
@@ -230,22 +197,11 @@ def test_the_dtype_of_the_images_stays(dtype: torch.dtype, t):
     assert FULL.diffuse(x0, t, x0).dtype == dtype
     assert FULL.posterior(x0, x0, t).mean.dtype == dtype
     assert FULL.prior(x0).mean.dtype == dtype
-
-
-def test_tables_of_different_dtypes_do_not_mix():
-    process = process_of("linear", T)
-    t = torch.tensor([1])
-    for dtype in (torch.float32, torch.float64, torch.float32):
-        assert process.coefficients(t, like=torch.zeros(1, dtype=dtype)).alpha.dtype == dtype
-    exact = process.coefficients(1, like=torch.zeros(1, dtype=torch.float64)).alpha
-    assert float(process.coefficients(t, like=torch.zeros(1, dtype=torch.float64)).alpha) == exact
-
-
-def test_public_tensors_are_float64():
-    for process in (FULL, RESPACED, Process(torch.tensor([0.1, 0.2]))):
-        for values in (process.betas, process.alpha_bars, process.timesteps):
-            assert values.dtype == torch.float64
-            assert values.shape == (process.num_timesteps,)
+    process, time = process_of("linear", T), torch.tensor([1])
+    for kind in (dtype, torch.float64, dtype):
+        assert process.coefficients(time, like=torch.zeros(1, dtype=kind)).alpha.dtype == kind
+    for values in (FULL.betas, RESPACED.alpha_bars, process.timesteps):
+        assert values.dtype == torch.float64
 
 
 # -- respacing ------------------------------------------------------------------------------------
@@ -260,8 +216,9 @@ def test_the_network_is_shown_thousandths_of_the_way(size: int):
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace", "karras"])
 def test_a_respaced_process_is_the_full_one_at_those_times(spacing: str):
     times = FULL.times(10, spacing)
-    respaced = FULL.respaced(times)
     rising = sorted(times)
+    respaced = FULL.respaced(times)
+    assert torch.equal(respaced.alpha_bars, FULL.respaced(rising).alpha_bars)
     assert respaced.num_timesteps == 10
     for i, t in enumerate(rising):
         assert respaced.alpha_bar(i) == pytest.approx(FULL.alpha_bar(t), rel=1e-12)
@@ -272,20 +229,11 @@ def test_a_respaced_process_is_the_full_one_at_those_times(spacing: str):
             assert numbers(respaced.coefficients(i, like=like)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_order_of_the_times_is_of_no_matter():
-    assert torch.equal(FULL.respaced([40, 3, 17]).alpha_bars, FULL.respaced([3, 17, 40]).alpha_bars)
-
-
 def test_respacing_twice_keeps_what_the_network_is_shown():
     once = FULL.respaced([4, 9, 20, 35, 49])
     twice = once.respaced([1, 3])
     assert twice.timesteps.tolist() == [180, 700]
     assert twice.alpha_bars.tolist() == pytest.approx([bar(FULL, 9), bar(FULL, 35)])
-
-
-def test_all_times_is_the_process_itself():
-    same = FULL.respaced(range(T))
-    assert torch.allclose(same.betas, FULL.betas, rtol=1e-10)
 
 
 # -- zero terminal SNR ----------------------------------------------------------------------------
@@ -336,13 +284,6 @@ def test_between_the_last_two_timesteps_of_zero_snr_nothing_of_the_image_is_left
         process.respaced([3, 98.5, 99])
 
 
-def test_a_time_after_the_last_never_becomes_nan():
-    assert zero_snr(100).log_snr(99.5) == -math.inf
-    assert FULL.log_snr(T - 0.5) == FULL.log_snr(T - 1)
-    with pytest.raises(IndexError):
-        FULL.log_snr(T + 0.5)
-
-
 def test_a_level_that_is_hardly_there_does_not_overflow():
     process = Process([0.999] * 103)
     assert process.log_snr(102) < -710
@@ -360,9 +301,6 @@ def test_a_level_that_is_hardly_there_does_not_overflow():
 def test_betas_outside_their_range_are_refused(betas):
     with pytest.raises(InvalidArgument):
         Process(betas)
-
-
-def test_a_time_cannot_be_chosen_twice():
     with pytest.raises(InvalidArgument):
         FULL.respaced([3, 3, 5])
 
@@ -375,13 +313,6 @@ def test_the_timesteps_from_a_log_snr_on_are_those_of_no_more():
         assert FULL.from_log_snr(level - 1e-9) == min(t + 2, T), "the next lower one, if any is"
     assert FULL.from_log_snr(math.inf) == 1
     assert FULL.from_log_snr(-math.inf) == T
-
-
-def test_one_timestep_is_a_process():
-    process = Process([0.5])
-    x = images()
-    assert torch.allclose(process.posterior(x, x * 0, 0).mean, x)
-    assert process.times(1) == [0]
 
 
 @pytest.mark.parametrize("tensors", [False, True])

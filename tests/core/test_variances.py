@@ -67,10 +67,6 @@ def test_a_learned_variance_differs_by_pixel():
         assert torch.allclose(found[i], expected, rtol=1e-10)
 
 
-def test_the_network_puts_out_as_many_channels_again_for_a_learned_variance():
-    assert [output_channels(name, 3) for name in ("small", "large", "learned")] == [3, 3, 6]
-
-
 @pytest.mark.parametrize("name", list(VARIANCES))
 def test_after_respacing_it_follows_the_respaced_betas(name: str):
     full = process_of("cosine", 50)
