@@ -122,21 +122,22 @@ FORMS = ["mask:half", "low-res:2", "grey", "mask:half+noise:0.2", "blur:0.7+nois
          "noise:0.3"]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", [*FORMS, "mask:random", "mask:box", "downsample-channels:2"])
-def test_mmps_has_the_mean_of_the_posterior_and_comes_to_its_covariance(form: str):
-    off, few = errors("mmps", form, "ddim", 12)
-    off_many, many = errors("mmps", form, "ddim", 48)
-    assert max(off, off_many) < 2e-4
-    assert many < 0.4 * few < 0.15
-
-
-@pytest.mark.parametrize("process", [FLOW, zero_snr()], ids=["flow", "zero-snr"])
-@pytest.mark.parametrize("form", FORMS)
-def test_mmps_has_the_mean_of_the_posterior_from_snr_0_on(form: str, process: Process):
+@pytest.mark.parametrize(
+    ("form", "process", "within"),
+    [
+        *((form, COSINE, 2e-4) for form in FORMS),
+        *((form, FLOW, 1e-5) for form in FORMS),
+        ("mask:half+noise:0.2", zero_snr(), 1e-5),
+        *((form, COSINE, 2e-4) for form in ("mask:random", "mask:box", "downsample-channels:2")),
+    ],
+)
+def test_mmps_has_the_mean_of_the_posterior_and_comes_to_its_covariance(form, process, within):
+    """Also from a start without signal."""
     off, few = errors("mmps", form, "ddim", 12, process=process)
     off_many, many = errors("mmps", form, "ddim", 48, process=process)
-    assert max(off, off_many) < 1e-5
+    assert max(off, off_many) < within
     assert many < 0.4 * few
+    assert few < 0.375 or process is not COSINE
 
 
 @methods
@@ -169,14 +170,6 @@ def test_the_weight_of_y_is_that_of_bayes(form: str, sigma: float):
         wanted = y @ (matrix.mT @ inside @ matrix @ torch.linalg.pinv(matrix)).mT
         found = a.weigh(y.reshape(2, *shape), variance, sigma).flatten(1)
         assert torch.allclose(found, wanted, atol=1e-8 * float(wanted.abs().max()))
-
-
-@pytest.mark.parametrize("method", list(RESTORATIONS))
-def test_a_restoration_can_be_sampled(method: str):
-    a, _, y = degraded("low-res:2")
-    denoise = RESTORATIONS[method](gaussian_denoise(COSINE, MEAN, COVARIANCE), COSINE, a, y)
-    x = torch.randn(1, *SHAPE, generator=generator(5), dtype=torch.float64)
-    assert sample(denoise, x.shape, steps=4, noise=x).shape == x.shape
 
 
 @pytest.mark.parametrize("method", ["pigdm", "mmps"])
@@ -283,31 +276,21 @@ def test_samples_of_a_batch_do_not_know_each_other(method: str):
 
 @methods
 @pytest.mark.parametrize("form", [kind.EXAMPLE for kind in DEGRADATIONS.values()])
-def test_it_works_where_no_gradient_is_kept_and_at_snr_0(method: str, form: str):
-    process = zero_snr()
-    weight = torch.nn.Parameter(torch.tensor(0.3))
-    denoiser = Denoiser(lambda x, t: weight * x.tanh(), process, "v")
-    a = parse(form).fit_shape((2, 4, 4))
-    x = torch.randn(2, 2, 4, 4, generator=generator(1))
-    y = a.apply(0.3 * x.flip(0))
-    with torch.no_grad():
-        wrapped = clip(RESTORATIONS[method](denoiser, process, a, y), process)
-        *_, state = SAMPLERS["ddpm"](wrapped, process, x, process.times(5), noise=lambda k: x)
-    assert bool(state.x.isfinite().all())
-    assert weight.grad is None
-
-
-@methods
-@pytest.mark.parametrize("form", [kind.EXAMPLE for kind in DEGRADATIONS.values()])
-def test_it_reads_nothing_back(method: str, form: str):
-    with torch.device("meta"):
-        layer = torch.nn.Conv2d(2, 2, 1)
-        x = torch.zeros(2, 2, 4, 4)
-    denoiser = Denoiser(lambda x, t: layer(x), COSINE, "v")
-    a = parse(form).fit_shape((2, 4, 4))
-    wrapped = RESTORATIONS[method](denoiser, COSINE, a, a.apply(x))
-    *_, state = SAMPLERS["unipc"](wrapped, COSINE, x, COSINE.times(4), noise=lambda k: x)
-    assert state.x.is_meta
+def test_it_works_where_no_gradient_is_kept_and_at_snr_0_and_reads_nothing_back(
+    method: str, form: str
+):
+    process, a = zero_snr(), parse(form).fit_shape((2, 4, 4))
+    for device in ("cpu", "meta"):
+        weight = torch.nn.Parameter(torch.tensor(0.3, device=device))
+        denoiser = Denoiser(lambda x, t, w=weight: w * x.tanh(), process, "v")
+        x = torch.randn(2, 2, 4, 4, generator=generator(1)).to(device)
+        y = a.apply(0.3 * x.flip(0))
+        with torch.no_grad():
+            wrapped = clip(RESTORATIONS[method](denoiser, process, a, y), process)
+            made = sample(wrapped, x.shape, steps=5, sampler="ddpm", noise=x)
+        assert made.is_meta or bool(made.isfinite().all())
+        assert made.shape == x.shape
+        assert weight.grad is None
 
 
 @methods

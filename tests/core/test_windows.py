@@ -23,26 +23,8 @@ def large(*whole, batch=2, channels=1):
     return torch.randn(batch, channels, *whole, generator=generator(), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("whole", [(4,), (9, 4), (7, 4, 5)], ids=str)
-@pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.9])
-def test_windows_cover_all_from_edge_to_edge_and_overlap(monkeypatch, whole, overlap):
-    monkeypatch.setattr("diffuse_cli.core.tiling.OVERLAP", overlap)
-    side = 4
-    tiling = Tiling(whole, (side,) * len(whole))
-    covered = torch.zeros(1, 1, *whole)
-    for place in tiling.windows:
-        assert covered[place].shape[2:] == tiling.size
-        covered[place] += 1
-    assert int(covered.min()) == 1
-    for axis, length in enumerate(whole):
-        starts = tiling.starts(axis)
-        assert (starts[0], starts[-1]) == (0, length - side)
-        steps = [b - a for a, b in itertools.pairwise(starts)]
-        assert all(0 < step <= max(1, side * (1 - overlap)) for step in steps)
-
-
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.75, 0.9])
-def test_windows_have_no_gaps_at_any_size(monkeypatch, overlap):
+def test_windows_have_no_gaps_at_any_size_and_are_as_few_as_possible(monkeypatch, overlap):
     monkeypatch.setattr("diffuse_cli.core.tiling.OVERLAP", overlap)
     for side, span in itertools.product(range(1, 25), range(60)):
         starts = Tiling((side + span,), (side,)).starts(0)
@@ -51,6 +33,12 @@ def test_windows_have_no_gaps_at_any_size(monkeypatch, overlap):
         assert (starts[0], starts[-1]) == (0, span)
         assert all(0 < step <= stride for step in steps), (side, span)
         assert len(starts) == 1 + math.ceil(span / stride)
+    for whole in ((4,), (9, 4), (7, 4, 5)):
+        tiling, covered = Tiling(whole, (4,) * len(whole)), torch.zeros(1, 1, *whole)
+        for place in tiling.windows:
+            assert covered[place].shape[2:] == tiling.size
+            covered[place] += 1
+        assert int(covered.min()) == 1
 
 
 @pytest.mark.parametrize("block", [2, 3, 4, 8])
@@ -59,14 +47,6 @@ def test_windows_begin_where_a_block_does(block):
     for side, whole in itertools.product((2 * block, 4 * block, 6 * block), range(1, 60)):
         if whole * block >= side:
             assert not any(k % block for k in Tiling((whole * block,), (side,)).starts(0))
-
-
-def test_windows_are_as_few_as_the_overlap_allows(monkeypatch):
-    assert Tiling((64,), (32,)).starts(0) == [0, 16, 32]
-    assert Tiling((32,), (32,)).starts(0) == [0]
-    monkeypatch.setattr("diffuse_cli.core.tiling.OVERLAP", 0)
-    assert Tiling((64,), (32,)).starts(0) == [0, 32]
-    assert Tiling((65,), (32,)).starts(0) == [0, 16, 33]
 
 
 @pytest.mark.parametrize("whole", [(3, 8), (8,), (4, 8, 8)], ids=str)
@@ -146,15 +126,23 @@ def test_windows_are_told_their_own_condition():
     assert counts == [4] * 6  # 12 windows of 2 samples
 
 
-def test_64_windows_are_predicted_at_a_time_by_default():
+@pytest.mark.parametrize(
+    ("whole", "gradient", "parts"), [(300, False, [64] * 4 + [42]), (6, True, [4])]
+)
+def test_64_windows_are_predicted_at_a_time_by_default_and_a_single_part_once(
+    whole, gradient, parts
+):
     counts = []
 
     def net(x, t):
         counts.append(len(x))
-        return x
+        return mixed(x, t)
 
-    tile_network(net, (4,))(large(300), torch.zeros(2))
-    assert counts == [64] * 4 + [42]
+    x = large(whole).requires_grad_(gradient)
+    merged = tile_network(net, (4,))(x, torch.zeros(2))
+    if gradient:
+        merged.sum().backward()
+    assert counts == parts
 
 
 def mixed(x, t, *, given=0):
@@ -190,6 +178,11 @@ def test_parts_change_neither_the_estimate_nor_its_gradient(room):
                 torch.testing.assert_close(
                     found, torch.autograd.grad(wanted, theirs, cotangent, retain_graph=True)[0]
                 )
+    weights = [torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    for weight, most in zip(weights, (room, 64), strict=True):
+        net = tile_network(lambda x, t, w=weight: mixed(w * x, t), (4, 4), room=lambda m=most: m)
+        net(x.clone().requires_grad_(), t).sum().backward()
+    torch.testing.assert_close(weights[0].grad, weights[1].grad)
 
 
 @pytest.mark.parametrize("room", [1, 2, 6])
@@ -215,28 +208,6 @@ def test_a_gradient_keeps_the_sample_and_not_its_windows(room):
     merged.sum().backward()
     assert max(counts) == room
     assert sum(counts) == 2 * windows
-
-
-def test_a_single_part_is_predicted_once():
-    counts = []
-
-    def net(x, t):
-        counts.append(len(x))
-        return mixed(x, t)
-
-    tile_network(net, (4,))(large(6).requires_grad_(), torch.zeros(2)).sum().backward()
-    assert counts == [4]
-
-
-def test_the_gradient_of_weights_is_that_of_all_windows():
-    x = large(7, 10)
-    for room in (1, 64):
-        weight = torch.ones((), dtype=torch.float64, requires_grad=True)
-        net = tile_network(lambda x, t, w=weight: mixed(w * x, t), (4, 4), room=lambda r=room: r)
-        net(x.clone().requires_grad_(), torch.zeros(2)).sum().backward()
-        if room == 1:
-            first = weight.grad
-    torch.testing.assert_close(weight.grad, first)
 
 
 def test_an_error_ends_the_gradient_at_once():
