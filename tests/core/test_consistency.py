@@ -144,31 +144,18 @@ def test_the_loss_is_the_distance_over_sigma():
     )
 
 
-def test_no_gradient_goes_through_the_path():
+def test_no_gradient_goes_through_the_path_and_each_sample_is_told_its_own():
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
-    x0, noise = drawn(2)
-    seen = []
-
-    def net(x, shown):
-        seen.append((torch.is_grad_enabled(), len(x)))
-        return scale * x
-
-    consistency_loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([500, 2]), noise).sum().backward()
-    assert seen == [(False, 2)] * sum(FINE) + [(True, 2 * POINTS)]
-    assert scale.grad is not None
-
-
-def test_each_sample_is_told_its_own_at_every_point():
-    seen = []
+    (x0, noise), seen = drawn(2), []
 
     def net(x, shown, label):
-        seen.append(label.tolist())
-        return x
+        seen.append((torch.is_grad_enabled(), label.tolist()))
+        return scale * x
 
-    x0, noise = drawn(2)
-    labels = torch.tensor([3, 1])
-    consistency_loss(Denoiser(net, COSINE, "v"), x0, torch.tensor([1, 1]), noise, label=labels)
-    assert seen == [[3, 1]] * sum(FINE) + [[3, 1] * POINTS]
+    t, label = torch.tensor([500, 2]), torch.tensor([3, 1])
+    consistency_loss(Denoiser(net, COSINE, "v"), x0, t, noise, label=label).sum().backward()
+    assert seen == [(False, [3, 1])] * sum(FINE) + [(True, [3, 1] * POINTS)]
+    assert scale.grad is not None
 
 
 def test_a_process_of_fewer_times_has_fewer_points():
