@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import mostly_slow
 from networks import batch, plan, randomized
 from oracles import generator, process_of
 from torch import Tensor
@@ -33,7 +34,7 @@ def test_zeros_have_no_effect_and_changes_have_one_before_training(settings: dic
 
 @pytest.mark.parametrize(
     ("medium", "settings"),
-    [("image", UNET), ("image", VIT), ("array", UNET), ("audio", UNET)],
+    mostly_slow([("image", UNET), ("image", VIT), ("array", UNET), ("audio", UNET)], always=1),
     ids=["image-unet", "image-vit", "array-unet", "audio-unet"],
 )
 def test_a_short_training_does_not_mix_changed_samples_into_others(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import mostly_slow
 from networks import batch, plan, randomized
 from oracles import generator
 
 from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
 from diffuse_cli.core.kernels import arrange_memory, arrange_weights
-from diffuse_cli.core.networks._unet_modules import UNetParts, Upsample
 from diffuse_cli.core.networks.layers import fold_patches, unfold_patches
 
 SIZES = {1: (16,), 2: (8, 4), 3: (8, 4, 4)}
@@ -21,15 +23,16 @@ UNET = {"width": 8, "groups": 4, "multipliers": (1, 2), "blocks": 1, "attention"
 VIT = {"network": "vit", "width": 24, "depth": 2, "head_width": 12, "patch": 2}
 
 
-@pytest.mark.parametrize(
-    ("settings", "steps"),
-    [(UNET, 40), ({**UNET, "patch": 2, "block": "convnext"}, 40), (VIT, 60)],
-    ids=["unet", "cut", "vit"],
-)
-@dimensions
-def test_a_network_learns_and_draws(dims: int, settings: dict, steps: int):
+NETS = {"unet": UNET, "cut": {**UNET, "patch": 2, "block": "convnext"}, "vit": VIT}
+ONCE = [(2, "unet"), (1, "cut"), (3, "vit")]
+OTHERS = sorted({*product(SIZES, NETS)} - {*ONCE})
+
+
+@pytest.mark.parametrize(("dims", "name"), mostly_slow(ONCE + OTHERS, always=len(ONCE)))
+def test_a_network_learns_and_draws(dims: int, name: str):
     torch.manual_seed(0)
-    made = plan(SIZES[dims], 2, 2, **settings)
+    steps = 60 if name == "vit" else 40
+    made = plan(SIZES[dims], 2, 2, **NETS[name])
     net, process = made.build(), Process(SCHEDULES["cosine"](100))
     denoiser = Denoiser(net, process, "x0")
     place = torch.linspace(-1, 1, SIZES[dims][0]).reshape(-1, *[1] * (dims - 1))
@@ -63,16 +66,6 @@ def test_laid_out_for_speed_it_computes_the_same(dims: int):
 
 
 @dimensions
-def test_upsampling_is_nearest_neighbors_and_a_convolution(dims: int):
-    torch.manual_seed(0)
-    layer = Upsample(UNetParts(plan(width=8, groups=4).config, dims), 3).double()
-    for size in (SIZES[dims], (1,) * dims):
-        x = torch.randn(2, 3, *size, dtype=torch.float64)
-        expected = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        assert torch.allclose(layer(x, torch.zeros(2, 1)), expected, rtol=1e-12, atol=1e-13)
-
-
-@dimensions
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_folding_has_an_inverse_and_keeps_patches_together(dims: int, patch: int):
     size = tuple(patch * (2 + i) for i in range(dims))
@@ -80,13 +73,7 @@ def test_folding_has_an_inverse_and_keeps_patches_together(dims: int, patch: int
     cut = fold_patches(x, patch)
     assert cut.shape == (2, 3 * patch**dims, *(side // patch for side in size))
     assert torch.equal(unfold_patches(cut, patch), x)
+    if dims == 2:
+        assert torch.equal(cut, F.pixel_unshuffle(x, patch))
     corner = x[(slice(None), slice(None), *[slice(patch)] * dims)]
     assert torch.equal(cut[(..., *[0] * dims)], corner.flatten(1))
-
-
-def test_folding_two_dimensions_is_pixel_unshuffle():
-    x = torch.randn(2, 3, 8, 12, generator=generator(1))
-    assert torch.equal(fold_patches(x, 4), F.pixel_unshuffle(x, 4))
-    assert torch.equal(
-        unfold_patches(fold_patches(x, 4), 4), F.pixel_shuffle(F.pixel_unshuffle(x, 4), 4)
-    )

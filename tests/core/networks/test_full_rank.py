@@ -106,6 +106,7 @@ def trained(steps: int = 200, crop: int = 32) -> Denoiser:
     return denoiser
 
 
+@pytest.mark.slow
 def test_samples_of_the_default_at_128_pixels_are_free_of_static():
     """Drawn from images under noise of 21 levels, of which patches of 4 leave 15."""
     denoiser, images = trained(), smooth(2)

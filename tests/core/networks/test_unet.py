@@ -9,11 +9,9 @@ import torch
 from networks import Plan, batch, plan, randomized
 from oracles import generator
 
-from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.core.networks._unet_modules import SpatialAttention
 from diffuse_cli.core.networks.layers import sinusoids
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.training.ema_weights import EmaAverage
 
 SMALL: dict[str, Any] = {"width": 8, "groups": 4, "blocks": 1, "multipliers": (1, 2), "size": 8}
 """A network of four small feature maps; `attention` names those with attention."""
@@ -44,18 +42,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "up and down, no attention": {**SMALL, "attention": (), "resblock_updown": True},
     "fourier": {**SMALL, "time_embedding": "fourier", "flip_sin_to_cos": False},
     "tensorflow": {
-        **SMALL, "norm_eps": 1e-6, "downsample_padding": 0, "freq_shift": 1,
+        **SMALL, "norm_eps": 0.3, "downsample_padding": 0, "freq_shift": 1,
         "flip_sin_to_cos": False, "scale_shift": False,
     },
 }  # fmt: skip
-
-FOREIGN: dict[str, dict[str, Any]] = {
-    "norm_eps": {"norm_eps": 0.3},
-    "downsample_padding": {"downsample_padding": 0},
-    "freq_shift": {"freq_shift": 1},
-    "flip_sin_to_cos": {"flip_sin_to_cos": False},
-}
-"""Options that only models from elsewhere need, one by one."""
 
 
 def twin(made: Plan) -> Any:
@@ -117,18 +107,6 @@ def test_it_is_diffusers_network(shape: str):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", list(FOREIGN))
-@torch.no_grad()
-def test_an_option_for_models_from_elsewhere_is_diffusers_option(name: str):
-    config = plan(**SMALL, **FOREIGN[name])
-    net, other = randomized(config), twin(config)
-    other.load_state_dict(net.state_dict(), strict=True)
-    x, t = batch(config)
-    found = net(x, t)
-    assert torch.allclose(found, other(x, t).sample, atol=1e-4)
-    assert not torch.allclose(found, randomized(plan(**SMALL))(x, t), atol=1e-2)
-
-
 @torch.no_grad()
 def test_memory_order_and_batch_do_not_change_it():
     config = plan(**SHAPES["attention everywhere"])
@@ -158,26 +136,7 @@ def test_no_label_is_the_label_after_the_last():
     assert not torch.allclose(none, net(x, t, label=torch.tensor([0, 1])), atol=1e-3)
 
 
-@torch.no_grad()
-def test_a_network_without_classes_takes_no_notice_of_a_label():
-    config = plan(**SHAPES["grey"])
-    net = randomized(config)
-    assert not any("class" in name for name in net.state_dict())
-    x, t = batch(config)
-    assert torch.equal(net(x, t), net(x, t, label=None))
-
-
-# -- dropout and the start ------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_dropout_acts_in_training_alone():
-    config = plan(**SMALL, dropout=0.5)
-    net = randomized(config)
-    x, t = batch(config)
-    assert torch.equal(net(x, t), net(x, t))
-    net.train()
-    assert not torch.allclose(net(x, t), net(x, t), atol=1e-3)
+# -- gradients ------------------------------------------------------------------------------------
 
 
 def test_gradients_reach_a_new_network_in_three_steps():
@@ -200,17 +159,6 @@ def test_gradients_reach_a_new_network_in_three_steps():
     assert third - blind == {n for n, _ in net.named_parameters() if not n.endswith("to_k.bias")}
 
 
-def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity():
-    config = plan(**SMALL)
-    net = config.build()
-    x, t = batch(config)
-    assert bool((net(x, t) == 0).all())
-    block = net.mid_block.resnets[0]
-    h = torch.randn(2, 16, 4, 4, generator=generator(3))
-    assert torch.equal(block(h, torch.ones(2, 32)), h)
-    assert torch.equal(net.mid_block.attentions[0](h), h)
-
-
 @pytest.mark.parametrize("resblock_updown", [False, True])
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_gradients_are_diffusers_gradients(scale_shift: bool, resblock_updown: bool):
@@ -225,142 +173,58 @@ def test_gradients_are_diffusers_gradients(scale_shift: bool, resblock_updown: b
         assert torch.allclose(p.grad, expected[name].grad, rtol=2e-3, atol=2e-3), name
 
 
-def test_bfloat16_autocast_is_close():
-    config = plan(**SHAPES["attention everywhere"])
-    net = randomized(config)
-    x, t = batch(config)
-    with torch.no_grad():
-        exact = net(x, t)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = net(x, t).float()
-    assert float((rough - exact).norm() / exact.norm()) < 0.05
-
-
 # -- time -----------------------------------------------------------------------------------------
 
 
-def test_sinusoids_are_cosines_then_sines():
+def test_sinusoids_are_cosines_then_sines_or_sines_first():
     table = sinusoids(torch.tensor([0.0, 1.0, 250.5]), 8)
     assert table.shape == (3, 8)
     assert table[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
-    frequencies = torch.tensor([1.0, 0.1, 0.01, 0.001])
-    angles = 250.5 * frequencies
+    angles = 250.5 * torch.tensor([1.0, 0.1, 0.01, 0.001])
     assert torch.allclose(table[2], torch.cat([angles.cos(), angles.sin()]), atol=1e-4)
     assert sinusoids(torch.tensor([5.0]), 9)[0, -1] == 0
-
-
-def test_the_shift_makes_the_last_frequency_a_ten_thousandth():
-    angles = sinusoids(torch.tensor([1000.0]), 6, shift=1)[0, 3:].asin()
-    assert float(angles[2]) == pytest.approx(0.1, rel=1e-4)
-    assert sinusoids(torch.tensor([1000.0]), 3, shift=1).isfinite().all()
-
-
-def test_sines_come_first_where_cosines_do_not():
     t = torch.tensor([3.0, 40.0])
     cos, sin = sinusoids(t, 8).chunk(2, dim=1)
     assert torch.equal(sinusoids(t, 8, cos_first=False), torch.cat([sin, cos], dim=1))
+    shifted = sinusoids(torch.tensor([1000.0]), 6, shift=1)[0, 3:].asin()
+    assert float(shifted[2]) == pytest.approx(0.1, rel=1e-4), "the last frequency: 1 / 10,000"
+    assert sinusoids(torch.tensor([1000.0]), 3, shift=1).isfinite().all()
 
 
-FOURIER = plan(**SMALL, time_embedding="fourier")
-
-
-def test_fourier_features_are_waves_of_t_over_a_thousand():
-    net = FOURIER.build()
-    weight = net.time_proj.weight
-    assert weight.shape == (8,)
-    found = net.time_proj(torch.tensor([0.0, 250.0]))
-    angles = 2 * torch.pi * 0.25 * weight
-    assert torch.equal(found[0], torch.tensor([1.0] * 8 + [0.0] * 8))
-    assert torch.allclose(found[1], torch.cat([angles.cos(), angles.sin()]), atol=1e-4)
-
-
-def test_fourier_frequencies_have_a_spread_of_16():
-    few = {"multipliers": (1,), "blocks": 1, "attention": ()}
-    wide = plan(**{**SMALL, **few, "width": 512, "time_embedding": "fourier"}).build()
-    assert float(wide.time_proj.weight.std()) == pytest.approx(16, rel=0.1)
-
-
-def test_fourier_frequencies_are_kept_not_trained_and_drawn_by_the_seed():
+def test_fourier_features_are_waves_of_t_over_a_thousand_with_frequencies_of_the_seed():
     made = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        made.append(FOURIER.build())
-    first, same, other = (net.state_dict()["time_proj.weight"] for net in made)
+        made.append(plan(**{**SMALL, "width": 512, "groups": 32}, time_embedding="fourier").build())
+    first, same, other = (net.time_proj.weight for net in made)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
     assert "time_proj.weight" not in dict(made[0].named_parameters())
-
-
-def test_the_average_has_the_networks_frequencies():
-    net = FOURIER.build()
-    ema = EmaAverage(net, 0.9)
-    kept = net.time_proj.weight.clone()
-    with torch.no_grad():
-        for _ in range(3):
-            for p in net.parameters():
-                p.add_(0.1)
-            ema.update(net)
-    assert torch.equal(ema.net.time_proj.weight, kept)
-    assert not torch.equal(ema.net.conv_in.weight, net.conv_in.weight)
+    assert float(first.std()) == pytest.approx(16, rel=0.1)
+    found = made[0].time_proj(torch.tensor([0.0, 250.0]))
+    angles = 2 * torch.pi * 0.25 * first
+    assert torch.equal(found[0], torch.tensor([1.0] * 512 + [0.0] * 512))
+    assert torch.allclose(found[1], torch.cat([angles.cos(), angles.sin()]), atol=1e-4)
 
 
 # -- shapes ---------------------------------------------------------------------------------------
 
 
-def parameters(**config: Any) -> int:
-    with torch.device("meta"):
-        return count_parameters(plan(**config).build())
-
-
-def test_the_published_networks_have_their_parameter_counts():
-    cifar = {"width": 128, "multipliers": (1, 2, 2, 2)}
-    ddpm = parameters(**cifar, blocks=2, attention=(16,), scale_shift=False)
-    assert ddpm == 35_746_307
-    improved = parameters(**cifar, blocks=3, attention=(16, 8), heads=4)
-    assert round(improved / 1e5) == 525
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"size": 9},
-        {"size": (8, 9)},
-        {"width": 10},
-        {"width": 2, "multipliers": (2, 4)},
-        {"multipliers": ()},
-        {"heads": 2, "head_width": 4},
-        {"head_width": 3},
-        {"heads": 3},
-        {"heads": 3, "attention": ()},
-        {"heads": 2, "heads_up": 3},
-        {"head_width": 4, "heads_up": 2},
-        {"time_width": 1},
-        {"norm_eps": 0.0},
-        {"downsample_padding": 2},
-        {"freq_shift": 2},
-        {"channels": 0},
-        {"dropout": 1.0},
-        {"multipliers": (1, -2)},
-        {"multipliers": (1, 10**6)},
-        {"attention": "eight"},
+        {"size": 9}, {"size": (8, 9)}, {"width": 10}, {"width": 2, "multipliers": (2, 4)},
+        {"multipliers": ()}, {"multipliers": (1, -2)}, {"multipliers": (1, 10**6)},
+        {"heads": 2, "head_width": 4}, {"head_width": 3}, {"heads": 3},
+        {"heads": 3, "attention": ()}, {"heads": 2, "heads_up": 3},
+        {"head_width": 4, "heads_up": 2}, {"time_width": 1}, {"norm_eps": 0.0},
+        {"downsample_padding": 2}, {"freq_shift": 2}, {"channels": 0}, {"dropout": 1.0},
+        {"attention": "eight"}, {"block": "convnxt"}, {"time_embedding": "furier"},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_network_that_cannot_be_is_refused(wrong: dict[str, Any]):
     with pytest.raises(InvalidArgument):
-        plan(**{**SMALL, **wrong}).build()
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"block": "convnxt"}, r"block: there is no 'convnxt'. Did you mean 'convnext'"),
-        ({"time_embedding": "furier"}, r"time_embedding.* Did you mean 'fourier'"),
-    ],
-    ids=str,
-)
-def test_a_part_that_does_not_exist_is_refused(wrong: dict[str, Any], message: str):
-    with pytest.raises(InvalidArgument, match=message):
         plan(**{**SMALL, **wrong}).build()
 
 
