@@ -158,6 +158,7 @@ DATA: dict[str, Callable[[Path], object]] = {
     "nan.npy": lambda path: np.save(path, np.full((2, 8, 8), np.nan)),
     "text.txt": lambda path: path.write_text("no picture\n"),
     "text.safetensors": lambda path: path.write_text("no model\n"),
+    "betas.txt": lambda path: path.write_text("0.001\n0.25\n0.5\n"),
     "grey": write_grey,
     "beside": write_beside,
     "clear": write_clear,
