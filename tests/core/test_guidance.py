@@ -32,19 +32,29 @@ def test_clip_bounds_the_image_and_keeps_x_t(t):
     assert torch.allclose(alpha * prediction.x0 + sigma * prediction.eps, X, rtol=1e-10)
 
 
-def test_clip_leaves_what_is_inside_and_hands_on_the_variance():
+def test_clip_leaves_what_is_inside():
     denoiser = exact_denoiser(FULL, "v", "large")
     small = X / 30
     plain, clipped = denoiser(small, 20), clip(denoiser, FULL)(small, 20)
     assert torch.allclose(plain.x0, clipped.x0)
     assert torch.allclose(plain.eps, clipped.eps, rtol=1e-8)
-    assert clipped.log_var(20, 3) == plain.log_var(20, 3)
 
 
-def test_clip_hands_on_the_conditions():
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda denoiser: clip(denoiser, FULL),
+        lambda denoiser: threshold(denoiser, 0.9),
+        lambda denoiser: autoguide(Denoiser(conditional, FULL, "x0", "large"), denoiser, 2),
+    ],
+    ids=["clip", "threshold", "autoguide"],
+)
+def test_a_wrapper_hands_on_the_conditions_and_the_variance(wrap):
     seen = []
-    clip(Denoiser(lambda x, t, **cond: seen.append(cond) or x, FULL), FULL)(X, 3, label=LABEL)
+    denoiser = Denoiser(lambda x, t, **cond: seen.append(cond) or x, FULL, "v", "large")
+    found = wrap(denoiser)(X, 20, label=LABEL)
     assert seen == [{"label": LABEL}]
+    assert found.log_var(20, 3) == denoiser(X, 20).log_var(20, 3)
 
 
 def conditional(x, t, *, label=None):
@@ -63,12 +73,8 @@ def test_guidance_interpolates_and_extrapolates_linearly(t):
         assert torch.allclose(guided.x0, free.x0 + scale * (given.x0 - free.x0))
         assert torch.allclose(guided.eps, free.eps + scale * (given.eps - free.eps))
         assert torch.allclose(alpha * guided.x0 + sigma * guided.eps, X)
-
-
-def test_scale_one_is_the_conditional_model_and_zero_the_unconditional():
-    denoiser = Denoiser(conditional, FULL, "x0")
-    assert torch.equal(guide(denoiser, 1)(X, 5, label=LABEL).x0, denoiser(X, 5, label=LABEL).x0)
-    assert torch.equal(guide(denoiser, 0)(X, 5, label=LABEL).x0, denoiser(X, 5).x0)
+        bounded = clip(guide(denoiser, scale), FULL)(X, t, label=LABEL)
+        assert torch.equal(bounded.x0, guided.x0.clamp(-1, 1))
 
 
 def test_the_variance_is_the_conditional_models():
@@ -77,11 +83,6 @@ def test_the_variance_is_the_conditional_models():
 
     for scale in (0, 1, 4):
         assert guide(denoise, scale)(X, 5, label=LABEL).log_var(5, 4) == "given"
-
-
-def test_guided_and_clipped_compose():
-    wrapped = clip(guide(Denoiser(conditional, FULL, "x0"), 5.0), FULL)
-    assert float(wrapped(X, 5, label=LABEL).x0.abs().max()) == 1
 
 
 # -- a weaker model -------------------------------------------------------------------------------
@@ -150,13 +151,6 @@ def test_classes_and_a_weaker_model_push_each_on_its_own():
         assert torch.equal(one.x0, autoguide(strong, weak, scale)(X, 20, label=twos).x0)
 
 
-def test_a_weaker_model_is_told_the_class():
-    seen = []
-    weak = Denoiser(lambda x, t, **cond: seen.append(cond) or x, FULL, "x0")
-    autoguide(Denoiser(conditional, FULL, "x0"), weak, 2)(X, 3, label=LABEL)
-    assert seen == [{"label": LABEL}]
-
-
 # -- dynamic thresholding -------------------------------------------------------------------------
 
 
@@ -170,23 +164,11 @@ def test_threshold_scales_each_image_back_by_its_own_percentile(t):
         s = max(1.0, float(before.abs().flatten().quantile(0.9)))
         assert torch.allclose(image, before.clamp(-s, s) / s)
     assert torch.equal(found.x0[0], guess[0])
+    whole = threshold(Denoiser(lambda x, t: guess, FULL, "x0"), 1.0)(x, t)
+    assert torch.allclose(whole.x0[2], guess[2] / guess[2].abs().max())
     assert float((found.x0.abs() == 1).double().mean((1, 2, 3))[2]) == pytest.approx(0.1, abs=0.01)
     alpha, sigma = FULL.alpha_sigma(t, like=x)
     assert torch.allclose(alpha * found.x0 + sigma * found.eps, x, rtol=1e-10)
-
-
-def test_the_whole_range_is_scaled_by_its_largest():
-    guess = torch.tensor([-4.0, 1, 2, 3]).reshape(1, 1, 2, 2)
-    found = threshold(Denoiser(lambda x, t: guess, FULL, "x0"), 1.0)(guess, 5)
-    assert torch.allclose(found.x0, guess / 4)
-
-
-def test_threshold_hands_on_the_variance_and_the_conditions():
-    seen = []
-    denoiser = Denoiser(lambda x, t, **cond: seen.append(cond) or x, FULL, "v", "large")
-    found = threshold(denoiser, 0.9)(X, 20, label=LABEL)
-    assert seen == [{"label": LABEL}]
-    assert found.log_var(20, 3) == denoiser(X, 20).log_var(20, 3)
 
 
 # -- guidance in an interval ----------------------------------------------------------------------

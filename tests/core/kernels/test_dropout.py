@@ -32,20 +32,15 @@ def test_a_share_is_dropped_and_the_rest_is_scaled(p: float, last: bool):
         assert abs(float((flat[lag:] * flat[:-lag]).mean())) < 6 * p * (1 - p) / len(flat) ** 0.5
 
 
-def test_the_expectation_is_the_input():
-    torch.manual_seed(1)
-    x = torch.randn(64)
-    mean = sum(Dropout(0.25)(x) for _ in range(4000)) / 4000
-    assert torch.allclose(mean, x, atol=0.1)
-
-
-def test_the_gradient_drops_what_the_value_dropped():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_drops_what_the_value_dropped_and_the_dtype_stays(dtype: torch.dtype):
     torch.manual_seed(2)
-    x = torch.randn(SHAPE, requires_grad=True)
-    y = Dropout(0.4)(x)
+    x = torch.ones(SHAPE, dtype=dtype, requires_grad=True)
+    y = Dropout(0.5)(x)
     y.sum().backward()
-    assert torch.allclose(x.grad * x.detach(), y.detach())
-    assert bool((x.grad == 0).any())
+    assert torch.equal(x.grad, y.detach())
+    assert y.dtype == dtype
+    assert {0.0, 2.0} == set(y.unique().tolist())
 
 
 def test_it_depends_on_the_seed_alone():
@@ -64,9 +59,3 @@ def test_nothing_is_drawn_where_nothing_is_dropped():
     assert Dropout(0.0)(x) is x
     assert Dropout(0.5).eval()(x) is x
     assert torch.get_rng_state().equal(state)
-
-
-def test_bfloat16_stays():
-    y = Dropout(0.5)(torch.ones(SHAPE, dtype=torch.bfloat16))
-    assert y.dtype == torch.bfloat16
-    assert {0.0, 2.0} == set(y.unique().tolist())

@@ -37,29 +37,43 @@ def theirs(groups, x, gain, bias, scale, shift, silu=False):
     return F.silu(y) if silu else y
 
 
+def apart(found, expected):
+    """The norm of the difference, relative."""
+    return float((found.detach().double() - expected).norm() / expected.norm())
+
+
+def compared(groups, tensors, modulated, silu, within):
+    """Our value, after it and the gradients have been compared with PyTorch's in float64."""
+    x, gain, bias, scale, shift, dy = tensors
+    if not modulated:
+        scale = shift = None
+    inputs = [v.clone().requires_grad_() for v in (x, scale, shift) if v is not None]
+    x1, *rest = inputs
+    weights = [v if v.dtype == torch.float64 else v.float() for v in (gain, bias)]
+    y, norm = ours(groups, x1, *weights, *(rest or (None, None)), silu)
+    y.backward(dy)
+    exact = [v.detach().double().requires_grad_() for v in (x, gain, bias)]
+    modulation = [v.detach().double().requires_grad_() for v in (scale, shift) if v is not None]
+    expected = theirs(groups, *exact, *(modulation or (None, None)), silu)
+    expected.backward(dy.double())
+    assert apart(y, expected.detach()) < within
+    assert y.dtype == x1.grad.dtype == x.dtype
+    assert norm.weight.grad.dtype == weights[0].dtype
+    found = [x1.grad, norm.weight.grad, norm.bias.grad, *(v.grad for v in rest)]
+    for ours_, theirs_ in zip(found, [*exact, *modulation], strict=True):
+        assert apart(ours_, theirs_.grad) < 2 * within
+    return y
+
+
 @pytest.mark.parametrize("silu", [False, True], ids=["linear", "silu"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_values_and_gradients_are_pytorchs(groups: int, modulated: bool, last: bool, silu: bool):
-    x, gain, bias, scale, shift, dy = made(last=last)
-    if not modulated:
-        scale = shift = None
-    inputs = [v.clone().requires_grad_() for v in (x, scale, shift) if v is not None]
-    x1, *rest = inputs
-    y, norm = ours(groups, x1, gain, bias, *(rest or (None, None)), silu)
-    assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-    y.backward(dy)
-
-    exact = [v.detach().double().requires_grad_() for v in (x, gain, bias)]
-    modulation = [v.detach().double().requires_grad_() for v in (scale, shift) if v is not None]
-    expected = theirs(groups, *exact, *(modulation or (None, None)), silu)
-    expected.backward(dy.double())
-
-    assert torch.allclose(y.double(), expected, atol=2e-5)
-    found = [x1.grad, norm.weight.grad, norm.bias.grad, *(v.grad for v in rest)]
-    for ours_, theirs_ in zip(found, [*exact, *modulation], strict=True):
-        assert torch.allclose(ours_.double(), theirs_.grad, atol=1e-4, rtol=1e-4)
+    for dtype, within in ((torch.float32, 2e-6), (torch.float64, 1e-13)):
+        y = compared(groups, made(dtype, last=last), modulated, silu, within)
+        order = torch.channels_last if last else torch.contiguous_format
+        assert y.is_contiguous(memory_format=order)
 
 
 @pytest.mark.parametrize("part", [2**20, 1], ids=["whole", "by sample"])
@@ -72,31 +86,8 @@ def test_bfloat16_is_close_to_float32(
 ):
     """Groups of fewer than 16 channels are converted, a few samples at a time."""
     monkeypatch.setattr(kernels, "PART", part)
-    shape = (3, 2 * channels, 5, 7)
-    x, gain, bias, scale, shift, dy = made(torch.bfloat16, last=last, shape=shape)
-    if not modulated:
-        scale = shift = None
-    inputs = [v.clone().requires_grad_() for v in (x, scale, shift) if v is not None]
-    x1, *rest = inputs
-    y, norm = ours(2, x1, gain.float(), bias.float(), *(rest or (None, None)), silu)
-    assert y.dtype == torch.bfloat16
-    y.backward(dy)
-
-    exact = [v.detach().double().requires_grad_() for v in (x, gain, bias)]
-    modulation = [v.detach().double().requires_grad_() for v in (scale, shift) if v is not None]
-    expected = theirs(2, *exact, *(modulation or (None, None)), silu)
-    expected.backward(dy.double())
-    assert apart(y, expected.detach()) < 0.01
-    assert x1.grad.dtype == torch.bfloat16
-    assert norm.weight.grad.dtype == torch.float32
-    found = [x1.grad, norm.weight.grad, norm.bias.grad, *(v.grad for v in rest)]
-    for ours_, theirs_ in zip(found, [*exact, *modulation], strict=True):
-        assert apart(ours_, theirs_.grad) < 0.02
-
-
-def apart(found, expected):
-    """The norm of the difference, relative."""
-    return float((found.detach().double() - expected).norm() / expected.norm())
+    tensors = made(torch.bfloat16, last=last, shape=(3, 2 * channels, 5, 7))
+    compared(2, tensors, modulated, silu, 0.01)
 
 
 def test_a_side_of_one_leaves_the_order_open():
@@ -110,17 +101,12 @@ def test_a_side_of_one_leaves_the_order_open():
         assert torch.allclose(y, theirs(2, x, gain, bias, None, None), atol=2e-5)
 
 
-def test_float64_is_exact():
-    x, gain, bias, scale, shift, _ = made(torch.float64)
-    y, _ = ours(4, x, gain, bias, scale, shift)
-    assert y.dtype == torch.float64
-    assert torch.allclose(y, theirs(4, x, gain, bias, scale, shift), rtol=1e-13)
-
-
-def test_a_constant_image_gives_the_bias():
+def test_a_constant_image_gives_the_bias_and_no_gradient_is_asked_of_a_frozen_input():
     x, gain, bias, *_ = made(last=True)
-    y, _ = ours(2, torch.full_like(x, 3.0), gain, bias, None, None)
+    y, norm = ours(2, torch.full_like(x, 3.0), gain, bias, None, None)
     assert torch.allclose(y, bias[None, :, None, None].expand_as(y), atol=1e-3)
+    y.sum().backward()
+    assert torch.allclose(norm.bias.grad, torch.full_like(bias, 3 * 5 * 7))
 
 
 def test_images_without_values_are_one_part():
@@ -128,10 +114,3 @@ def test_images_without_values_are_one_part():
     x = torch.empty(100, 8, 64, 64, dtype=torch.bfloat16, device="meta")
     assert list(kernels._parts(x, 2)) == [slice(0, 100)]
     assert len(list(kernels._parts(torch.zeros_like(x, device="cpu"), 2))) > 1
-
-
-def test_no_gradient_is_asked_of_a_frozen_input():
-    x, gain, bias, *_ = made(last=True)
-    y, norm = ours(2, x, gain, bias, None, None)
-    y.sum().backward()
-    assert torch.allclose(norm.bias.grad, torch.full_like(bias, 3 * 5 * 7))
