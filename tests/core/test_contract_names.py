@@ -6,11 +6,9 @@ import inspect
 from typing import Any
 
 import pytest
-import torch
 
 from diffuse_cli import core
 from diffuse_cli.core import guidance, losses
-from diffuse_cli.media import MEDIA, Space
 
 CALLS: dict[str, tuple[Any, str]] = {
     "Process": (core.Process, "betas"),
@@ -58,16 +56,3 @@ def test_the_arguments_of_the_contract_come_first_and_no_other_is_required(name:
     assert set(expected[len(positional) :]) <= set(names)
     more = [p for p, n in zip(found, names, strict=True) if n.lstrip("_") not in expected]
     assert all(p.default is not p.empty for p in more if STARS.get(p.kind) != "**")
-
-
-def test_the_tables_and_attributes_of_the_contract():
-    tables = "SCHEDULES TARGETS VARIANCES LOSSES WEIGHTINGS SAMPLERS NETWORKS DEGRADATIONS"
-    assert all(len(getattr(core, name)) for name in tables.split())
-    assert "image" in MEDIA
-    assert Space is core.Space
-    assert all(hasattr(network, "Config") for network in core.NETWORKS.values())
-    process = core.Process(core.SCHEDULES["linear"](10))
-    for column in (process.betas, process.alpha_bars, process.timesteps):
-        assert (column.dtype, column.shape) == (torch.float64, (10,))
-    call = inspect.signature(core.Denoiser.__call__).parameters
-    assert [p.name for p in call.values()] == ["self", "x_t", "t", "cond"]

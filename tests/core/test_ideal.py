@@ -34,11 +34,8 @@ def test_every_sampler_returns_the_images(name: str, schedule: str):
     assert float(distance.min(1).values.max()) < 0.5 / 127.5
     counts = torch.bincount(distance.argmin(1), minlength=5)
     assert bool(((counts - 20).abs() < 16).all())  # four standard deviations
-
-
-@pytest.mark.parametrize("name", list(SAMPLERS))
-def test_the_images_take_few_steps(name: str):
-    assert float(sampled(name, "cosine", 20).min(1).values.max()) < 1e-6
+    if schedule == "cosine":
+        assert float(sampled(name, schedule, 20).min(1).values.max()) < 1e-6
 
 
 COMPETITORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -87,16 +87,12 @@ def test_a_loop_over_entries_skips_those_that_cannot_be_loaded(monkeypatch, valu
         things["broken"]
 
 
-def test_an_entry_is_known_by_its_old_name_too(loaded: list[str]):
-    things = Registry("things", {"new": min}, aliases={"old": "new"})
+def test_our_own_entry_wins_and_is_known_by_its_old_name_too(loaded: list[str]):
+    things = Registry("things", {"own": min}, aliases={"old": "own"})
+    assert things["old"] is things["own"] is min
+    assert [things.current(name) for name in ("old", "own", "other")] == ["own", "own", "other"]
     assert "old" in things
-    assert things["old"] is things["new"] is min
-    assert [things.current(name) for name in ("old", "new", "other")] == ["new", "new", "other"]
     assert "old" not in list(things)
-
-
-def test_our_own_entry_wins(loaded: list[str]):
-    assert Registry("things", {"own": min})["own"] is min
     assert loaded == []
 
 
