@@ -14,7 +14,6 @@ from diffuse_cli.core.distillation import (
     FINE,
     FIRST,
     POINTS,
-    Trajectory,
     consistency_loss,
     solve_trajectory,
 )
@@ -56,16 +55,6 @@ class Known(Denoiser):
 
     def __call__(self, x_t, t, /, **cond):
         return self._function(x_t, t)
-
-
-def flow_from(process: Process, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor):
-    """Where the probability flow of the same data leads from x_t."""
-    moved = []
-    for x, i, j in zip(x_t, t.tolist(), s.tolist(), strict=True):
-        alpha, alpha_s = (math.sqrt(process.alpha_bar(k)) for k in (i, j))
-        along = (x - alpha * MEAN) / spread_at(process, i)
-        moved.append(alpha_s * MEAN + spread_at(process, j) * along)
-    return torch.stack(moved)
 
 
 def drawn(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,19 +101,6 @@ def test_a_consistency_function_has_no_loss(exact):
     known = consistency_loss(Known(consistent), x0, t, noise, teacher=teacher)
     assert float(known.max()) < 0.002
     assert float(consistency_loss(Known(expecting), x0, t, noise, teacher=teacher).min()) > 0.1
-
-
-def test_without_a_solvers_error_the_loss_is_zero(monkeypatch):
-    """Along paths in closed form, for every pair of a point and an end."""
-    x0, noise = drawn(16)
-    t = torch.zeros(16, dtype=torch.long)
-    times = COSINE.times(POINTS)
-    start = torch.full((16,), times[0])
-    at = [flow_from(COSINE, noise, start, torch.full((16,), s)) for s in times]
-    end = consistent(COSINE)(noise, times[0]).x0
-    exact = Trajectory(torch.stack(at), tuple(times), end)
-    monkeypatch.setattr(distillation, "solve_trajectory", lambda *_: exact)
-    assert float(consistency_loss(Known(consistent), x0, t, noise).abs().max()) < 1e-8
 
 
 def test_the_loss_is_the_distance_over_sigma():

@@ -236,12 +236,6 @@ def test_a_single_timestep_without_signal_keeps_its_weight():
     assert weight.tolist() == [0.0]
 
 
-def test_a_respaced_mu_keeps_its_coefficients_in_the_weight():
-    full = Denoiser(None, FULL, "mu")
-    respaced = full.respaced(RESPACED)
-    assert torch.allclose(weights("min-snr", respaced), weights("min-snr", full)[RESPACED])
-
-
 def test_an_unknown_weighting_is_refused():
     with pytest.raises(InvalidArgument, match=r"^weighting.*Did you mean 'min-snr'"):
         weights("minsnr", Denoiser(None, FULL))

@@ -204,17 +204,6 @@ def test_ddnm_without_noise_ends_at_y(form: str, sampler: str):
     assert torch.allclose(a.apply(state.x), y, atol=1e-9)
 
 
-def test_ddnm_has_the_posterior_of_what_is_independent():
-    """Where y says nothing of the rest: exact in the mean, and the rest as the prior has it."""
-    mean, spread = torch.zeros(D, dtype=torch.float64), 0.25 * torch.eye(D, dtype=torch.float64)
-    a, _, y = degraded("mask:half")
-    wrapped = RESTORATIONS["ddnm"](gaussian_denoise(COSINE, mean, spread), COSINE, a, y)
-    found, covariance = sampled("ddim", wrapped, COSINE, 100)
-    assert torch.allclose(found.reshape(1, *SHAPE), y, atol=1e-12)
-    unknown = 1 - a.known_mask(y).expand(1, *SHAPE).flatten()
-    assert torch.allclose(covariance, torch.diag(0.25 * unknown), atol=0.01)
-
-
 @pytest.mark.parametrize("method", list(RESTORATIONS))
 @pytest.mark.parametrize(
     "form",

@@ -81,17 +81,6 @@ def test_importance_is_that_of_the_last_ten_losses_of_each_timestep():
     assert 15 < uniform < 40
 
 
-def test_importance_stays_uniform_until_the_last_timestep_has_its_ten():
-    kept = History(3, 10)
-    kept.add([0] * 50 + [1] * 10 + [2] * 9, [float(k) for k in range(69)])
-    assert IMPORTANCE.probabilities(kept, None).tolist() == [1 / 3] * 3
-    kept.add([2], [1.0])
-    found = IMPORTANCE.probabilities(kept, None).tolist()
-    ten = [range(40, 50), range(50, 60), [*range(60, 69), 1]]
-    assert found == pytest.approx(expected([list(losses) for losses in ten]))
-    assert found != pytest.approx([1 / 3] * 3, abs=0.01)
-
-
 def test_a_timestep_without_loss_keeps_the_floor():
     kept = History(4, 10)
     for t, loss in enumerate((0.0, 3.0, 1.0, 0.0)):

@@ -6,10 +6,9 @@ import math
 
 import pytest
 import torch
-from oracles import SAID, denoiser_with, process_of, said
+from oracles import process_of, said
 
 from diffuse_cli.core import VARIANCES, Denoiser
-from diffuse_cli.core.parameterization import output_channels
 
 LIKE = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
@@ -65,29 +64,6 @@ def test_a_learned_variance_differs_by_pixel():
         f = (said_here[i] + 1) / 2
         expected = f * pair.log_beta + (1 - f) * pair.log_beta_tilde
         assert torch.allclose(found[i], expected, rtol=1e-10)
-
-
-@pytest.mark.parametrize("name", list(VARIANCES))
-def test_after_respacing_it_follows_the_respaced_betas(name: str):
-    full = process_of("cosine", 50)
-    times = sorted(full.times(10))
-    respaced = full.respaced(times)
-    for i in range(1, 10):
-        expected = log_var(name, full, times[i], times[i - 1])
-        assert log_var(name, respaced, i) == pytest.approx(expected, abs=1e-10)
-    lower = log_var("small", respaced, 1)
-    upper = math.log(respaced.betas[0]) if name == "learned" else lower
-    assert log_var(name, respaced, 0) == pytest.approx(lower + (SAID + 1) / 2 * (upper - lower))
-
-
-@pytest.mark.parametrize("name", list(VARIANCES))
-def test_a_denoiser_hands_it_on(name: str):
-    process = process_of("cosine", 50)
-    copies = output_channels(name, 1)
-    denoiser = denoiser_with(lambda x, t: (x + SAID).repeat(1, copies, 1, 1), process, "x0", name)
-    prediction = denoiser(LIKE, 20)
-    assert float(prediction.log_var(20, None)) == log_var(name, process, 20)
-    assert float(prediction.log_var(20, 3)) == log_var(name, process, 20, 3)
 
 
 @pytest.mark.parametrize(("steps", "closed"), [(10, 0.79), (30, 0.85), (100, 0.93)])

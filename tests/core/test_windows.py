@@ -92,20 +92,6 @@ def test_windows_count_most_in_their_middle():
     torch.testing.assert_close(found, torch.stack(wanted))
 
 
-def test_the_mean_over_windows_is_that_of_their_estimates():
-    """x_0 of each window, averaged by hand, and x_0 of the averaged network."""
-    x = large(6, batch=1)
-    denoiser = Denoiser(mean_of_window, FULL, "v")
-    parts = [denoiser(x[..., k : k + 4], 20).x0 for k in (0, 2)]
-    by_hand = torch.cat([parts[0], torch.zeros(1, 1, 2)], -1).double()
-    share = torch.tensor([0, 0, 1 / 3, 2 / 3, 1, 1], dtype=torch.float64)
-    by_hand = (1 - share) * by_hand + share * torch.cat([torch.zeros(1, 1, 2), parts[1]], -1)
-    merged = Denoiser(tile_network(mean_of_window, (4,)), FULL, "v")(x, 20)
-    torch.testing.assert_close(merged.x0, by_hand)
-    alpha, sigma = FULL.alpha_sigma(20, like=x)
-    torch.testing.assert_close(alpha * merged.x0 + sigma * merged.eps, x)
-
-
 def test_windows_are_told_their_own_condition():
     """An array is cut like x_t, a label of each sample repeated, anything else handed on."""
 

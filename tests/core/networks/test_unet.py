@@ -107,20 +107,6 @@ def test_it_is_diffusers_network(shape: str):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-@torch.no_grad()
-def test_memory_order_and_batch_do_not_change_it():
-    config = plan(**SHAPES["attention everywhere"])
-    net = randomized(config)
-    x, t = batch(config, 4)
-    together = net(x, t)
-    last = net.to(memory_format=torch.channels_last)(
-        x.contiguous(memory_format=torch.channels_last), t
-    )
-    assert torch.allclose(together, last, atol=1e-4)
-    for i in range(4):
-        assert torch.allclose(together[i], net(x[i : i + 1], t[i : i + 1])[0], atol=1e-4)
-
-
 # -- classes --------------------------------------------------------------------------------------
 
 
