@@ -104,12 +104,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def mostly_slow(cases: Iterable[Any], always: int = 2) -> list[Any]:
     """Mark the cases after the first ones as slow, for `parametrize`."""
-    return [
-        case
-        if k < always
-        else pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow)
-        for k, case in enumerate(cases)
-    ]
+    rows = [case if isinstance(case, tuple) else (case,) for case in cases]
+    slow = [(), (pytest.mark.slow,)]
+    return [pytest.param(*row, marks=slow[k >= always]) for k, row in enumerate(rows)]
 
 
 def environment(**changes: str) -> dict[str, str]:

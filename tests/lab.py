@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).parents[1]
 QUICK = ROOT / "tests/training/quick.toml"
@@ -115,6 +115,12 @@ def write_beside(folder: Path) -> None:
     pictures(folder, 255 - soft(1, 255, 8, 8).astype(np.uint8))
 
 
+def write_negatives(folder: Path) -> None:
+    """The negative of each of the images, under its name."""
+    for path in write_images(folder).rglob("*.png"):
+        ImageOps.invert(Image.open(path)).save(path)
+
+
 def write_clear(folder: Path) -> None:
     """Colored images with transparency."""
     pictures(folder, soft(4, 255, 8, 8).astype(np.uint8))
@@ -153,6 +159,7 @@ def write_sounds(folder: Path) -> None:
 
 DATA: dict[str, Callable[[Path], object]] = {
     "images": write_images,
+    "negatives": write_negatives,
     "empty": Path.mkdir,
     "unclear.npy": lambda path: np.save(path, np.zeros((4, 9, 3))),
     "nan.npy": lambda path: np.save(path, np.full((2, 8, 8), np.nan)),

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageOps
+from lab import Lab
 
 from diffuse_cli.training import monitor, previews
+from diffuse_cli.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -45,11 +46,25 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def negatives(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def negatives(lab: Lab) -> Path:
     """The negative of each image, under its name."""
-    folder = tmp_path_factory.mktemp("negatives") / "negatives"
-    for path in images.rglob("*.png"):
-        there = folder / path.relative_to(images)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        ImageOps.invert(Image.open(path)).save(there)
-    return folder
+    return lab["negatives"]
+
+
+@pytest.fixture
+def copy_run(lab: Lab, tmp_path: Path) -> Callable[..., None]:
+    """Copy the model and the run of a command line of the lab into the folder of the test."""
+    return lambda *line: shutil.copytree(
+        lab.trained(*line).parent, tmp_path, dirs_exist_ok=True
+    )
+
+
+@pytest.fixture
+def trainers(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
+    """Every trainer that is made."""
+    made: list[Trainer] = []
+    start = Trainer.__init__
+    monkeypatch.setattr(
+        Trainer, "__init__", lambda self, *a: (made.append(self), start(self, *a))[1]
+    )
+    return made

@@ -12,10 +12,9 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, RUN, log_rows
+from conftest import MODEL, RUN, log_rows, mostly_slow
 from lab import QUICK, write_images
 from PIL import Image
-from safetensors.torch import load_file
 
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core.space import Space
@@ -25,7 +24,7 @@ from diffuse_cli.models import model_file
 from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system import files
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import checkpoints, previews, start_report, validation
+from diffuse_cli.training import checkpoints, previews, validation
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import measure_by_step
@@ -129,51 +128,33 @@ def test_real_features_are_computed_once(quick, monkeypatch):
 
 
 def test_without_held_out_images_those_of_the_training_are_taken_and_it_is_said(diffuse, tmp_path):
+    """A run that cannot be evaluated replaces nothing, with --overwrite either."""
     few = write_images(tmp_path / "few", 20)
-    line = ("train", few, "--config", QUICK, "--steps", 2, *EVAL)
-    ran = diffuse(*line)
+    line = ("--config", QUICK, "--steps", 2, *EVAL)
+    ran = diffuse("train", few, *line)
     assert ran.code == 0
     assert "compares with training images" in ran.err
-    one = write_images(tmp_path / "one", 1)
-    ran = diffuse("train", one, *line[2:], "-q", "-o", "b.safetensors")
-    assert ran.code == 2
-    assert "needs 2 real images, and the data has 1" in ran.err
-    assert not Path("b.safetensors").exists()
-
-
-def test_a_run_that_cannot_be_evaluated_replaces_nothing(quick, tmp_path, diffuse):
-    """Not for want of images, nor of the feature network, with --overwrite either."""
-    quick("--steps", 2)
     before = MODEL.read_bytes()
     one = write_images(tmp_path / "one", 1)
-    ran = diffuse("train", one, "--config", QUICK, "--steps", 2, *EVAL, "--overwrite", "-q")
+    ran = diffuse("train", one, *line, "--overwrite", "-q")
     assert ran.code == 2
+    assert "needs 2 real images, and the data has 1" in ran.err
     assert MODEL.read_bytes() == before
     assert (RUN / "checkpoints/step-00000002").is_dir()
-    assert "eval_every" not in (RUN / "config.toml").read_text()
 
 
-def test_out_of_memory_leaves_an_evaluation_out(quick, monkeypatch):
-    def full(self, samples):
-        yield from ()
+def test_out_of_memory_leaves_an_evaluation_and_the_held_out_loss_out(quick, monkeypatch):
+    def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(FeatureMeasure, "compare", full)
-    ran = quick("--steps", 2, *EVAL)
+    monkeypatch.setattr(Trainer, "held_out_losses", full)
+    ran = quick("--steps", 2, "--preview-every", 1, *EVAL)
     assert ran.code == 0
     assert "out of memory while evaluating: skipped" in ran.err
-    assert not BEST.exists()
-
-
-def test_out_of_memory_leaves_the_held_out_loss_out(quick, monkeypatch):
-    def full(self):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Trainer, "held_out_losses", full)
-    ran = quick("--steps", 2, "--preview-every", 1)
-    assert ran.code == 0
     assert ran.err.count("out of memory while measuring the held-out loss: skipped") == 2
     assert list((RUN / "previews").iterdir())
+    assert not BEST.exists()
 
 
 # -- samples that are noise -----------------------------------------------------------------------
@@ -200,7 +181,9 @@ def test_noise_is_recognized_by_its_kid(levels):
         assert finish(measure.is_noise(kid_of_samples)) is found
 
 
-@pytest.mark.parametrize(("side", "more"), [(8, ""), (72, ", or start again with --size 64")])
+@pytest.mark.parametrize(
+    ("side", "more"), mostly_slow([(72, ", or start again with --size 64"), (8, "")], always=1)
+)
 def test_a_run_whose_samples_are_noise_says_so(diffuse, tmp_path, monkeypatch, side, more):
     measure_by_step(monkeypatch, {2: 99.0, 4: -99.0}, lambda step: None)
     (tmp_path / "flat").mkdir()
@@ -228,45 +211,38 @@ def test_the_best_model_is_that_of_its_step(quick, course):
     }  # fmt: skip
     assert "best by KID at step 14: 0.200 ± 0.010, model.best.safetensors" in ran.err
     assert kids() == KIDS
-    best = model_file.load(BEST)
-    assert best.step == 14
+    assert (step_of(BEST), step_of(MODEL)) == (14, 16)
     quick("--steps", 16, "--stop-at", 14, "-o", "other.safetensors")
     stopped = model_file.load("other.safetensors")
-    for name, tensor in stopped.ema.items():
-        assert tensor.equal(best.ema[name])
-        assert stopped.raw[name].equal(best.raw[name])
-    assert model_file.load(MODEL).step == 16
     # Errors of x_0 are only measured at the end of a run.
     model_file.save(Path("other.safetensors"), dataclasses.replace(stopped, errors=None))
     assert Path("other.safetensors").read_bytes() == BEST.read_bytes()
 
 
-def run_through(steps, images, folder):
-    """The folder of a run through so much of the course."""
-    line = ["train", images, "--config", QUICK, "--steps", steps, *EVAL, "-q"]
+def run_through(lab, steps):
+    """The model file of a run through so much of the course."""
     with pytest.MonkeyPatch.context() as patch:
         measure_by_step(patch, KIDS, lambda step: None)
-        assert conftest.in_process([*line, "-o", folder / MODEL]) == 0
-    return folder
+        return lab.trained(*lab.quick, "--steps", steps, *EVAL)
 
 
 @pytest.fixture(scope="module")
-def whole_course(images, tmp_path_factory):
-    return run_through(16, images, tmp_path_factory.mktemp("course"))
+def whole_course(lab):
+    return run_through(lab, 16)
 
 
 @pytest.fixture(scope="module")
-def short_course(images, tmp_path_factory):
-    return run_through(6, images, tmp_path_factory.mktemp("short"))
+def short_course(lab):
+    return run_through(lab, 6)
 
 
 @pytest.mark.parametrize("stop", [3, 4, 15])
 def test_stopped_and_resumed_keeps_the_same_best_file(quick, course, whole_course, stop):
     quick("--steps", 16, *EVAL, "--stop-at", stop)
     assert quick("--resume").code == 0
-    assert BEST.read_bytes() == (whole_course / BEST).read_bytes()
-    assert MODEL.read_bytes() == (whole_course / MODEL).read_bytes()
-    assert kids() == kids(whole_course / RUN) == KIDS
+    assert BEST.read_bytes() == whole_course.with_name(BEST.name).read_bytes()
+    assert MODEL.read_bytes() == whole_course.read_bytes()
+    assert kids() == kids(whole_course.with_suffix(".run")) == KIDS
     assert course == [*KIDS]
 
 
@@ -307,14 +283,18 @@ def test_a_best_model_of_a_course_that_was_left_goes(quick, course):
     assert step_of(BEST) == 14
 
 
-def test_a_finished_run_writes_a_missing_best_model_again(quick, course, monkeypatch):
-    quick("--steps", 6, *EVAL)
-    before = BEST.read_bytes()
+def test_a_finished_run_writes_a_missing_best_model_again(
+    quick, course, short_course, copy_run, lab, instead_of_networks
+):
+    copy_run(*lab.quick, "--steps", 6, *EVAL)
     BEST.unlink()
-    monkeypatch.setattr(Trainer, "step", lambda *a: pytest.fail("computed"))
+    instead_of_networks()
     assert quick("--resume").code == 0
-    assert BEST.read_bytes() == before
-    assert course == [2, 4, 6]
+    assert BEST.read_bytes() == short_course.with_name(BEST.name).read_bytes()
+    assert course == []
+    ran = quick("--resume", "--eval-images", 8)
+    assert (ran.code, "starts again" in ran.err) == (0, False)
+    assert BEST.read_bytes() == short_course.with_name(BEST.name).read_bytes()
 
 
 # -- signals --------------------------------------------------------------------------------------
@@ -343,9 +323,9 @@ def test_a_signal_abandons_an_evaluation_which_is_made_up_for(
         assert ran.code == 143
         assert f"at step {at}: its checkpoint is complete" in ran.line
     assert quick("--resume").code == 0
-    assert BEST.read_bytes() == (short_course / BEST).read_bytes()
-    assert MODEL.read_bytes() == (short_course / MODEL).read_bytes()
-    assert kids() == kids(short_course / RUN)
+    assert BEST.read_bytes() == short_course.with_name(BEST.name).read_bytes()
+    assert MODEL.read_bytes() == short_course.read_bytes()
+    assert kids() == kids(short_course.with_suffix(".run"))
     course.clear()
     assert quick("--resume").code == 0
     assert course == []
@@ -373,8 +353,7 @@ def test_the_model_of_another_run_is_never_the_place(quick, course):
     quick("--steps", 2, "-o", BEST)
     for options in ((), ("--overwrite",)):
         ran = quick("--steps", 4, *EVAL, "-q", *options)
-        assert ran.code == 5
-        assert "belongs to another run" in ran.line
+        assert (ran.code, "belongs to another run" in ran.line) == (5, True)
     assert step_of(BEST) == 2
 
 
@@ -386,23 +365,6 @@ def test_another_number_of_images_begins_anew(quick, course):
     assert step_of(BEST) == 6
 
 
-def test_a_finished_run_keeps_its_best_with_another_number_of_images(quick, course):
-    quick("--steps", 6, *EVAL)
-    best = BEST.read_bytes()
-    ran = quick("--resume", "--eval-images", 8)
-    assert (ran.code, "starts again" in ran.err) == (0, False)
-    assert BEST.read_bytes() == best
-
-
-@pytest.mark.parametrize("option", [("--eval-images", 8), ("--keep", "best")], ids=str)
-def test_an_option_of_evaluations_needs_them(quick, option):
-    for resume in ((), ("--resume",)):
-        ran = quick("--steps", 4, *option, "-q", *resume)
-        assert ran.code == 2
-        assert f"{option[0]}{' best' * (option[1] == 'best')} needs --eval-every" in ran.line
-        quick("--steps", 4, "--stop-at", 2)
-
-
 def test_a_run_without_evaluations_keeps_nothing_of_them(quick, monkeypatch):
     monkeypatch.setattr(FeatureMeasure, "__init__", lambda *a: pytest.fail("made"))
     assert quick("--steps", 4, "--json").json["best"] is None
@@ -410,18 +372,6 @@ def test_a_run_without_evaluations_keeps_nothing_of_them(quick, monkeypatch):
     [newest] = (RUN / "checkpoints").iterdir()
     assert not (newest / "best.safetensors").exists()
     assert not BEST.exists()
-
-
-def test_the_estimate_of_disk_grows_by_best_models(quick, monkeypatch):
-    """Each checkpoint has the weights, and the best model is replaced next to the old one."""
-    totals = []
-    monkeypatch.setattr(files, "check_room", lambda folder, total, largest: totals.append(total))
-    for more in ((), EVAL):
-        quick("--steps", 2, "--no-keep-weak", "--keep", "last", "-q", *more)
-        model = sum(tensor.nbytes for tensor in load_file(MODEL).values())
-        shutil.rmtree(RUN)
-        MODEL.unlink()
-    assert totals[1] - totals[0] == (checkpoints.KEPT + 1 + 2) * model
 
 
 def test_the_estimate_of_disk_covers_best_models(quick, course, monkeypatch):
@@ -438,16 +388,3 @@ def test_the_estimate_of_disk_covers_best_models(quick, course, monkeypatch):
     headers = 32_768 * (len(sizes) + 2 * 5)
     assert sum(sizes) + of_one + 2 * models <= total - checkpoints.SPARE + headers
     assert total - checkpoints.SPARE < 2 * (used + of_one)
-
-
-def test_what_is_logged_goes_to_trackers_too(quick, course, monkeypatch):
-    from accelerate import Accelerator
-
-    seen = []
-    real = Accelerator.log
-    monkeypatch.setattr(
-        Accelerator, "log", lambda self, values, **k: seen.append(values) or real(self, values, **k)
-    )
-    monkeypatch.setattr(start_report, "begin_trackers", lambda *arguments: ())
-    assert quick("--steps", 2, *EVAL, "--log", "tensorboard").code == 0
-    assert {"kid": 0.9, "kid_standard_error": 0.01} in seen

@@ -18,6 +18,7 @@ from lab import QUICK
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.models import model_file
+from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import chores, loop, previews, step_cost, time_budget
 from diffuse_cli.training.configuration import configure
@@ -50,11 +51,9 @@ def test_a_chore_is_counted_as_often_as_it_is_due():
 
 def test_a_fixed_length_is_gone_in_equal_parts_to_the_last_bit():
     for steps in (1, 7, 1000, 12_345):
-        course = ProgressSchedule.of(steps)
-        assert [course.nominal_step(k) for k in range(steps + 1)] == [*range(steps + 1)]
-        assert [course.progress_at(k) for k in range(steps + 1)] == [
-            k / steps for k in range(steps + 1)
-        ]
+        course, every = ProgressSchedule.of(steps), range(steps + 1)
+        assert [course.nominal_step(k) for k in every] == [*every]
+        assert [course.progress_at(k) for k in every] == [k / steps for k in every]
 
 
 def test_another_length_leaves_the_way_so_far_and_shares_the_rest():
@@ -164,20 +163,19 @@ LOADS = {
 
 
 @pytest.mark.parametrize("beside", [False, True])
-@pytest.mark.parametrize("load", LOADS)
-def test_whatever_the_load_a_run_ends_in_time_with_its_rate_at_0(load, beside):
-    slow = LOADS[load]
-    ran = drive(
-        lambda now: 0.05 * slow(now),
-        chores=sixteenths if beside else alone,
-        costs=lambda now: 0.7 * min(slow(now), 3.0),
-    )
-    assert ran.total == pytest.approx(60, rel=0.05)
-    assert ran.places == sorted(ran.places)
-    config = TrainConfig(data="x", steps=ran.course.steps, lr=1.0)
-    assert lr_at(config, ran.course, ran.course.steps - 1) < 0.03
-    assert ran.budget.decisions <= 3
-    assert len(ran.plans) <= 1 + 3 + 1, "a prediction, three decisions, and the end of the time"
+def test_whatever_the_load_a_run_ends_in_time_with_its_rate_at_0(beside):
+    for load, slow in LOADS.items():
+        ran = drive(
+            lambda now, slow=slow: 0.05 * slow(now),
+            chores=sixteenths if beside else alone,
+            costs=lambda now, slow=slow: 0.7 * min(slow(now), 3.0),
+        )
+        assert ran.total == pytest.approx(60, rel=0.05), load
+        assert ran.places == sorted(ran.places), load
+        config = TrainConfig(data="x", steps=ran.course.steps, lr=1.0)
+        assert lr_at(config, ran.course, ran.course.steps - 1) < 0.03, load
+        assert ran.budget.decisions <= 3, load
+        assert len(ran.plans) <= 5, "a prediction, three decisions, and the end of the time"
 
 
 def test_a_run_that_nothing_disturbs_keeps_its_first_plan():
@@ -189,6 +187,9 @@ def test_a_run_that_nothing_disturbs_keeps_its_first_plan():
     ran = drive(lambda now: 0.05, chores=chores, costs=lambda now: 0.7)
     assert ran.plans == [round((58 - 8 * 0.7) / 0.05)]
     assert ran.total == pytest.approx(60, rel=0.001)
+    budget = Budget(**json.loads(json.dumps(dataclasses.asdict(ran.budget))))
+    assert budget.costs
+    assert budget == ran.budget
 
 
 def test_steps_that_are_far_quicker_than_predicted_are_noticed_at_once():
@@ -198,13 +199,10 @@ def test_steps_that_are_far_quicker_than_predicted_are_noticed_at_once():
         assert ran.places[int(0.02 * ran.course.steps)] < 0.15
 
 
-def test_steps_that_take_seconds_end_as_near_as_a_step_comes():
+def test_long_steps_end_as_near_as_a_step_comes():
     for slow in (3.0, 7.0):
         ran = drive(lambda now, slow=slow: slow if now < 150 else 2 * slow, minutes=5, step=3.0)
         assert abs(ran.total - 300) <= 2 * slow
-
-
-def test_a_step_that_takes_longer_than_the_time_is_not_repeated_often():
     assert drive(lambda now: 100.0).course.steps == 2
 
 
@@ -223,14 +221,7 @@ def test_the_first_step_does_not_count_in_the_pace():
 
 
 def test_a_chore_that_takes_longer_than_the_run_leaves_half_to_its_steps():
-    chores = lambda steps: (Chore("look", steps, 1000.0),)  # noqa: E731
-    assert Budget(1, 0.5).fill(0, chores) == 60
-
-
-def test_a_budget_survives_json():
-    budget = drive(lambda now: 0.07, chores=sixteenths, costs=lambda now: 0.3).budget
-    assert budget.costs
-    assert Budget(**json.loads(json.dumps(dataclasses.asdict(budget)))) == budget
+    assert Budget(1, 0.5).fill(0, lambda steps: (Chore("look", steps, 1000.0),)) == 60
 
 
 # -- a run ----------------------------------------------------------------------------------------
@@ -315,13 +306,16 @@ def config_of(run="model.run"):
     return tomllib.loads((Path(run) / "config.toml").read_text())
 
 
-def test_a_run_without_a_load_is_one_of_so_many_steps(by_clock, undisturbed):
+def test_a_run_without_a_load_is_one_of_so_many_steps(by_clock, undisturbed, clock):
+    """Its configuration at the end repeats it."""
     by_clock(steps=30)
     assert MODEL.read_bytes() == (undisturbed / MODEL).read_bytes()
-    written = [path / "model.run/config.toml" for path in (Path(), undisturbed)]
-    assert written[0].read_text() == written[1].read_text()
+    assert config_of() == config_of(undisturbed / "model.run")
     state = Path("model.run/checkpoints/step-00000030/state.json").read_text()
     assert "budget" not in state
+    filed = tomllib.loads((undisturbed / "model.run/config.toml").read_text())
+    finish(fit(configure({"out": "again.safetensors"}, filed), clock=lambda: clock.now))
+    assert Path("again.safetensors").read_bytes() == MODEL.read_bytes()
 
 
 def test_a_load_makes_it_shorter_and_its_files_say_so(loaded):
@@ -348,24 +342,23 @@ def test_a_load_makes_it_shorter_and_its_files_say_so(loaded):
     assert rates[-1] == pytest.approx(lr_at(config, course, steps - 1))
 
 
-def assert_same(loaded):
-    """The run in this folder ended as the one that nothing stopped."""
+@pytest.mark.parametrize(("stop", "killed"), [(4, None), (18, None), (None, 3), (None, 19)])
+def test_killed_anywhere_and_resumed_equals_one_go(by_clock, clock, loaded, stop, killed):
+    """A run that is killed before its first checkpoint begins again."""
+    clock.seconds = lambda step: 1 / 0 if step == killed else busy(step)
+    with pytest.raises(ZeroDivisionError) if killed else contextlib.nullcontext():
+        by_clock(**MORE, **({"stop_at": stop} if stop else {}))
+    assert config_of()["minutes"] == 1
+    clock.seconds = busy
+    by_clock(resume=True)
+    if not killed:
+        assert clock.now == pytest.approx(60, rel=0.05)
     assert MODEL.read_bytes() == (loaded.folder / MODEL).read_bytes()
     runs = [folder / "model.run" for folder in (Path(), loaded.folder)]
     names = [sorted(path.name for path in (run / "ema").iterdir()) for run in runs]
     assert names[0] == names[1]
     assert config_of() == config_of(runs[1])
     assert loaded.trained.steps == config_of()["steps"]
-
-
-@pytest.mark.parametrize("stop", [4, 16, 18])
-def test_stopped_and_resumed_equals_one_go(by_clock, clock, loaded, stop):
-    clock.seconds = busy
-    by_clock(stop_at=stop, **MORE)
-    assert config_of()["minutes"] == 1
-    by_clock(resume=True)
-    assert clock.now == pytest.approx(60, rel=0.05)
-    assert_same(loaded)
 
 
 def test_the_same_line_goes_on_and_at_the_end_does_nothing(by_clock, clock):
@@ -400,55 +393,19 @@ def test_more_minutes_and_more_steps_extend_it(by_clock, undisturbed, tmp_path):
     assert "--minutes 1.5 is the total of the run: 1 are used, 0.5 are left" in ran.said
     assert by_clock(steps=50, resume=True).trained.step == 50
     assert "budget" not in RunDirectory(MODEL).load()[0].state
-
-
-def test_minutes_after_steps_start_when_they_are_typed(by_clock, clock):
-    by_clock(steps=10)
     ran = by_clock(minutes=0.5, resume=True)
     assert "--minutes 0.5 count from now, because the run used --steps before" in ran.said
-    assert ran.trained.step == 25
+    assert ran.trained.step == 65
 
 
 def test_steps_that_are_typed_end_the_counting_of_time(by_clock, clock):
     by_clock(minutes=1, stop_at=10)
+    said = r"--minutes 0.1 is the total .* 0.333 minutes have passed.* set --minutes 0"
+    with pytest.raises(UsageError, match=said):
+        by_clock(minutes=0.1, resume=True)
     clock.seconds = lambda step: 9.0
     assert by_clock(steps=15, resume=True).trained.step == 15
     assert "minutes" not in config_of()
-
-
-def test_minutes_that_are_over_are_refused(by_clock, clock):
-    from diffuse_cli.system.errors import UsageError
-
-    by_clock(minutes=1, stop_at=20)
-    said = r"--minutes 0.5 is the total .* 0.667 minutes have passed.* set --minutes 1.17$"
-    with pytest.raises(UsageError, match=said):
-        by_clock(minutes=0.5, resume=True)
-
-
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(by_clock, clock):
-    clock.seconds = lambda step: 1 / 0 if step == 3 else STEP
-    with pytest.raises(ZeroDivisionError):
-        by_clock(minutes=1)
-    clock.seconds = lambda step: STEP
-    assert by_clock(resume=True).trained.step == 30
-    assert "minutes" not in config_of()
-
-
-def test_the_configuration_at_the_end_repeats_a_run_without_a_load(clock, undisturbed):
-    filed = (undisturbed / "model.run/config.toml").read_text()
-    again = configure({"out": str(MODEL)}, tomllib.loads(filed))
-    finish(fit(again, clock=lambda: clock.now))
-    assert MODEL.read_bytes() == (undisturbed / MODEL).read_bytes()
-
-
-@pytest.mark.parametrize("killed", [7, 19])
-def test_killed_anywhere_and_resumed_equals_one_go(by_clock, clock, loaded, killed):
-    clock.seconds = lambda step: 1 / 0 if step == killed else busy(step)
-    with pytest.raises(ZeroDivisionError):
-        by_clock(**MORE)
-    clock.seconds = busy
-    by_clock(resume=True)
-    assert_same(loaded)
 
 
 def test_processes_plan_from_the_time_that_the_slowest_has_spent(by_clock, monkeypatch):
@@ -461,6 +418,7 @@ def test_processes_plan_from_the_time_that_the_slowest_has_spent(by_clock, monke
     assert used(overwrite=True) == pytest.approx(alone + 7)
 
 
+@pytest.mark.slow
 def test_two_processes_end_at_the_step_that_the_first_planned(by_clock, clock, pair, images):
     """Steps took 0.3 s, and now take far less, or there is no time left for any."""
     clock.seconds = lambda step: 0.3

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import MODEL, PREVIEW_STEPS, RUN, logged
+from conftest import MODEL, PREVIEW_STEPS, RUN, WHOLE, logged, pixels
 from lab import QUICK, write_images
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,7 +25,6 @@ from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.trainer import Trainer
 
 EMBEDDING = "class_embedding.weight"
 
@@ -34,58 +33,27 @@ def raw(path=MODEL):
     return model_file.load(path).raw
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """What the loss is given while training, a tuple (x0, t, label) a microbatch."""
-    seen = []
-
-    def loss(denoiser, x0, t, noise, weight=None, label=None):
-        value = simple(
-            denoiser, x0, t, noise, weight, **({} if label is None else {"label": label})
-        )
-        if value.requires_grad:
-            seen.append((x0, t, label))
-        return value
-
-    monkeypatch.setitem(LOSSES, "simple", loss)
-    return seen
-
-
-@pytest.fixture
-def trainers(monkeypatch):
-    """Every trainer that is made."""
-    made = []
-    start = Trainer.__init__
-    monkeypatch.setattr(
-        Trainer, "__init__", lambda self, *a: (made.append(self), start(self, *a))[1]
-    )
-    return made
-
-
 # -- captions -------------------------------------------------------------------------------------
 
 
 def write_captioned(road, folder):
     """64 images whose labels are 60 different captions, under `folder`, and the path of DATA."""
-    files = {f"{k:02d}": Image.fromarray(np.full((8, 8), 3 * k, np.uint8)) for k in range(64)}
+    images = [Image.fromarray(np.full((8, 8), 3 * k, np.uint8)) for k in range(64)]
     texts = [f"a photo of thing {max(k, 4)}" for k in range(64)]
-    folder.mkdir()
-    if road == "class folders":
-        for (name, image), text in zip(files.items(), texts, strict=True):
-            (folder / text).mkdir(exist_ok=True)
-            image.save(folder / text / f"{name}.png")
-        return folder
-    for name, image in files.items():
-        image.save(folder / f"{name}.png")
+    for k, (image, text) in enumerate(zip(images, texts, strict=True)):
+        own = folder / text if road == "class folders" else folder
+        own.mkdir(parents=True, exist_ok=True)
+        image.save(own / f"{k:02d}.png")
+        if road == "tar":
+            (folder / f"{k:02d}.cls").write_text(text)
     if road == "metadata.csv":
-        rows = "".join(f"{n}.png,{t}\n" for n, t in zip(files, texts, strict=True))
+        rows = "".join(f"{k:02d}.png,{text}\n" for k, text in enumerate(texts))
         (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
-        return folder
     if road == "tar":
-        for name, text in zip(files, texts, strict=True):
-            (folder / f"{name}.cls").write_text(text)
         return Path(shutil.make_archive("all", "tar", folder))
-    data = [(folder / f"{name}.png").read_bytes() for name in files]
+    if road != "parquet":
+        return folder
+    data = [(folder / f"{k:02d}.png").read_bytes() for k in range(64)]
     pq.write_table(pa.table({"image": pa.array(data, pa.binary()), "label": texts}), "all.parquet")
     return Path("all.parquet")
 
@@ -141,9 +109,9 @@ def label_by_pixels(folder):
 def labels_shown(shown, known):
     """(the image's own label, the label that the network was shown), for each image."""
     pairs = []
-    for x0, _, labels in shown:
+    for x0, cond in shown:
         pixels = ((x0 + 1) * 127.5).round().to(torch.uint8).contiguous().numpy()
-        for one, label in zip(pixels, labels.tolist(), strict=True):
+        for one, label in zip(pixels, cond["label"].tolist(), strict=True):
             pairs.append((known[one.tobytes()], label))
     return pairs
 
@@ -159,7 +127,7 @@ def test_every_image_is_shown_with_its_own_class(diffuse, loose, shown):
 @pytest.mark.parametrize("flags", ["", "--flip --accumulation 3"])
 def test_classes_are_left_out_by_the_draw_of_the_position(quick, shown, images, flags):
     quick("--classes", "--label-dropout", 0.5, "--steps", 25, *flags.split())
-    found = torch.cat([label for _, _, label in shown])
+    found = torch.cat([cond["label"] for _, cond in shown])
     drops = [
         training_draws(0, step, range(8), shape=(1, 8, 8), device=torch.device("cpu")).drop
         for step in range(25)
@@ -181,93 +149,61 @@ def test_label_dropout_decides_which_rows_of_the_embedding_learn(quick, share, m
     assert (before != after).any(1).tolist() == moved
 
 
-def test_without_classes_no_label_is_shown(quick, shown):
-    quick("--steps", 2)
-    assert [label for _, _, label in shown] == [None, None]
-    assert EMBEDDING not in raw()
-
-
-def test_classes_are_no_more_than_a_condition(quick, images, shown):
-    """The images, timesteps and flips of a run are the same with and without classes."""
+def test_classes_are_no_more_than_a_condition(quick, shown):
+    """The images and flips of a run are the same with and without classes."""
     quick("--steps", 4, "--flip", "-o", "plain.safetensors")
     quick("--steps", 4, "--flip", "--classes")
-    for (x0, t, _), (other, times, _) in zip(shown[:4], shown[4:], strict=True):
+    for (x0, cond), (other, told) in zip(shown[:4], shown[4:], strict=True):
         assert torch.equal(x0, other)
-        assert torch.equal(t, times)
-
-
-def test_the_model_file_names_its_classes(quick):
-    quick("--classes", "--steps", 2)
+        assert (cond, [*told]) == ({}, ["label"])
+    assert EMBEDDING not in raw("plain.safetensors")
     model = model_file.load(MODEL)
     assert model.classes == ("dark", "light")
-    assert model.blueprint.conditions.num_classes == 2
     assert model.training["classes"] is True
     assert tomllib.loads((RUN / "config.toml").read_text())["classes"] is True
 
 
-@pytest.mark.parametrize("folders", [0, 1])
-def test_classes_need_two_folders(diffuse, recipe, images, tmp_path, folders):
-    few = tmp_path / "few"
-    shutil.copytree(images / "dark", few / "dark" if folders else few)
-    if folders:
-        shutil.copy(next(few.rglob("*.png")), few)
-    ran = diffuse("train", few, "--config", recipe, "--classes", "--steps", 1, "-q")
+def test_one_class_is_no_class(diffuse, images):
+    few = Path("few")
+    shutil.copytree(images / "dark", few / "dark")
+    shutil.copy(next(few.rglob("*.png")), few)
+    ran = diffuse("train", few, "--config", QUICK, "--classes", "--steps", 1, "-q")
     assert ran.code == 3
     assert "not in class folders" in ran.line
     assert not RUN.exists()
-    assert not MODEL.exists()
 
 
-def test_classes_that_are_not_used_are_named(train, step_takes):
+def test_classes_that_are_not_used_and_copies_are_named(diffuse, folder, step_takes):
     step_takes(1.0)
-    says = "2 classes: use --classes to choose one when you sample"
-    line = ("--steps", 2, "--dry-run")
-    assert says in train(*line).err
-    assert says not in train(*line, "--classes").err
-
-
-def test_copies_in_the_data_are_counted(diffuse, images, recipe, tmp_path, step_takes):
-    step_takes(1.0)
-    data = tmp_path / "data"
-    shutil.copytree(images, data)
-    line = ("train", data, "--config", recipe, "--steps", 2, "--dry-run")
-    assert "copies of others" not in diffuse(*line).err
-    for k, path in enumerate(sorted((data / "dark").iterdir())[:3]):
-        shutil.copy(path, data / "light" / f"copy {k}.png")
-    says = f"3 of 63 images are copies of others. List them with: diffuse info {data}"
+    line = ("train", folder, "--config", QUICK, "--steps", 2, "--dry-run")
+    unused, copies = "2 classes: use --classes to choose one when you sample", "copies of others"
+    plain, told = diffuse(*line).err, diffuse(*line, "--classes").err
+    assert (unused in plain, unused in told, copies in plain) == (True, False, False)
+    for k, path in enumerate(sorted((folder / "dark").iterdir())[:3]):
+        shutil.copy(path, folder / "light" / f"copy {k}.png")
+    says = f"3 of 63 images are copies of others. List them with: diffuse info {folder}"
     assert says in diffuse(*line).err
 
 
-def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
+def test_the_held_out_loss_is_measured_with_the_labels(train, trainers):
     """An independent sum over the held-out images, each with its class and the same draws."""
-    seen = []
-    real = Trainer.held_out_losses
-
-    def measured(self):
-        found = real(self)
-        if found is None:
-            return None
-        held = self.plan.data.held_out
-        draws = training_draws(
-            0, 0, range(len(held)), shape=(1, 8, 8), device=self.device, purpose="held-out"
-        )
-        t = (draws.u.double() * 100).long()
-        x0 = torch.from_numpy(self.plan.data.images.stored[held]).float() / 127.5 - 1
-        labels = torch.from_numpy(self.plan.data.images.labels[held])
-        denoiser = self.plan.blueprint.denoiser(self.ema.net)
-        snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
-        weight = (snr.sqrt() / (1 + snr / math.e**2) / 2)[t].float()
-        with torch.no_grad():
-            each = [
-                float(simple(denoiser, x0, t, draws.noise, weight, label=given).mean())
-                for given in (labels, 1 - labels, None)
-            ]
-        seen.append((float(found.mean()), each))
-        return found
-
-    monkeypatch.setattr(Trainer, "held_out_losses", measured)
     train("--classes", "--label-dropout", 0, "--steps", 15, "--lr", 0.01)
-    found, (right, wrong, none) = seen[-1]
+    [trainer], found = trainers, logged("held_out_loss")[-1]
+    data, held = trainer.plan.data, trainer.plan.data.held_out
+    draws = training_draws(
+        0, 0, range(len(held)), shape=(1, 8, 8), device=trainer.device, purpose="held-out"
+    )
+    t = (draws.u.double() * 100).long()
+    x0 = torch.from_numpy(data.images.stored[held]).float() / 127.5 - 1
+    labels = torch.from_numpy(data.images.labels[held])
+    denoiser = trainer.plan.blueprint.denoiser(trainer.ema.net)
+    snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
+    weight = (snr.sqrt() / (1 + snr / math.e**2) / 2)[t].float()
+    with torch.no_grad():
+        right, wrong, none = (
+            float(simple(denoiser, x0, t, draws.noise, weight, label=label).mean())
+            for label in (labels, 1 - labels, None)
+        )
     assert found == pytest.approx(right, rel=1e-5)
     assert abs(right - wrong) > 1e-3 * right
     assert abs(right - none) > 1e-3 * right
@@ -282,32 +218,25 @@ def test_a_preview_shows_the_classes_in_turn(diffuse, conditional):
     for k in range(16):
         y, x = 66 * (k // 4), 66 * (k % 4)
         shown = preview[y : y + 64 : 8, x : x + 64 : 8]
-        given, free = (
-            np.asarray(Image.open(f"{at}/{k:05d}.png"), int) for at in ("samples", "free")
-        )
-        assert np.abs(shown - given).max() <= 2
-        assert np.abs(shown - free).max() > 10
+        assert np.abs(shown - pixels("samples", k)).max() <= 2
+        assert np.abs(shown - pixels("free", k)).max() > 10
 
 
 # -- going on, and starting from ------------------------------------------------------------------
 
 
-def test_dry_run_of_a_conditional_model_fed_back_gives_the_same_model(
-    train, diffuse, images, step_takes
-):
+def test_dry_run_of_a_conditional_model_fed_back_gives_the_same_model(train, diffuse, step_takes):
     step_takes(1.0)
-    options = (
-        "--steps 3 --classes --label-dropout 0.3 --variance learned --timestep-draw importance"
-    )
-    text = train(*options.split(), "--dry-run").out
+    options = "--steps 3 --classes --label-dropout 0.3 --variance learned"
+    text = train(*options.split(), "--timestep-draw", "importance", "--dry-run").out
     config = tomllib.loads(text)
     assert config["loss"] == "hybrid"
     assert (config["channels"], config["network"]) == (1, "unet")
     assert (config["label_dropout"], config["timestep_draw"]) == (0.3, "importance")
     Path("run.toml").write_text(text)
-    train(*options.split())
-    assert diffuse("train", "--config", "run.toml", "-o", "read.safetensors").code == 0
-    assert Path("read.safetensors").read_bytes() == MODEL.read_bytes()
+    train(*options.split(), "--timestep-draw", "importance")
+    assert diffuse("train", "--config", "run.toml", "-o", WHOLE).code == 0
+    assert WHOLE.read_bytes() == MODEL.read_bytes()
 
 
 def test_init_of_a_conditional_model_keeps_its_classes_and_variance(diffuse, images, conditional):
@@ -362,10 +291,7 @@ def test_simple_trains_no_variance_and_says_so(train):
     assert float(mean.abs().max()) > 1e-3
     assert float(spread.abs().max()) == 0
     assert float(raw()["conv_out.bias"][1].abs()) == 0
-
-
-def test_without_a_learned_variance_simple_is_no_warning(train):
-    assert "does not train" not in train("--loss", "simple", "--steps", 1).err
+    assert "does not train" not in train("--loss", "simple", "--steps", 1, "-o", WHOLE).err
 
 
 # -- timesteps by their loss ----------------------------------------------------------------------
@@ -416,7 +342,7 @@ def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
     assert float((late == 3).double().mean()) > 0.35
 
 
-def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quick, monkeypatch, trainers):
+def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quick, monkeypatch):
     """With a loss that is linear in one number, the gradient is known: its scale is 1 / (T p_t)."""
     pulls = []
 
@@ -433,13 +359,12 @@ def test_the_gradient_is_that_of_the_mean_over_all_timesteps(quick, monkeypatch,
         chances = draw.probabilities(history, None)
         for t, g in pulls[2 * step : 2 * step + 2]:
             assert torch.allclose(g.double(), 1 / (8 * 4 * chances[t]), rtol=1e-4)
-        for t, _ in pulls[2 * step : 2 * step + 2]:
             history.add(t.tolist(), ((t + 1) ** 2).tolist())
     assert float(chances.max()) > 0.3
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_bad_step_does_not_enter_the_history(quick, monkeypatch, trainers, accumulation):
+def test_a_bad_step_does_not_enter_the_history(quick, monkeypatch, accumulation):
     calls = iter(range(10**6))
 
     def loss(denoiser, *arguments, **cond):
@@ -450,13 +375,7 @@ def test_a_bad_step_does_not_enter_the_history(quick, monkeypatch, trainers, acc
     monkeypatch.setitem(LOSSES, "simple", loss)
     line = ("--steps", 12, "--log-every", 1, "--accumulation", accumulation)
     assert quick(*ADAPTED, *line).code == 0
-    history = trainers[0].history
-    assert int(history.counts.sum()) == 11 * 8
-    assert history.losses.isfinite().all()
+    history = RunDirectory(MODEL).load()[0].history
+    assert int(history["counts"].sum()) == 11 * 8
+    assert history["losses"].isfinite().all()
     assert [loss is None for loss in logged("loss")] == [step == 2 for step in range(12)]
-
-
-def test_a_uniform_draw_keeps_no_history(quick, trainers):
-    quick("--num-timesteps", 4, "--steps", 4)
-    assert int(trainers[0].history.counts.sum()) == 0
-    assert RunDirectory(MODEL).load()[0].history == {}
