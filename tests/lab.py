@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,27 @@ def write_grey(folder: Path) -> None:
         (f"{('dark', 'light')[k % 2]}/{k:02d}.png", float(image.mean()), "ab"[k // 2 % 2])
         for k, image in enumerate(values)
     ]
+    write_rows(folder, [("file_name", "level", "side"), *rows])
+
+
+def write_shades(folder: Path) -> None:
+    """Images whose brightness is their level, and whose left or right half is darker by 40."""
+    folder.mkdir()
+    draw, rows = np.random.default_rng(3), []
+    for k in range(200):
+        level, side = draw.uniform(60, 220), ("left", "right")[k % 2]
+        pixels = draw.normal(level, 3, (8, 8))
+        pixels[:, :4] -= 40 * (side == "left")
+        pixels[:, 4:] -= 40 * (side == "right")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{k:03d}.png")
+        rows.append((f"{k:03d}.png", "" if k % 20 == 3 else f"{level:.3f}", side))
+    write_rows(folder, [("file_name", "level", "side"), *rows])
+
+
+def write_rows(folder: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write the rows of a folder's table, of which the first has the names."""
     with (folder / "metadata.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("file_name", "level", "side"), *rows])
+        csv.writer(file).writerows(rows)
 
 
 def write_beside(folder: Path) -> None:
@@ -160,6 +179,7 @@ def write_sounds(folder: Path) -> None:
 DATA: dict[str, Callable[[Path], object]] = {
     "images": write_images,
     "negatives": write_negatives,
+    "shades": write_shades,
     "empty": Path.mkdir,
     "unclear.npy": lambda path: np.save(path, np.zeros((4, 9, 3))),
     "nan.npy": lambda path: np.save(path, np.full((2, 8, 8), np.nan)),

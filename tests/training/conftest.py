@@ -54,9 +54,7 @@ def negatives(lab: Lab) -> Path:
 @pytest.fixture
 def copy_run(lab: Lab, tmp_path: Path) -> Callable[..., None]:
     """Copy the model and the run of a command line of the lab into the folder of the test."""
-    return lambda *line: shutil.copytree(
-        lab.trained(*line).parent, tmp_path, dirs_exist_ok=True
-    )
+    return lambda *line: shutil.copytree(lab.trained(*line).parent, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture
