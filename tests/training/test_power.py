@@ -9,13 +9,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, RUN, in_process
-from lab import QUICK
+from conftest import MODEL, RUN
+from file_operations import FULL, failing
 from torch import nn
 
 from diffuse_cli.commands.ema.ema_lengths import LENGTHS
 from diffuse_cli.models import tensor_file
 from diffuse_cli.system import files
+from diffuse_cli.system.errors import OutputError
 from diffuse_cli.training import checkpoints, ema_weights
 from diffuse_cli.training.ema_weights import (
     KEPT_LENGTHS,
@@ -63,56 +64,29 @@ def test_the_exponents_are_those_of_the_paper():
     assert gamma_of(0.05) == pytest.approx(16.97, abs=0.005)
     assert gamma_of(0.10) == pytest.approx(6.94, abs=0.005)
     assert gamma_of(1 / math.sqrt(12)) == pytest.approx(0, abs=1e-9)
-
-
-@pytest.mark.parametrize("length", [0.02, 0.05, 0.1, 0.2, 0.27])
-def test_a_length_is_the_standard_deviation_of_its_profile(length):
-    gamma = gamma_of(length)
     x = (np.arange(200_000) + 0.5) / 200_000
-    p = (gamma + 1) * x**gamma / len(x)
-    mean = float(p @ x)
-    assert math.sqrt(float(p @ (x - mean) ** 2)) == pytest.approx(length, rel=1e-6)
+    for length in (0.02, 0.1, 0.27):  # the standard deviation of its profile
+        gamma = gamma_of(length)
+        p = (gamma + 1) * x**gamma / len(x)
+        mean = float(p @ x)
+        assert math.sqrt(float(p @ (x - mean) ** 2)) == pytest.approx(length, rel=1e-6)
 
 
 # -- following ------------------------------------------------------------------------------------
 
 
-def test_each_step_has_the_weight_of_its_part_of_the_profile():
-    """Of step i after t: (i / t)^(gamma + 1) - ((i - 1) / t)^(gamma + 1)."""
-    t = 30
-    for i in (1, 2, 17, 30):
-        net = Net()
-        powers = PowerAverages(net)
-        for step in range(1, t + 1):
-            net.set(float(step == i))
-            powers.update(net)
-        for length, tensor in zip(KEPT_LENGTHS, powers.tensors().values(), strict=True):
-            g = gamma_of(length) + 1
-            assert float(tensor) == pytest.approx((i / t) ** g - ((i - 1) / t) ** g, rel=1e-9)
-
-
 def test_the_averages_are_those_of_the_definition():
-    values = np.random.default_rng(0).normal(size=50)
-    net = Net()
+    """Of a sequence, of whose values some stand for several updates."""
+    counts, net = [3, 4, 0, 1, 1, 1, 5], Net()
+    values = np.random.default_rng(0).normal(size=len(counts))
     powers = PowerAverages(net)
-    for value in values:
+    for value, count in zip(values, counts, strict=True):
         net.set(value)
-        powers.update(net)
-    expected = averaged(values)
+        powers.update(net, count)
+    expected = averaged(np.repeat(values, counts))
     assert [float(t) for t in powers.tensors().values()] == pytest.approx([*expected.values()])
     assert [*powers.tensors()] == ["0.05/value", "0.10/value"]
-
-
-def test_several_updates_at_once_decay_like_each_in_turn():
-    one, other, net = PowerAverages(Net()), PowerAverages(Net()), Net()
-    for powers, parts in ((one, [3, 4, 0, 1]), (other, [1] * 8)):
-        for value, count in zip([2.0, 5.0, 1.0, -1.0] if powers is one else
-                                [2.0] * 3 + [5.0] * 4 + [-1.0], parts, strict=True):  # fmt: skip
-            net.set(value)
-            powers.update(net, count)
-    for a, b in zip(one.tensors().values(), other.tensors().values(), strict=True):
-        assert float(a) == pytest.approx(float(b), rel=1e-12)
-    assert one.updates == other.updates == 8
+    assert powers.updates == sum(counts)
 
 
 # -- any other length -----------------------------------------------------------------------------
@@ -223,13 +197,10 @@ def saved(run=RUN):
     return {step: path.read_bytes() for step, path in list_snapshots(run / "ema")}
 
 
-@pytest.fixture(scope="module")
-def kept(images, tmp_path_factory):
+@pytest.fixture
+def kept(lab):
     """The folder of a run of 16 steps that keeps 4 snapshots."""
-    folder = tmp_path_factory.mktemp("kept")
-    line = ["train", images, "--config", QUICK, "--steps", 16, *KEEP, "-q"]
-    assert in_process([*line, "-o", folder / MODEL]) == 0
-    return folder
+    return lab.trained(*lab.quick, "--steps", 16, *KEEP).parent
 
 
 def test_keeping_them_changes_nothing_else(quick, kept):
@@ -239,10 +210,6 @@ def test_keeping_them_changes_nothing_else(quick, kept):
     snapshot = read_snapshot(kept / RUN / "ema/step-00000012.safetensors")
     assert snapshot.step == 12
     assert [p.updates for p in snapshot.profiles.values()] == [12, 12]
-
-
-def test_by_default_there_are_none(quick):
-    quick("--steps", 4)
     assert not (RUN / "ema").exists()
     assert not list(RUN.rglob("powers.safetensors"))
     assert "ema_lengths" not in (RUN / "config.toml").read_text()
@@ -286,25 +253,20 @@ def test_snapshots_of_a_course_that_was_left_go(quick):
     assert not (RUN / "ema").exists()
 
 
-def test_a_longer_run_thins_them(quick):
-    quick("--steps", 16, *KEEP)
-    assert [*saved()] == [4, 8, 12, 16]
+def test_a_longer_run_thins_them(quick, kept, copy_run, lab):
+    copy_run(*lab.quick, "--steps", 16, *KEEP)
     quick("--resume", "--steps", 24)
     assert [*saved()] == [12, 18, 24]
 
 
-def test_lengths_cannot_begin_in_the_middle(quick):
-    quick("--steps", 8, "--stop-at", 3)
+def test_lengths_cannot_begin_in_the_middle(quick, lab, copy_run):
+    copy_run(*lab.quick, "--steps", 4, "--stop-at", 2)
     ran = quick("--resume", *KEEP, "-q")
     assert ran.code == 2
     assert "--ema-lengths 4 differs from the run's None" in ran.line
 
 
 def test_a_snapshot_is_whole_or_not_there(tmp_path, monkeypatch):
-    from file_operations import FULL, failing
-
-    from diffuse_cli.system.errors import OutputError
-
     powers = PowerAverages(Net().float())
     save_snapshot(tmp_path, powers, 1, ProgressSchedule.of(4), 4)
     monkeypatch.setattr(files, "operation", failing("rename", FULL))
