@@ -76,11 +76,12 @@ def test_a_distilled_model_says_what_it_is(diffuse, fast, teacher, images):
     assert resolve_settings(DrawConfig(sampler="ddim"), found).sampler == "ddim"
 
 
-def test_the_weights_of_a_teacher_are_read_once(distill, teacher, monkeypatch):
+def test_the_weights_of_a_teacher_are_read_once(distill, quick, teacher, monkeypatch):
     read, real = [], tensor_file.read_tensors
     monkeypatch.setattr(tensor_file, "read_tensors", lambda *file: read.append(1) or real(*file))
     assert distill(teacher, "--steps", 1, "-q").code == 0
-    assert len(read) == 1
+    assert quick("--init", teacher, "--steps", 1, "-q").code == 0
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize("stop", [4, 13], ids=["on paths", "with a critic"])

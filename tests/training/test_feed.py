@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import os
 import shutil
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import MODEL, RUN, in_process, logged
+from conftest import MODEL, RUN, logged
 from lab import QUICK, write_images
 
 from diffuse_cli.data import decoding_threads, match_pairs, read_images, stream
@@ -33,13 +32,10 @@ def run(diffuse, folder):
     return lambda *arguments: diffuse("train", folder, "--config", QUICK, *LINE, *arguments)
 
 
-@pytest.fixture(scope="module")
-def in_memory(images, tmp_path_factory):
+@pytest.fixture
+def in_memory(lab):
     """The model file of such a run that keeps its images."""
-    out = tmp_path_factory.mktemp("whole") / "model.safetensors"
-    assert in_process(["train", images, "--config", QUICK, *LINE, "-o", out, "-q"]) == 0
-    assert not (out.with_suffix(".run") / "index").exists()
-    return out
+    return lab.trained(*lab.quick, *LINE)
 
 
 # -- the weights ----------------------------------------------------------------------------------
@@ -74,14 +70,17 @@ def test_it_is_resumed_with_another_cache(run, folder, in_memory, monkeypatch):
     assert MODEL.read_bytes() == in_memory.read_bytes()
 
 
-def test_parts_of_a_batch_are_those_of_a_run_from_memory(run):
-    line = ("--accumulation", 3, "--eval-every", 8, "--eval-images", 4)
+def test_pairs_and_parts_of_a_batch_are_those_of_a_run_from_memory(run, negatives):
+    line = ("--accumulation", 3, "--eval-every", 8, "--eval-images", 4, "--given", negatives)
     assert run(*line, "-o", "whole.safetensors").code == 0
     assert run(*line, "--cache", 0).code == 0
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
     assert logged("kid") == logged("kid", Path("whole.run"))
+    last = "previews/step-00000008.png"
+    assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_each_decode_their_own(pair, folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     line = ("train", folder, "--config", QUICK, *LINE, "--steps", 4, "-q")
@@ -92,23 +91,13 @@ def test_two_processes_each_decode_their_own(pair, folder, monkeypatch, tmp_path
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
 
 
-def test_pairs_are_streamed_as_they_are_kept(diffuse, images, negatives):
-    line = ("train", images, "--config", QUICK, "--steps", 4, "--given", negatives, "--flip")
-    assert diffuse(*line, "-o", "whole.safetensors").code == 0
-    assert diffuse(*line, "--cache", 0).code == 0
-    assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
-    last = "previews/step-00000004.png"
-    assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
-
-
 def test_minutes_and_dry_runs(diffuse, images, untimed):
-    train = functools.partial(diffuse, "train", images, "--config", QUICK)
-    ran = train("--cache", 0, "--minutes", 0.02)
-    assert ran.code == 0, ran.err
-    ran = train("--cache", "1KiB", "--dry-run", "-o", "other.safetensors")
+    line = ("train", images, "--config", QUICK, "--minutes", 0.02)
+    ran = diffuse(*line, "--cache", "1KiB", "--dry-run")
     assert ran.code == 0, ran.err
     assert "cache" not in ran.out
-    assert not Path("other.run").exists()
+    assert not RUN.exists()
+    assert diffuse(*line, "--cache", 0).code == 0
 
 
 # -- lost images ----------------------------------------------------------------------------------
@@ -150,23 +139,26 @@ def test_a_lost_image_is_replaced_and_named_also_after_resume(run, folder, monke
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
 
 
-def test_without_any_the_run_ends_with_a_checkpoint(run, folder, monkeypatch):
-    original = Trainer.step
+def test_without_any_the_run_ends_with_a_checkpoint(run, folder, negatives, monkeypatch, tmp_path):
+    """Without those beside them, too."""
+    pairs, original = shutil.copytree(negatives, tmp_path / "pairs"), Trainer.step
 
     def step(self, k):
-        if k == 3 and folder.exists():
-            folder.rename(folder.with_name("away"))
+        gone = pairs if "pairs" in str(self.plan.config.given) else folder
+        if k == 3 and gone.exists():
+            gone.rename(gone.with_name("away"))
         return original(self, k)
 
-    monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(training_batches, "STEPS_AHEAD", 1)
-    ran = run("--cache", 0)
-    assert ran.code == 3, ran.err
-    assert "own no longer holds its images" in ran.err
-    assert "checkpoint saved" in ran.err
-    folder.with_name("away").rename(folder)
-    monkeypatch.setattr(Trainer, "step", original)
-    assert run("--resume", "--cache", 0).code == 0
+    for name, more in (("own", ()), ("pairs", ("--given", pairs, "--overwrite"))):
+        monkeypatch.setattr(Trainer, "step", step)
+        ran = run("--cache", 0, *more)
+        assert ran.code == 3, ran.err
+        assert f"{name} no longer holds its images" in ran.err
+        assert "checkpoint saved" in ran.err
+        (tmp_path / "away").rename(tmp_path / name)
+        monkeypatch.setattr(Trainer, "step", original)
+        assert run("--resume", "--cache", 0).code == 0
 
 
 # -- the queue ------------------------------------------------------------------------------------
@@ -184,6 +176,16 @@ def plan(images, negatives):
         yield made
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """How many images are loaded at a time."""
+    counts, original = [], TrainingData.load
+    monkeypatch.setattr(
+        TrainingData, "load", lambda data, k: counts.append(len(k)) or original(data, k)
+    )
+    return counts
+
+
 def test_a_pair_is_replaced_as_a_whole(plan, tmp_path, negatives, monkeypatch):
     own = shutil.copytree(negatives, tmp_path / "negatives")
     plan.data.pairs.given.stored.stream.origin.__dict__["source"] = str(own)
@@ -198,12 +200,7 @@ def test_a_pair_is_replaced_as_a_whole(plan, tmp_path, negatives, monkeypatch):
     assert plan.data.find_readable(np.array([last])).tolist() == [plan.data.held_out[0]]
 
 
-def test_it_takes_images_in_their_order_and_is_bounded(plan, images, monkeypatch):
-    asked = []
-    original = TrainingData.load
-    monkeypatch.setattr(
-        TrainingData, "load", lambda data, k: asked.append(len(k)) or original(data, k)
-    )
+def test_it_takes_images_in_their_order_and_is_bounded(plan, images, asked, monkeypatch):
     monkeypatch.setattr(training_batches, "STEPS_AHEAD", 3)
     batches = Batches(plan, 8, None, range(2, 6))
     whole = finish(read_images(str(images)))
@@ -219,12 +216,7 @@ def test_it_takes_images_in_their_order_and_is_bounded(plan, images, monkeypatch
     batches.close()
 
 
-def test_large_images_are_not_read_far_ahead(plan, monkeypatch):
-    asked = []
-    original = TrainingData.load
-    monkeypatch.setattr(
-        TrainingData, "load", lambda data, k: asked.append(len(k)) or original(data, k)
-    )
+def test_large_images_are_not_read_far_ahead(plan, asked, monkeypatch):
     monkeypatch.setattr(training_batches, "AHEAD", 0)
     small = Batches(plan, 8, None, range(8))
     small.find_indices(0, range(8))
@@ -248,20 +240,3 @@ def test_memory_does_not_grow(plan, monkeypatch):
             sizes.append(sum(trace.size for trace in traces))
     tracemalloc.stop()
     assert sizes[1] - sizes[0] < 2**16  # the queue holds up to 2**15
-
-
-def test_pairs_that_vanish_are_named(diffuse, images, negatives, monkeypatch, tmp_path):
-    pairs = shutil.copytree(negatives, tmp_path / "pairs")
-    original = Trainer.step
-
-    def step(self, k):
-        if pairs.exists():
-            shutil.rmtree(pairs)
-        return original(self, k)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(training_batches, "STEPS_AHEAD", 1)
-    line = ("--given", pairs, "--steps", 8, "--cache", 0, "-q")
-    ran = diffuse("train", images, "--config", QUICK, *line)
-    assert ran.code == 3
-    assert f"{pairs.name} no longer holds its images" in ran.line

@@ -7,13 +7,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import MODEL, WHOLE, in_process
+from conftest import MODEL, WHOLE, mostly_slow
+from lab import write_images
 from PIL import Image
 
-from diffuse_cli.models import model_file, tensor_file
+from diffuse_cli.models import model_file
 
 STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
 
@@ -21,14 +21,11 @@ STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
 @pytest.fixture(scope="session")
 def colors(tmp_path_factory):
     """40 color images of 16x16 in the class folders dark and red."""
-    folder, draw = tmp_path_factory.mktemp("colors") / "colors", np.random.default_rng(4)
-    for k in range(40):
-        path = folder / ("dark", "red")[k % 2] / f"{k:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mean = ((60, 70, 80), (220, 60, 50))[k % 2]
-        pixels = draw.normal(mean, 20, (16, 16, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(path)
-    return folder
+    folder = tmp_path_factory.mktemp("colors") / "colors"
+    for path in write_images(folder, 40, side=16).rglob("*.png"):
+        parts = [Image.open(path).point(lambda v, k=k: v * k // 3) for k in (3, 2, 1)]
+        Image.merge("RGB", parts).save(path)
+    return (folder / "light").rename(folder / "red").parent
 
 
 def table(ran):
@@ -55,9 +52,8 @@ def numbers(rows):
 def outputs(path, **cond):
     """Of a model, for a noisy grey sample in its channels."""
     model = model_file.load(path)
-    space = model.blueprint.space
     grey = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    x = grey.expand(-1, space.channels, -1, -1)
+    x = grey.expand(-1, model.blueprint.space.channels, -1, -1)
     return model.network()(x, torch.tensor([100.0, 900.0]), **cond)
 
 
@@ -113,27 +109,21 @@ def test_color_becomes_grey_smaller_and_is_told_nothing(diffuse, colors, images,
     assert diffuse(*line, "--auto-resume").code == 0
 
 
-def test_pairs_that_are_left_out_are_a_warning(diffuse, images, recipe, tmp_path):
-    shutil.copytree(images, tmp_path / "pairs")
-    line = ("train", images, "--config", recipe, "--given", tmp_path / "pairs", "--steps", 1)
-    assert diffuse(*line, "-o", "old.safetensors").code == 0
-    ran = diffuse("train", images, "--init", "old.safetensors", *STILL)
+def test_pairs_that_are_left_out_are_a_warning(diffuse, images, lab):
+    old = lab.trained(*lab.quick, "--given", lab["negatives"], "--steps", 1)
+    line = ("train", images, "--init", old, *STILL)
+    ran = diffuse(*line)
     assert ran.code == 0, ran.err
-    assert "warning: old.safetensors was trained with --given on pairs" in ran.err
+    assert f"warning: {old} was trained with --given on pairs" in ran.err
     assert "left out: pairs" in table(ran)["given"][-1]
-    again = ("--given", tmp_path / "pairs", *STILL, "-o", "next.safetensors")
-    ran = diffuse("train", images, "--init", "old.safetensors", *again)
-    assert "starting from old.safetensors: all " in ran.err
+    ran = diffuse(*line, "--given", lab["negatives"], "-o", "next.safetensors")
+    assert f"starting from {old}: all " in ran.err
 
 
-@pytest.mark.parametrize(("first", "then"), [(32, 48), (32, 64), (64, 32)])
+@pytest.mark.parametrize(("first", "then"), mostly_slow([(32, 64), (32, 48), (64, 32)], always=1))
 def test_a_model_goes_on_at_another_size(diffuse, undrawn, tmp_path, first, then):
     """With the preset's own levels, attention and, from 64 pixels on, patches."""
-    folder, draw = tmp_path / "some", np.random.default_rng(1)
-    folder.mkdir()
-    for k in range(6):
-        pixels = draw.integers(0, 255, (64, 64), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{k}.png")
+    folder = write_images(tmp_path / "some", 6, side=64)
     quick = ("--steps", 1, "--batch-size", 2, "--precision", "fp32")
     line = ("train", folder, "--size", first, "--width", 8, *quick, "-o", "old.safetensors")
     assert diffuse(*line).code == 0
@@ -158,51 +148,29 @@ def test_a_size_that_the_levels_do_not_halve_is_refused(diffuse, images, recipe,
     assert "multiple of 2" in ran.line
 
 
-def test_another_schedule_is_said(diffuse, images, model):
-    ran = diffuse("train", images, "--init", model, "--schedule", "linear", *STILL)
-    assert table(ran)["noise"][-1].startswith("another schedule")
-
-
-def test_a_dry_run_says_it_and_writes_nothing(diffuse, colors, model, untimed):
-    ran = diffuse("train", colors, "--init", model, "--channels", 3, "--dry-run")
+def test_a_dry_run_says_it_and_writes_nothing(diffuse, colors, model, step_takes):
+    step_takes(1.0)
+    line = ("train", colors, "--init", model, "--dry-run", "--schedule", "linear")
+    ran = diffuse(*line, "--channels", 3)
     assert ran.code == 0, ran.err
     assert "grey becomes color" in table(ran)["channels"][-1]
+    assert table(ran)["noise"][-1].startswith("another schedule")
+    ran = diffuse(*line)
+    assert "Use --channels 3 to train in color" in ran.err
+    assert "starting from" in ran.err
     assert not MODEL.exists()
 
 
-def test_color_images_of_a_grey_model_stay_grey_and_how_they_would_not(diffuse, colors, model):
-    ran = diffuse("train", colors, "--init", model, *STILL)
-    assert ran.code == 0
-    assert "Use --channels 3 to train in color" in ran.err
-    assert "starting from" in ran.err
-
-
-@pytest.mark.parametrize("wrong", [b"", b"not a model", b"\x10\0\0\0\0\0\0\0{}"])
-def test_what_is_no_model_is_refused(diffuse, images, wrong):
-    Path("broken.safetensors").write_bytes(wrong)
-    ran = diffuse("train", images, "--init", "broken.safetensors", *STILL, "-q")
-    assert ran.code == 4
-    assert "broken.safetensors" in ran.line
-
-
-def test_weights_are_read_once_and_refused_if_they_are_not_numbers(
-    diffuse, images, model, monkeypatch
-):
-    found, read = model_file.load(model), []
-    real = tensor_file.read_tensors
-    monkeypatch.setattr(tensor_file, "read_tensors", lambda *file: read.append(1) or real(*file))
-    assert diffuse("train", images, "--init", model, *STILL, "-q").code == 0
-    assert len(read) == 1
+def test_weights_are_refused_if_they_are_not_numbers(diffuse, images, model):
+    found = model_file.load(model)
     name = next(iter(found.ema))
     wrong = {**found.ema, name: torch.full_like(found.ema[name], torch.nan)}
     model_file.save(Path("wrong.safetensors"), replace(found, ema=wrong))
-    line = ("--init", "wrong.safetensors", *STILL, "-o", "next.safetensors", "-q")
-    ran = diffuse("train", images, *line)
+    ran = diffuse("train", images, "--init", "wrong.safetensors", *STILL, "-q")
     assert (ran.code, f"its weights are NaN or infinite: {name}" in ran.line) == (4, True)
-    assert not Path("next.run").exists()
+    assert not MODEL.with_suffix(".run").exists()
 
 
-def test_nothing_is_given_without_a_model_too(diffuse, images, recipe):
-    line = ["train", images, "--config", recipe, "--given", "nothing", "--steps", 1, "-q"]
-    assert in_process(line) == 0
+def test_nothing_is_given_without_a_model_too(quick):
+    assert quick("--given", "nothing", "--steps", 1, "-q").code == 0
     assert model_file.load(MODEL).blueprint.conditions.given is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ from typing import Any
 import conftest
 import numpy as np
 import pytest
+from conftest import manifest
 from lab import QUICK
 
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
@@ -58,10 +58,7 @@ def trial(
 def test_the_lowest_kid_that_looks_like_the_data_wins(others, best):
     trials = [trial(0.5), *others]
     assert choose_best(trials) is trials[best]
-
-
-def test_a_contrast_as_far_as_the_default_s_is_no_reason_against():
-    default = trial(0.5, contrast=-0.3, detail=0.4)
+    default = trial(0.5, contrast=-0.3, detail=0.4)  # far from the data itself
     other = trial(0.3, contrast=0.25, detail=-0.35)
     assert choose_best([default, other]) is other
     assert choose_best([default, trial(0.3, contrast=0.35)]) is default
@@ -147,15 +144,15 @@ def test_noise_levels_are_recommended_and_used_with_their_scale(quick, diffuse, 
     assert model.sampling == SamplerChoice(
         "unipc", 12, weak_guidance=3.0, start=GAUSSIAN, guidance_interval=MIDDLE
     )
-    ran = diffuse("sample", MODEL, "-n", 1, "-o", "by-default")
-    assert "weak guidance 3 at noise levels 0.3 to 3" in ran.err
-    manifest = json.loads(Path("by-default/manifest.json").read_text())
-    assert manifest["guidance_interval"] == [*MIDDLE]
-    diffuse("sample", MODEL, "-n", 1, "--weak-guidance", 2, "-o", "everywhere")
-    assert json.loads(Path("everywhere/manifest.json").read_text())["guidance_interval"] is None
-    diffuse("sample", MODEL, "-n", 1, "--guidance-interval", "1,2", "-o", "elsewhere")
-    manifest = json.loads(Path("elsewhere/manifest.json").read_text())
-    assert (manifest["guidance_interval"], manifest["weak_guidance"]) == ([1, 2], 3)
+    for line, interval, scale in (
+        ((), [*MIDDLE], 3),
+        (("--weak-guidance", 2), None, 2),
+        (("--guidance-interval", "1,2"), [1, 2], 3),
+    ):
+        ran = diffuse("sample", MODEL, "-n", 1, *line, "--overwrite")
+        found = manifest()
+        assert (found["guidance_interval"], found["weak_guidance"]) == (interval, scale)
+        assert ("weak guidance 3 at noise levels 0.3 to 3" in ran.err) is (not line)
 
 
 def test_a_run_whose_best_trial_is_noise_says_so(quick, trying):
@@ -202,30 +199,19 @@ def test_trials_are_as_many_as_the_time_allows(monkeypatch, samples, planned):
     assert chores.plan_trials(plan, passes) == (0, 0)
 
 
-def test_the_default_is_kept_where_nothing_wins(quick, trying):
+@pytest.mark.parametrize("options", [(), ("--no-keep-weak",), ("--num-timesteps", 20)])
+def test_the_default_is_kept_where_nothing_wins(quick, trying, options):
+    """Without early weights, nothing else is tried. Of 20 timesteps, a Gaussian start leaves out
+    the noisiest."""
     tried = trying({})
-    ran = quick(*RUN)
-    assert "recommended" not in ran.err
-    model = model_file.load(MODEL)
-    assert (model.sampling, model.weak_step) == (None, 3)
-    assert len(tried) == 5
-
-
-def test_without_early_weights_only_the_default_is_tried(quick, trying):
-    tried = trying({(2.0, GAUSSIAN): 0.3})
-    quick(*RUN, "--no-keep-weak", "-q")
-    assert [(c.weak_guidance, c.start) for c in tried] == [(None, None)]
-    model = model_file.load(MODEL)
-    assert (model.sampling, model.weak) == (None, None)
-
-
-def test_a_start_with_too_few_timesteps_takes_fewer_steps(quick, trying):
-    """Of 20 timesteps, a Gaussian start leaves out the noisiest."""
-    tried = trying({})
-    ran = quick(*RUN, "--num-timesteps", 20)
+    ran = quick(*RUN, *options)
     assert ran.code == 0, ran.err
-    assert [(c.start, c.steps) for c in tried][:2] == [(None, 20), (GAUSSIAN, 10)]
-    assert len(tried) == 5
+    assert "recommended" not in ran.err
+    found = [(None, 20)] if "--no-keep-weak" in options else [(None, 20), (GAUSSIAN, 10)]
+    assert [(c.start, c.steps) for c in tried][:2] == found
+    assert len(tried) == (1 if "--no-keep-weak" in options else 5)
+    model = model_file.load(MODEL)
+    assert (model.sampling, model.weak_step) == (None, None if len(tried) == 1 else 3)
 
 
 def test_random_features_choose_no_guidance(diffuse, trying):
@@ -245,10 +231,17 @@ def test_a_model_with_classes_has_no_gaussian_start(quick, trying):
     assert (found.weak_guidance, found.guidance, found.steps) == (1.5, 2.0, 10)
 
 
-def test_a_trial_generates_and_compares(quick, monkeypatch):
-    """Real trials, of very few samples."""
+def test_a_trial_generates_and_compares_with_training_images(quick, monkeypatch):
+    """Real trials, of very few samples. Images that are held out stay unseen."""
     seen: list[Trial] = []
-    real = choose_best
+    unseen: list[Any] = []
+    real, read = choose_best, validation.read_samples
+
+    def follow(plan: Any, images: Any, most: int) -> Any:
+        unseen.append((set(images) & set(plan.data.held_out), most))
+        return read(plan, images, most)
+
+    monkeypatch.setattr(validation, "read_samples", follow)
     monkeypatch.setattr(chores, "FEWEST_TRIED", 4)
     monkeypatch.setattr(chores, "MOST_TRIED", 5)
     monkeypatch.setattr(conftest, "PREVIEW_STEPS", 20)
@@ -259,6 +252,7 @@ def test_a_trial_generates_and_compares(quick, monkeypatch):
     assert quick(*RUN, "-q").code == 0
     assert len({t.kid.value for t in seen}) == 1 + len(WEAK_CANDIDATES)
     assert all(t.kid.error > 0 for t in seen)
+    assert unseen == [(set(), chores.REFERENCES)]
 
 
 def test_a_run_ends_without_a_feature_network(quick, monkeypatch):
@@ -274,23 +268,6 @@ def test_a_run_ends_without_a_feature_network(quick, monkeypatch):
     assert ran.code == 0
     assert "no sampling settings were tried: the weights are missing" in ran.err
     assert model_file.load(MODEL).sampling is None
-
-
-def test_samples_are_compared_with_training_images(quick, monkeypatch):
-    """So those that are held out stay unseen."""
-    chosen: list[Any] = []
-    monkeypatch.setattr(chores, "TRIALS_SHARE", 1e-3)
-    read = validation.read_samples
-
-    def follow(plan: Any, images: Any, most: int) -> Any:
-        chosen.append((set(images) & set(plan.data.held_out), len(images), most))
-        return read(plan, images, most)
-
-    monkeypatch.setattr(validation, "read_samples", follow)
-    assert quick(*RUN, "-q").code == 0
-    [(unseen, images, most)] = chosen
-    assert (unseen, most) == (set(), chores.REFERENCES)
-    assert images > chores.FEWEST_TRIED
 
 
 @pytest.mark.parametrize(("fewest", "share", "runs"), [(16, 1e-3, 1), (999, 1e-3, 0), (16, 20, 0)])

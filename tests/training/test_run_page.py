@@ -41,47 +41,28 @@ def state_of(page: str) -> str:
     return found[1]
 
 
-def test_a_finished_run_has_a_page_of_its_data_previews_curves_and_commands(quick, images):
-    ran = quick(*LINE, plots=True)
+def test_a_run_has_a_page_of_its_data_previews_curves_and_commands(quick):
+    """Also where it is stopped and resumed."""
+    ran = quick(*LINE, "--stop-at", 4, plots=True)
     assert ran.code == 0
     assert "Watch the run in a browser: model.run/index.html" in ran.err
-    page = PAGE.read_text()
-    assert state_of(page) == "Finished after 8 of 8 steps"
-    assert page.count("<figcaption>Step ") == 4
-    assert 'alt="samples after step 8"' in page
-    for words in ("60 images in", "learning rate", "Samples per second", "held-out"):
-        assert words in page
-    assert "To train more:" in page
-    for line in (
-        "-o model.safetensors --steps 16",
-        "diffuse sample model",
-        "diffuse eval",
-    ):
-        assert line in page
-    assert "too few: samples will be noise" in page
-    assert 'data-reload="0"' in page
-    assert page.count("<svg viewBox=") >= 3
-    assert len(page) < 3_000_000
-
-
-def test_the_page_changes_nothing(quick, monkeypatch):
-    quick(*LINE)
-    monkeypatch.setattr("diffuse_cli.training.loop.follow_run", lambda work, run, browse: work)
-    assert quick(*LINE, "-o", "plain.safetensors").code == 0
-    assert not Path("plain.run/index.html").exists()
-    assert MODEL.read_bytes() == Path("plain.safetensors").read_bytes()
-
-
-def test_a_stopped_run_says_so_and_goes_on_when_it_is_resumed(quick):
-    quick(*LINE, "--stop-at", 4, plots=True)
     page = PAGE.read_text()
     assert state_of(page) == "Finished after 4 of 8 steps"
     assert "To resume:" in page
     assert "--steps 16" not in page
-    quick(*LINE, "--resume", plots=True)
+    assert quick(*LINE, "--resume", plots=True).code == 0
     page = PAGE.read_text()
     assert state_of(page) == "Finished after 8 of 8 steps"
     assert page.count("<figcaption>Step ") == 4
+    assert 'alt="samples after step 8"' in page
+    for words in (
+        "60 images in", "learning rate", "Samples per second", "held-out", "To train more:",
+        "-o model.safetensors --steps 16", "diffuse sample model", "diffuse eval",
+    ):  # fmt: skip
+        assert words in page
+    assert 'data-reload="0"' in page
+    assert page.count("<svg viewBox=") >= 3
+    assert len(page) < 3_000_000
 
 
 def test_a_failed_run_says_why(quick, monkeypatch):
@@ -93,7 +74,9 @@ def test_a_failed_run_says_why(quick, monkeypatch):
     assert state_of(PAGE.read_text()) == "Stopped after 0 of 8 steps: the machine is on fire"
 
 
-def test_a_page_that_cannot_be_written_is_a_warning_once(quick, monkeypatch):
+def test_a_page_that_cannot_be_written_is_a_warning_once_and_changes_nothing(
+    quick, lab, monkeypatch
+):
     write = files.write_text
 
     def refuse(path: Path, text: str) -> None:
@@ -105,17 +88,18 @@ def test_a_page_that_cannot_be_written_is_a_warning_once(quick, monkeypatch):
     ran = quick(*LINE)
     assert ran.code == 0
     assert ran.err.count("the page of the run cannot be written") == 1
-    assert MODEL.exists()
     assert not PAGE.exists()
+    assert MODEL.read_bytes() == lab.trained(*lab.quick, *LINE).read_bytes()
 
 
-def test_hostile_names_are_text(diffuse, images, tmp_path):
+def test_hostile_names_are_text_and_few_steps_are_warned_of(diffuse, images, tmp_path):
     hostile = tmp_path / "a<b>&'\""
     shutil.copytree(images, hostile)
     assert diffuse("train", hostile, "--config", QUICK, "--steps", 2).code == 0
     page = PAGE.read_text()
     assert "a<b>" not in page
     assert "a&lt;b&gt;&amp;" in page
+    assert "too few: samples will be noise" in page
 
 
 def start(**more: Any) -> Started:
@@ -145,9 +129,6 @@ def test_only_its_own_script_may_run(page):
     assert f"<script>{script}</script>" in text
     assert HOSTILE not in text
     assert "default-src 'none'" in text.replace("&#39;", "'")
-
-
-def test_it_shows_the_last_step_and_slow_training(page):
     page.note(Step(3, 9, 0.1, 0.1, 0.1, 0.4, 60.0))
     page.note(Step(5, 9))
     text = page.render("interrupted")
@@ -196,32 +177,25 @@ def test_open_shows_it_in_a_browser(page, monkeypatch, opened):
         begun.set()
         return closed.wait(60)
 
-    monkeypatch.setattr(run_page, "has_display", lambda: True)
-    monkeypatch.setattr("webbrowser.open", browser)
-
     def work() -> Any:
         yield start()
         assert PAGE.exists()
         yield Step(1, 9)
 
+    monkeypatch.setattr(run_page, "has_display", lambda: True)
+    monkeypatch.setattr("webbrowser.open", browser)
     finish(follow_run(work(), RunDirectory(MODEL), browse=opened))
     assert begun.wait(60 * opened) == opened
     closed.set()
     assert shown == [PAGE.resolve().as_uri()] * opened
-
-
-def test_without_a_display_a_run_goes_on(page, monkeypatch):
     monkeypatch.setattr(run_page, "has_display", lambda: False)
-    work = follow_run((event for event in [start()]), RunDirectory(MODEL), browse=True)
-    assert "there is no display" in " ".join(e.text for e in work if isinstance(e, Notice))
+    said = [e.text for e in follow_run(work(), RunDirectory(MODEL), browse=True)
+            if isinstance(e, Notice)]  # fmt: skip
+    assert any("there is no display" in text for text in said)
 
 
 def test_an_abandoned_run_is_stopped(page):
-    def work() -> Any:
-        yield start()
-        yield Step(1, 9)
-
-    followed = follow_run(work(), RunDirectory(MODEL))
+    followed = follow_run((event for event in [start(), Step(1, 9)]), RunDirectory(MODEL))
     next(followed)
     followed.close()
     assert state_of(PAGE.read_text()) == "Stopped after 0 of 9 steps: stopped"
@@ -250,14 +224,7 @@ def shown_pictures(folder: Path) -> list[tuple[int, str, Image.Image]]:
 
 @pytest.mark.parametrize(
     ("count", "steps"),
-    [
-        (0, []),
-        (1, [1]),
-        (24, [*range(1, 25)]),
-        (25, [*range(1, 26, 2)]),
-        (48, [*range(2, 49, 2)]),
-        (50, [*range(2, 51, 3)]),
-    ],
+    [(0, []), (1, [1]), (24, [*range(1, 25)]), (25, [*range(1, 26, 2)]), (50, [*range(2, 51, 3)])],
 )
 def test_previews_are_evenly_spaced_and_end_with_the_last(tmp_path, count, steps):
     write_previews(tmp_path / "previews", Image.new("RGB", (4, 4)), range(1, count + 1))
@@ -308,7 +275,9 @@ def test_the_first_twenty_warnings_are_listed(page):
 
 
 @needs_browser
-@pytest.mark.parametrize(("width", "dark"), [(390, True), (1440, False)])
+@pytest.mark.parametrize(
+    ("width", "dark"), [(390, True), pytest.param(1440, False, marks=pytest.mark.slow)]
+)
 def test_a_browser_shows_a_run_while_it_goes_on_and_when_it_has_ended(
     images, tmp_path, width, dark
 ):
