@@ -100,12 +100,10 @@ def test_without_what_it_was_given_it_is_as_told_nothing(patch):
 @variances
 @torch.no_grad()
 def test_grey_becomes_color_and_is_itself_of_grey(patch, variance):
-    old, new = both(
-        trained(blueprint(1, patch=patch, variance=variance)),
-        blueprint(3, patch=patch, variance=variance),
-    )
-    grey = old(noise(1), T).repeat_interleave(3, dim=1)  # 3 of the mean, then 3 of the variance
-    close(new(noise(1).expand(-1, 3, -1, -1), T), grey)
+    grey, color = (blueprint(n, patch=patch, variance=variance) for n in (1, 3))
+    old, new = both(trained(grey), color)
+    drawn = old(noise(1), T).repeat_interleave(3, dim=1)  # 3 of the mean, then 3 of the variance
+    close(new(noise(1).expand(-1, 3, -1, -1), T), drawn)
 
 
 @patches
@@ -126,12 +124,10 @@ def test_a_grey_model_that_becomes_one_of_color_sees_how_they_differ(patch):
 @variances
 @torch.no_grad()
 def test_color_becomes_grey_and_is_the_mean_of_what_it_was_of_grey(patch, variance):
-    old, new = both(
-        trained(blueprint(3, patch=patch, variance=variance)),
-        blueprint(1, patch=patch, variance=variance),
-    )
-    color = old(noise(1).expand(-1, 3, -1, -1), T)
-    close(new(noise(1), T), color.unflatten(1, (-1, 3)).mean(2))
+    grey, color = (blueprint(n, patch=patch, variance=variance) for n in (1, 3))
+    old, new = both(trained(color), grey)
+    drawn = old(noise(1).expand(-1, 3, -1, -1), T)
+    close(new(noise(1), T), drawn.unflatten(1, (-1, 3)).mean(2))
 
 
 def test_grey_there_and_back_is_what_it_was():
@@ -236,18 +232,14 @@ def test_all_of_it_at_once(patch):
 # -- another size ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("patch", [1, 2, 4])
-@pytest.mark.parametrize("size", [16, 48, 64, (32, 64), 128])
+@pytest.mark.parametrize("patch", [1, 4])
+@pytest.mark.parametrize("after", [(16, 16), (48, 48), (32, 64), (128, 128)])
 @torch.no_grad()
-def test_at_another_size_it_is_the_same_network(patch, size):
-    after = (size, size) if isinstance(size, int) else size
+def test_at_another_size_it_is_the_same_network(patch, after):
     config = Config(**SMALL | {"multipliers": (1, 1, 1), "attention": (7, 8)}, patch=patch)
     own = replace(blueprint(size=32), config=config)
-    wanted = replace(
-        own,
-        space=Space(channels=1, size=after),
-        config=resized(config, (32, 32), after),
-    )
+    space = Space(channels=1, size=after)
+    wanted = replace(own, space=space, config=resized(config, (32, 32), after))
     assert wanted.shapes == own.shapes
     assert wanted.config.attends(after) == config.attends((32, 32))
     old, new = both(trained(own), wanted)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from conftest import log_rows
+from conftest import log_rows, mostly_slow
 
 from diffuse_cli.training.overfitting import HeldOutLosses, Overfitting, has_risen
 from diffuse_cli.training.run_directory import RunDirectory
@@ -58,23 +58,15 @@ def test_it_is_said_once_with_the_step_of_the_best():
     assert "the training loss fell from 0.7 to" in texts[0]
 
 
-@pytest.mark.parametrize("training", [0.0, 0.1])
-def test_a_rise_counts_only_while_the_training_loss_falls(training):
-    assert not any(told(curve(*FALLS_AND_RISES, training=training)))
-    assert any(told(curve(*FALLS_AND_RISES)))
-
-
-def test_too_few_images_say_nothing():
-    assert not any(told(curve(*FALLS_AND_RISES, count=7)))
+def test_a_rise_counts_while_the_training_loss_falls_and_with_enough_images():
+    for more in ({"training": 0.0}, {"training": 0.1}, {"count": 7}):
+        assert not any(told(curve(*FALLS_AND_RISES, **more)))
     assert any(told(curve(*FALLS_AND_RISES, count=8)))
+    accident = (0.3, 0.2, 0.1, 0.0, 0.2, 0.0, 0.0, 0.1)
+    assert not any(told(curve(*accident)))
 
 
-def test_one_look_that_rises_is_an_accident():
-    assert not any(told(curve(0.3, 0.2, 0.1, 0.0, 0.2, 0.0, 0.0, 0.1)))
-
-
-@pytest.mark.parametrize("looks", [8, 16, 50])
-@pytest.mark.parametrize("jitter", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize(("looks", "jitter"), mostly_slow([(8, 4.0), (16, 1.0), (50, 2.0)]))
 def test_plateaus_raise_few_false_alarms_and_rises_are_noticed(looks, jitter):
     """Curves with jitter of so many paired errors, which fall, and then stay or rise."""
     rng, k = np.random.default_rng(0), np.arange(looks)
@@ -119,26 +111,15 @@ LOOKING = ("--steps", 40, "--preview-every", 5, "--log-every", 1, "--lr", 0.005)
 SAID = "warning: overfitting: the held-out loss was best at step 10"
 
 
-def test_a_run_says_it_once(quick, rising):
-    ran = quick(*LOOKING)
-    assert ran.code == 0
-    assert ran.err.count("overfitting") == ran.err.count(SAID) == 1
-
-
 def test_the_training_loss_is_the_mean_since_the_look_before(quick, rising):
-    quick(*LOOKING, "--stop-at", 12)
+    """A resumed run says once that it overfits."""
+    first = quick(*LOOKING, "--stop-at", 12).err
     best = RunDirectory("model.safetensors").load()[0].state["watch"]["overfitting"]["best"]
     losses = {m["step"]: m["loss"] for m in log_rows() if "loss" in m}
     assert best["step"] == 10
     assert best["training"] == pytest.approx(sum(losses[k] for k in range(6, 11)) / 5)
-
-
-@pytest.mark.parametrize("stop", [7, 18])
-def test_a_resumed_run_says_it_once_too(quick, rising, stop):
-    first = quick(*LOOKING, "--stop-at", stop).err
-    then = quick("--resume", *LOOKING).err
-    assert (first + then).count(SAID) == 1
-    assert (first + then).count("overfitting") == 1
+    said = first + quick("--resume", *LOOKING).err
+    assert said.count("overfitting") == said.count(SAID) == 1
 
 
 def test_a_run_that_only_improves_says_nothing(quick, undrawn, monkeypatch):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import PREVIEW_STEPS, RUN
+from conftest import PREVIEW_STEPS, RUN, logged
 from lab import QUICK
 from PIL import Image
 
@@ -87,8 +87,7 @@ def test_errors_are_measured_on_images_that_there_are(train, held_out, images):
 
 def test_a_resumed_run_has_the_previews_of_one_in_one_go(diffuse, images, monkeypatch):
     monkeypatch.setattr(chores, "SHARE", 0)
-    lines = [x for x in QUICK.read_text().splitlines(True) if "preview_every" not in x]
-    Path("plain.toml").write_text("".join(lines))
+    Path("plain.toml").write_text(QUICK.read_text().replace("preview_every", "# preview_every"))
     line = ("train", images, "--config", "plain.toml", "--steps", 22, "-q")
     assert diffuse(*line, "-o", "whole.safetensors").code == 0
     assert list(previews(Path("whole.run"))) == [3, 6, 9, 12, 15, 18, 21, 22]
@@ -119,22 +118,24 @@ def test_a_checkpoint_is_saved_with_a_preview_for_others_to_see_the_same(quick, 
     assert np.abs(drawn - shown).max() <= 1
 
 
-def test_tensorboard_gets_the_previews(quick):
+def test_tensorboard_gets_the_previews_and_the_kid(quick):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert quick("--steps", 6, "--preview-every", 3, "--log", "tensorboard", "-q").code == 0
-    logged = []
+    line = ("--steps", 6, "--preview-every", 3, "--log", "tensorboard", "-q")
+    assert quick(*line, "--eval-every", 6, "--eval-images", 4).code == 0
+    images, kids = [], []
     for path in (RUN / "logs").rglob("events.out.tfevents*"):
         log = EventAccumulator(str(path), size_guidance={"images": 0})
         log.Reload()
-        logged += log.Images("preview") if log.Tags()["images"] else []
-    assert [image.step for image in logged] == [3, 6]
-    for image in logged:
+        images += log.Images("preview") if log.Tags()["images"] else []
+        kids += log.Scalars("kid") if "kid" in log.Tags()["scalars"] else []
+    assert [image.step for image in images] == [3, 6]
+    assert [kid.value for kid in kids] == pytest.approx(logged("kid"))
+    for image in images:
         Path("logged.png").write_bytes(image.encoded_image_string)
-        given = Image.open(RUN / f"previews/step-{image.step:08d}.png").convert("RGB")
-        assert np.array_equal(
-            np.asarray(Image.open("logged.png").convert("RGB")), np.asarray(given)
-        )
+        own = (Path("logged.png"), RUN / f"previews/step-{image.step:08d}.png")
+        shown = [np.asarray(Image.open(path).convert("RGB")) for path in own]
+        assert np.array_equal(*shown)
 
 
 def test_each_tracker_gets_a_picture_as_it_takes_it():
