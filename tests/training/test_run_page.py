@@ -231,14 +231,6 @@ def test_previews_are_evenly_spaced_and_end_with_the_last(tmp_path, count, steps
     assert [step for step, _, _ in shown_pictures(tmp_path / "previews")] == steps
 
 
-def test_small_previews_are_shown_to_the_last_level(tmp_path):
-    levels = np.random.default_rng(0).integers(0, 256, (100, 200, 3), np.uint8)  # 60 kB
-    write_previews(tmp_path / "previews", Image.fromarray(levels), range(1))
-    [(_, kind, picture)] = shown_pictures(tmp_path / "previews")
-    assert kind == "image/png"
-    assert (np.asarray(picture) == levels).all()
-
-
 @pytest.mark.parametrize(("size", "shown"), [((1440, 720), (720, 360)), ((500, 720), (500, 720))])
 def test_large_previews_are_jpeg_of_high_quality(tmp_path, size, shown):
     """All of them take at most 2 MB unless they are noise, as in this test."""
@@ -252,13 +244,16 @@ def test_large_previews_are_jpeg_of_high_quality(tmp_path, size, shown):
 
 
 @pytest.mark.parametrize(("bytes_of_all", "kind"), [(0.99, "image/jpeg"), (1.01, "image/png")])
-def test_previews_are_png_where_all_of_them_fit(tmp_path, monkeypatch, bytes_of_all, kind):
+def test_previews_are_png_to_the_last_level_where_all_of_them_fit(
+    tmp_path, monkeypatch, bytes_of_all, kind
+):
     assert run_page.BYTES == 2_000_000
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8))
-    write_previews(tmp_path / "previews", picture, range(1))
-    size = len(figures.encode_png(picture))
+    levels = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
+    write_previews(tmp_path / "previews", Image.fromarray(levels), range(1))
+    size = len(figures.encode_png(Image.fromarray(levels)))
     monkeypatch.setattr(run_page, "BYTES", int(24 * size * bytes_of_all))
-    assert [found for _, found, _ in shown_pictures(tmp_path / "previews")] == [kind]
+    [(_, found, picture)] = shown_pictures(tmp_path / "previews")
+    assert (found, bool((np.asarray(picture) == levels).all())) == (kind, kind == "image/png")
 
 
 def test_the_first_twenty_warnings_are_listed(page):
