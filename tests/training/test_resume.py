@@ -63,8 +63,12 @@ def damage(step, name="model.safetensors"):
             ),
             ("--steps 5 --save-every 2 --weighting none --loss vlb --config dropout.toml", 3),
             ("--steps 16 --batch-size 7 --log-every 9 --timestep-draw weight", 11),
-            ("--steps 4 --accumulation 2 --flip --weighting min-snr --target eps", 2),
-            ("--steps 4 --warmup 10 --target x0 --variance large --schedule linear", 1),
+            (
+                "--steps 4 --accumulation 2 --flip --weighting min-snr --target eps "
+                "--schedule linear",
+                2,
+            ),
+            ("--steps 4 --warmup 10 --target x0 --variance large", 1),
             ("--steps 14 --timestep-draw importance --num-timesteps 3", 2),
             ("--steps 4 --precision bf16 --gradient-checkpointing --config dropout.toml", 2),
             ("--steps 4 --ema-decay 0.5 --batch-size 54 --lr 0.01 --optimizer muon", 2),
