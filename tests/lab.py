@@ -176,13 +176,26 @@ def write_sounds(folder: Path) -> None:
             file.writeframes((sound[0] - 2**14).astype("<i2").tobytes())
 
 
+def write_masks(folder: Path) -> None:
+    """Masks of 8x8 images, of which some are of no use."""
+    folder.mkdir()
+    hole = np.zeros((8, 8), np.uint8)
+    hole[2:6, 3:7] = 255
+    clear = np.dstack([hole // 2, 0 * hole])
+    for name, values in (
+        ("hole", hole), ("black", 0 * hole), ("white", 0 * hole + 255), ("small", hole[:4, :4]),
+        ("wide", hole[:4]), ("clear", clear),
+    ):  # fmt: skip
+        Image.fromarray(values).save(folder / f"{name}.png")
+
+
 DATA: dict[str, Callable[[Path], object]] = {
     "images": write_images,
     "negatives": write_negatives,
     "shades": write_shades,
     "empty": Path.mkdir,
-    "unclear.npy": lambda path: np.save(path, np.zeros((4, 9, 3))),
-    "nan.npy": lambda path: np.save(path, np.full((2, 8, 8), np.nan)),
+    "one": lambda path: write_images(path, 1),
+    "masks": write_masks,
     "text.txt": lambda path: path.write_text("no picture\n"),
     "text.safetensors": lambda path: path.write_text("no model\n"),
     "betas.txt": lambda path: path.write_text("0.001\n0.25\n0.5\n"),

@@ -33,17 +33,11 @@ methods = pytest.mark.parametrize("method", list(RESTORATIONS))
 
 
 @pytest.fixture
-def picture(tmp_path: Path, images: Path) -> Path:
-    """A held-out kind of picture, 8x8 and grey, as a.png here; with masks of it."""
-    Image.open(images / "light" / "001.png").save(tmp_path / "a.png")
-    hole = np.zeros((8, 8), np.uint8)
-    hole[2:6, 3:7] = 255
-    for name, values in (
-        ("hole", hole), ("black", 0 * hole), ("white", 0 * hole + 255), ("small", hole[:4, :4]),
-    ):  # fmt: skip
-        Image.fromarray(values).save(tmp_path / f"{name}.png")
-    Image.fromarray(hole[:4, :4] // 2 + 60).save(tmp_path / "tiny.png")
-    return tmp_path / "a.png"
+def picture(diffuse, lab) -> None:
+    """An image and masks of it here, and an image of 4x4."""
+    shutil.copy(lab["images"] / "light" / "001.png", "a.png")
+    shutil.copy(lab["masks"] / "hole.png", "hole.png")
+    Image.fromarray(np.asarray(Image.open("hole.png"))[:4, :4] // 2 + 60).save("tiny.png")
 
 
 def model_numbers(levels: np.ndarray) -> torch.Tensor:
@@ -128,7 +122,7 @@ def test_a_larger_picture_is_finished_in_windows(diffuse, model, picture, method
     assert pixels("small", 0).shape == (8, 8)
 
 
-def test_upscaling_goes_beyond_the_models_size(diffuse, model, picture):
+def test_upscaling_and_variations_go_beyond_the_models_size(diffuse, model, picture):
     """4x4 becomes 16x16 with a model of 8x8, and 8x8 where that is typed."""
     small = np.asarray(Image.open("tiny.png"), int)
     assert diffuse("upscale", model, "tiny.png", *QUICK).code == 0
@@ -138,9 +132,6 @@ def test_upscaling_goes_beyond_the_models_size(diffuse, model, picture):
     typed = ("--factor", 2, "--size", 8, "-o", "less")
     assert diffuse("upscale", model, "tiny.png", *typed, *QUICK).code == 0
     assert pixels("less", 0).shape == (8, 8)
-
-
-def test_variations_in_windows(diffuse, model, picture):
     Image.open("a.png").resize((16, 8)).save("wide.png")
     assert diffuse("vary", model, "wide.png", "--size", "8x16", "--strength", 0.5, *QUICK).code == 0
     assert pixels("varied", 0).shape == (8, 16)
@@ -198,25 +189,27 @@ def test_noise_is_asked_to_be_taken_away(diffuse, model, picture):
 # -- samples of pictures --------------------------------------------------------------------------
 
 
-def test_samples_do_not_depend_on_batches_or_on_other_pictures(diffuse, model, tmp_path, picture):
-    write_images(tmp_path / "several", 3)
+@pytest.fixture
+def several(diffuse) -> Path:
+    return write_images(Path("several"), 3)
+
+
+def test_samples_do_not_depend_on_batches_or_on_other_pictures(diffuse, model, several):
     line = ("restore", model, "--degradation", "low-res:2", "--degrade", *QUICK, "-n", 3)
-    diffuse(*line, "several", "-o", "a")
-    diffuse(*line, "several", "-o", "b", "--batch-size", 2)
+    diffuse(*line, several, "-o", "a")
+    diffuse(*line, several, "-o", "b", "--batch-size", 2)
     files = sorted(p.name for p in Path("a").glob("0*.png"))
     assert len(files) == 9
     assert all((Path("a") / f).read_bytes() == (Path("b") / f).read_bytes() for f in files)
     named = manifest("a")["inputs"]
     assert named == ["dark/000.png", "dark/002.png", "light/001.png"]
-    diffuse(*line, Path("several") / named[1], "-o", "alone", "-n", 2)
+    diffuse(*line, several / named[1], "-o", "alone", "-n", 2)
     for j in range(2):
         assert (pixels("alone", j) == pixels("a", 3 + j)).all()
 
 
-def test_two_processes_draw_what_one_draws(diffuse, pair, model, tmp_path, picture):
-    write_images(tmp_path / "several", 3)
-    mask = ("--degradation", "mask:box", "--degrade")
-    line = ("restore", model, "several", *mask, "-n", 2, *QUICK)
+def test_two_processes_draw_what_one_draws(diffuse, pair, model, several):
+    line = ("restore", model, several, "--degradation", "mask:box", "--degrade", "-n", 2, *QUICK)
     assert diffuse(*line, "-o", "one").code == 0
     ran = pair(*line, "-o", "two")
     assert ran.code == 0, ran.err
@@ -266,16 +259,9 @@ def test_a_class_is_drawn_where_one_is_named(diffuse, conditional, picture):
     assert manifest("both")["classes"] == ["dark", "light"]
     assert (pixels("dark", 0) == pixels("both", 0)).all()
     assert (pixels("dark", 1) != pixels("both", 1)).any()
-    ran = diffuse(*line, "--guidance", 3, "-o", "none")
-    assert (ran.code, "--guidance needs --class" in ran.line) == (2, True)
-
-
-def test_an_interval_without_a_class_or_a_weak_model_is_refused(diffuse, conditional, picture):
-    line = ("vary", conditional, "a.png", "-n", 1, "--guidance-interval", "0.3,3", *QUICK)
-    ran = diffuse(*line)
-    assert (ran.code, "--guidance-interval needs --class or --on" in ran.line) == (2, True)
-    assert diffuse(*line, "--class", "dark").code == 0
-    assert manifest("varied")["guidance_interval"] == [0.3, 3]
+    levels = ("--class", "dark", "--guidance-interval", "0.3,3")
+    assert diffuse(*line, *levels, "-o", "levels").code == 0
+    assert manifest("levels")["guidance_interval"] == [0.3, 3]
 
 
 def test_a_weak_model_guides_a_method_that_takes_gradients(diffuse, weak, picture):
@@ -306,7 +292,7 @@ def test_gradients_go_through_the_network_and_its_guide(weak, guided):
     assert all(not x0.requires_grad for x0 in (ahead, behind))
 
 
-def test_pictures_of_another_size_are_fitted(diffuse, model, tmp_path, picture):
+def test_pictures_of_another_size_are_fitted(diffuse, model, picture):
     large = Image.open("a.png").resize((32, 16), Image.Resampling.NEAREST)
     large.save("large.png")
     Image.open("hole.png").resize((32, 16), Image.Resampling.NEAREST).save("mask.png")
@@ -354,18 +340,12 @@ def test_both_ends_come_back_from_their_noise(diffuse, model, images, picture):
         assert grid.size == (5 * 64 + 4 * 2, 64)
 
 
-def test_interpolation_takes_the_steps_that_there_are(diffuse, tmp_path, images, recipe, picture):
-    short = ["train", images, "--config", recipe, "--num-timesteps", 8, "--steps", 1, "-q"]
-    assert in_process([*short, "-o", tmp_path / "short.safetensors"]) == 0
-    ran = diffuse("interpolate", "short.safetensors", "a.png", "a.png", "-n", 2)
+def test_interpolation_takes_the_steps_that_there_are(diffuse, lab, picture):
+    short = lab.trained(*lab.tiny, "--num-timesteps", 8, "--steps", 1)
+    ran = diffuse("interpolate", short, "a.png", "a.png", "-n", 2)
     assert ran.code == 0, ran.err
     assert manifest("interpolated")["steps"] == 8
-
-
-def test_interpolation_says_how_near_the_ends_come_back(diffuse, model, picture):
-    ran = diffuse("interpolate", model, "a.png", "a.png", "-n", 2, "--steps", 9)
-    assert ran.code == 0, ran.err
-    assert "a.png is reproduced from its noise exactly, a.png exactly" in ran.err
+    assert "a.png is reproduced from its noise" in ran.err
     assert (pixels("interpolated", 0) == pixels("interpolated", 1)).all()
 
 
@@ -374,8 +354,6 @@ def test_a_class_is_interpolated_in(diffuse, conditional, images, picture):
     for name in ("light", "dark"):
         assert diffuse(*line, "--steps", 9, "--class", name, "-o", name).code == 0
     assert (pixels("light", 1) != pixels("dark", 1)).any()
-    ran = diffuse(*line, "--class", "lihgt", "-o", "b")
-    assert (ran.code, "Did you mean 'light'?" in ran.line) == (2, True)
 
 
 def test_the_great_circle_keeps_the_length():
@@ -396,125 +374,46 @@ def test_the_ratio_is_of_the_range_and_the_error():
     assert measure_psnr(silence, silence + 0.1, None) == pytest.approx(20, abs=0.01)
 
 
-def test_a_thin_line_of_ones_is_masked_as_one_of_white_is(diffuse, model):
-    Image.new("L", (32, 32), 90).save("large.png")
-    line = np.zeros((32, 32), np.uint8)
-    line[:, 13] = 1
+@pytest.mark.parametrize("side", [8, 32])
+def test_a_mask_of_ones_is_one_of_white(diffuse, model, side):
+    """Also a thin line of a larger mask."""
+    Image.new("L", (side, side), 90).save("gray.png")
+    line = np.zeros((side, side), np.uint8)
+    line[:, side // 2 - 3] = 1
     for name, white in (("white", 255), ("one", 1)):
         Image.fromarray(line * white).save(f"{name}.png")
         mask = ("--mask", f"{name}.png", "-n", 1, "-o", name)
-        assert diffuse("inpaint", model, "large.png", *mask, *QUICK).code == 0
+        assert diffuse("inpaint", model, "gray.png", *mask, *QUICK).code == 0
     assert Path("one/00000.png").read_bytes() == Path("white/00000.png").read_bytes()
 
 
-def test_a_mask_of_zeros_and_ones_is_black_and_white(diffuse, model, picture):
-    hole = np.asarray(Image.open("hole.png").convert("L")) > 127
-    Image.fromarray(hole.astype(np.uint8)).save("ones.png")
-    for name in ("hole", "ones"):
-        line = ("inpaint", model, "a.png", "--mask", f"{name}.png", "-n", 1, "-o", name, *QUICK)
-        assert diffuse(*line).code == 0
-    assert Path("ones/00000.png").read_bytes() == Path("hole/00000.png").read_bytes()
-
-
 # -- what cannot be done --------------------------------------------------------------------------
-
-REFUSED = [
-    ("inpaint MODEL a.png", 2, "--mask is missing"),
-    ("inpaint MODEL a.png", 2, "a.png has no transparent part"),
-    ("inpaint MODEL clear.png", 3, "clear.png is all transparent: it keeps no pixels"),
-    ("inpaint MODEL several", 2, "--mask is missing. Pass --mask FILE, or a single"),
-    ("inpaint MODEL text.png", 3, "cannot use text.png: not an image"),
-    ("inpaint MODEL nowhere.png", 3, "no such image: nowhere.png"),
-    ("inpaint MODEL a.png --mask small.png", 3, "is 4x4, and the image is 8x8"),
-    ("inpaint MODEL a.png --mask black.png", 3, "black.png is black: it keeps all pixels"),
-    ("inpaint MODEL a.png --mask white.png", 3, "white.png is white: it keeps no pixels"),
-    ("inpaint MODEL a.png --mask nowhere.png", 3, "no such image: nowhere.png"),
-    ("inpaint MODEL a.png --mask text.png", 3, "cannot use text.png: not an image"),
-    ("inpaint MODEL a.png --mask several", 3, "no such image: several"),
-    ("inpaint MODEL nowhere.png --mask hole.png", 3, "no such image: nowhere.png"),
-    ("inpaint MODEL text.png --mask hole.png", 3, "cannot use text.png: not an image"),
-    ("inpaint MODEL a.png --mask hole.png --method ddmn", 2, "Did you mean 'ddnm'?"),
-    ("inpaint MODEL a.png --mask hole.png -o .", 2, "-o . holds the input a.png"),
-    ("inpaint MODEL a.png --mask several/dark/000.png -o several/dark", 2, "holds the input"),
-    ("inpaint MODEL a.png --mask hole.png --jumps 0", 2, "--jumps must be at least 1"),
-    ("upscale MODEL several --factor 3", 2, "--factor: low-res:3 needs sides"),
-    ("upscale MODEL tiny.png --size 18", 2, "--factor: low-res:4 needs sides"),
-    ("vary MODEL a.png --size 8x4", 2, "--size 8 high x 4 wide is smaller than the model's 8x8"),
-    ("upscale MODEL tiny.png --factor 1", 2, "--factor must be at least 2"),
-    ("restore MODEL a.png", 2, "diffuse: --degradation is missing. Degradation: low-"),
-    ("restore MODEL a.png --degradation lowres:2", 2, "Did you mean 'low-res'?"),
-    ("restore MODEL a.png --degradation low-res:x", 2, "factor must be a whole number"),
-    ("restore MODEL a.png --degradation low-res:3", 2, "multiples of 3, not 8x8"),
-    ("restore MODEL a.png --degradation low-res:3 --degrade", 2, "multiples of 3, not 8x8"),
-    ("restore MODEL a.png --degradation grey", 2, "several channels, not 1"),
-    ("restore MODEL a.png --degradation mask:random", 2, "draws its own mask"),
-    (
-        "restore MODEL a.png --degradation blur:1 --method given",
-        2,
-        "not trained for --degradation blur:1",
-    ),
-    ("restore MODEL empty --degradation blur:1", 3, "empty"),
-    ("restore text.png a.png --degradation blur:1", 4, "text.png"),
-    ("vary MODEL text.png", 3, "cannot use text.png: not an image"),
-    ("vary MODEL a.png --strength 2", 2, "--strength must be at most 1"),
-    ("vary MODEL a.png --class cat", 2, "trained without classes"),
-    ("vary MODEL a.png --fit corp", 2, "Did you mean 'crop'?"),
-    ("interpolate MODEL a.png text.png", 3, "cannot use text.png: not an image"),
-    ("interpolate MODEL a.png", 2, "B is missing"),
-    ("interpolate MODEL a.png several -n 3", 3, "several holds 2 images"),
-    ("interpolate MODEL a.png a.png -n 1", 2, "-n must be at least 2"),
-    ("interpolate MODEL a.png a.png --class cat", 2, "trained without classes"),
-]
-
-
-@pytest.mark.parametrize(("line", "code", "said"), REFUSED, ids=[line for line, _, _ in REFUSED])
-def test_bad_input_is_one_line_and_leaves_nothing(
-    diffuse, model, tmp_path, picture, line, code, said
-):
-    (tmp_path / "text.png").write_text("not an image")
-    (tmp_path / "empty").mkdir()
-    Image.new("LA", (8, 8), (90, 0)).save("clear.png")
-    write_images(tmp_path / "several", 2)
-    before = sorted(tmp_path.rglob("*"))
-    ran = diffuse(*[str(model) if word == "MODEL" else word for word in line.split()])
-    assert ran.code == code, ran.err
-    lines = [each for each in ran.err.splitlines() if not each.startswith("reading")]
-    assert len(lines) == 1, ran.err
-    assert said in lines[0]
-    assert ran.out == ""
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_earlier_samples_are_kept_until_new_ones_are_there(diffuse, model, picture):
     line = ("vary", model, "a.png", "-n", 2, *QUICK)
     assert diffuse(*line).code == 0
     before = pixels("varied", 0)
-    ran = diffuse(*line, "--seed", 1)
-    assert (ran.code, "--overwrite" in ran.line) == (5, True)
     ran = diffuse("vary", model, "nowhere.png", "--overwrite", *QUICK)
     assert ran.code == 3
     assert (pixels("varied", 0) == before).all()
     assert diffuse(*line, "--seed", 1, "--overwrite", "-n", 1).code == 0
     assert (pixels("varied", 0) != before).any()
     assert not (Path("varied") / "00001.png").exists()
-    ran = diffuse("vary", model, "varied/00000.png", "--overwrite", *QUICK)
-    assert (ran.code, "holds the input varied/00000.png" in ran.line) == (2, True)
+    ran = diffuse("vary", model, "varied/00000.png", "--overwrite", *QUICK, "--json")
+    assert (ran.code, ran.json["error"]["code"]) == (2, "output_is_input")
 
 
 def test_a_model_that_knows_no_picture_without_a_class_asks_for_one(diffuse, conditional, picture):
     altered(conditional, Path("m.safetensors"), training={"label_dropout": 0.0})
     ran = diffuse("vary", "m.safetensors", "a.png", *QUICK)
-    assert (ran.code, "--class is missing" in ran.line, "dark, light" in ran.line) == (
-        2,
-        True,
-        True,
-    )
+    assert ran.code == 2
+    assert "--class is missing" in ran.line
+    assert "dark, light" in ran.line
     assert diffuse("vary", "m.safetensors", "a.png", "--class", "dark", "-n", 1, *QUICK).code == 0
 
 
-def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(
-    diffuse, model, picture, tmp_path
-):
+def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(diffuse, model, picture):
     line = ["inpaint", model, "a.png", "--mask", "hole.png", "-n", 2, "--steps", 1, "-q"]
     line += ["--method", "ddnm"]  # a process forked after a gradient may not be able to take one
     assert diffuse(*line, "-o", "whole").code == 0
@@ -536,40 +435,28 @@ def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(
     assert kept == wanted.keys()
 
 
-def test_a_picture_that_is_degraded_first_is_another_task(diffuse, model, picture):
-    line = ("restore", model, "a.png", "--degradation", "blur:2", "-n", 1, *QUICK)
-    assert diffuse(*line).code == 0
-    ran = diffuse(*line, "--degrade")
-    assert (ran.code, "other settings" in ran.line) == (5, True)
-    assert diffuse(*line, "--degrade", "--overwrite").code == 0
-    assert manifest("restored")["degrade"] is True
-
-
 OTHERS = {
-    "--seed 1": "seed",
-    "--strength 0.5": "strength",
-    "--batch-size 3": "batch size",
-    "-n 3": "n",
-}
+    "--seed 1": "seed", "--degrade": "", "--batch-size 3": "batch size", "-n 3": "n",
+}  # fmt: skip
 
 
 def test_a_finished_task_is_left_as_it_is_and_one_of_other_settings_is_refused(
     diffuse, model, picture, instead_of_networks
 ):
-    line = ("vary", model, "a.png", "-n", 2, *QUICK[:-1])
+    line = ("restore", model, "a.png", "--degradation", "blur:2", "-n", 2, *QUICK[:-1])
     first = diffuse(*line)
-    before = {path: path.read_bytes() for path in Path("varied").iterdir()}
+    before = {path: path.read_bytes() for path in Path("restored").iterdir()}
     instead_of_networks()
     again = diffuse(*line)
     assert (again.code, again.out) == (0, first.out)
-    assert "varied is complete" in again.err
+    assert "restored is complete" in again.err
     for options, name in OTHERS.items():
         ran = diffuse(*line, *options.split(), "-q")
         assert (ran.code, f"with other settings: {name}" in ran.line) == (5, True), options
     Image.fromarray(255 - np.asarray(Image.open("a.png"))).save("a.png")
     ran = diffuse(*line, "-q")
     assert (ran.code, "with other settings: pictures" in ran.line) == (5, True)
-    assert {path: path.read_bytes() for path in Path("varied").iterdir()} == before
+    assert {path: path.read_bytes() for path in Path("restored").iterdir()} == before
 
 
 def test_a_task_runs_as_a_process(process, model, picture):
