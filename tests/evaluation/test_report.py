@@ -23,7 +23,7 @@ from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import from_dict, to_arguments
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation import evaluation_run, metric_inputs
+from diffuse_cli.evaluation import metric_inputs
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.evaluation.report import COLORS, show_sweep
 from diffuse_cli.evaluation.results import TuningResult, strip_folders
@@ -127,24 +127,54 @@ def alone(model, folder):
 # -- what is on it --------------------------------------------------------------------------------
 
 
-def test_the_page_has_every_section_in_order(whole):
+def test_the_page_has_every_section_in_order_and_asks_for_nothing(whole):
     page = read(whole)
     headings = [a["id"] for a in page.of("h2") if a.get("id")]
     assert headings == SECTIONS
     assert [a["href"] for a in page.of("a")] == [f"#{name}" for name in SECTIONS]
     assert len(page.of("h1")) == len(page.of("title")) == 1
+    for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+        assert all(v.startswith(("data:image/png;base64,", "#")) for v in page.values(name))
+    assert "://" not in page.source.replace("http://www.w3.org/2000/svg", "")
+    assert "url(" not in re.sub(r"url\(#", "", page.source)
+    assert "@import" not in page.source
+    assert not {tag for tag, _ in page.elements} & {"script", "iframe", "object", "embed", "link"}
+    assert not [n for _, a in page.elements for n in a if n.startswith("on")]
+    (policy,) = (a["content"] for a in page.of("meta") if "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_ids_are_there_once_links_lead_somewhere_and_cells_are_named(whole):
+    page = read(whole)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    wanted = [v[1:] for v in page.values("href") + page.values("xlink:href")]
+    wanted += page.values("aria-labelledby") + re.findall(r"url\(#([^)]+)\)", page.source)
+    assert len(wanted) > 20
+    assert {*wanted} <= {*ids}
+    assert len(page.of("table")) > 5
+    assert all(a.get("scope") in ("row", "col") for a in page.of("th"))
+    assert all(a.get("aria-label") and a.get("role") == "img" for a in page.of("svg"))
 
 
 def test_every_number_is_on_the_page_with_its_error(whole):
+    """A metric that is added without words is shown among other numbers, and is in the JSON."""
     page = read(whole)
     found = page.json
     named = {name for name in found if name.endswith("_standard_error")}
     assert len(named) > 10
     known = {number.key: number for number in metrics.numbers()}
+    assert len(known) == len([*metrics.numbers()])
     given = {n.key for n in known.values() if n.question == "answers"}  # of a model that is given
     # 8 images have no estimate of the one, nats are of floats, random features of other media.
     nats = {"nats_per_dim", "nats_per_dim_ode"}
     assert {*known} - {*found} == {*given, *nats, "frechet_infinity", "kid_random"}
+    outside = {
+        "subject", "data", "n", "classes", "terms", "details", "part", "features", "settings",
+        "seconds", "model", "fingerprints", "made_with", "plot", "pairs", "report", "remarks",
+    }  # fmt: skip
+    measured = {k: v for k, v in found.items() if k not in outside}
+    assert [n.key for n in metrics.select_numbers(measured)] == [k for k in known if k in found]
     for key in {*known} & {*found}:
         assert f"{known[key].label} {known[key].says} " in page.text
         quoted = Measurement(found[key], found.get(f"{key}_standard_error", 0))
@@ -153,25 +183,6 @@ def test_every_number_is_on_the_page_with_its_error(whole):
         assert str(Measurement(found[floor], found[f"{floor}_standard_error"])) in page.text
     for values in found["classes"].values():
         assert str(Measurement(values["kid"], values.get("kid_standard_error", 0))) in page.text
-
-
-def test_every_metric_has_its_words(whole):
-    """A metric that is added without them is shown among other numbers, and is in the JSON."""
-    found = {**read(whole).json}
-    outside = {
-        "subject", "data", "n", "classes", "terms", "details", "part", "features", "settings",
-        "seconds", "model", "fingerprints", "made_with", "plot", "pairs", "report", "remarks",
-    }  # fmt: skip
-    measured = {k: v for k, v in found.items() if k not in outside}
-    known = [number.key for number in metrics.numbers() if number.question != "answers"]
-    known.remove("nats_per_dim")  # of floats
-    known.remove("nats_per_dim_ode")
-    known.remove("kid_random")  # of what features of photographs say nothing of
-    assert [
-        number.key for number in metrics.select_numbers({**measured, "frechet_infinity": 0})
-    ] == known
-    assert len(METRICS) > 5
-    assert len(known) == len({*known})
 
 
 NEW = """
@@ -207,11 +218,6 @@ def test_a_metric_is_one_file(diffuse, conditional, images, tmp_path, monkeypatc
     assert page.json["sheen"] == page.json["classes"]["dark"]["sheen"] == 41.25
     assert "sheen: 41.25 ± 0.50 is dull" in page.json["remarks"]
     assert "Sheen: 41.25 ± 0.50 is dull." in page.text
-
-
-def test_a_number_without_words_is_shown_too(alone):
-    assert "Other metrics" in alone.text
-    assert "sheen of images 41.25" in alone.text
 
 
 def test_the_images_are_those_that_were_measured(whole, conditional, images, diffuse):
@@ -337,11 +343,16 @@ def test_a_folder_has_neither_bits_nor_curves(diffuse, images, tmp_path):
     assert page.json == strip_folders(ran.json)
 
 
-def test_data_that_was_not_trained_on_says_why_there_are_no_pairs(alone):
+def test_a_page_says_why_parts_are_missing(alone):
+    """Pairs of data that was not trained on, classes, and curves without a run. A number without
+    words is there."""
     assert "are copies of training images" in alone.text
     assert "Not available: " in alone.text
     assert "DATA must be the model's own training data" in alone.text
     assert "There are no classes to compare: the model has no classes" in alone.text
+    assert "alone.run/metrics.jsonl is missing or empty" in alone.text
+    assert "Other metrics" in alone.text
+    assert "sheen of images 41.25" in alone.text
 
 
 def test_copies_are_called_copies(diffuse, images, tmp_path):
@@ -371,71 +382,32 @@ def test_names_are_text_and_nothing_else(diffuse, images, tmp_path):
     assert {*page.json["classes"]} == {HOSTILE, "light"}
 
 
-def test_the_page_asks_for_nothing(whole):
-    page = read(whole)
-    for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
-        assert all(v.startswith(("data:image/png;base64,", "#")) for v in page.values(name))
-    assert "://" not in page.source.replace("http://www.w3.org/2000/svg", "")
-    assert "url(" not in re.sub(r"url\(#", "", page.source)
-    assert "@import" not in page.source
-    assert not {tag for tag, _ in page.elements} & {"script", "iframe", "object", "embed", "link"}
-    assert not [n for _, a in page.elements for n in a if n.startswith("on")]
-    (policy,) = (a["content"] for a in page.of("meta") if "http-equiv" in a)
-    assert policy.startswith("default-src 'none'")
-
-
-def test_ids_are_there_once_and_links_lead_somewhere(whole):
-    page = read(whole)
-    ids = page.values("id")
-    assert len(ids) == len(set(ids))
-    wanted = [v[1:] for v in page.values("href") + page.values("xlink:href")]
-    wanted += page.values("aria-labelledby") + re.findall(r"url\(#([^)]+)\)", page.source)
-    assert len(wanted) > 20
-    assert {*wanted} <= {*ids}
-
-
-def test_tables_say_what_their_cells_are(whole):
-    page = read(whole)
-    assert len(page.of("table")) > 5
-    assert all(a.get("scope") in ("row", "col") for a in page.of("th"))
-    assert all(a.get("aria-label") and a.get("role") == "img" for a in page.of("svg"))
-
-
 # -- refused --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("path", "code", "words"),
-    [
-        ("page.htm", 2, "--report must end in .html"),
-        ("page", 2, "--report must end in .html"),
-        ("there.html", 5, "Choose another --report, or --overwrite"),
-        ("file/page.html", 5, "is not a folder"),
-    ],
-)
 @pytest.mark.parametrize("command", ["eval", "tune"])
 def test_a_page_that_cannot_be_written_is_refused_first(
-    diffuse, model, images, monkeypatch, command, path, code, words
+    diffuse, model, images, instead_of_networks, command
 ):
     Path("there.html").write_text("earlier")
     Path("file").touch()
-    monkeypatch.setattr(evaluation_run, "load_denoiser", lambda *a: 1 / 0)
-    ran = diffuse(command, model, images, "-n", 4, "--report", path, "-q")
-    assert ran.code == code
-    assert words in ran.line
+    instead_of_networks()
+    for path, words in (
+        ("there.html", "Choose another --report, or --overwrite"),
+        ("file/page.html", "is not a folder"),
+    ):
+        ran = diffuse(command, model, images, "-n", 4, "--report", path, "-q")
+        assert ran.code == 5
+        assert words in ran.line
     assert Path("there.html").read_text() == "earlier"
-
-
-def test_overwrite_replaces_a_page(alone):
-    assert alone.of("h1")
 
 
 # -- curves ---------------------------------------------------------------------------------------
 
 
-def test_the_curves_are_those_of_the_models_run(diffuse, train, images):
+def test_the_curves_are_those_of_the_models_run(diffuse, quick, images):
     line = ("--steps", 4, "--eval-every", 2, "--eval-images", 4, "--log-every", 1)
-    assert train(*line).code == 0
+    assert quick(*line).code == 0
     found = curves.read_curves(Path("model.run/metrics.jsonl"))
     assert {*found} == {"loss", "held_out_loss", "kid", "lr", "images_per_second"}
     for key, curve in found.items():
@@ -443,18 +415,14 @@ def test_the_curves_are_those_of_the_models_run(diffuse, train, images):
         assert list(zip(curve.steps, curve.values, strict=True)) == there
     assert min(found["kid"].errors) > 0
     for name in ("model.safetensors", "model.best.safetensors"):
-        ran = diffuse("eval", name, images, "-n", 4, *QUICK, "--report", "page.html", "--overwrite")
+        ran = diffuse("eval", name, images, "-n", 4, *QUICK, "--report", f"{name}.html")
         assert ran.code == 0
-        labels = [a["aria-label"] for a in read().of("svg")]
+        labels = [a["aria-label"] for a in read(f"{name}.html").of("svg")]
         assert any("Loss over steps" in label for label in labels)
         assert any("KID over steps" in label for label in labels)
 
 
-def test_a_model_without_its_run_says_so(alone):
-    assert "alone.run/metrics.jsonl is missing or empty" in alone.text
-
-
-def test_a_strange_log_is_read_as_far_as_it_goes(tmp_path):
+def test_a_strange_log_is_read_as_far_as_it_goes_and_a_long_one_averaged(tmp_path):
     log = tmp_path / "metrics.jsonl"
     rows = ['{"step": 1, "loss": 0.5}', "[1]", '{"step": "2", "loss": 1}', '{"loss": 3}',
             '{"step": 3, "loss": null}', '{"step": 4, "loss": "<b>"}', '{"step": 5, "loss": NaN}',
@@ -464,10 +432,6 @@ def test_a_strange_log_is_read_as_far_as_it_goes(tmp_path):
     log.write_text("\n".join(rows))
     assert curves.read_curves(log) == {"loss": curves.Curve([1, 8], [0.5, 0.25], [0, 0])}
     assert curves.read_curves(tmp_path / "none") == {}
-
-
-def test_a_long_log_is_averaged(tmp_path):
-    log = tmp_path / "metrics.jsonl"
     log.write_text("".join(f'{{"step": {k}, "loss": {k}}}\n' for k in range(10_000)))
     curve = curves.read_curves(log)["loss"]
     assert len(curve.steps) == curves.POINTS
