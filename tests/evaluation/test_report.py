@@ -592,6 +592,7 @@ def browse(tmp_path, page, *options):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
 def test_a_browser_shows_the_page_light_and_dark(whole, tmp_path):
     pages = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +31,7 @@ from diffuse_cli.sampling.sampling_settings import (
     resolve_settings,
 )
 from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.rng import image_noise
 
 CPU = torch.device("cpu")
 QUICK = ("-n", 2, "--steps", 3, "--sampler", "ddim", "--precision", "fp32", "--no-grid")
@@ -53,18 +55,11 @@ def described(recommended=None, weak=None, classes=()):
         wiener=False,
         diffusion=SimpleNamespace(num_timesteps=1000),
     )
-    sampling = None
-    if recommended is not None:
-        sampling = SamplerChoice("unipc", 5, None, recommended)
+    sampling = None if recommended is None else SamplerChoice("unipc", 5, None, recommended)
     return SimpleNamespace(
-        blueprint=blueprint,
-        classes=classes,
-        training={},
-        sampling=sampling,
-        weak=weak,
-        distilled=None,
-        errors=None,
-    )
+        blueprint=blueprint, classes=classes, training={}, sampling=sampling, weak=weak,
+        distilled=None, errors=None,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -93,11 +88,6 @@ def test_what_is_given_comes_first_and_a_recommendation_is_for_the_own_average(
     assert (f"weak guidance {recommended}" in found.recommendations.replace(" 0", " 0.0")) == taken
 
 
-def test_a_scale_without_a_weaker_model_is_refused():
-    with pytest.raises(UsageError, match="--weak-guidance needs --guide-with"):
-        choose_guide(SampleConfig(model="m", weak_guidance=2), described())
-
-
 def test_an_interval_needs_guidance_of_either_kind():
     config = SampleConfig(model="m", guidance_interval=(0.2, 5))
     with pytest.raises(UsageError, match="--guidance-interval: the model was trained without"):
@@ -123,7 +113,7 @@ def feeble(x, t, label=None):
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 @pytest.mark.parametrize(
-    ("classes", "levels"), [(False, None), (False, (0.1, 2.0)), (True, None), (True, (0.1, 2.0))]
+    ("classes", "levels"), [*itertools.product((False, True), (None, (0.1, 2)))]
 )
 def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes(
     sampler, classes, levels
@@ -154,8 +144,6 @@ def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes
 
 
 def noise_of(k):
-    from diffuse_cli.system.rng import image_noise
-
     return image_noise(0, [0, 1], k, SPACE.shape, CPU)
 
 
@@ -195,60 +183,42 @@ OTHERS = {
 def test_what_does_not_fit_is_named(text, changes):
     with pytest.raises(UsageError) as caught:
         check_fits(loaded(), loaded(**{"sha256": "b", **changes}), "w.safetensors")
-    assert caught.value.exit_code == 2
     assert str(caught.value).startswith("--guide-with w.safetensors ")
     assert text in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"diffusion": DiffusionConfig(target="eps", schedule="cosine")},
-        {"diffusion": DiffusionConfig(target="x0", rescale_timesteps=True)},
-        {"width": 8, "groups": 4},
-    ],
-    ids=str,
-)
-def test_targets_and_networks_may_differ(changes):
-    check_fits(loaded(), loaded("b", **changes), "w")
+    target = DiffusionConfig(target="x0", rescale_timesteps=True)
+    check_fits(loaded(), loaded("b", target, width=8, groups=4), "w")  # these may differ
 
 
 # -- on the command line --------------------------------------------------------------------------
 
 
-def test_the_own_average_guides_as_the_file_of_a_run_stopped_there_does(diffuse, train, weak):
-    train("--steps", 24, "--stop-at", 3, "-o", "early.safetensors")
+def test_the_own_average_guides_as_the_file_of_a_run_stopped_there_does(diffuse, lab, weak):
+    early = lab.trained(*lab.tiny, "--steps", 24, "--stop-at", 3)
     assert diffuse("sample", weak, *QUICK, "--guide-with", "self", "-o", "a").code == 0
-    ran = diffuse("sample", weak, *QUICK, "--guide-with", "early.safetensors", "-o", "b")
+    ran = diffuse("sample", weak, *QUICK, "--guide-with", early, "-o", "b")
     assert ran.code == 0, ran.err
     diffuse("sample", weak, *QUICK, "-o", "plain")
     diffuse("sample", weak, *QUICK, "--weak-guidance", 1, "-o", "one")
     diffuse("sample", weak, *QUICK, "--weak-guidance", 0, "-o", "zero")
-    diffuse("sample", "early.safetensors", *QUICK, "-o", "early")
+    diffuse("sample", early, *QUICK, "-o", "early")
     assert (pixels("a") == pixels("b")).all()
     assert (pixels("plain") == pixels("one")).all()
     assert (pixels("zero") == pixels("early")).all()
     assert (pixels("a") != pixels("plain")).any()
-    sha256 = digest(weak)
-    found = {name: manifest(name).get("guide") for name in ("a", "b", "plain")}
-    assert found == {
-        "a": {"sha256": sha256, "weights": "weak"},
-        "b": {"sha256": digest("early.safetensors"), "weights": "ema"},
-        "plain": None,
-    }
+    assert [manifest(name).get("guide") for name in ("a", "b", "plain")] == [
+        {"sha256": digest(weak), "weights": "weak"},
+        {"sha256": digest(early), "weights": "ema"},
+        None,
+    ]
     assert manifest("a")["weak_guidance"] == WEAK_GUIDANCE
     assert manifest("one")["weak_guidance"] == 1
     assert "weak_guidance" not in manifest("plain")
-
-
-def test_raw_weights_are_guided_by_the_weak_average(diffuse, weak):
     raw = ("--weights", "raw")
     diffuse("sample", weak, *QUICK, *raw, "-o", "raw")
     diffuse("sample", weak, *QUICK, *raw, "--guide-with", "self", "-o", "guided")
-    diffuse("sample", weak, *QUICK, *raw, "--weak-guidance", 0, "-o", "zero")
-    diffuse("sample", weak, *QUICK, "--weak-guidance", 0, "-o", "weak")
+    diffuse("sample", weak, *QUICK, *raw, "--weak-guidance", 0, "-o", "none")
     assert (pixels("raw") != pixels("guided")).any()
-    assert (pixels("zero") == pixels("weak")).all()
+    assert (pixels("none") == pixels("zero")).all()
 
 
 def test_eval_and_compare_say_what_guided(diffuse, weak, images):
@@ -276,39 +246,6 @@ def test_a_recommendation_is_used_and_said(diffuse, weak):
     assert (pixels("a") == pixels("b")).all()
     assert (pixels("a") != pixels("c")).any()
     assert "recommended  ddim, 3 steps, weak guidance 2" in diffuse("info", "r.safetensors").out
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "text"),
-    [
-        (
-            ("--guide-with", "self"),
-            4,
-            "--guide-with self: the model file has no early EMA checkpoint",
-        ),
-        (("--guide-with", "gone.safetensors"), 4, "no such model file: gone.safetensors"),
-        (("--guide-with", "text.safetensors"), 4, "text.safetensors"),
-        (("--weak-guidance", 2), 2, "--weak-guidance needs --guide-with"),
-        (("--guide-with", "self", "--weak-guidance", "nan"), 2, "--weak-guidance"),
-        (("--guide-with", "self", "--weak-guidance", -1), 2, "--weak-guidance"),
-    ],
-)
-def test_what_cannot_guide_is_refused(diffuse, model, options, code, text):
-    Path("text.safetensors").write_text("no model")
-    ran = diffuse("sample", model, *QUICK, *options, "-q")
-    assert ran.code == code
-    assert text in ran.line
-    assert not Path("samples/manifest.json").exists()
-
-
-def test_a_model_of_other_classes_or_the_model_itself_is_refused(diffuse, weak, conditional):
-    told = {conditional: "its classes are dark, light, the model's none"}
-    for path, text in {**told, weak: "is the model itself"}.items():
-        ran = diffuse("sample", weak, *QUICK, "--guide-with", path, "-q")
-        assert ran.code == 2
-        assert text in ran.line
-    ran = diffuse("sample", conditional, *QUICK, "--guide-with", weak, "-q")
-    assert "its classes are none, the model's dark, light" in ran.line
 
 
 def test_info_says_that_it_is_there(diffuse, weak, model):

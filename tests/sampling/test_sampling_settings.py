@@ -25,7 +25,6 @@ from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import generate_batches, guide_denoiser
 from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
-from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import image_noise
 
@@ -43,13 +42,9 @@ def model(
         conditions=Conditions(classes=names), diffusion=diffusion, space=space, wiener=False
     )
     return SimpleNamespace(
-        blueprint=blueprint,
-        classes=names,
-        training={},
-        sampling=sampling,
-        distilled=distilled,
+        blueprint=blueprint, classes=names, training={}, sampling=sampling, distilled=distilled,
         errors=None,
-    )
+    )  # fmt: skip
 
 
 def config(**given):
@@ -57,40 +52,30 @@ def config(**given):
 
 
 @pytest.mark.parametrize(
-    ("given", "setting", "taken"),
+    ("given", "recommended", "setting", "taken"),
     [
-        ({}, HEUN, "heun, 7 steps, guidance 3.5"),
-        ({"sampler": "heun"}, HEUN, "heun, 7 steps, guidance 3.5"),
-        ({"steps": 7}, HEUN, "heun, 7 steps, guidance 3.5"),
-        ({"sampler": "heun", "steps": 7}, HEUN, "guidance 3.5"),
-        ({"sampler": "heun", "steps": 9}, SamplerChoice("heun", 9, 3.5), "guidance 3.5"),
-        ({"sampler": "ddim"}, SamplerChoice("ddim", SAMPLING_STEPS, 3.5), "guidance 3.5"),
-        ({"steps": 9}, SamplerChoice(SAMPLER, 9, 3.5), "guidance 3.5"),
-        ({"guidance": 0}, SamplerChoice("heun", 7, 0), "heun, 7 steps"),
-        ({"guidance": 1.0, "sampler": "ddim", "steps": 9}, SamplerChoice("ddim", 9, 1.0), ""),
+        ({}, HEUN, HEUN, "heun, 7 steps, guidance 3.5"),
+        ({"sampler": "heun"}, HEUN, HEUN, "heun, 7 steps, guidance 3.5"),
+        ({"steps": 7}, HEUN, HEUN, "heun, 7 steps, guidance 3.5"),
+        ({"sampler": "heun", "steps": 7}, HEUN, HEUN, "guidance 3.5"),
+        ({"sampler": "heun", "steps": 9}, HEUN, SamplerChoice("heun", 9, 3.5), "guidance 3.5"),
+        ({"sampler": "ddim"}, HEUN, SamplerChoice("ddim", SAMPLING_STEPS, 3.5), "guidance 3.5"),
+        ({"steps": 9}, HEUN, SamplerChoice(SAMPLER, 9, 3.5), "guidance 3.5"),
+        ({"guidance": 0}, HEUN, SamplerChoice("heun", 7, 0), "heun, 7 steps"),
+        ({"guidance": 1.0, "sampler": "ddim", "steps": 9}, HEUN, SamplerChoice("ddim", 9, 1.0), ""),
+        ({}, None, DEFAULT, ""),
+        ({"sampler": "ddim"}, None, dataclasses.replace(DEFAULT, sampler="ddim"), ""),
+        ({"steps": 3}, None, dataclasses.replace(DEFAULT, steps=3), ""),
+        ({"guidance": 5}, None, dataclasses.replace(DEFAULT, guidance=5.0), ""),
     ],
     ids=str,
 )
 def test_what_is_given_comes_first_and_sampler_and_steps_are_recommended_together(
-    given, setting, taken
+    given, recommended, setting, taken
 ):
-    found = resolve_settings(config(**given), model(HEUN))
-    assert (found.choice, found.recommendations) == (setting, taken)
-
-
-@pytest.mark.parametrize(
-    ("given", "setting"),
-    [
-        ({}, DEFAULT),
-        ({"sampler": "ddim"}, dataclasses.replace(DEFAULT, sampler="ddim")),
-        ({"steps": 3}, dataclasses.replace(DEFAULT, steps=3)),
-        ({"guidance": 5}, dataclasses.replace(DEFAULT, guidance=5.0)),
-    ],
-    ids=str,
-)
-def test_without_a_recommendation_the_rest_are_the_defaults(given, setting):
-    found = resolve_settings(config(**given), model(None))
-    assert (found.choice, found.recommendations) == (setting, "")
+    for one in (config(**given), EvalConfig(subject="m", data="d", **given)):
+        found = resolve_settings(one, model(recommended))
+        assert (found.choice, found.recommendations) == (setting, taken)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +110,13 @@ def starting(sampling: SamplerChoice | None = None, low: DataGaussian | None = L
     found = model(sampling, classes=classes)
     found.blueprint.gaussian = low
     return found
+
+
+def test_learned_times_are_left_for_a_gaussian_start():
+    recommending = starting(SamplerChoice("unipc", 2, None, None, (99, 40.5)))
+    found = resolve_settings(config(start="gaussian"), recommending)
+    assert (found.times, found.start) == (None, LOW)
+    assert resolve_settings(config(start="noise"), recommending).times == (99, 40.5)
 
 
 @pytest.mark.parametrize(
@@ -177,54 +169,23 @@ def test_a_model_with_a_wiener_filter_starts_from_its_gaussian(given, recommende
     assert resolve_settings(config(), conditional).start is None
 
 
-def test_learned_times_are_left_for_a_gaussian_start():
-    recommending = starting(SamplerChoice("unipc", 2, None, None, (99, 40.5)))
-    found = resolve_settings(config(start="gaussian"), recommending)
-    assert (found.times, found.start) == (None, LOW)
-    assert resolve_settings(config(start="noise"), recommending).times == (99, 40.5)
-
-
 def test_a_task_that_begins_elsewhere_begins_in_noise():
     recommending = starting(SamplerChoice("unipc", 8, start="gaussian"))
     found = resolve_settings(VaryConfig(model="m", image="i"), recommending)
     assert (found.start, found.steps, found.recommendations) == (None, 8, "unipc, 8 steps")
 
 
-@pytest.mark.parametrize(
-    ("of", "given", "said"),
-    [
-        (starting(low=None), {}, "needs the low frequencies"),
-        (starting(classes=2), {}, "for unconditional models"),
-    ],
-    ids=str,
-)
-def test_a_start_that_there_is_not_is_refused(of, given, said):
-    with pytest.raises(UsageError, match=said):
-        resolve_settings(config(start="gaussian", **given), of)
-    distilled = starting()
-    distilled.distilled = {"teacher": "t"}
-    with pytest.raises(UsageError, match="cannot be combined with --sampler consistency"):
-        resolve_settings(config(start="gaussian"), distilled)
-    with pytest.raises(UsageError, match="--start"):
-        resolve_settings(config(start="zero"), starting())
+def test_a_start_of_a_model_of_an_earlier_version_is_refused():
+    with pytest.raises(UsageError, match="needs the low frequencies"):
+        resolve_settings(config(start="gaussian"), starting(low=None))
 
 
 def test_the_default_steps_are_no_more_than_there_are():
     assert resolve_settings(config(), model(None, timesteps=12)).steps == 12
-    assert (
-        resolve_settings(config(), model(None, 0, timesteps=1, distilled={"teacher": "x"})).steps
-        == 1
-    )
-    assert (
-        resolve_settings(config(steps=20), model(None, timesteps=12)).steps == 20
-    )  # refused later
-
-
-def test_floats_have_no_range_for_a_threshold():
-    floats = Space(channels=1, size=(8, 8), levels=None, mean=(0.0,), std=(1.0,))
-    assert resolve_settings(config(threshold=0.9), model(None)).threshold == 0.9
-    with pytest.raises(UsageError, match="--threshold is for models of images with levels"):
-        resolve_settings(config(threshold=0.9), model(None, space=floats))
+    distilled = model(None, 0, timesteps=1, distilled={"teacher": "x"})
+    assert resolve_settings(config(), distilled).steps == 1
+    few = resolve_settings(config(steps=20), model(None, timesteps=12))
+    assert few.steps == 20  # refused later
 
 
 def test_a_model_without_classes_has_no_guidance():
@@ -239,11 +200,6 @@ def test_options_are_those_of_the_sampler_that_is_taken():
     with pytest.raises(InvalidArgument, match="order: the sampler 'ddim' has none"):
         resolve_settings(config(order=3), ddim)
     assert resolve_settings(config(order=3), model(None)).options == {"order": 3}
-
-
-def test_eval_resolves_the_same_way():
-    found = resolve_settings(EvalConfig(subject="m", data="d"), model(HEUN))
-    assert found.choice == HEUN
 
 
 # -- on the command line --------------------------------------------------------------------------
@@ -279,7 +235,7 @@ def test_flag_then_file_then_model(diffuse, recommending, typed, filed, wanted, 
         assert f"the settings that the model file recommends: {said}\n" in ran.err
 
 
-def test_the_recommendation_draws_what_typing_it_draws(diffuse, recommending, conditional):
+def test_the_recommendation_draws_what_typing_it_draws(diffuse, recommending, conditional, lab):
     fp32 = ("-n", 2, "--precision", "fp32")
     typed = ("--sampler", "ipndm", "--steps", 3, "--guidance", 1.5)
     assert diffuse("sample", recommending, *fp32, "-o", "a").code == 0
@@ -290,6 +246,20 @@ def test_the_recommendation_draws_what_typing_it_draws(diffuse, recommending, co
     ]
     assert diffuse("sample", conditional, *fp32, "-o", "c").code == 0
     assert Path("a", images[0]).read_bytes() != Path("c", images[0]).read_bytes()
+    ran = diffuse("eval", recommending, lab["images"], *fp32, "--metrics", "marginals", "--json")
+    settings = ran.json["settings"]
+    assert (settings["sampler"], settings["steps"], settings["guidance"]) == ("ipndm", 3, 1.5)
+    assert "the settings that the model file recommends: ipndm, 3 steps, guidance 1.5\n" in ran.err
+
+
+def end_of(loaded, settings, times, x):
+    """The end of sampling two images from the parts, and by `generate_batches`."""
+    denoiser = loaded.blueprint.denoiser(loaded.network())
+    space, device = loaded.blueprint.space, torch.device("cpu")
+    *_, drawing = generate_batches(denoiser, settings, range(2), space=space, device=device)
+    guided, process = guide_denoiser(denoiser, settings), loaded.blueprint.process
+    *_, state = SAMPLERS["unipc"](guided, process, x, times, noise=lambda k: None)
+    return state.x, drawing.state.x
 
 
 def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, model):
@@ -300,9 +270,8 @@ def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, mode
     model_file.save(Path("made.safetensors"), made)
     fp32 = ("-n", 2, "--precision", "fp32")
     ran = diffuse("sample", "made.safetensors", *fp32, "-o", "a")
-    assert (
-        "the settings that the model file recommends: unipc, 3 steps at learned times\n" in ran.err
-    )
+    said = "the settings that the model file recommends: unipc, 3 steps at learned times\n"
+    assert said in ran.err
     found = manifest("a")
     assert (found["spacing"], found["times"]) == ("learned", [99, 71.25, 13])
     typed = ("--spacing", "wide")
@@ -314,16 +283,9 @@ def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, mode
     assert manifest("b")["spacing"] == manifest("c")["spacing"] == "wide"
     assert "times" not in manifest("b")
     loaded = model_file.load("made.safetensors")
-    *_, drawing = generate_batches(
-        loaded.blueprint.denoiser(loaded.network()), resolve_settings(config(), loaded), range(2),
-        space=loaded.blueprint.space, device=torch.device("cpu"),
-    )  # fmt: skip
-    *_, state = SAMPLERS["unipc"](
-        guide_denoiser(loaded.blueprint.denoiser(loaded.network()), resolve_settings(config(),
-        loaded)), loaded.blueprint.process, image_noise(0, range(2), -1,
-        loaded.blueprint.space.shape, torch.device("cpu")), times, noise=None,
-    )  # fmt: skip
-    assert torch.equal(drawing.state.x, state.x)
+    noise = image_noise(0, range(2), -1, loaded.blueprint.space.shape, torch.device("cpu"))
+    settings = resolve_settings(config(), loaded)
+    assert torch.equal(*end_of(loaded, settings, times, noise))
     lines = [line.split(None, 1) for line in diffuse("info", "made.safetensors").out.splitlines()]
     assert ["recommended", "unipc, 3 steps at learned times"] in lines
     assert ["times", "99, 71.25, 13"] in lines
@@ -331,27 +293,15 @@ def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, mode
     assert found == {"sampler": "unipc", "steps": 3, "times": [99, 71.25, 13]}
 
 
-def test_eval_draws_with_the_recommendation_and_says_so(diffuse, recommending, images):
-    ran = diffuse("eval", recommending, images, "-n", 4, "--timesteps", 2, "--json")
-    settings = ran.json["settings"]
-    assert (settings["sampler"], settings["steps"], settings["guidance"]) == ("ipndm", 3, 1.5)
-    assert "the settings that the model file recommends: ipndm, 3 steps, guidance 1.5\n" in ran.err
-
-
 def test_info_shows_it(diffuse, recommending, conditional):
     lines = diffuse("info", recommending).out.splitlines()
-    assert "recommended  ipndm, 3 steps, guidance 1.5" in [" ".join(line.split(None, 1)).replace(
-        "recommended ", "recommended  ") for line in lines]  # fmt: skip
+    assert ["recommended", "ipndm, 3 steps, guidance 1.5"] in [
+        line.split(None, 1) for line in lines
+    ]
     found = diffuse("info", recommending, "--json").json["sampling"]
     assert found == {"sampler": "ipndm", "steps": 3, "guidance": 1.5}
     assert diffuse("info", conditional, "--json").json["sampling"] is None
     assert "recommended" not in diffuse("info", conditional).out
-
-
-def test_an_option_that_the_recommended_sampler_has_not_is_refused(diffuse, recommending):
-    ran = diffuse("sample", recommending, "-n", 1, "--eta", 0.5, "-q")
-    assert ran.code == 2
-    assert "--eta: the sampler 'ipndm' has none" in ran.line
 
 
 def test_a_gaussian_start_is_drawn_told_and_the_same_in_any_batch(diffuse, model):
@@ -367,9 +317,6 @@ def test_a_gaussian_start_is_drawn_told_and_the_same_in_any_batch(diffuse, model
     assert diffuse("sample", model, *typed, "-o", "a").code == 0  # what is there is kept
     ran = diffuse("sample", model, *typed[:-1], "noise", "-o", "a")
     assert ran.code == 5, ran.err
-    ran = diffuse("sample", model, "--start", "gaussian", "--steps", 99)
-    assert ran.code == 2
-    assert "the timesteps up to the start's noise" in ran.line
 
 
 def test_a_run_measures_what_it_trains_on(model, images):
@@ -393,20 +340,12 @@ def test_a_run_measures_what_it_trains_on(model, images):
 def test_drawing_begins_where_the_start_says(model):
     loaded = model_file.load(model)
     settings = resolve_settings(config(start="gaussian", steps=3), loaded)
-    process, space = loaded.blueprint.process, loaded.blueprint.space
-    denoiser = loaded.blueprint.denoiser(loaded.network())
-    *_, drawing = generate_batches(
-        denoiser, settings, range(2), space=space, device=torch.device("cpu")
-    )
-    low = loaded.blueprint.gaussian
+    process, low = loaded.blueprint.process, loaded.blueprint.gaussian
     times = process.times(3, "wide", log_snr=low.log_snr)
-    noise = image_noise(0, range(2), -1, space.shape, torch.device("cpu"))
+    noise = image_noise(0, range(2), -1, loaded.blueprint.space.shape, torch.device("cpu"))
     x = low.make_initial_noise(noise, *process.alpha_sigma(times[0], like=noise))
-    *_, state = SAMPLERS["unipc"](
-        guide_denoiser(denoiser, settings), process, x, times, noise=lambda k: None
-    )
     assert times[0] < process.num_timesteps - 1
-    assert torch.equal(drawing.state.x, state.x)
+    assert torch.equal(*end_of(loaded, settings, times, x))
 
 
 def test_an_interval_at_guidance_1_is_said_to_have_no_effect():
