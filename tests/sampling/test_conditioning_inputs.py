@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import in_process, manifest, pixels
+from conftest import manifest, mostly_slow, pixels
 from lab import write_images
 from PIL import Image
 
@@ -18,40 +18,32 @@ from diffuse_cli.models import model_file
 STEPS = ("--steps", 3, "--precision", "fp32", "-q")
 
 
-def trained(recipe, images, out, *options):
-    line = ["train", images, "--config", recipe, "--steps", 8, "-o", out, "-q", *options]
-    assert in_process([*line, "--optimizer", "adamw"]) == 0
-    return out
+ADAMW = ("--optimizer", "adamw")
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("given")
-
-
-@pytest.fixture(scope="session")
-def paired(recipe, images, folder):
+@pytest.fixture(scope="module")
+def paired(lab):
     """A model of pairs, of classes too."""
-    return trained(recipe, images, folder / "paired.safetensors", "--classes", "--given", images)
+    return lab.trained(*lab.tiny, "--steps", 8, *ADAMW, "--classes", "--given", lab["images"])
 
 
-@pytest.fixture(scope="session")
-def upscaler(recipe, images, folder):
+@pytest.fixture(scope="module")
+def upscaler(lab):
     """A model of what is four times as small."""
-    return trained(recipe, images, folder / "up.safetensors", "--given", "low-res:4")
+    return lab.trained(*lab.tiny, "--steps", 8, *ADAMW, "--given", "low-res:4")
 
 
-@pytest.fixture(scope="session")
-def inpainter(recipe, images, folder):
+@pytest.fixture(scope="module")
+def inpainter(lab):
     """A model of what is masked."""
-    options = ("--given", "mask:random", "--given-dropout", 0)
-    return trained(recipe, images, folder / "paint.safetensors", *options)
+    masks = ("--given", "mask:random", "--given-dropout", 0)
+    return lab.trained(*lab.tiny, "--steps", 8, *ADAMW, *masks)
 
 
-@pytest.fixture(scope="session")
-def small(recipe, folder):
-    """A model of 2x2 images."""
-    return trained(recipe, write_images(folder / "tiny", side=2), folder / "small.safetensors")
+@pytest.fixture(scope="module")
+def small(lab):
+    """A model of 2x2 images of classes."""
+    return lab.trained(*lab.tiny, "--steps", 8, *ADAMW, "--classes", "--size", 2)
 
 
 def inputs(tmp_path, count=3, side=8, name="inputs"):
@@ -81,26 +73,28 @@ def test_n_images_are_drawn_of_each(diffuse, paired, tmp_path):
     assert np.array_equal(grid[:64:8, 132:196:8], pixels("out", 3))
 
 
-@pytest.mark.parametrize("options", [("-n", 3), ("-n", 2, "--batch-size", 4), ("-n", 1)])
-def test_an_image_is_the_same_for_any_number_and_batch_size(diffuse, paired, tmp_path, options):
+def test_an_image_is_the_same_for_any_number_and_batch_size(diffuse, paired, tmp_path):
     given = inputs(tmp_path)
     line = ("sample", paired, "--given", given, "--class", "light", *STEPS)
     diffuse(*line, "-n", 2, "-o", "one")
-    assert diffuse(*line, *options, "-o", "two").code == 0
-    for k in range(3 * min(2, options[1])):
-        apart = pixels("one", k) - pixels("two", k)
-        assert abs(apart).max() <= 1  # rounding depends on the batch
+    for options in (("-n", 3), ("-n", 2, "--batch-size", 4), ("-n", 1)):
+        assert diffuse(*line, *options, "-o", "two", "--overwrite").code == 0
+        for k in range(3 * min(2, options[1])):
+            apart = pixels("one", k) - pixels("two", k)
+            assert abs(apart).max() <= 1  # rounding depends on the batch
 
 
-def test_two_processes_draw_what_one_does(diffuse, pair, small, upscaler, paired, tmp_path):
-    given = inputs(tmp_path)
-    for k, line in enumerate(
-        [(paired, "--given", given, "-n", 3), (small, "--then", upscaler, "-n", 5)]
-    ):
-        options = (*line, *STEPS, "--batch-size", 1)
-        assert diffuse("sample", *options, "-o", f"one{k}").code == 0
-        assert pair("sample", *options, "-o", f"two{k}").code == 0
-        assert manifest(f"one{k}") == manifest(f"two{k}")
+@pytest.mark.parametrize("kind", mostly_slow(["given", "then"], always=1))
+def test_two_processes_draw_what_one_does(diffuse, pair, request, tmp_path, kind):
+    if kind == "given":
+        line = (request.getfixturevalue("paired"), "--given", inputs(tmp_path), "-n", 3)
+    else:
+        small, upscaler = map(request.getfixturevalue, ("small", "upscaler"))
+        line = (small, "--then", upscaler, "-n", 5)
+    options = (*line, *STEPS, "--batch-size", 1)
+    assert diffuse("sample", *options, "-o", "one").code == 0
+    assert pair("sample", *options, "-o", "two").code == 0
+    assert manifest("one") == manifest("two")
 
 
 def test_what_is_given_decides_the_image(diffuse, paired, tmp_path):
@@ -129,7 +123,15 @@ def test_a_model_of_a_degradation_is_given_what_is_degraded_or_degrades(
     assert "--given of 8x8: resized to 2x2" in ran.err
 
 
-def test_a_mask_says_what_is_unknown(diffuse, inpainter, tmp_path):
+REFUSED_MASKS = {
+    "--guidance 0": "option_unsuited",
+    "--given inputs": "missing_argument",
+    "--given inputs --mask inputs/dark": "data_mismatch",
+    "--given inputs --mask masks -o masks": "output_is_input",
+}
+
+
+def test_a_mask_says_what_is_unknown(diffuse, inpainter, small, tmp_path):
     given = inputs(tmp_path, 2)
     mask = np.zeros((8, 8), np.uint8)
     mask[:, 4:] = 255
@@ -143,6 +145,15 @@ def test_a_mask_says_what_is_unknown(diffuse, inpainter, tmp_path):
     assert diffuse(*line, "--mask", "mask.png", "-o", "two").code == 0
     for k in range(2):
         assert np.array_equal(pixels("one", k), pixels("two", k))
+    faint = {  # masks are read from an eighth of white, and on black where they are transparent
+        "faint": mask // 4,
+        "ones": mask // 255,
+        "clear": np.dstack([np.full_like(mask, 255), mask]),
+    }
+    for name, values in faint.items():
+        Image.fromarray(values).save(f"{name}.png")
+        assert diffuse(*line, "--mask", f"{name}.png", "-o", name).code == 0
+        assert all(np.array_equal(pixels(name, k), pixels("two", k)) for k in range(2)), name
     masks = inputs(tmp_path, 2, name="masks")
     assert diffuse(*line, "--mask", masks, "-o", "each").code == 0
     (masks / "dark/000.png").unlink()
@@ -150,63 +161,18 @@ def test_a_mask_says_what_is_unknown(diffuse, inpainter, tmp_path):
     assert ran.code == 3
     assert "dark/000.png" in ran.err
     assert diffuse(*line, "--degrade", "-o", "drawn").code == 0
-
-
-def test_a_mask_is_read_as_inpaint_reads_it(diffuse, inpainter, tmp_path):
-    """From an eighth of white, and on black where it is transparent."""
-    line = ("sample", inpainter, "--given", inputs(tmp_path, 2), "-n", 1, *STEPS)
-    white = np.zeros((8, 8), np.uint8)
-    white[:, 4:] = 255
-    masks = {
-        "white": white,
-        "faint": white // 4,
-        "ones": white // 255,
-        "clear": np.dstack([np.full_like(white, 255), white]),
-    }
-    for name, values in masks.items():
-        Image.fromarray(values).save(f"{name}.png")
-        ran = diffuse(*line, "--mask", f"{name}.png", "-o", name)
-        assert ran.code == 0, ran.err
-        for k in range(2):
-            assert np.array_equal(pixels(name, k), pixels("white", k)), name
+    drawn = sorted(Path().iterdir())
+    for options, code in REFUSED_MASKS.items():
+        ran = diffuse(*line[:2], *options.split(), *STEPS, "--json")
+        assert ran.json["error"]["code"] == code, options
+    ran = diffuse("sample", small, "--then", inpainter, *STEPS)
+    assert (ran.code, "the model needs masks" in ran.line) == (2, True)
+    assert sorted(Path().iterdir()) == drawn
 
 
 def test_guidance_0_draws_without(diffuse, paired):
     assert diffuse("sample", paired, "--guidance", 0, "-n", 4, *STEPS, "-o", "out").code == 0
     assert "given" not in manifest("out")
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "code", "said"),
-    [
-        ("paired", (), 2, "Pass --given PATH, or --guidance 0"),
-        ("upscaler", (), 2, "grey images of 2x2 (low-res:4)"),
-        ("inpainter", ("--guidance", 0), 2, "has no unconditional prediction"),
-        ("inpainter", ("--given", "inputs"), 2, "Pass --mask PATH"),
-        ("paired", ("--given", "inputs", "--mask", "inputs"), 2, "--mask: the model was trained"),
-        ("paired", ("--given", "inputs", "--degrade"), 2, "trained on pairs"),
-        ("paired", ("--degrade",), 2, "--degrade goes with --given"),
-        ("paired", ("--given", "nowhere"), 3, "no such file"),
-        ("inpainter", ("--given", "inputs", "--mask", "wide.png"), 3, "--mask of 4 high x 8"),
-        ("upscaler", ("--given", "inputs", "-o", "inputs"), 2, "holds the input inputs"),
-        ("inpainter", ("--given", "inputs", "--mask", "o/m.png", "-o", "o"), 2, "holds the input"),
-        ("small", ("--given", "inputs"), 2, "--given: the model was trained without"),
-        ("small", ("--then", "small"), 2, "trained without --given"),
-        ("small", ("--then", "inpainter"), 2, "the model needs masks"),
-    ],
-)
-def test_what_cannot_be_given_is_refused(diffuse, request, tmp_path, name, options, code, said):
-    inputs(tmp_path)
-    (tmp_path / "o").mkdir()
-    for mask in ("wide.png", "o/m.png"):
-        Image.new("L", (8, 4)).save(mask)
-    before = sorted(tmp_path.rglob("*"))
-    models = {n: request.getfixturevalue(n) for n in ("paired", "upscaler", "inpainter", "small")}
-    line = [models.get(o, o) if options[k - 1] == "--then" else o for k, o in enumerate(options)]
-    ran = diffuse("sample", models[name], *line, *STEPS)
-    assert ran.code == code
-    assert said in ran.line
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 # -- sample --then --------------------------------------------------------------------------------
@@ -228,30 +194,22 @@ def test_a_second_model_draws_from_what_the_first_drew(diffuse, small, upscaler)
         assert abs(there - low).max() <= 1
 
 
-def test_a_second_model_is_told_the_class_of_the_first(diffuse, train, upscaler):
-    assert train("--steps", 1, "--classes", "--size", 2, "-o", "small.safetensors").code == 0
-    line = ("--classes", "--given", "low-res:4", "-o", "large.safetensors")
-    assert train("--steps", 1, *line).code == 0
-    line = ("sample", "small.safetensors", "--then", "large.safetensors", "-n", 4, *STEPS)
-    assert diffuse(*line).code == 0
+def test_a_second_model_is_told_the_class_of_the_first(diffuse, lab, small, upscaler):
+    large = lab.trained(*lab.tiny, "--steps", 1, "--classes", "--given", "low-res:4")
+    assert diffuse("sample", small, "--then", large, "-n", 4, *STEPS).code == 0
     assert manifest("samples")["classes"] == ["dark", "light", "dark", "light"]
-    line = ("sample", "small.safetensors", "-n", 2, *STEPS, "--then", upscaler, "-o", "b")
-    assert diffuse(*line, "--class", "light").code == 0
-    assert manifest("b")["first"]["classes"] == ["light", "light"]
-    assert diffuse(*line, "--class", "light").code == 0
-    for others in (("--class", "dark"), ("--class", "light", "--guidance", 3)):
-        ran = diffuse(*line, *others)
-        assert (ran.code, "already holds samples with other settings" in ran.line) == (5, True)
-
-
-def test_guidance_is_of_the_first_model(diffuse, train, upscaler):
-    assert train("--steps", 1, "--classes", "--size", 2, "-o", "small.safetensors").code == 0
-    line = ("sample", "small.safetensors", "--then", upscaler, "-n", 2, *STEPS)
-    assert diffuse(*line, "--guidance", 0, "--guidance-interval", "0.1,9").code == 0
-    found = manifest("samples")
+    line = ("sample", small, "-n", 2, *STEPS, "--then", upscaler, "-o", "b")
+    levels = ("--guidance", 0, "--guidance-interval", "0.1,9")
+    assert diffuse(*line, "--class", "light", *levels).code == 0
+    found = manifest("b")
+    assert found["first"]["classes"] == ["light", "light"]
     assert (found["first"]["guidance"], found["guidance"]) == (0, 1)
     assert found["first"]["guidance_interval"] == [0.1, 9]
     assert found["guidance_interval"] is None
+    assert diffuse(*line, "--class", "light", *levels).code == 0
+    for others in (("--class", "dark", *levels), ("--class", "light", "--guidance", 3)):
+        ran = diffuse(*line, *others)
+        assert (ran.code, "already holds samples with other settings" in ran.line) == (5, True)
 
 
 # -- in a model file ------------------------------------------------------------------------------

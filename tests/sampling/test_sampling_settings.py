@@ -25,6 +25,7 @@ from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import generate_batches, guide_denoiser
 from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
+from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import image_noise
 

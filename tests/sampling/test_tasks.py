@@ -208,6 +208,7 @@ def test_samples_do_not_depend_on_batches_or_on_other_pictures(diffuse, model, s
         assert (pixels("alone", j) == pixels("a", 3 + j)).all()
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_draws(diffuse, pair, model, several):
     line = ("restore", model, several, "--degradation", "mask:box", "--degrade", "-n", 2, *QUICK)
     assert diffuse(*line, "-o", "one").code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import in_process, manifest, pixels
+from conftest import manifest, pixels
 from edited_models import altered
 from lab import write_images
 from PIL import Image
@@ -25,6 +26,7 @@ from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system.rng import image_noise
 
 QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32")
+ADAMW = ("--optimizer", "adamw")
 
 TRAINED = {
     "up": ("--given", "low-res:2"),
@@ -49,33 +51,27 @@ MODELS = (*TRAINED, *ALTERED)
 
 
 @pytest.fixture(scope="module")
-def trained(images, recipe, tmp_path_factory) -> Callable[[str], Path]:
+def trained(lab, tmp_path_factory) -> Callable[[str], Path]:
     """A model of `MODELS`, made when it is first asked for."""
-    folder = tmp_path_factory.mktemp("trained")
+    folder = tmp_path_factory.mktemp("altered")
 
     @cache
     def make(name: str) -> Path:
-        out = folder / f"{name}.safetensors"
         if name in ALTERED:
             like, given, training = ALTERED[name]
-            return altered(make(like), out, given, training)
-        options = [images if word == "IMAGES" else word for word in TRAINED[name]]
-        line = ["train", images, "--config", recipe, "--steps", 6, "--optimizer", "adamw", "-q"]
-        assert in_process([*line, *options, "-o", out]) == 0
-        return out
+            return altered(make(like), folder / f"{name}.safetensors", given, training)
+        options = [lab["images"] if word == "IMAGES" else word for word in TRAINED[name]]
+        return lab.trained(*lab.tiny, "--steps", 8, *ADAMW, *options)
 
     return make
 
 
 @pytest.fixture
-def picture(tmp_path: Path, images: Path) -> Path:
+def picture(diffuse, lab) -> None:
     """a.png of 8x8, low.png of 4x4 and hole.png, a mask; here."""
-    Image.open(images / "light" / "001.png").save(tmp_path / "a.png")
-    Image.open(images / "dark" / "002.png").crop((0, 0, 4, 4)).save(tmp_path / "low.png")
-    hole = np.zeros((8, 8), np.uint8)
-    hole[2:6, 3:7] = 255
-    Image.fromarray(hole).save(tmp_path / "hole.png")
-    return tmp_path / "a.png"
+    shutil.copy(lab["images"] / "light" / "001.png", "a.png")
+    shutil.copy(lab["masks"] / "hole.png", "hole.png")
+    Image.open(lab["images"] / "dark" / "002.png").crop((0, 0, 4, 4)).save("low.png")
 
 
 def levels(path: str) -> np.ndarray:
@@ -151,13 +147,11 @@ def test_a_model_for_small_pictures_is_told_them_by_any_method(diffuse, trained,
     line = ("restore", trained("up"), "low.png", "--degradation", "low-res:2", "-n", 1, *QUICK)
     assert diffuse(*line, *options).code == 0
     assert (pixels("restored") == pixels("upscaled")).all()
-
-
-def test_a_model_for_small_pictures_goes_on_in_windows(diffuse, trained, picture):
-    assert diffuse("upscale", trained("up"), "a.png", "--factor", 2, "-n", 1, *QUICK).code == 0
-    assert pixels("upscaled").shape == (16, 16)
-    small = pixels("upscaled").reshape(8, 2, 8, 2).mean((1, 3))
-    assert np.abs(small - levels("a.png")).max() <= 1
+    if method is None:  # goes on in windows
+        line = ("upscale", trained("up"), "a.png", "--factor", 2, "-n", 1, *QUICK, "-o", "large")
+        assert diffuse(*line).code == 0
+        small = pixels("large").reshape(8, 2, 8, 2).mean((1, 3))
+        assert np.abs(small - levels("a.png")).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["paint", "painted"])
@@ -276,22 +270,14 @@ REFUSED = [
     ("vary paint a.png", "vary: the model was trained for mask:random"),
     ("interpolate pairs a.png low.png", "interpolate: the model was trained on pairs"),
     ("restore only-up low.png --degradation low-res:2 --guidance 2", "no unconditional prediction"),
-    ("restore up a.png --degradation mask:half --guidance 2", "unconditional here"),
-    ("vary up a.png --guidance 2", "unconditional here"),
-    ("restore up a.png --degradation mask:half --method given", "for --degradation mask:half"),
-    ("inpaint up a.png --mask hole.png --method given", "the model was not trained for --mask"),
-    ("restore up a.png --degradation mask:half --method gvien", "Did you mean 'given'?"),
-    ("upscale up low.png --factor 2 --class dark", "trained without classes"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("line", "said"), REFUSED, ids=[line for line, _ in REFUSED])
-def test_what_a_model_was_not_trained_for_is_refused(
-    diffuse, trained, tmp_path, picture, line, said
-):
-    before = sorted(tmp_path.rglob("*"))
+def test_what_a_model_was_not_trained_for_is_refused(diffuse, trained, picture, line, said):
+    before = sorted(Path().rglob("*"))
     ran = diffuse(*[trained(word) if word in MODELS else word for word in line.split()])
     assert ran.code == 2, ran.err
     assert said in ran.line
     assert ran.out == ""
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(Path().rglob("*")) == before
