@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import in_process
+from conftest import mostly_slow
 
 from diffuse_cli.core import Conditions, Denoiser, Process, Space
 from diffuse_cli.evaluation import likelihood
@@ -122,7 +121,7 @@ def test_noise_of_levels_and_probes_depend_on_seed_and_index_only():
     assert np.abs(measure(stored, space, net, 4, seed=1) - whole)[:, 0].min() > 1e-5
 
 
-@pytest.mark.parametrize("steps", [17, 32])
+@pytest.mark.parametrize("steps", mostly_slow([17, 32], always=1))
 def test_the_error_of_the_solver_is_found_from_half_the_steps(steps: int):
     own = torch.from_numpy(NORMAL).flatten(1) * SPREADS @ MIXING
     space = Space(channels=2, size=(8, 8), levels=None, mean=(0, 0), std=(1, 1))
@@ -176,26 +175,18 @@ def test_the_command_measures_it_when_asked(diffuse: Any, model: Any, images: An
     assert "error of the solver" in shown
 
 
-def test_by_itself_it_takes_64_steps(diffuse: Any, model: Any, images: Any):
-    found = diffuse("eval", model, images, *ASKED[:-2], "-n", 2, "--json").json
-    assert found["settings"]["ode_steps"] == 64
-
-
 def test_half_precision_has_gradients_too(diffuse: Any, model: Any, images: Any):
     line = ("eval", model, images, *ASKED[:-2], "--ode-steps", 4, "--json", "--precision")
     half, single = (diffuse(*line, kind).json["bits_per_dim_ode"] for kind in ("bf16", "fp32"))
     assert half == pytest.approx(single, abs=0.05)
-
-
-def test_it_is_not_measured_by_default(diffuse: Any, model: Any, images: Any):
-    found = diffuse("eval", model, images, "-n", 4, "--steps", 2, "--timesteps", 2, "--json").json
-    assert "bits_per_dim" in found
-    assert "bits_per_dim_ode" not in found
-    assert "ode_steps" not in found["settings"]
+    others = ("--metrics", "likelihood", "--timesteps", 2)
+    assert "ode_steps" not in diffuse("eval", model, images, *others, "--json").json["settings"]
+    alone = diffuse("eval", model, images, "-n", 2, *ASKED[2:4], "--json")
+    assert alone.json["settings"]["ode_steps"] == 64
 
 
 def test_classes_are_conditions_and_have_their_own_numbers(
-    diffuse: Any, conditional: Any, images: Any, monkeypatch: pytest.MonkeyPatch
+    diffuse: Any, conditional: Any, images: Any, monkeypatch: Any
 ):
     solve, labels = likelihood.log_densities, []
 
@@ -212,32 +203,10 @@ def test_classes_are_conditions_and_have_their_own_numbers(
     assert own[0] != own[1]
 
 
-@pytest.mark.parametrize("line", [("--metrics", "likelihood-ode"), ("--ode-steps", 4)])
-def test_a_distilled_model_and_a_folder_have_none(
-    diffuse: Any, model: Any, images: Any, tmp_path: Any, line: Any
-):
-    fast = tmp_path / "fast.safetensors"
-    assert in_process(["distill", model, images, "--steps", 2, "-o", fast, "-q"]) == 0
-    ran = diffuse("eval", fast, images, *line, "-q")
-    assert ran.code == 2
-    assert f"{line[0]}" in ran.line
-    assert "needs a model that is not distilled" in ran.line
-    assert diffuse("eval", images, images, *line, "-q").code == 2
-
-
-def test_steps_of_no_metric_are_refused(diffuse: Any, model: Any, images: Any):
-    ran = diffuse("eval", model, images, "--metrics", "kid", "--ode-steps", 4, "-q")
-    assert ran.code == 2
-    assert "--ode-steps has no effect" in ran.line
-
-
-def test_two_metrics_of_a_distilled_model_leave_it_out(
-    diffuse: Any, model: Any, images: Any, tmp_path: Any
-):
-    fast = tmp_path / "fast.safetensors"
-    assert in_process(["distill", model, images, "--steps", 2, "-o", fast, "-q"]) == 0
+def test_two_metrics_of_a_distilled_model_leave_it_out(diffuse: Any, lab: Any):
     names = "likelihood,likelihood-ode"
-    ran = diffuse("eval", fast, images, "-n", 4, "--timesteps", 2, "--metrics", names, "--json")
+    line = ("-n", 4, "--timesteps", 2, "--metrics", names, "--json")
+    ran = diffuse("eval", lab["distilled"], lab["grey"], *line)
     assert ran.code == 0
     assert "--metrics likelihood-ode needs a model that is not distilled: skipped" in ran.err
-    assert "bits_per_dim" in json.loads(ran.out)
+    assert "bits_per_dim" in ran.json
