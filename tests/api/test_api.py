@@ -9,13 +9,15 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import do_less, in_process
+from conftest import do_less, mostly_slow
+from lab import QUICK, Lab
 from PIL import Image
 
 import diffuse_cli as diffuse
@@ -74,6 +76,7 @@ def test_a_class_is_drawn_as_the_command_draws_it(diffuse: Run, conditional: Pat
     assert found.classes == ("dark", "light")
     drawn = found.sample(label="light", guidance=1.5, range=(2, 4), steps=2)
     assert (drawn.start, len(drawn)) == (2, 2)
+    assert repr(drawn) == "<Samples 2 to 3: 1x8x8 image>"
     files = [file.data for file in drawn.files()]
     assert files == [Path(f"out/0000{k}.png").read_bytes() for k in (2, 3)]
 
@@ -102,15 +105,13 @@ def test_the_denoiser_goes_with_the_samplers_of_the_core(model: Path):
 
 
 def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
-    images: Path, recipe: Path, tmp_path: Path
+    lab: Lab, tmp_path: Path
 ):
-    out, whole = tmp_path / "model.safetensors", tmp_path / "whole.safetensors"
-    line = ["train", images, "--config", recipe, "--steps", 6, "-o", whole, "-q"]
-    assert in_process(line) == 0
-    data = pictures(images)
+    out, data = tmp_path / "model.safetensors", pictures(lab["images"])
+    whole = lab.trained(*lab.quick, "--steps", 6)
     torch.manual_seed(5)
     own = torch.get_rng_state()
-    events = diffuse.train(data, steps=6, out=out, config=recipe)
+    events = diffuse.train(data, steps=6, out=out, config=QUICK)
     step = next(e for e in events if isinstance(e, diffuse.Step) and e.step == 3)
     assert step.steps == 6
     events.close()  # type: ignore[attr-defined]
@@ -126,10 +127,10 @@ def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
 
 
 def test_a_run_in_memory_whose_samples_are_noise_names_the_call_that_trains_more(
-    images: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(FeatureMeasure, "is_noise", lambda self, kid: (yield from ()) or True)
-    options = {"config": recipe, "eval_every": 2, "eval_images": 6}
+    options = {"config": QUICK, "eval_every": 2, "eval_images": 6}
     out = tmp_path / "model.safetensors"
     *_, trained = diffuse.train(pictures(images), steps=2, out=out, **options)
     call = trained.advice.partition("Train longer: ")[2]
@@ -157,14 +158,15 @@ def in_threads(trainings: Sequence[Iterator[Any]]) -> None:
     assert len(ended) == len(trainings)
 
 
+@pytest.mark.parametrize("run", mostly_slow([in_threads, in_turn], always=1))
 def test_trainings_of_one_process_do_not_change_each_other(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., None]
 ):
     """Neither by PyTorch's generators nor by Accelerate's state, which are the whole process's."""
     has = {"cpu_name": "AMD", "avx512_bf16": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     small = {"width": 24, "multipliers": [1], "blocks": 1, "attention": [], "groups": 4}
-    shared = {"steps": 3, "batch_size": 8, "num_timesteps": 50, "unet": {**small, "dropout": 0.5}}
+    shared = {"steps": 2, "batch_size": 8, "num_timesteps": 50, "unet": {**small, "dropout": 0.5}}
     ways = [{"accumulation": 2}, {"precision": "fp32", "seed": 1}, {"seed": 2}]
 
     def trainings(name: str) -> list[Iterator[Any]]:
@@ -180,15 +182,11 @@ def test_trainings_of_one_process_do_not_change_each_other(
 
     for training in trainings("alone"):
         assert isinstance([*training][-1], diffuse.Trained)
-    in_turn(trainings("turn"))
-    assert made("turn") == made("alone")
-    in_threads(trainings("threads"))
-    assert made("threads") == made("alone")
+    run(trainings("together"))
+    assert made("together") == made("alone")
 
 
-def test_samples_in_memory_cannot_be_generated_while_they_are_read(
-    model: Path, recipe: Path, tmp_path: Path
-):
+def test_samples_in_memory_cannot_be_generated_while_they_are_read(model: Path, tmp_path: Path):
     """A thread that reads would wait for the training, which waits for it; or change its state."""
     generator, black = load(model), np.zeros((8, 8), np.uint8)
 
@@ -212,7 +210,7 @@ def test_samples_in_memory_cannot_be_generated_while_they_are_read(
 
     def train(data: Any, name: str = "new") -> list[Any]:
         out = tmp_path / f"{name}.safetensors"
-        return [*diffuse.train(data, out=out, config=recipe, steps=1, workers=2)]
+        return [*diffuse.train(data, out=out, config=QUICK, steps=1, workers=2)]
 
     said = "samples cannot be generated while a command reads them from memory"
     for generate in (sample, generator.denoiser, lambda: train([black] * 4, "inner")):
@@ -226,11 +224,11 @@ def test_samples_in_memory_cannot_be_generated_while_they_are_read(
     assert not list(tmp_path.iterdir())
 
 
-def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, recipe: Path, tmp_path: Path):
+def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, tmp_path: Path):
     whole = [image for image, _ in pictures(images)]
     given = [image.point(lambda level: 255 - level) for image in whole]
     out = tmp_path / "model.safetensors"
-    *_, trained = diffuse.train(whole, given=iter(given), steps=2, out=out, config=recipe)
+    *_, trained = diffuse.train(whole, given=iter(given), steps=2, out=out, config=QUICK)
     assert isinstance(trained, diffuse.Trained)
     model = load(trained.model)
     assert model.info["given"]["what"] == "pairs"
@@ -241,7 +239,7 @@ def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, recipe: Pat
 
 @pytest.mark.parametrize("given_up", [False, True])
 def test_ctrl_c_within_a_step_saves_a_checkpoint(
-    images: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_up: bool
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_up: bool
 ):
     """Also where the loop ends before the training does."""
     step = Trainer.step
@@ -254,7 +252,7 @@ def test_ctrl_c_within_a_step_saves_a_checkpoint(
     monkeypatch.setattr(Trainer, "step", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs may ignore it
     out = tmp_path / "model.safetensors"
-    events = diffuse.train(images, steps=9, out=out, config=recipe)
+    events = diffuse.train(images, steps=9, out=out, config=QUICK)
     if given_up:
         assert diffuse.Step(3, 9) in events  # which ends a loop there
         events.close()  # type: ignore[attr-defined]
@@ -292,25 +290,26 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
     ):
         with pytest.raises(diffuse.DiffuseError, match=said):
             diffuse.train(images, out=out, **options)
-    with pytest.raises(diffuse.UsageError, match="no 'cosin'"):
-        list(diffuse.train(images, out=out, schedule="cosin"))
-    with pytest.raises(diffuse.DataError, match="sample 0 of 2: a int is not a Pillow image"):
-        list(diffuse.train([1, 2], out=out))
+    for data, options, said in (
+        (images, {"schedule": "cosin"}, "no 'cosin'"),
+        ([1, 2], {}, "sample 0 of 2: a int is not a Pillow image"),
+        (Ended(), {}, r"sample 0 of 2: .* StopIteration"),
+    ):
+        with pytest.raises(diffuse.DiffuseError, match=said):
+            list(diffuse.train(data, out=out, **options))
     for no_data in ({"a": 1}, {0: "a.png"}, 7):
-        with pytest.raises(diffuse.UsageError, match="is not a path, and not samples"):
-            diffuse.train(no_data, out=out)
-        with pytest.raises(diffuse.UsageError, match="is not a path, and not samples"):
-            diffuse.evaluate(model, no_data)
-    with pytest.raises(diffuse.DataError, match=r"sample 0 of 2: .* StopIteration"):
-        list(diffuse.train(Ended(), out=out))
+        for call in (lambda data: diffuse.train(data, out=out), partial(diffuse.evaluate, model)):
+            with pytest.raises(diffuse.UsageError, match="is not a path, and not samples"):
+                call(no_data)
     with pytest.raises(diffuse.ModelFileError, match="no such model file"):
         diffuse.load(tmp_path / "none.safetensors")
-    with pytest.raises(diffuse.UsageError, match=r"no 'unipk'\."):
-        diffuse.load(model).sample(1, sampler="unipk")
-    with pytest.raises(diffuse.UsageError, match=r"^steps"):
-        diffuse.load(model).sample(1, steps=1000)
-    with pytest.raises(diffuse.UsageError, match="out: only the command writes files"):
-        diffuse.load(model).sample(1, out="drawn")
+    for options, said in (
+        ({"sampler": "unipk"}, r"no 'unipk'\."),
+        ({"steps": 1000}, "^steps"),
+        ({"out": "drawn"}, "out: only the command writes files"),
+    ):
+        with pytest.raises(diffuse.UsageError, match=said):
+            diffuse.load(model).sample(1, **options)
     with pytest.raises(diffuse.UsageError, match="Did you mean 'kid'"):
         diffuse.evaluate(model, images, metrics=["kidd"])
     assert not out.exists()
@@ -320,13 +319,25 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
 # -- measuring ------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_has_the_numbers_of_the_command(diffuse: Run, model: Path, images: Path):
+def test_an_evaluation_has_the_numbers_of_the_command(
+    diffuse: Run, model: Path, images: Path, caplog: Any
+):
     ran = diffuse("eval", model, images, "-n", 6, "--steps", 2, "--timesteps", 3, "--json")
-    found = evaluate(load(model), images, n=6, steps=2, timesteps=3)
+    with caplog.at_level(logging.INFO, "diffuse"):
+        found = evaluate(load(model), images, n=6, steps=2, timesteps=3)
+    assert any("the held-out part" in record.message for record in caplog.records)
     assert {**found.json, "seconds": 0} == {**ran.json, "seconds": 0}
+    assert json.loads(json.dumps(found.json)) == found.json
     assert found["kid"] == (ran.json["kid"], ran.json["kid_standard_error"])
     assert (found.part, found.real, found.generated) == ("held-out", 6, 6)
     assert len(found) < len(found.numbers)
+    chosen = {"n": 6, "timesteps": 3, "metrics": ["likelihood"]}
+    ran = diffuse(
+        "eval", model, images, "-n", 6, "--timesteps", 3, "--metrics", "likelihood", "--json"
+    )
+    assert {**evaluate(model, images, **chosen).json, "seconds": 0} == {**ran.json, "seconds": 0}
+    assert (ran.json["n"], "kid" in ran.json) == ({"real": 6, "generated": 0}, False)
+    assert ran.json["bits_per_dim"] > 0
 
 
 def test_what_was_loaded_is_measured_whatever_has_become_of_its_file(
@@ -342,20 +353,6 @@ def test_what_was_loaded_is_measured_whatever_has_become_of_its_file(
     assert again.json["settings"] == wanted.json["settings"]
 
 
-def test_metrics_are_chosen_and_draw_nothing_that_none_needs(
-    diffuse: Run, model: Path, images: Path
-):
-    line = ("eval", model, images, "-n", 6, "--timesteps", 3)
-    ran = diffuse(*line, "--metrics", "likelihood", "--json")
-    assert ran.code == 0, ran.err
-    assert (ran.json["n"], "kid" in ran.json) == ({"real": 6, "generated": 0}, False)
-    assert ran.json["bits_per_dim"] > 0
-    ran = diffuse(*line, "--metrics", "kidd")
-    assert (ran.code, "Did you mean 'kid'" in ran.line) == (2, True)
-    ran = diffuse(*line, "--metrics", "kid", "--report", "page.html")
-    assert (ran.code, "--report and --metrics exclude each other" in ran.line) == (2, True)
-
-
 def test_drawn_samples_are_measured_against_samples_in_memory(model: Path, images: Path):
     drawn, seen = load(model).sample(4, steps=2), []
     found = evaluate(
@@ -366,11 +363,11 @@ def test_drawn_samples_are_measured_against_samples_in_memory(model: Path, image
     assert seen
 
 
-def test_drawn_arrays_are_read_as_they_are_written(recipe: Path, tmp_path: Path):
+def test_drawn_arrays_are_read_as_they_are_written(tmp_path: Path):
     """Where their channels are last, also those of the model."""
     fields = np.random.default_rng(0).normal(size=(48, 8, 8, 3)).astype(np.float32)
     out = tmp_path / "fields.safetensors"
-    *_, trained = diffuse.train(fields, steps=2, out=out, config=recipe)
+    *_, trained = diffuse.train(fields, steps=2, out=out, config=QUICK)
     drawn = load(trained.model).sample(4, steps=2)
     assert drawn.arrays.shape == (4, 3, 8, 8)
     found = evaluate(drawn, fields, metrics=["marginals"])
@@ -380,12 +377,6 @@ def test_drawn_arrays_are_read_as_they_are_written(recipe: Path, tmp_path: Path)
             "wasserstein"
         ].value
     )
-
-
-def test_what_a_command_says_is_logged(model: Path, images: Path, caplog: Any):
-    with caplog.at_level(logging.INFO, "diffuse"):
-        evaluate(load(model), images, n=6, metrics=["likelihood"], timesteps=2)
-    assert any("the held-out part" in record.message for record in caplog.records)
 
 
 def test_warnings_are_logged_as_such(caplog: Any):
@@ -416,11 +407,6 @@ def test_work_whose_progress_fails_is_closed():
     with pytest.raises(KeyboardInterrupt):
         run_work(begun, fail)
     assert ended
-
-
-def test_json_of_an_evaluation_is_plain(model: Path, images: Path):
-    found = evaluate(model, images, n=6, metrics=["likelihood"], timesteps=2)
-    assert json.loads(json.dumps(found.json)) == found.json
 
 
 def test_every_name_is_there_and_no_other():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import do_less
+from conftest import do_less, mostly_slow
 from lab import QUICK
 from PIL import Image
 from torch.utils.data import TensorDataset
@@ -61,15 +61,11 @@ def test_tensors_and_their_labels_are_images_and_their_classes():
     assert train(TensorDataset(tensors, labels), "set", classes=True) == whole
     pairs = [(t, np.int64(k % 3)) for k, t in enumerate(tensors)]
     assert train(pairs, "pairs", classes=True) == whole
-    drawn = diffuse.load("set.safetensors").sample(3, label=torch.tensor([2, 0]), steps=2)
-    ranged = diffuse.load("set.safetensors").sample(3, label=range(2, -1, -2), steps=2)
-    assert np.array_equal(ranged.arrays, drawn.arrays)
-    same = diffuse.load("whole.safetensors").sample(3, label=["2", "0"], steps=2)
-    assert np.array_equal(drawn.arrays, same.arrays)
-    assert np.array_equal(
-        diffuse.load("set.safetensors").sample(1, label=1, steps=2).arrays,
-        diffuse.load("set.safetensors").sample(1, label="1", steps=2).arrays,
-    )
+    model = diffuse.load("set.safetensors")
+    for first, *others in ((["2", "0"], torch.tensor([2, 0]), range(2, -1, -2)), ("1", 1)):
+        drawn = model.sample(3, label=first, steps=2)
+        for label in others:
+            assert np.array_equal(model.sample(3, label=label, steps=2).arrays, drawn.arrays)
 
 
 def test_a_dataset_of_tensors_alone_trains_also_with_gradients():
@@ -96,20 +92,14 @@ def test_columns_may_be_values_of_numpy_and_torch():
     assert np.array_equal(drawn[0], drawn[2])
 
 
-@pytest.mark.parametrize(
-    ("item", "said"),
-    [
-        (None, "sample 1 of 3: None is not a Pillow image, an array or a path"),
-        ((None, 3), "sample 1 of 3: None is not a Pillow image"),
-        (
-            (LEVELS[0], np.eye(3)[0]),
-            "sample 1 of 3: the class has 3 values, not one name or number",
-        ),
-    ],
-)
-def test_a_sample_that_is_none_is_named(item: Any, said: str):
-    with pytest.raises(diffuse.DataError, match=said):
-        list(diffuse.train([LEVELS[0], item, LEVELS[1]], classes=True))
+def test_a_sample_that_is_none_is_named():
+    for item, said in (
+        (None, "None is not a Pillow image, an array or a path"),
+        ((None, 3), "None is not a Pillow image"),
+        ((LEVELS[0], np.eye(3)[0]), "the class has 3 values, not one name or number"),
+    ):
+        with pytest.raises(diffuse.DataError, match=f"sample 1 of 3: {said}"):
+            list(diffuse.train([LEVELS[0], item, LEVELS[1]], classes=True))
 
 
 # -- options --------------------------------------------------------------------------------------
@@ -148,28 +138,13 @@ def test_the_model_is_that_of_the_file_unless_out_names_one(images: Path):
 
 
 TYPES: list[tuple[Any, Any, Any, set[str], set[str]]] = [
-    (
-        diffuse.train,
-        keywords.TrainOptions,
-        TrainConfig,
-        {"dry_run", "architecture", "teacher_guidance"},
-        set(),
-    ),
-    (
-        diffuse.Model.sample,
-        keywords.SampleOptions,
-        SampleConfig,
-        {"model", "classes", "out", "gif", "grid", "overwrite"},
-        {"label", "progress"},
-    ),
-    (
-        diffuse.evaluate,
-        keywords.EvalOptions,
-        EvalConfig,
-        {"subject", "report", "overwrite"},
-        {"model", "progress"},
-    ),
-]
+    (diffuse.train, keywords.TrainOptions, TrainConfig,
+     {"dry_run", "architecture", "teacher_guidance"}, set()),
+    (diffuse.Model.sample, keywords.SampleOptions, SampleConfig,
+     {"model", "classes", "out", "gif", "grid", "overwrite"}, {"label", "progress"}),
+    (diffuse.evaluate, keywords.EvalOptions, EvalConfig,
+     {"subject", "report", "overwrite"}, {"model", "progress"}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("function", "kind", "config", "refused", "own"), TYPES)
@@ -209,27 +184,28 @@ def test_errors_name_keywords(images: Path, model: Path, conditional: Path):
         assert "--" not in str(caught.value)
 
 
-def test_notices_name_keywords(images: Path):
-    events = diffuse.train(images, steps=2, out="m.safetensors", config=QUICK)
-    texts = [event.text for event in events if isinstance(event, diffuse.Notice)]
+def test_notices_name_keywords_and_a_loop_keeps_its_own_state(images: Path):
+    texts = []
+    with torch.no_grad():
+        for event in diffuse.train(images, steps=2, out="m.safetensors", config=QUICK):
+            assert not torch.is_grad_enabled()
+            texts += [event.text] if isinstance(event, diffuse.Notice) else []
     assert any("Try steps" in text for text in texts)
     assert not any("--" in text for text in texts)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_keep_their_flags(command: str):
-    line = f"Type diffuse {command} x -o y --lr 3"
-    assert replace_flags("Leave out --no-keep-weak") == "Leave out keep_weak=False"
-    assert replace_flags(f"Without --lr. {line}") == f"Without lr. {line}"
-
-
 def test_flags_outside_commands_are_keywords():
-    assert replace_flags("Give --lr, or type diffuse distill MODEL --lr 3") == (
-        "Give lr, or type diffuse distill MODEL --lr 3"
-    )
-    assert replace_flags("-o and --class of an older diffuse: see --num-timesteps") == (
-        "out and label of an older diffuse: see num_timesteps"
-    )
+    for command in COMMANDS:
+        line = f"Type diffuse {command} x -o y --lr 3"
+        assert replace_flags(f"Without --lr. {line}") == f"Without lr. {line}"
+    for text, said in (
+        ("Leave out --no-keep-weak", "Leave out keep_weak=False"),
+        ("Give --lr, or type diffuse distill MODEL --lr 3",
+         "Give lr, or type diffuse distill MODEL --lr 3"),
+        ("-o and --class of an older diffuse: see --num-timesteps",
+         "out and label of an older diffuse: see num_timesteps"),
+    ):  # fmt: skip
+        assert replace_flags(text) == said
 
 
 def test_none_and_what_is_no_data_are_refused_at_once(images: Path, model: Path):
@@ -254,7 +230,7 @@ def test_none_and_what_is_no_data_are_refused_at_once(images: Path, model: Path)
 # -- the state of PyTorch -------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["no_grad", "inference_mode", "float64"])
+@pytest.fixture(params=mostly_slow(["inference_mode", "float64", "no_grad"]))
 def other_state(request: Any) -> Iterator[None]:
     """PyTorch as a program may have left it; still so at the end."""
     if request.param != "float64":
@@ -273,10 +249,9 @@ def other_state(request: Any) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def usual(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """A model file, samples of it and its numbers, in the usual state."""
-    folder = tmp_path_factory.mktemp("usual")
     with pytest.MonkeyPatch.context() as patch:
         do_less(patch)
-        patch.chdir(folder)
+        patch.chdir(tmp_path_factory.mktemp("usual"))
         return everything(images)
 
 
@@ -293,17 +268,15 @@ def everything(images: Path) -> tuple[Any, ...]:
     return made, drawn, numbers, predicted.clone()
 
 
-def test_a_network_can_be_trained_and_its_model_stays(images: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train(images, "model")
-    model = diffuse.load("model.safetensors")
-    before = model.sample(2, steps=2).arrays
-    net = model.network()
-    net(torch.zeros(1, *model.space.shape), torch.tensor([5])).sum().backward()
+def test_a_network_can_be_trained_and_its_model_stays(model: Path):
+    loaded = diffuse.load(model)
+    before = loaded.sample(2, steps=2).arrays
+    net = loaded.network()
+    net(torch.zeros(1, *loaded.space.shape), torch.tensor([5])).sum().backward()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(1)
-    assert np.array_equal(model.sample(2, steps=2).arrays, before)
+    assert np.array_equal(loaded.sample(2, steps=2).arrays, before)
 
 
 def test_whatever_the_state_of_pytorch_all_is_the_same(
@@ -314,17 +287,3 @@ def test_whatever_the_state_of_pytorch_all_is_the_same(
     assert np.array_equal(drawn, usual[1])
     assert numbers == usual[2]
     assert torch.equal(predicted, usual[3])
-
-
-def test_a_loop_over_events_keeps_its_own_state(images: Path):
-    with torch.no_grad():
-        for _ in diffuse.train(images, steps=2, out="m.safetensors", config=QUICK):
-            assert not torch.is_grad_enabled()
-
-
-# -- samples --------------------------------------------------------------------------------------
-
-
-def test_samples_have_a_short_repr(model: Path):
-    drawn = diffuse.load(model).sample(range=(3, 5), steps=2)
-    assert repr(drawn) == "<Samples 3 to 4: 1x8x8 image>"
