@@ -6,14 +6,14 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import in_process, log_rows
+from browser import Browser, needs_browser
+from conftest import in_process, log_rows, mostly_slow
 from jinja2 import UndefinedError
 from lab import write_images
 from PIL import Image
@@ -359,12 +359,15 @@ def test_copies_are_called_copies(diffuse, images, tmp_path):
     (tmp_path / "copies").mkdir()
     for k, path in enumerate(sorted(images.rglob("*.png"))):
         shutil.copy(path, tmp_path / "copies" / f"{k}.png")
-    ran = diffuse("eval", "copies", images, "--report", "deep/page.html")
-    assert ran.out.splitlines()[-1] == "deep/page.html"
+    ran = diffuse("eval", "copies", images, "--report", "deep/page.html", "--pairs", "pairs.png")
+    assert ran.out.splitlines()[-2:] == ["pairs.png", "deep/page.html"]
+    assert min(Image.open("pairs.png").size) > 300
     assert "memorization: 90%" in ran.out
     page = read("deep/page.html")
     assert page.text.count("Memorization: 90% of the generated images in features") == 2
     assert "image 0: 0.00 in" in page.text
+    assert page.json["memorized_z_pixels"] > 3
+    assert page.json["memorized_features"] == page.json["memorized_pixels"] == 0.9
 
 
 def test_names_are_text_and_nothing_else(diffuse, images, tmp_path):
@@ -576,44 +579,20 @@ def test_only_so_many_images_are_shown(diffuse, tmp_path):
 
 # -- in a browser ---------------------------------------------------------------------------------
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--hide-scrollbars")  # fmt: skip
 
-
-def browse(tmp_path, page, *options):
-    profile = tmp_path / "profile"
-    line = [BROWSER, *FLAGS, f"--user-data-dir={profile}", *options, page.resolve().as_uri()]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
-def test_a_browser_shows_the_page_light_and_dark(whole, tmp_path):
-    pages = {}
-    heights = {"light": 8000, "dark": 2400}
-    for name, scheme in (("light", 1), ("dark", 0)):
-        path = tmp_path / f"{name}.png"
-        browse(tmp_path, whole, f"--screenshot={path}", f"--window-size=360,{heights[name]}",
-               f"--blink-settings=preferredColorScheme={scheme}")  # fmt: skip
-        pages[name] = np.asarray(Image.open(path).convert("L"), float)
-    assert np.median(pages["light"]) > 240
-    assert np.median(pages["dark"]) < 40
-    for name, pixels in pages.items():
-        assert pixels.shape == (heights[name], 360)
-        bands = pixels[:2400].reshape(8, 300, 360)
-        assert (bands.std(axis=(1, 2)) > 10).all()  # words all the way down
-        # Nothing runs over the edges of a telephone.
-        assert np.ptp(pixels[:, -8:]) < 1
-
-
-@pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
-def test_a_browser_finds_the_elements_that_were_written(whole, tmp_path):
-    """Chromium's own parser moved, added and dropped none of them."""
-    ours, theirs = read(whole), Page(browse(tmp_path, whole, "--dump-dom"))
-    assert [tag for tag, _ in theirs.elements] == [tag for tag, _ in ours.elements]
+@needs_browser
+@pytest.mark.parametrize("dark", mostly_slow([False, True], always=1))
+def test_a_browser_shows_the_page_light_and_dark(whole, tmp_path, dark):
+    """Chromium's own parser moves, adds and drops no element."""
+    with Browser(tmp_path / "profile", 360, dark=dark) as browser:
+        browser.open(whole.resolve().as_uri())
+        browser.screenshot(tmp_path / "page.png")
+        assert not browser.scrolls_sideways
+        assert browser.errors == []
+        theirs = Page(browser.evaluate("document.documentElement.outerHTML"))
+    assert [tag for tag, _ in theirs.elements] == [tag for tag, _ in read(whole).elements]
+    levels = np.asarray(Image.open(tmp_path / "page.png").convert("L"), float)
+    assert np.median(levels) < 40 if dark else np.median(levels) > 240
+    bands = levels[:2400, :360].reshape(8, 300, 360)
+    assert (bands.std(axis=(1, 2)) > 10).all()  # words all the way down
+    assert np.ptp(levels[:, -8:]) < 1  # nothing runs over the edges of a telephone

@@ -26,7 +26,7 @@ from diffuse_cli.sampling.conditioning import (
     resolve_condition,
 )
 from diffuse_cli.sampling.generation import generate_batches
-from diffuse_cli.sampling.sampling_settings import SamplingSettings, resolve_settings
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.rng import image_noise
 
@@ -81,11 +81,6 @@ def alone(k, label, sampler="ddim"):
 # -- classes --------------------------------------------------------------------------------------
 
 
-def test_images_take_the_classes_in_turn():
-    wanted = Condition((2, 0, 2))
-    assert [wanted.label(k) for k in range(7)] == [2, 0, 2, 2, 0, 2, 2]
-
-
 def test_every_batch_is_asked_for_the_classes_of_its_images():
     calls = []
     drawn(10, Condition((3, 0, 1), scale=1), net=network(calls), start=2, batch_size=3)
@@ -94,17 +89,11 @@ def test_every_batch_is_asked_for_the_classes_of_its_images():
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "heun"])
-def test_scale_1_is_the_conditional_model(sampler: str):
-    found = drawn(5, Condition((3, 0), scale=1), sampler=sampler, batch_size=1)
-    for k in range(5):
-        assert torch.equal(found[k], alone(k, (3, 0)[k % 2], sampler))
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "heun"])
-def test_scale_0_is_the_unconditional_model(sampler: str):
-    found = drawn(5, Condition((3, 0), scale=0), sampler=sampler, batch_size=1)
-    for k in range(5):
-        assert torch.equal(found[k], alone(k, None, sampler))
+def test_scale_1_is_the_conditional_model_and_0_the_unconditional_one(sampler: str):
+    for scale, labels in ((1, (3, 0)), (0, (None, None))):
+        found = drawn(5, Condition((3, 0), scale), sampler=sampler, batch_size=1)
+        for k in range(5):
+            assert torch.equal(found[k], alone(k, labels[k % 2], sampler))
     assert not torch.equal(found[0], alone(0, 3, sampler))
 
 
@@ -167,10 +156,6 @@ def asked(**options):
     return SampleConfig(model="m", **options)
 
 
-def test_a_model_with_classes_is_guided_over_all_of_them_in_turn():
-    assert resolve_condition(asked(), model("a", "b", "c")) == Condition((0, 1, 2), GUIDANCE)
-
-
 @pytest.mark.parametrize(("dropout", "scale"), [(0, 1), (0.0, 1), (0.1, GUIDANCE), ("0", GUIDANCE)])
 def test_a_model_that_was_always_shown_a_class_is_not_guided_unless_asked(dropout, scale):
     trained = model("a", "b", label_dropout=dropout)
@@ -178,27 +163,20 @@ def test_a_model_that_was_always_shown_a_class_is_not_guided_unless_asked(dropou
     assert resolve_condition(asked(guidance=3), trained) == Condition((0, 1), 3)
 
 
-def test_names_are_taken_as_they_come():
+def test_classes_are_taken_as_they_are_named_or_all_in_turn():
     found = resolve_condition(asked(guidance=0), model("a", "b", "c"), ["c", "a", "c"])
     assert found == Condition((2, 0, 2), 0)
-
-
-def test_an_unknown_class_is_told_the_nearest():
-    with pytest.raises(UsageError, match=r"--class: there is no 'bota'. Did you mean 'boat'\?"):
-        resolve_condition(asked(), model("boat", "tree"), ["tree", "bota"])
+    assert [found.label(k) for k in range(7)] == [2, 0, 2, 2, 0, 2, 2]
+    assert resolve_condition(asked(), model("a", "b", "c")) == Condition((0, 1, 2), GUIDANCE)
 
 
 @pytest.mark.parametrize("names", [(), ("dark", "light")])
 def test_a_model_without_classes_has_no_condition(names):
     without = model(*names, conditional=False)
     assert resolve_condition(asked(), without) is None
-    with pytest.raises(UsageError, match="--class: the model was trained without classes"):
-        resolve_condition(asked(), without, ["dark"])
-    for given in (0, 1, 2.0):
-        with pytest.raises(UsageError, match="--guidance: the model was trained without classes"):
-            resolve_condition(asked(guidance=given), without)
-    with pytest.raises(UsageError, match="--guidance-interval: the model was trained without"):
-        resolve_settings(asked(guidance_interval=(0, 1)), without)
+    for options, classes in (({}, ["dark"]), ({"guidance": 0}, []), ({"guidance": 2.0}, [])):
+        with pytest.raises(UsageError, match="the model was trained without classes"):
+            resolve_condition(asked(**options), without, classes)
 
 
 # -- combinations ---------------------------------------------------------------------------------

@@ -48,15 +48,26 @@ def model_numbers(levels: np.ndarray) -> torch.Tensor:
 
 
 @methods
-def test_known_pixels_are_kept_to_the_last_level(diffuse, model, picture, method):
-    ran = diffuse("inpaint", model, "a.png", "--mask", "hole.png", "-n", 3, "--method", method,
-                  *QUICK)  # fmt: skip
+def test_known_pixels_and_means_are_kept_to_the_last_level(diffuse, model, picture, method):
+    """Those that a mask keeps, and the means of an upscaled image."""
+    line = ("-n", 3, "--method", method, *QUICK)
+    ran = diffuse("inpaint", model, "a.png", "--mask", "hole.png", *line)
     assert ran.code == 0, ran.err
     before, hole = np.asarray(Image.open("a.png"), int), np.asarray(Image.open("hole.png")) > 0
     after = [pixels("inpainted", k) for k in range(3)]
     for image in after:
         assert (image[~hole] == before[~hole]).all()
         assert (image[hole] != before[hole]).mean() > 0.5
+    assert (after[0] != after[1]).any()
+    ran = diffuse("upscale", model, "tiny.png", "--factor", 2, *line)
+    assert ran.code == 0, ran.err
+    small, after = (
+        np.asarray(Image.open("tiny.png"), float),
+        [pixels("upscaled", k) for k in (0, 1)],
+    )
+    for large in after:
+        assert large.shape == (8, 8)
+        assert np.abs(large.reshape(4, 2, 4, 2).mean((1, 3)) - small).max() <= 1
     assert (after[0] != after[1]).any()
 
 
@@ -137,7 +148,7 @@ def test_upscaling_and_variations_go_beyond_the_models_size(diffuse, model, pict
     assert pixels("varied", 0).shape == (8, 16)
 
 
-FORMS = ("low-res:2", "mask:half", "mask:strokes", "blur:0.8")
+FORMS = ("low-res:2", "mask:half", "mask:strokes", "blur:0.8", "noise:0.3")
 
 
 @pytest.mark.parametrize(("form", "method"), covering(FORMS, RESTORATIONS, strength=1))
@@ -146,26 +157,15 @@ def test_the_result_degraded_again_is_what_was_seen(diffuse, model, picture, for
     line = ("restore", model, "a.png", "--degrade", "--degradation", form, "--method", method)
     ran = diffuse(*line, "-n", 2, "--jumps", 2, "--seed", 3, *QUICK)
     assert ran.code == 0, ran.err
-    if form == "mask:strokes":
+    if form in ("mask:strokes", "noise:0.3"):
         assert manifest("restored")["degradation"] == form
+        assert (pixels("restored") != np.asarray(Image.open("a.png"), int)).mean() > 0.2
         return
     a = parse(form)
     wanted = a.apply(model_numbers(np.asarray(Image.open("a.png"), int)))
     for k in range(2):
         found = a.apply(model_numbers(pixels("restored", k)))
         assert float((found - wanted).abs().max()) <= 2 / 255 + 1e-9  # levels are 2 / 255 apart
-
-
-@methods
-def test_a_small_picture_is_the_mean_of_the_large_one(diffuse, model, picture, method):
-    ran = diffuse("upscale", model, "tiny.png", "--factor", 2, "-n", 2, "--method", method, *QUICK)
-    assert ran.code == 0, ran.err
-    small = np.asarray(Image.open("tiny.png"), float)
-    for k in range(2):
-        large = pixels("upscaled", k)
-        assert large.shape == (8, 8)
-        assert np.abs(large.reshape(4, 2, 4, 2).mean((1, 3)) - small).max() <= 1
-    assert (pixels("upscaled", 0) != pixels("upscaled", 1)).any()
 
 
 def test_what_is_hidden_in_a_degraded_picture_has_no_effect(diffuse, model, picture):
@@ -178,12 +178,6 @@ def test_what_is_hidden_in_a_degraded_picture_has_no_effect(diffuse, model, pict
     assert (pixels("a", 0) == pixels("b", 0)).all()
     assert Path("a/grid.png").read_bytes() == Path("b/grid.png").read_bytes()
     assert (pixels("a", 0)[:, :4] == before[:, :4]).all()
-
-
-def test_noise_is_asked_to_be_taken_away(diffuse, model, picture):
-    line = ("restore", model, "a.png", "--degradation", "noise:0.3", "--degrade", *QUICK)
-    assert diffuse(*line, "-n", 2).code == 0
-    assert (pixels("restored", 0) != np.asarray(Image.open("a.png"), int)).mean() > 0.5
 
 
 # -- samples of pictures --------------------------------------------------------------------------
@@ -414,6 +408,7 @@ def test_a_model_that_knows_no_picture_without_a_class_asks_for_one(diffuse, con
     assert diffuse("vary", "m.safetensors", "a.png", "--class", "dark", "-n", 1, *QUICK).code == 0
 
 
+@pytest.mark.slow
 def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(diffuse, model, picture):
     line = ["inpaint", model, "a.png", "--mask", "hole.png", "-n", 2, "--steps", 1, "-q"]
     line += ["--method", "ddnm"]  # a process forked after a gradient may not be able to take one
@@ -458,13 +453,6 @@ def test_a_finished_task_is_left_as_it_is_and_one_of_other_settings_is_refused(
     ran = diffuse(*line, "-q")
     assert (ran.code, "with other settings: pictures" in ran.line) == (5, True)
     assert {path: path.read_bytes() for path in Path("restored").iterdir()} == before
-
-
-def test_a_task_runs_as_a_process(process, model, picture):
-    line = ("inpaint", model, "a.png", "--mask", "hole.png", "-n", 1, "--steps", 2, "--json")
-    ran = process(*line, "--method", "mmps", "-q")
-    assert ran.code == 0, ran.err
-    assert ran.json["images"] == ["inpainted/00000.png"]
 
 
 def test_a_mask_that_is_cropped_away_is_named_as_that(diffuse, model, picture):
