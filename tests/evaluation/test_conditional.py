@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import in_process
 from PIL import Image
 
 from diffuse_cli.commands.ema import ema_lengths
@@ -20,25 +19,24 @@ from diffuse_cli.system.events import finish
 SMALL = ("-n", 12, "--steps", 2, "--timesteps", 4, "--precision", "fp32")
 
 
+ADAMW = ("--optimizer", "adamw")
+
+
 @pytest.fixture(scope="module")
-def models(images, recipe, tmp_path_factory):
-    """A model of each image itself, and one (hardly trained) of what is four times as small, with
-    classes."""
-    folder = tmp_path_factory.mktemp("given")
-    for name, steps, options in (
-        ("paired", 50, (images, "--ema-lengths", 4)),
-        ("upscaler", 6, ("low-res:4", "--classes")),
-    ):
-        line = ["train", images, "--config", recipe, "--steps", steps, "--optimizer", "adamw"]
-        out = folder / f"{name}.safetensors"
-        assert in_process([*line, "--given", *options, "-o", out, "-q"]) == 0
-    return folder
+def paired(lab):
+    """A model of each image itself."""
+    options = ("--steps", 50, *ADAMW, "--given", lab["images"], "--ema-lengths", 4)
+    return lab.trained(*lab.tiny, *options)
 
 
-def test_pairs_are_told_to_the_bound_and_to_what_is_drawn(diffuse, models, images, model):
-    told = diffuse(
-        "eval", models / "paired.safetensors", images, "--given", images, *SMALL, "--json"
-    )
+@pytest.fixture(scope="module")
+def upscaler(lab):
+    """A model, hardly trained, of what is four times as small, with classes."""
+    return lab.trained(*lab.tiny, "--steps", 1, "--classes", "--given", "low-res:4")
+
+
+def test_pairs_are_told_to_the_bound_and_to_what_is_drawn(diffuse, paired, images, model):
+    told = diffuse("eval", paired, images, "--given", images, *SMALL, "--json")
     alone = diffuse("eval", model, images, *SMALL, "--json")
     assert told.code == alone.code == 0, told.err
     assert told.json["bits_per_dim"] < alone.json["bits_per_dim"] - 0.5
@@ -53,8 +51,8 @@ def test_pairs_are_told_to_the_bound_and_to_what_is_drawn(diffuse, models, image
     assert "psnr" not in alone.json
 
 
-def test_a_degradation_is_made_of_the_real_images(diffuse, models, images, pair):
-    line = ("eval", models / "upscaler.safetensors", images, *SMALL, "--batch-size", 4, "--json")
+def test_a_degradation_is_made_of_the_real_images(diffuse, upscaler, images, pair):
+    line = ("eval", upscaler, images, *SMALL, "--batch-size", 4, "--json")
     one = diffuse(*line)
     assert one.code == 0, one.err
     assert one.json["settings"]["given"] == "low-res:4"
@@ -73,17 +71,8 @@ def test_a_degradation_is_made_of_the_real_images(diffuse, models, images, pair)
     assert few.json["diversity"] == pytest.approx(one.json["diversity"], rel=0.05)
 
 
-def test_the_report_shows_what_was_given_what_was_drawn_and_the_truth(diffuse, models, images):
-    line = (
-        "eval",
-        models / "upscaler.safetensors",
-        images,
-        *SMALL,
-        "--report",
-        "page.html",
-        "--json",
-    )
-    ran = diffuse(*line)
+def test_the_report_shows_what_was_given_what_was_drawn_and_the_truth(diffuse, upscaler, images):
+    ran = diffuse("eval", upscaler, images, *SMALL, "--report", "page.html", "--json")
     assert ran.code == 0, ran.err
     page = Path("page.html").read_text()
     section = page.partition('<table class="answers">')[2].partition("</table>")[0]
@@ -101,60 +90,43 @@ def test_the_report_shows_what_was_given_what_was_drawn_and_the_truth(diffuse, m
         assert np.abs(np.asarray(given)[::4, ::4] - small).max() <= 1
 
 
-def test_images_without_a_pair_are_not_measured(diffuse, models, images, tmp_path):
+def test_images_without_a_pair_are_not_measured(diffuse, paired, images, tmp_path):
     some = shutil.copytree(images, tmp_path / "some")
     for path in sorted((some / "dark").iterdir())[:-2]:
         path.unlink()
-    ran = diffuse("eval", models / "paired.safetensors", images, "--given", some, *SMALL, "--json")
+    ran = diffuse("eval", paired, images, "--given", some, *SMALL, "--json")
     assert ran.code == 0, ran.err
     assert "without a pair, left out" in ran.err
     assert ran.json["n"]["real"] == 3  # of 6 that are held out
 
 
-def test_pairs_of_held_out_images_only_are_measured(diffuse, models, images, tmp_path):
+def test_pairs_of_held_out_images_only_are_measured(diffuse, paired, images, tmp_path):
     found, some = finish(read_images(str(images))), tmp_path / "some"
     for k in np.flatnonzero(found.held_out):
         (some / found.names[k]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(images / found.names[k], some / found.names[k])
     line = ("--metrics", "likelihood,overfitting,memorization", *SMALL, "--json")
-    ran = diffuse("eval", models / "paired.safetensors", images, "--given", some, *line)
+    ran = diffuse("eval", paired, images, "--given", some, *line)
     assert ran.code == 0, ran.err
     assert (ran.json["n"]["real"], ran.json["part"]) == (6, "held-out")
     assert "memorized_pixels" not in ran.json
     assert "--metrics memorization needs the model's training data" in ran.err
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "said"),
-    [
-        ("paired", (), "Pass --given PATH"),
-        ("upscaler", ("--given", "nowhere"), "which is computed from DATA"),
-    ],
-)
-def test_what_is_missing_or_of_no_use_is_said(diffuse, models, images, name, options, said):
-    ran = diffuse("eval", models / f"{name}.safetensors", images, *options, *SMALL, "-q")
-    assert ran.code == 2
-    assert said in ran.line
-
-
-def test_a_folder_is_given_nothing(diffuse, images):
-    ran = diffuse("eval", images, images, "--given", images, "-n", 8, "-q")
-    assert ran.code == 2
-    assert "--given needs a model" in ran.line
-
-
-def test_tune_ema_and_compare_tell_what_is_given(diffuse, models, images, model, monkeypatch):
+def test_tune_ema_and_compare_tell_what_is_given(
+    diffuse, paired, upscaler, images, model, monkeypatch
+):
     monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     few = ("-n", 8, "--precision", "fp32")
     line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2")
-    ran = diffuse("tune", models / "upscaler.safetensors", images, *few, *line, "--json")
+    ran = diffuse("tune", upscaler, images, *few, *line, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["recommended"]["guidance"] in (1, 2)
     ran = diffuse(
-        "ema", models / "paired.safetensors", images, "--given", images, "--metric", "held-out",
+        "ema", paired, images, "--given", images, "--metric", "held-out",
         "--precision", "fp32", "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     line = ("--given", images, *few, "--steps", 2, "--timesteps", 4, "--json")
-    ran = diffuse("compare", models / "paired.safetensors", model, images, *line)
+    ran = diffuse("compare", paired, model, images, *line)
     assert ran.code == 0, ran.err

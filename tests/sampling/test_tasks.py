@@ -61,10 +61,8 @@ def test_known_pixels_and_means_are_kept_to_the_last_level(diffuse, model, pictu
     assert (after[0] != after[1]).any()
     ran = diffuse("upscale", model, "tiny.png", "--factor", 2, *line)
     assert ran.code == 0, ran.err
-    small, after = (
-        np.asarray(Image.open("tiny.png"), float),
-        [pixels("upscaled", k) for k in (0, 1)],
-    )
+    small = np.asarray(Image.open("tiny.png"), float)
+    after = [pixels("upscaled", k) for k in range(3)]
     for large in after:
         assert large.shape == (8, 8)
         assert np.abs(large.reshape(4, 2, 4, 2).mean((1, 3)) - small).max() <= 1
