@@ -251,7 +251,12 @@ def pixels(image):
     return np.asarray(Image.open(io.BytesIO(data)), int)
 
 
-def test_what_repeats_it_is_on_the_page(whole, conditional, images):
+def test_the_command_of_a_page_gives_its_numbers_and_the_same_bytes(
+    diffuse, whole, conditional, images
+):
+    def steady(source):
+        return re.sub(r"(seconds\D{1,40})[\d.]+", r"\1", source.replace("&#34;", '"'))
+
     page = read(whole)
     found = page.json
     for value in (
@@ -262,20 +267,10 @@ def test_what_repeats_it_is_on_the_page(whole, conditional, images):
         assert value in page.text
     assert {"torch", "python", "diffuse", "device"} <= {*found["made_with"]}
     line = next(w for w in page.words if w.startswith("diffuse eval"))
-    arguments = shlex.split(line)
-    assert arguments[:4] == ["diffuse", "eval", conditional.name, images.name]
-    assert arguments[4:] == ["--precision", "fp32", "--steps", "4", "--timesteps", "5",
-                             "--ode-steps", "2", "-n", "8", "--report", whole.name]  # fmt: skip
-
-
-def test_the_command_of_a_page_gives_its_numbers_and_the_same_bytes(
-    diffuse, whole, conditional, images
-):
-    def steady(source):
-        return re.sub(r"(seconds\D{1,40})[\d.]+", r"\1", source.replace("&#34;", '"'))
-
-    page = read(whole)
-    line = next(w for w in page.words if w.startswith("diffuse eval"))
+    assert shlex.split(line) == [
+        "diffuse", "eval", conditional.name, images.name, "--precision", "fp32", "--steps", "4",
+        "--timesteps", "5", "--ode-steps", "2", "-n", "8", "--report", whole.name,
+    ]  # fmt: skip
     places = {path.name: path for path in (conditional, images, whole)}
     arguments = [places.get(word, word) for word in shlex.split(line)[1:]]
     again = strip_folders(diffuse(*arguments, "--overwrite", "--json", plots=True).json)
@@ -327,22 +322,6 @@ def test_what_the_model_draws_is_named_by_its_shape(shape, words):
 # -- subjects -------------------------------------------------------------------------------------
 
 
-def test_a_folder_has_neither_bits_nor_curves(diffuse, images, tmp_path):
-    other = write_images(tmp_path / "other", 14, seed=9)
-    ran = diffuse("eval", other, images, "--report", "page.html", "--json")
-    assert ran.json["report"] == "page.html"
-    assert "shown" not in ran.json
-    page = read()
-    assert [a["id"] for a in page.of("h2") if a.get("id")] == SECTIONS
-    assert "A folder of images has no likelihood" in page.text
-    assert "A folder of images has no training" in page.text
-    assert "bits per dimension" not in page.text
-    assert page.json["fingerprints"].keys() == {"data", "subject"}
-    assert len({*page.json["fingerprints"].values()}) == 2
-    assert page.json["fingerprints"]["subject"] in page.text
-    assert page.json == strip_folders(ran.json)
-
-
 def test_a_page_says_why_parts_are_missing(alone):
     """Pairs of data that was not trained on, classes, and curves without a run. A number without
     words is there."""
@@ -370,19 +349,30 @@ def test_copies_are_called_copies(diffuse, images, tmp_path):
     assert page.json["memorized_features"] == page.json["memorized_pixels"] == 0.9
 
 
-def test_names_are_text_and_nothing_else(diffuse, images, tmp_path):
+def test_names_are_text_and_nothing_else_and_folders_have_neither_bits_nor_curves(
+    diffuse, images, tmp_path
+):
     """Class folders and paths may be called anything."""
-    data, theirs = tmp_path / f"data {HOSTILE}", tmp_path / "theirs"
+    data, theirs = tmp_path / f"data {HOSTILE}", write_images(tmp_path / "theirs", 14, seed=9)
     shutil.copytree(images, data)
-    (data / "dark").rename(data / HOSTILE)
-    shutil.copytree(data, theirs)
-    assert diffuse("eval", theirs, data, "--report", "page.html").code == 0
+    for folder in (data, theirs):
+        (folder / "dark").rename(folder / HOSTILE)
+    ran = diffuse("eval", theirs, data, "--report", "page.html", "--json")
+    assert ran.json["report"] == "page.html"
     page = read()
     assert not page.of("script")
     assert "<script" not in page.source.lower()
     assert page.text.count(HOSTILE) > 4
     assert any(HOSTILE in alt for alt in page.values("alt"))
     assert {*page.json["classes"]} == {HOSTILE, "light"}
+    assert [a["id"] for a in page.of("h2") if a.get("id")] == SECTIONS
+    assert "A folder of images has no likelihood" in page.text
+    assert "A folder of images has no training" in page.text
+    assert "bits per dimension" not in page.text
+    assert page.json["fingerprints"].keys() == {"data", "subject"}
+    assert len({*page.json["fingerprints"].values()}) == 2
+    assert page.json["fingerprints"]["subject"] in page.text
+    assert page.json == strip_folders(ran.json)
 
 
 # -- refused --------------------------------------------------------------------------------------

@@ -297,17 +297,22 @@ def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, image
     ]  # fmt: skip
 
 
-def test_learned_times_of_an_earlier_version_are_not_measured(tune, model):
-    """Nor in the evaluation of what is recommended, which has no times of its own."""
-    sampling = SamplerChoice("unipc", 3, times=(99.0, 71.25, 13.0))
-    old = dataclasses.replace(model_file.load(model), sampling=sampling)
-    model_file.save(Path("old.safetensors"), old)
-    how = ("--samplers", "unipc", "--steps", 3, "--report", "r.html", "--json")
+def test_what_an_earlier_version_wrote_is_not_tried(tune, conditional, model):
+    """Learned times, nor in the evaluation of what is recommended. And there is no start without
+    the frequencies of the data, nor with classes."""
+    sampling, stored = SamplerChoice("unipc", 3, times=(99.0, 71.25, 13.0)), model_file.load(model)
+    old = dataclasses.replace(stored.blueprint, gaussian=None)
+    model_file.save(
+        Path("old.safetensors"), dataclasses.replace(stored, sampling=sampling, blueprint=old)
+    )
+    how = ("--samplers", "unipc", "--steps", 3, "--try-starts", "--report", "r.html", "--json")
     found = tune(*how, model="old.safetensors").json
     [tried] = found["sweep"]["rows"]
-    assert tried["setting"]["times"] is None
+    assert (tried["setting"]["times"], tried["setting"]["start"]) == (None, None)
     assert found["settings"]["spacing"] == "wide"
     assert found["kid"] == pytest.approx(tried["values"]["kid"], rel=1e-6)
+    told = tune("--samplers", "ddim", "--steps", 2, "--try-starts", "--json", model=conditional)
+    assert {r["setting"]["start"] for r in told.json["rows"]} == {None}
 
 
 def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with(
@@ -373,17 +378,6 @@ def test_a_gaussian_start_takes_as_many_evaluations_as_noise(steps, weak, tried,
     assert [(s.steps, s.weak_guidance, s.start) for s in settings] == [
         (each, weak, "gaussian") for each in found
     ]
-
-
-def test_a_start_is_not_tried_where_there_is_none(tune, conditional, model):
-    line = ("--samplers", "ddim", "--steps", 2, "--try-starts", "--json")
-    told = tune(*line, model=conditional)
-    assert {r["setting"]["start"] for r in told.json["rows"]} == {None}
-    found = model_file.load(model)
-    old = dataclasses.replace(found.blueprint, gaussian=None)
-    model_file.save(Path("old.safetensors"), dataclasses.replace(found, blueprint=old))
-    ran = tune(*line, model="old.safetensors")
-    assert [r["setting"]["start"] for r in ran.json["rows"]] == [None]
 
 
 def test_another_weaker_model_is_tried(tune, lab):
