@@ -11,20 +11,11 @@ import torch
 
 from diffuse_cli.config.sample_options import GUIDANCE, SampleConfig
 from diffuse_cli.core import SCHEDULES, Conditions, Denoiser, Process, Space
-from diffuse_cli.core.conditions import (
-    ConditioningArray,
-    LabelColumn,
-    MetadataTable,
-    NumberColumn,
-)
+from diffuse_cli.core.conditions import ConditioningArray, LabelColumn, MetadataTable, NumberColumn
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.models.model_file import StoredModel
-from diffuse_cli.sampling.conditioning import (
-    Condition,
-    check_request,
-    resolve_condition,
-)
+from diffuse_cli.sampling.conditioning import Condition, check_request, resolve_condition
 from diffuse_cli.sampling.generation import generate_batches
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError

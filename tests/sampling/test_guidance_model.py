@@ -25,11 +25,7 @@ from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.generation import generate_batches
 from diffuse_cli.sampling.model_loading import check_fits, choose_guide
-from diffuse_cli.sampling.sampling_settings import (
-    Guide,
-    SamplingSettings,
-    resolve_settings,
-)
+from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings, resolve_settings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.rng import image_noise
 
