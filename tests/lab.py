@@ -198,6 +198,8 @@ DATA: dict[str, Callable[[Path], object]] = {
     "masks": write_masks,
     "text.txt": lambda path: path.write_text("no picture\n"),
     "text.safetensors": lambda path: path.write_text("no model\n"),
+    "unclear.npy": lambda path: np.save(path, np.zeros((4, 9, 3))),
+    "nan.npy": lambda path: np.save(path, np.full((2, 8, 8), np.nan)),
     "betas.txt": lambda path: path.write_text("0.001\n0.25\n0.5\n"),
     "grey": write_grey,
     "beside": write_beside,
