@@ -1,13 +1,43 @@
-"""Model files with the weights of another, for tests of what a file says of its training."""
+"""Model files with other settings, headers or weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffuse_cli.models import model_file
+
+
+def split_file(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header of a file of tensors, and the bytes of the tensors."""
+    length = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def join_file(header: Any, body: bytes = b"") -> bytes:
+    """Return the file of a header, which may be bytes."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def read_description(data: bytes) -> dict[str, Any]:
+    """Return the description of a model."""
+    description: dict[str, Any] = json.loads(split_file(data)[0]["__metadata__"]["diffuse.config"])
+    return description
+
+
+def change_description(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
+    """Return the file with another description: what `change` returns, or else has changed."""
+    header, body = split_file(data)
+    description = read_description(data)
+    changed = change(description)
+    description = description if changed is None else changed
+    header["__metadata__"]["diffuse.config"] = json.dumps(description)
+    return join_file(header, body)
 
 
 def altered(

@@ -8,26 +8,22 @@ import operator
 import os
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from conftest import manifest
+from lab import ROOT
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system import devices, processes
 from diffuse_cli.system.accelerator import RunProcessState, open_accelerator
-from diffuse_cli.system.devices import PRECISIONS, hold_cuda_settings, resolve_precision
+from diffuse_cli.system.devices import hold_cuda_settings, resolve_precision
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training.decisions import complete_config
-
-
-def test_precisions_are_those_of_the_command_line():
-    assert list(PRECISIONS) == ["auto", "fp32", "bf16", "fp16"]
-
 
 AMD, INTEL = {"cpu_name": "AMD EPYC", "avx512_bf16": True}, {"cpu_name": "Intel Xeon"}
 
@@ -50,12 +46,6 @@ def test_precision_follows_the_instructions_of_the_processor(
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     assert resolve_precision("auto", "cpu", width) == chosen
-
-
-def test_no_clock_is_asked_for_the_precision(monkeypatch: pytest.MonkeyPatch, few_instructions):
-    for clock in ("time", "perf_counter", "monotonic", "process_time"):
-        monkeypatch.setattr(time, clock, lambda: 1 / 0)
-    assert resolve_precision("auto", "cpu", 24) == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -89,44 +79,39 @@ def few_instructions(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: AMD)
 
 
-def test_precision_follows_the_width_of_the_network(few_instructions, diffuse, train):
-    """What training decides is in the configuration, and what sampling does in its manifest."""
-    for width, chosen in ((8, "fp32"), (24, "bf16")):
-        ran = train("--width", width, "--steps", 1, "--precision", "auto", "--overwrite", "-q")
-        assert ran.code == 0, ran.err
-        assert f'precision = "{chosen}"' in Path("model.run/config.toml").read_text()
-        ran = diffuse("sample", "model.safetensors", "-n", 1, "--steps", 1, "-q", "--overwrite")
-        assert ran.code == 0, ran.err
-        manifest = json.loads(Path("samples/manifest.json").read_text())
-        assert manifest["precision"] == chosen
-
-
-def test_samples_are_in_the_precision_that_their_model_was_trained_in(
-    few_instructions, diffuse, train
+@pytest.mark.parametrize(
+    ("width", "precision", "chosen"),
+    [(8, "auto", "fp32"), (24, "auto", "bf16"), (24, "fp32", "fp32"), (8, "bf16", "bf16")],
+)
+def test_a_model_is_sampled_in_the_precision_that_it_was_trained_in(
+    few_instructions, diffuse, quick, width, precision, chosen
 ):
-    """Not in the one that the processor gains by."""
-    for own in ("fp32", "bf16"):
-        width = {"fp32": 24, "bf16": 8}[own]
-        assert train("--width", width, "--steps", 1, "--precision", own, "--overwrite").code == 0
-        ran = diffuse("sample", "model.safetensors", "-n", 1, "--steps", 1, "-q", "--overwrite")
-        assert ran.code == 0, ran.err
-        assert json.loads(Path("samples/manifest.json").read_text())["precision"] == own
+    """What training decides by the width, or is told, is in the configuration and the manifest."""
+    ran = quick("--width", width, "--steps", 1, "--precision", precision, "-q")
+    assert ran.code == 0, ran.err
+    assert f'precision = "{chosen}"' in Path("model.run/config.toml").read_text()
+    ran = diffuse("sample", "model.safetensors", "-n", 1, "--steps", 1, "-q")
+    assert (ran.code, manifest()["precision"]) == (0, chosen), ran.err
 
 
-def test_a_precision_that_was_not_passed_is_not_warned_of(monkeypatch, diffuse, train):
-    """The guidance model and further samples are in the precision of the first samples."""
+def test_only_a_precision_that_is_passed_is_warned_of(monkeypatch, diffuse, quick):
+    """The guidance model and further samples are in the precision of the first samples, and a
+    resumed run is in its own."""
     has = {"cpu_name": "Intel Xeon", "avx512_bf16": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-    for seed, name in enumerate(("model", "weak")):
-        options = ("--width", 8, "--steps", 1, "--precision", "bf16", "--seed", seed)
-        assert train(*options, "-o", f"{name}.safetensors").code == 0
-    line = ("sample", "model.safetensors", "--guide-with", "weak.safetensors", "--steps", 1)
-    warning = "may be slower than fp32 on this CPU"
-    for n, count, passed in ((1, 1, ("--precision", "bf16", "-o", "x")), (1, 0, ()), (2, 0, ())):
+    warning, slow = "may be slower than fp32 on this CPU", ("--precision", "bf16")
+    for seed, name in enumerate(("weak", "model")):
+        ran = quick(
+            *slow, "--steps", 2, "--stop-at", 1, "--seed", seed, "-o", f"{name}.safetensors"
+        )
+        assert (ran.code, ran.err.count(warning)) == (0, 1), ran.err
+    ran = quick("--steps", 2, "--resume", "--precision", "auto")
+    assert (ran.code, warning in ran.err, "bf16 on cpu" in ran.err) == (0, False, True), ran.err
+    line = ("sample", "model.safetensors", "--guide-with", "weak.run", "--steps", 1)
+    for n, count, passed in ((1, 1, (*slow, "-o", "x")), (1, 0, ()), (2, 0, ())):
         ran = diffuse(*line, "-n", n, *passed)
-        assert ran.code == 0, ran.err
-        assert ran.err.count(warning) == count, ran.err
-    assert json.loads(Path("samples/manifest.json").read_text())["precision"] == "bf16"
+        assert (ran.code, ran.err.count(warning)) == (0, count), ran.err
+    assert manifest()["precision"] == "bf16"
 
 
 def test_precision_follows_the_widest_level(few_instructions):
@@ -148,32 +133,6 @@ def test_the_decided_precision_is_that_of_the_arithmetic(few_instructions, monke
         net.register_forward_hook(lambda m, i, y: seen.append(y.dtype))
         assert net(torch.ones(1, 1, 1, 1)).dtype == torch.float32  # as accelerate hands it back
     assert seen[0] == torch.bfloat16
-
-
-def test_a_run_keeps_its_precision_and_a_typed_one_that_is_slow_is_told(
-    monkeypatch: pytest.MonkeyPatch, train
-):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    ran = train("--width", 8, "--steps", 2, "--stop-at", 1, "--precision", "bf16")
-    assert ran.code == 0, ran.err
-    assert "--precision bf16 may be slower than fp32 on this CPU" in ran.err
-    ran = train("--steps", 2, "--resume", "--precision", "auto")
-    assert ran.code == 0, ran.err
-    assert "may be slower" not in ran.err
-    assert "bf16 on cpu" in ran.err
-
-
-def test_fp16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(devices, "device_type", lambda wanted: "cpu")
-    with pytest.raises(UsageError, match="fp16 needs a GPU"):
-        resolve_precision("fp16")
-    monkeypatch.setattr(devices, "device_type", lambda wanted: "cuda")
-    assert resolve_precision("fp16") == "fp16"
-
-
-def test_an_unknown_precision_is_a_usage_error():
-    with pytest.raises(UsageError, match=r"--precision: there is no 'bf61'. Did you mean 'bf16'"):
-        resolve_precision("bf61")
 
 
 @pytest.fixture
@@ -198,6 +157,8 @@ def test_the_device_is_the_gpu_unless_another_is_wanted(gpu):
 
 @pytest.mark.parametrize(("device", "on_processor"), [("cpu", True), ("auto", False)])
 def test_a_machine_is_of_the_device_that_is_wanted(gpu, monkeypatch, device, on_processor):
+    """Its processes wait for one that works alone, as for evaluations of a run; torch would end
+    them after minutes."""
     import accelerate
 
     asked = {}
@@ -221,6 +182,9 @@ def test_a_machine_is_of_the_device_that_is_wanted(gpu, monkeypatch, device, on_
     # The settings of the program are as before.
     assert not torch.backends.cudnn.deterministic
     assert torch.backends.cudnn.benchmark
+    [waiting] = asked["kwargs_handlers"]
+    assert isinstance(waiting, accelerate.InitProcessGroupKwargs)
+    assert waiting.timeout == timedelta(days=1)
 
 
 @pytest.fixture
@@ -312,29 +276,12 @@ def test_products_follow_the_program_after_a_call(kernel_settings):
         assert torch.backends.cuda.matmul.fp32_precision == value
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_here_is_refused_by_every_command_that_computes(
-    train, diffuse, images, model
-):
-    for ran in (
-        train("--device", "cuda", "-q"),
-        train("--device", "cuda", "--dry-run", "-q"),
-        diffuse("sample", model, "--device", "cuda", "-q"),
-        diffuse("eval", model, images, "--device", "cuda", "-q"),
-        diffuse("tune", model, images, "--device", "cuda", "-q"),
-        diffuse("compare", model, model, images, "--device", "cuda", "-q"),
-    ):
-        assert (ran.code, ran.out) == (2, "")
-        assert ran.line == "diffuse: --device cuda: PyTorch does not find one. Use --device cpu\n"
-
-
-def test_the_device_is_no_part_of_the_model_and_may_change_on_resume(train):
-    assert train("--steps", 4, "--device", "cpu", "--stop-at", 2).code == 0
-    ran = train("--steps", 4, "--resume", "--device", "auto")
+def test_the_device_is_no_part_of_the_model_and_may_change_on_resume(quick, lab):
+    assert quick("--steps", 4, "--device", "cpu", "--stop-at", 2).code == 0
+    ran = quick("--steps", 4, "--resume", "--device", "auto")
     assert ran.code == 0, ran.err
     resumed = Path("model.safetensors").read_bytes()
-    assert train("--steps", 4, "--overwrite").code == 0
-    assert Path("model.safetensors").read_bytes() == resumed
+    assert resumed == lab.trained(*lab.quick, "--steps", 4).read_bytes()
     assert b"device" not in resumed
 
 
@@ -370,31 +317,24 @@ WAYS = {
 }
 
 
-def seen(code: str, said: str = "") -> list[str]:
+def environments(code: str, said: str = "") -> list[str]:
     """What is printed by a process in whose environment is nothing of how threads wait."""
     env = {k: v for k, v in os.environ.items() if k not in processes.WAITING and k not in NAMES}
-    env["PYTHONPATH"] = str(Path(devices.__file__).parents[2])
+    env["PYTHONPATH"] = str(ROOT)
     line = [sys.executable, "-c", WATCH + code, "sample", "no-such-model"]
     return subprocess.run(
         line, env=env, input=said, capture_output=True, text=True
     ).stdout.splitlines()
 
 
-@pytest.fixture(scope="module")
-def found_in() -> dict[str, str]:
-    lines = seen(ASK, json.dumps([own for own, _ in WAYS.values()]))
-    return dict(zip(WAYS, lines, strict=True))
-
-
-@pytest.mark.parametrize("own", WAYS)
-def test_threads_wait_briefly_from_before_torch_unless_the_user_says_how(found_in, own):
-    """As the command line alone decides it, by when torch is first looked for."""
-    assert found_in[own] == str(WAYS[own][1])
-
-
-def test_a_library_leaves_the_environment_alone():
-    """Up to when torch is first looked for: afterwards it would be too late."""
-    assert seen("import diffuse_cli.app, diffuse_cli.sampling.job") == ["[None, None, None]"]
+def test_threads_wait_briefly_from_before_torch_unless_the_user_says_how():
+    """As the command line alone decides it, by when torch is first looked for: afterwards it would
+    be too late. A library leaves the environment alone."""
+    lines = environments(ASK, json.dumps([own for own, _ in WAYS.values()]))
+    found = dict(zip(WAYS, lines, strict=True))
+    assert found == {name: str(expected) for name, (_, expected) in WAYS.items()}
+    library = environments("import diffuse_cli.app, diffuse_cli.sampling.job")
+    assert library == ["[None, None, None]"]
 
 
 @pytest.fixture
@@ -456,21 +396,3 @@ def test_runs_that_take_turns_keep_their_settings_of_kernels(kernel_settings, mo
         with process_state.take_turn(), stack:
             assert seen() == own
         assert seen() == later
-
-
-def test_processes_wait_for_one_that_works_alone(monkeypatch):
-    """Evaluations of a run are the first process's; torch would end the others after minutes."""
-    import accelerate
-
-    asked = {}
-
-    def refuse(**options):
-        asked.update(options)
-        raise UsageError("no")
-
-    monkeypatch.setattr(accelerate, "Accelerator", refuse)
-    with pytest.raises(UsageError), open_accelerator("fp32"):
-        pass
-    [waiting] = asked["kwargs_handlers"]
-    assert isinstance(waiting, accelerate.InitProcessGroupKwargs)
-    assert waiting.timeout == timedelta(days=1)
