@@ -19,12 +19,9 @@ os.environ["DIFFUSE_CACHE"] = ""
 import argparse
 import contextlib
 import dataclasses
-import io
 import json
 import random
-import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -33,37 +30,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/fuzz")]
 
 import numpy as np
-from conftest import environment
+from edited_models import change_description, join_file, split_file
 from lab import RECIPES, write_images
 from peak_memory import forget, peak
+from trials import Late, Ran, in_time, run_here, run_there
 
-from diffuse_cli.app import main
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import ModelFileError
 
-SECONDS = 20
 MEGABYTES = 100
 
 
 def write_model(path: Path) -> bytes:
     """A small whole model that is told columns, with a recommendation, trained a little on `images`
     beside it."""
-    folder = write_images(path.parent / "images", 4)
+    images, recipe = write_images(path.parent / "images", 4), path.with_name("tiny.toml")
     rows = (
-        f"{p.relative_to(folder)},{k},{'ab'[k % 2]}" for k, p in enumerate(folder.rglob("*.png"))
+        f"{p.relative_to(images)},{k},{'ab'[k % 2]}" for k, p in enumerate(images.rglob("*.png"))
     )
-    (folder / "metadata.csv").write_text("\n".join(["file_name,level,site", *rows]))
-    recipe = path.with_name("tiny.toml")
+    (images / "metadata.csv").write_text("\n".join(["file_name,level,site", *rows]))
     recipe.write_text(RECIPES["tiny"])
-    images = str(path.with_name("images"))
-    line = ["train", images, "--config", str(recipe), "--steps", "2", "-o", str(path), "-q"]
-    line += ["--condition-on", "level,site"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert main(line) == 0
+    line = ["train", str(images), "--config", str(recipe), "--steps", "2", "-o", str(path), "-q"]
+    assert run_here([*line, "--condition-on", "level,site"]).code == 0
     recommending = dataclasses.replace(
         model_file.load(path), sampling=SamplerChoice("ddim", 2, 1.0)
     )
@@ -133,27 +126,25 @@ KINDS = ["bytes", "bytes", "header", "description", "description", "weights", "f
 def mutate(good: bytes, draw: random.Random) -> bytes:
     """A file like `good`, but wrong somewhere; now and then a whole one."""
     kind = draw.choice(KINDS)
-    length = struct.unpack("<Q", good[:8])[0]
-    header, body = json.loads(good[8 : 8 + length]), good[8 + length :]
+    header, body = split_file(good)
     if kind == "bytes":
-        return change_bytes(good, draw, 8 + length)
+        return change_bytes(good, draw, len(good) - len(body))
+    if kind == "description":
+        return change_description(good, lambda described: change_json(described, draw))
     if kind == "header":
         change_json(header, draw)
-    elif kind == "description":
-        described = json.loads(header["__metadata__"]["diffuse.config"])
-        change_json(described, draw)
-        header["__metadata__"]["diffuse.config"] = json.dumps(described)
     elif kind == "weights":
         values = np.frombuffer(body, "<f4").copy()
         values[draw.randrange(len(values))] = draw.choice([np.nan, np.inf, 3e38, -0.0, 1e-45])
         body = values.tobytes()
-    text = json.dumps(header).encode()
-    size = len(text)
-    if kind == "frame":
+    elif kind == "frame":
+        text = json.dumps(header).encode()
+        size = len(text)
         size = draw.choice([0, 1, 2, size - 1, size + 1, size + len(body), 2**31, 2**63, 2**64 - 1])
         body = draw.choice([body, body[:-1], body + b"\0", b"", body * 2])
         text = draw.choice([text, text, b"\xef\xbb\xbf" + text, b" " * 64 + text, text + b" " * 9])
-    return struct.pack("<Q", size) + text + body
+        return struct.pack("<Q", size) + text + body
+    return join_file(header, body)
 
 
 def change_bytes(good: bytes, draw: random.Random, head: int) -> bytes:
@@ -184,81 +175,32 @@ def change_bytes(good: bytes, draw: random.Random, head: int) -> bytes:
 # -- trials ---------------------------------------------------------------------------------------
 
 
-class Late(BaseException):
-    """The time is over."""
-
-
-@contextlib.contextmanager
-def in_time() -> Iterator[None]:
-    """Raise `Late` after some seconds."""
-
-    def ring(number: int, frame: Any) -> None:
-        raise Late
-
-    signal.signal(signal.SIGALRM, ring)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-
-
 COMMANDS = [
     ["sample", "m.safetensors", "-n", "1", "--steps", "2", "--overwrite", "-q", "-o", "out"],
     ["info", "m.safetensors", "-q"],
     ["info", "m.safetensors", "-q", "--json"],
-    [
-        "train",
-        "images",
-        "--init",
-        "m.safetensors",
-        "--steps",
-        "1",
-        "--overwrite",
-        "-q",
-        "-o",
-        "o.safetensors",
-    ],
-]
+    ["train", "images", "--init", "m.safetensors", "--steps", "1", "--overwrite", "-q", "-o",
+     "o.safetensors"],
+]  # fmt: skip
 """What a mutated file is given to. Training is rare: it takes a hundred times as long."""
 
 
-def wrong(command: list[str], code: int, out: str, err: str) -> str:
-    """What a command line must not do, or an empty string."""
+def check(command: list[str], ran: Ran) -> str:
+    """Return what a command line must not do, or an empty string."""
     # A configuration that a file brings may not go with the images, or with itself.
     allowed = (0, 2, 4) if command[0] == "train" else (0, 4)
-    if code not in allowed or "Traceback" in err:
-        return f"{command[0]}: exit {code}: {err[-300:]}"
-    failure = json.loads(out)["error"]["message"] if code and out else ""
-    if code and (err.count("\n") != 1 or failure not in err):
-        return f"not one line: {err[:300]!r} {out[:100]!r}"
-    if any(not c.isprintable() and c != "\n" for c in out + err):
-        return f"not escaped: {err[:300]!r} {out[:300]!r}"
+    if ran.code not in allowed or "Traceback" in ran.err:
+        return f"{command[0]}: exit {ran.code}: {ran.err[-300:]}"
+    failure = ran.json["error"]["message"] if ran.code and ran.out else ""
+    if ran.code and (ran.err.count("\n") != 1 or failure not in ran.err):
+        return f"not one line: {ran.err[:300]!r} {ran.out[:100]!r}"
+    if any(not c.isprintable() and c != "\n" for c in ran.out + ran.err):
+        return f"not escaped: {ran.err[:300]!r} {ran.out[:300]!r}"
     return ""
 
 
-def try_here(command: list[str]) -> str:
-    """`main()` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(command)
-    return wrong(command, code, out.getvalue(), err.getvalue())
-
-
-def try_there(command: list[str], folder: Path) -> str:
-    """A process of its own."""
-    line = [sys.executable, "-m", "diffuse_cli", *command]
-    try:
-        ran = subprocess.run(
-            line, cwd=folder, env=environment(), capture_output=True, timeout=60, errors="replace"
-        )
-    except subprocess.TimeoutExpired:
-        return "it hung"
-    return wrong(command, ran.returncode, ran.stdout, ran.stderr)
-
-
 def trial(path: Path, draw: random.Random) -> tuple[str, str]:
-    """What became of a file in the reader and the command line, and what was wrong."""
+    """Return what became of a file in the reader and the command line, and what was wrong."""
     try:
         with in_time():
             forget()
@@ -273,48 +215,35 @@ def trial(path: Path, draw: random.Random) -> tuple[str, str]:
                 return outcome, f"{taken / 1e6:.0f} MB for {path.stat().st_size / 1e6:.1f} MB"
             few = 40 if outcome == "accepted" else 10
             command = COMMANDS[3] if draw.randrange(few) == 0 else draw.choice(COMMANDS[:3])
-            fault = try_here(command)
+            return outcome, check(command, run_here(command))
     except Late:
         return "late", "over the time"
     except Exception:
         return "failed", traceback.format_exc()[-400:]
-    return outcome, fault
 
 
 def run(count: int, seed: int, processes: int) -> dict[str, Any]:
-    """All trials."""
+    """Try all files."""
     draw = random.Random(seed)
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.chdir(folder)
-        path = folder / "m.safetensors"
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        path = Path(folder, "m.safetensors")
         good = write_model(path)
         for command in COMMANDS:  # what is imported on the way is not the file's
-            assert not try_here(command)
-        forget()
-        start = most = peak()
+            assert not check(command, run_here(command))
         for k in range(count):
-            data = mutate(good, draw)
-            path.write_bytes(data)
+            path.write_bytes(mutate(good, draw))
             outcome, fault = trial(path, draw)
             outcomes[outcome] += 1
-            most = max(most, peak())
-            if k % max(1, count // max(1, processes)) == 0 and processes:
+            if processes and k % max(1, count // processes) == 0:
                 outcomes["processes"] += 1
-                fault = fault or try_there(draw.choice(COMMANDS[:3]), folder)
+                command = draw.choice(COMMANDS[:3])
+                fault = fault or check(command, run_there(command))
             if fault:
                 failures.append(f"{k}: {fault}")
                 print(failures[-1], file=sys.stderr, flush=True)
-        os.chdir("/")
-    return {
-        "count": count,
-        "seed": seed,
-        "outcomes": outcomes,
-        "memory_mb": round((most - start) / 1e6, 1),
-        "failed": failures,
-    }
+    return {"count": count, "seed": seed, "outcomes": outcomes, "failed": failures}
 
 
 if __name__ == "__main__":

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import begin, environment
+from conftest import begin, environment, mostly_slow
+from edited_models import change_description, join_file
 from lab import ROOT
+from networks import plan
 from process_server import Server
 
-from diffuse_cli.models import tensor_file
+from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.models import model_file, tensor_file
 
 FUZZ = ROOT / "tests" / "fuzz"
 
@@ -46,13 +49,9 @@ from there: what memory that took."""
 MEGABYTES = 100 * 1_000_000
 
 
-def file_of(header: bytes, size: int = 0) -> bytes:
-    return struct.pack("<Q", len(header)) + header + bytes(size)
-
-
 def described(config: bytes) -> bytes:
     text = json.dumps(config.decode(), ensure_ascii=False).encode()
-    return file_of(b'{"__metadata__":{"diffuse.config":' + text + b"}}")
+    return join_file(b'{"__metadata__":{"diffuse.config":' + text + b"}}")
 
 
 def listed(item: bytes, count: int, brackets: bytes = b"{}") -> bytes:
@@ -97,86 +96,63 @@ limit, and all that it decodes."""
 FILES = [(name, "header") for name in HEADERS] + [(name, "description") for name in DESCRIPTIONS]
 
 
-def named(name: str, place: str) -> str:
-    return f"{name}.{place}".replace(" ", "-")
+def header_file(name: str, place: str) -> bytes:
+    text = HEADERS[name]()
+    if place == "header":
+        return join_file(text)
+    return described(text[: MOST // 2 - 100].decode(errors="ignore").encode())
 
 
-def memory(server: Server, model: Path, *paths: Path) -> dict[str, tuple[str, int]]:
+def memory(server: Server, model: Path, folder: Path) -> dict[str, tuple[str, int]]:
     """For each file, by its name, whether it is accepted and the bytes that reading it takes."""
-    reading = begin(server, [model, *paths], model.parent, environment(), before=READ)
+    line = [model, *sorted(folder.iterdir())]
+    reading = begin(server, line, model.parent, environment(), before=READ)
     out, err = reading.communicate(timeout=300)
     assert reading.wait() == 0, err
     rows = [line.split() for line in out.splitlines()]
-    assert [row[0] for row in rows] == [path.name for path in paths], err
+    assert [row[0] for row in rows] == [path.name for path in line[1:]], err
     return {name: (outcome, int(grown)) for name, outcome, grown in rows}
 
 
 def write_large(path: Path) -> None:
     """A file of 200 MB of weights that are all there."""
-    from networks import plan
-
-    from diffuse_cli.config.shared_options import DiffusionConfig
-    from diffuse_cli.models import model_file
-
     blueprint = plan(size=8, width=256, multipliers=(1, 2), blocks=2).blueprint(DiffusionConfig())
     ema = {name: torch.zeros(shape) for name, shape in blueprint.shapes.items()}
     model_file.save(path, model_file.StoredModel(blueprint=blueprint, ema=ema, step=1))
 
 
-def write_giant(model: Path, path: Path) -> None:
-    """A file of 100 kB whose description asks for a network of 100 GB."""
-    data = model.read_bytes()
-    length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + length])
-    config = json.loads(header["__metadata__"]["diffuse.config"])
+def ask_for_a_giant(config: dict[str, Any]) -> None:
+    """Let a description be that of a network of 100 GB."""
     config["network"] |= {"width": 4096, "multipliers": [8, 16], "blocks": 16, "groups": 32}
     config["network"].pop("heads", None)
-    header["__metadata__"]["diffuse.config"] = json.dumps(config)
-    path.write_bytes(file_of(json.dumps(header).encode()) + data[8 + length :])
 
 
-@pytest.fixture(scope="module")
-def files(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with each of the headers, some also as a description in one, and others."""
-    folder = tmp_path_factory.mktemp("headers")
-    for name, place in FILES:
-        text = HEADERS[name]()
-        if place == "header":
-            data = file_of(text)
-        else:
-            data = described(text[: MOST // 2 - 100].decode(errors="ignore").encode())
-        (folder / named(name, place)).write_bytes(data)
-    write_large(folder / "large")
-    write_giant(model, folder / "giant")
-    return folder
+@pytest.mark.parametrize("files", mostly_slow([FILES[::7], FILES], always=1), ids=["some", "all"])
+def test_a_header_unfolds_to_no_more_than_its_bound(server, model: Path, tmp_path: Path, files):
+    for k, (name, place) in enumerate(files):
+        (tmp_path / f"{k:02d}-{name}-{place}".replace(" ", "-")).write_bytes(
+            header_file(name, place)
+        )
+    for name, (outcome, taken) in memory(server, model, tmp_path).items():
+        assert outcome == "rejected", name
+        assert taken < 2_000_000 + MEGABYTES, name  # the smallest of the files, and the bound
 
 
-@pytest.fixture(scope="module")
-def grown(server: Server, model: Path, files: Path) -> dict[str, tuple[str, int]]:
-    """What reading each of the files takes."""
-    return memory(server, model, *sorted(files.iterdir()))
-
-
-@pytest.mark.parametrize(("name", "place"), FILES)
-def test_a_header_unfolds_to_no_more_than_its_bound(grown, name: str, place: str):
-    outcome, size = grown[named(name, place)]
-    assert outcome == "rejected"
-    assert size < 2_000_000 + MEGABYTES  # less than the smallest of the files and the bound
-
-
-def test_a_large_file_takes_its_size(grown, files: Path):
-    """Weights of a network that are all there: no mask and no copy of them is made."""
-    size = (files / "large").stat().st_size
-    assert size > 200_000_000
-    outcome, taken = grown["large"]
-    assert outcome == "accepted"
-    assert size * 0.9 < taken < size + MEGABYTES
-
-
-def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(grown, files: Path):
+def test_shapes_of_a_giant_network_are_compared_before_anything_is_allocated(
+    server, model: Path, tmp_path: Path
+):
+    """Weights of a network that are all there take their size: no mask and no copy is made."""
+    write_large(tmp_path / "large")
+    (tmp_path / "giant").write_bytes(change_description(model.read_bytes(), ask_for_a_giant))
+    grown = memory(server, model, tmp_path)
+    sizes = {name: (tmp_path / name).stat().st_size for name in ("large", "giant")}
     outcome, taken = grown["giant"]
     assert outcome == "rejected"
-    assert taken < (files / "giant").stat().st_size + MEGABYTES
+    assert taken < sizes["giant"] + MEGABYTES
+    outcome, taken = grown["large"]
+    assert outcome == "accepted"
+    assert sizes["large"] > 200_000_000
+    assert sizes["large"] * 0.9 < taken < sizes["large"] + MEGABYTES
 
 
 def test_mutated_files_are_accepted_or_rejected_and_nothing_else(spawn):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import rounds
 import torch
+from conftest import mostly_slow
 from file_operations import Copies, killed_at_each, watching
 
 from diffuse_cli.models import tensor_file
@@ -173,7 +174,7 @@ def test_a_power_cut_while_a_model_file_is_replaced_leaves_the_old_or_the_new(tm
 # -- whole rounds ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["operations", "signals"])
+@pytest.mark.parametrize("kind", mostly_slow(["operations", "signals"], always=1))
 def test_killed_and_resumed_equals_a_run_that_nothing_stopped(server, tmp_path: Path, kind: str):
     """Two operations, three signals; `rounds.py` does every one, and any number of signals."""
     here = rounds.World(server, tmp_path)
@@ -183,11 +184,11 @@ def test_killed_and_resumed_equals_a_run_that_nothing_stopped(server, tmp_path: 
     assert found.get("killed", 3) == 3
 
 
-def test_what_a_run_writes_goes_through_the_one_place(tmp_path, train, monkeypatch):
+def test_what_a_run_writes_goes_through_the_one_place(tmp_path, quick, monkeypatch):
     """Each file of a run appears by an operation that the tests above can stop at."""
     seen: list[tuple[str, str]] = []
     monkeypatch.setattr(files, "operation", watching(seen))
-    assert train("--steps", 4, "--save-every", 2, "--preview-every", 2).code == 0
+    assert quick("--steps", 4, "--save-every", 2, "--preview-every", 2).code == 0
     named = {name for kind, name in seen if kind in ("rename", "append", "mkdir")}
     there = {p.name for p in tmp_path.rglob("*")} - {"model.run", "checkpoints", "previews"}
     assert there <= named

@@ -10,7 +10,7 @@ from pathlib import Path
 import conftest
 import pytest
 import torch
-from conftest import MODEL, RUN, in_process, logged
+from conftest import MODEL, RUN, logged, mostly_slow
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -58,32 +58,34 @@ def memory(monkeypatch):
     return limit
 
 
-@pytest.fixture(scope="module")
-def in_one(images, recipe, tmp_path_factory):
-    """The model file of a run of 4 steps whose batches were in one part."""
-    out = tmp_path_factory.mktemp("in_one") / "model.safetensors"
-    line = ["train", images, "--config", recipe, "--steps", 4, "--log-every", 1, "-q"]
-    assert in_process([*line, "-o", out]) == 0
-    return out
+def near(one: Path, other: Path) -> bool:
+    """Whether the weights of two models differ by no more than rounding."""
+    ours, theirs = load_file(one), load_file(other)
+    return all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in theirs)
+
+
+def expect_equal_logs(run: Path) -> None:
+    for name in ("loss", "grad_norm"):
+        assert logged(name) == pytest.approx(logged(name, run), abs=1e-4)
 
 
 @pytest.mark.parametrize("error", ERRORS[::6], ids=lambda e: str(e)[:20] or "MemoryError")
-def test_the_parts_are_halved_and_the_batch_stays(train, memory, in_one, error):
+def test_the_parts_are_halved_and_the_batch_stays(quick, memory, lab, error):
+    whole = lab.trained(*lab.quick, "--steps", 4, "--log-every", 1)
     seen = memory(3, error, since=2)
-    ran = train("--steps", 4, "--log-every", 1)
+    ran = quick("--steps", 4, "--log-every", 1)
     assert ran.code == 0, ran.err
     assert seen == [8] * 3 + [4] + [2] * 4 * 2
     assert "warning: out of memory: from step 3, a batch of 8 images is computed in 4" in ran.err
     assert ran.err.count("out of memory") == 1
-    for name in ("loss", "grad_norm"):
-        assert logged(name) == pytest.approx(logged(name, in_one.with_suffix(".run")), abs=1e-4)
-    ours, whole = load_file(MODEL), load_file(in_one)
-    assert all(torch.allclose(ours[name], whole[name], atol=1e-3) for name in whole)
+    expect_equal_logs(whole.with_suffix(".run"))
+    assert near(MODEL, whole)
 
 
-def test_the_gradient_of_parts_that_did_fit_is_not_counted_twice(train, monkeypatch):
+def test_the_gradient_of_parts_that_did_fit_is_not_counted_twice(quick, monkeypatch, lab):
     """The memory runs out in the second part, when the gradient of the first is there."""
-    train("--steps", 3, "--accumulation", 2, "--log-every", 1, "-o", "whole.safetensors")
+    line = ("--steps", 3, "--accumulation", 2, "--log-every", 1)
+    whole = lab.trained(*lab.quick, *line)
     real, failed = Trainer.losses, []
 
     def losses(self, denoiser, step, positions, chances):
@@ -93,76 +95,80 @@ def test_the_gradient_of_parts_that_did_fit_is_not_counted_twice(train, monkeypa
         return real(self, denoiser, step, positions, chances)
 
     monkeypatch.setattr(Trainer, "losses", losses)
-    assert train("--steps", 3, "--accumulation", 2, "--log-every", 1).code == 0
+    assert quick(*line).code == 0
     assert failed == [1]
-    for name in ("loss", "grad_norm"):
-        assert logged(name) == pytest.approx(logged(name, "whole.run"), abs=1e-4)
+    expect_equal_logs(whole.with_suffix(".run"))
 
 
-def test_importance_notes_a_step_once(train, memory):
+def test_importance_notes_a_step_once(quick, memory):
     """A pass that failed has seen losses, which must not be counted twice."""
-    options = ("--num-timesteps", 3, "--timestep-draw", "importance")
     memory(2)
-    assert train("--steps", 2, *options).code == 0
+    line = ("--num-timesteps", 3, "--timestep-draw", "importance")
+    assert quick("--steps", 2, *line).code == 0
     assert int(RunDirectory(MODEL).load()[0].history["counts"].sum()) == 2 * 8
 
 
-def test_a_resume_keeps_the_parts(train, memory):
+def test_a_resume_keeps_the_parts(quick, memory):
     seen = memory(2, since=1)
-    train("--steps", 4, "-o", "whole.safetensors")
+    quick("--steps", 4, "-o", "whole.safetensors")
     assert seen == [8] * 2 + [4] + [2] * 12
-    train("--steps", 4, "--stop-at", 2)
+    quick("--steps", 4, "--stop-at", 2)
     seen.clear()
-    ran = train("--steps", 4, "--resume")
+    ran = quick("--steps", 4, "--resume")
     assert ran.code == 0
     assert seen == [2] * 8
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
 
 
-def test_a_run_that_split_its_batch_resumes_by_the_same_line(train, memory, monkeypatch):
+def test_a_run_that_split_its_batch_resumes_by_the_same_line(quick, memory, monkeypatch):
     """Its directory has the number of parts, which is not that of the line. More parts are used."""
     monkeypatch.setattr(step_cost, "count_fitting_images", lambda *_: 2)
     line = ("--steps", 4, "--accumulation", 2, "--auto-resume")
-    assert "in 4 parts" in train(*line, "--stop-at", 2).err
-    ran = train(*line)
+    assert "in 4 parts" in quick(*line, "--stop-at", 2).err
+    ran = quick(*line)
     assert ran.code == 0, ran.err
     assert "in 4 parts" in ran.err
     seen = memory(8)
-    ran = train("--steps", 5, "--accumulation", 8, "--auto-resume")
+    ran = quick("--steps", 5, "--accumulation", 8, "--auto-resume")
     assert (ran.code, seen) == (0, [1] * 8), ran.err
     assert read_toml(RUN / "config.toml")["accumulation"] == 8
 
 
-def test_a_single_image_that_does_not_fit_names_what_helps(train, memory):
+def test_a_single_image_that_does_not_fit_names_what_helps(quick, memory):
     memory(0)
-    ran = train("--steps", 2, "-q")
+    ran = quick("--steps", 2, "-q")
     assert ran.code == 2
     assert "a single image does not fit" in ran.line
     assert "--gradient-checkpointing" in ran.line
     assert not MODEL.exists()
 
 
-def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
+def test_memory_of_the_preview_is_no_reason_to_end(quick, monkeypatch):
+    """It is generated in parts, and shows every image."""
+
     def full(*arguments, **options):
         raise ERRORS[0]
         yield
 
-    monkeypatch.setattr(previews, "generate_batches", full)
-    ran = train("--steps", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(previews, "generate_batches", full)
+        ran = quick("--steps", 1)
     assert ran.code == 0
     assert "out of memory while generating the preview" in ran.err
+    sizes = []
+    for fitting in (5, 1000):
+        monkeypatch.setattr(step_cost, "count_fitting_images", lambda *_, n=fitting: n)
+        assert quick("--steps", 1, "--overwrite").code == 0
+        sizes.append(Image.open(RUN / "previews/step-00000001.png").size)
+    assert sizes[0] == sizes[1]
 
 
-def test_a_preview_drawn_in_parts_shows_every_image(train, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(step_cost, "count_fitting_images", lambda *arguments: 5)
-        assert train("--steps", 1).code == 0
-    in_parts = Image.open(RUN / "previews/step-00000001.png").size
-    assert train("--steps", 1, "--overwrite").code == 0
-    assert Image.open(RUN / "previews/step-00000001.png").size == in_parts
+NO_LIBRARY = ImportError("libgomp.so: failed to map segment from shared object")
+LIBRARIES = [NO_LIBRARY, OSError(ENOMEM, "")]
+"""Libraries that do not fit."""
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda e: str(e)[:20] or "MemoryError")
+@pytest.mark.parametrize("error", [*ERRORS, *LIBRARIES], ids=lambda e: str(e)[:20] or "MemoryError")
 def test_sampling_that_does_not_fit_names_the_option(diffuse, model, instead_of_networks, error):
     instead_of_networks(raising(error))
     ran = diffuse("sample", model, "-q")
@@ -185,10 +191,9 @@ def raising(error):
 blamed = pytest.mark.parametrize("error", [ERRORS[2], MemoryError()], ids=["torch", "python"])
 
 
-@blamed
-def test_weights_of_features_are_not_called_malicious(diffuse, model, images, monkeypatch, error):
+def test_weights_of_features_are_not_called_malicious(diffuse, model, images, monkeypatch):
     monkeypatch.setattr(conftest, "builder", lambda: efficientnet_lite0.build)
-    monkeypatch.setattr("torch.load", raising(error))
+    monkeypatch.setattr("torch.load", raising(ERRORS[2]))
     line = ("eval", model, images, "-n", 4, "--steps", 2, "--metrics", "kid", "-q")
     ran = diffuse(*line)
     assert (ran.code, ran.line) == (2, "diffuse: out of memory. Try a smaller --batch-size\n")
@@ -204,28 +209,17 @@ def test_a_picture_is_not_called_unreadable(diffuse, model, images, monkeypatch,
     assert not Path("upscaled").exists()
 
 
-@blamed
-def test_a_network_that_cannot_be_traced_is_no_bug(diffuse, model, monkeypatch, error):
+def test_a_network_that_cannot_be_traced_is_no_bug(diffuse, model, monkeypatch):
     """torch.onnx raises an error of its own, with the reason as its cause."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-
-    def full(*arguments, **options):
-        raise torch.onnx.OnnxExporterError("Failed to export the model") from error
-
-    monkeypatch.setattr("torch.onnx.export", full)
+    failure = torch.onnx.OnnxExporterError("Failed to export the model")
+    failure.__cause__ = ERRORS[2]
+    monkeypatch.setattr("torch.onnx.export", raising(failure))
     ran = diffuse("convert", model, "--to", "onnx", "-q")
     said = "out of memory. End other programs, or use a machine with more memory\n"
     assert (ran.code, ran.line) == (2, f"diffuse: {said}")
     assert not Path("model.onnx").exists()
-
-
-def test_a_library_that_does_not_fit_is_no_bug(diffuse, model, instead_of_networks):
-    words = "libgomp.so: failed to map segment from shared object"
-    instead_of_networks(raising(ImportError(words)))
-    assert "out of memory" in diffuse("sample", model, "-q").line
-    instead_of_networks(raising(OSError(ENOMEM, "")))
-    assert "out of memory" in diffuse("sample", model, "-q").line
 
 
 def test_other_errors_are_none_of_memory():
@@ -281,11 +275,12 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
     assert not RunDirectory(MODEL).exists()
 
 
-@pytest.mark.parametrize("size", [256, 512])
-@pytest.mark.parametrize("preset", ["tiny", "small", "base"])
-def test_a_run_or_the_one_that_is_suggested_instead_fits(
-    diffuse, images, has, step_takes, preset, size
-):
+LARGE = [("tiny", 256), ("base", 256), ("tiny", 512), ("small", 512), ("base", 512)]
+
+
+@pytest.mark.parametrize("large", mostly_slow(LARGE), ids=str)
+def test_a_run_or_the_one_that_is_suggested_instead_fits(diffuse, images, has, step_takes, large):
+    preset, size = large
     step_takes(1.0)
     line = ("train", images, "--preset", preset, "--dry-run", "-q", "--batch-size", 8)
     has(8 * 2**30)
@@ -297,35 +292,26 @@ def test_a_run_or_the_one_that_is_suggested_instead_fits(
         assert diffuse(*line, *way.split()).code == 0
 
 
-def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch, untimed):
-    train("--steps", 2, "-o", "whole.safetensors", "-q")
-    seen = []
-    real = Trainer.losses
-
-    def losses(self, denoiser, step, positions, chances):
-        seen.append(len(positions))
-        return real(self, denoiser, step, positions, chances)
-
-    monkeypatch.setattr(Trainer, "losses", losses)
-    config = from_dict(TrainConfig, from_file(read_toml(Path("whole.run/config.toml"))))
-    needs = estimate_memory(config, model_file.load("whole.safetensors").blueprint, "cpu")
+def test_a_batch_that_does_not_fit_is_split_and_said(quick, has, memory, untimed, lab):
+    whole = lab.trained(*lab.quick, "--steps", 2)
+    seen = memory(8)
+    config = from_dict(TrainConfig, from_file(read_toml(whole.with_suffix(".run") / "config.toml")))
+    needs = estimate_memory(config, model_file.load(whole).blueprint, "cpu")
     has(needs.total_bytes(2, SLACK["cpu"]) + 10)
-    ran = train("--steps", 2)
+    ran = quick("--steps", 2)
     assert ran.code == 0, ran.err
     assert seen == [2] * 8
     assert "a batch of 8 images does not fit into memory at once" in ran.err
     assert "--accumulation 4" in ran.err
     assert read_toml(RUN / "config.toml")["accumulation"] == 4
-    ours, whole = load_file(MODEL), load_file("whole.safetensors")
-    assert all(torch.allclose(ours[name], whole[name], atol=1e-3) for name in whole)
+    assert near(MODEL, whole)
     has(needs.total_bytes(1))
-    assert train("--steps", 2, "--dry-run", "--json").json["config"]["accumulation"] == 8
+    assert quick("--steps", 2, "--dry-run", "--json").json["config"]["accumulation"] == 8
     has(needs.total_bytes(1) - 1)
-    ran = train("--steps", 2, "-o", "third.safetensors")
+    ran = quick("--steps", 2, "-o", "third.safetensors")
     assert "an image does not fit into memory" in ran.err
     assert "--gradient-checkpointing" in ran.err
-    ours = load_file("third.safetensors")
-    assert all(torch.allclose(ours[name], whole[name], atol=1e-3) for name in whole)
+    assert near(Path("third.safetensors"), whole)
 
 
 def test_what_is_free_is_the_least_that_the_system_its_groups_and_limits_leave(monkeypatch):

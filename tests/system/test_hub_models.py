@@ -73,7 +73,12 @@ def test_a_name_stands_for_the_model_wherever_one_is_asked_for(
         ("hf://some/gated", False, "hub_denied", "Accept its terms at http"),
         ("hf://some/other", False, "hub_missing", "such as hf://some/other/best.safetensors"),
         ("hf://some/model/best.safetensors", False, "hub_missing", "no best.safetensors in"),
-        ("hf://some/theirs@main", False, "model_unsupported", "diffuse convert hf://some/theirs -o"),
+        (
+            "hf://some/theirs@main",
+            False,
+            "model_unsupported",
+            "diffuse convert hf://some/theirs -o",
+        ),
         ("hf://some/model", True, "hub_failed", "HF_HUB_OFFLINE is set"),
     ],
 )

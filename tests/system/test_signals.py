@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import pty
-import re
 import shlex
 import signal
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, RUN, in_process, log_rows
+from conftest import MODEL, RUN, log_rows, mostly_slow
 from lab import QUICK, write_images
 from torch._dynamo.exc import BackendCompilerFailed
 
@@ -29,27 +29,25 @@ def newest():
     return max(int(p.name[5:]) for p in (RUN / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_the_last_step_and_says_how_to_go_on(
-    spawn, diffuse, images, recipe, whole, number, code
-):
+def typed_again(text):
+    """The arguments of the command that a message says goes on."""
+    return shlex.split(text.strip().splitlines()[-1].split("Resume with: ")[1])[1:]
+
+
+def test_a_signal_saves_the_last_step_and_says_how_to_go_on(spawn, diffuse, images, recipe, whole):
     child = spawn("train", images, "--config", recipe, "--steps", 40, "--log-every", 1)
     for line in child.stderr:
         if line.startswith("step 4/"):
             break
-    child.send_signal(number)
+    child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=30)
-    assert child.returncode == code
-    assert out == ""
+    assert (child.returncode, out) == (143, "")
     assert "Traceback" not in err
-    last = err.splitlines()[-1]
-    assert f"at step {newest()}: checkpoint saved" in last
+    assert f"at step {newest()}: checkpoint saved" in err.splitlines()[-1]
     assert not MODEL.exists()
     assert max(row["step"] for row in log_rows()) == newest()
-    command = shlex.split(re.search(r"diffuse (train .*)", last)[1])
-    if number == signal.SIGTERM:  # after either, the same is there to go on with
-        assert diffuse(*command).code == 0
-        assert MODEL.read_bytes() == whole
+    assert diffuse(*typed_again(err)).code == 0
+    assert MODEL.read_bytes() == whole
 
 
 @pytest.fixture
@@ -70,10 +68,11 @@ def at_step(monkeypatch):
     return send
 
 
-def test_the_step_under_way_is_finished_first(quick, at_step):
-    at_step(4, signal.SIGTERM)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_step_under_way_is_finished_first(quick, at_step, number, code):
+    at_step(4, number)
     ran = quick("--steps", 9, "-q")
-    assert ran.code == 143
+    assert ran.code == code
     assert newest() == 5
     assert "--resume -o model.safetensors" in ran.line
 
@@ -92,12 +91,10 @@ def test_an_interrupt_of_another_making_ends_as_one(diffuse, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(info, "run", interrupted)
-    ran = diffuse("info", "model.safetensors")
-    assert (ran.code, ran.out, ran.err.strip()) == (130, "", "")
-    monkeypatch.setattr(app, "build", interrupted)
-    ran = diffuse("info", "model.safetensors")
-    assert (ran.code, ran.out, ran.err.strip()) == (130, "", "")
+    for place, name in ((info, "run"), (app, "build")):
+        monkeypatch.setattr(place, name, interrupted)
+        ran = diffuse("info", "model.safetensors")
+        assert (ran.code, ran.out, ran.err.strip()) == (130, "", "")
 
 
 def test_a_signal_while_images_are_read_leaves_nothing_behind(quick, monkeypatch, tmp_path):
@@ -156,10 +153,10 @@ def test_a_look_at_the_model_is_abandoned_and_the_step_saved(quick, monkeypatch,
 
 
 @pytest.mark.parametrize("at", [2, 4])
-def test_a_look_that_was_abandoned_is_made_up_for(quick, monkeypatch, at):
+def test_a_look_that_was_abandoned_is_made_up_for(quick, monkeypatch, lab, at):
     """What is measured and remembered is what a run that nothing stopped has, at the end too."""
-    options = ("--steps", 4, "--preview-every", 2, "--log-every", 1, "-q")
-    quick(*options, "-o", "whole.safetensors")
+    options = ("--steps", 4, "--preview-every", 2, "--log-every", 1)
+    whole = lab.trained(*lab.quick, *options)
     real = Trainer.held_out_losses
 
     def interrupted(self):
@@ -169,18 +166,17 @@ def test_a_look_that_was_abandoned_is_made_up_for(quick, monkeypatch, at):
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "held_out_losses", interrupted)
-        assert quick(*options).code == 143
-        assert "--resume" in quick(*options, "--resume").err  # and again
+        assert quick(*options, "-q").code == 143
+        assert "--resume" in quick(*options, "-q", "--resume").err  # and again
     assert newest() == at
-    assert quick(*options, "--resume").code == 0
-    whole = Path("whole.run")
-    assert looks(RUN) == looks(whole)
-    assert [s for s, _ in looks(whole)] == [2, 4]
-    assert previews(RUN) == previews(whole)
-    one, other = (RunDirectory(f"{n}.safetensors").load()[0].state for n in ("model", "whole"))
+    assert quick(*options, "-q", "--resume").code == 0
+    assert looks(RUN) == looks(whole.with_suffix(".run"))
+    assert [s for s, _ in looks(RUN)] == [2, 4]
+    assert previews(RUN) == previews(whole.with_suffix(".run"))
+    one, other = (RunDirectory(path).load()[0].state for path in (MODEL, whole))
     assert one["watch"] == other["watch"]
     monkeypatch.setattr(Trainer, "held_out_losses", lambda self: pytest.fail("measured again"))
-    assert quick(*options, "--resume").code == 0
+    assert quick(*options, "-q", "--resume").code == 0
 
 
 def looks(run):
@@ -215,73 +211,58 @@ def test_compiling_is_abandoned(quick, monkeypatch):
     assert quick("--resume", "-q").code == 0
 
 
-def test_a_network_that_cannot_be_compiled_says_what_to_do(quick, monkeypatch):
-    """Whether in the first step or while its time is measured. The value that a run recorded holds
-    until another is typed."""
+@pytest.mark.parametrize(
+    ("error", "at_once"),
+    [
+        (RuntimeError("no compiler\nat all"), False),
+        (AssertionError(), False),
+        (RuntimeError("not on Python 3.15+"), True),
+    ],
+    ids=["first step", "no words", "at once"],
+)
+def test_a_network_that_cannot_be_compiled_says_what_to_do(quick, monkeypatch, error, at_once):
+    """Whether at once, in the first step or while its time is measured. The value that a run
+    recorded holds until another is typed."""
 
     def fail(net, **options):
         def refuse(*inputs):
-            raise BackendCompilerFailed(None, RuntimeError("no compiler\nat all"), None)
+            raise BackendCompilerFailed(None, error, None)
 
+        if at_once:
+            raise error
         net.register_forward_pre_hook(refuse)
         return net
 
     monkeypatch.setattr("torch.compile", fail)
+    said = (str(error) or "AssertionError").splitlines()[0]
     for length in (("--minutes", 0.1), ("--steps", 2)):
         ran = quick(*length, "--compile", "--overwrite", "-q")
         assert ran.code == 2
-        assert "the network cannot be compiled: no compiler. Try --no-compile" in ran.line
-    assert quick("--resume", "-q").code == 2
+        assert f"the network cannot be compiled: {said}. Try --no-compile" in ran.line
+    assert at_once or quick("--resume", "-q").code == 2
     assert quick("--no-compile", "--auto-resume", "-q").code == 0
     assert "compile = false" in (RUN / "config.toml").read_text()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("not on Python 3.15+"), AssertionError()])
-def test_a_compiler_that_cannot_start_or_fails_without_a_word_says_what_to_do(
-    train, monkeypatch, error
+@pytest.mark.parametrize(
+    ("place", "name", "code", "step"),
+    [
+        (RunDirectory, "save", 143, 3),
+        (model_file, "save", 0, 4),  # there is nothing left to do
+    ],
+    ids=["checkpoint", "model"],
+)
+def test_a_signal_while_a_checkpoint_is_written_lets_it_be_whole(
+    quick, monkeypatch, lab, place, name, code, step
 ):
-    def fail(net, **options):
-        if isinstance(error, RuntimeError):
-            raise error
-
-        def refuse(*inputs):
-            raise BackendCompilerFailed(None, error, None)
-
-        net.register_forward_pre_hook(refuse)
-        return net
-
-    monkeypatch.setattr("torch.compile", fail)
-    ran = train("--steps", 2, "--compile", "-q")
-    assert ran.code == 2
-    said = str(error) or "AssertionError"
-    assert f"the network cannot be compiled: {said}. Try --no-compile" in ran.line
-
-
-@pytest.fixture(scope="module")
-def of_4(images, tmp_path_factory):
-    """The model file of a run of 4 steps that nothing stopped."""
-    out = tmp_path_factory.mktemp("four") / MODEL
-    assert in_process(["train", images, "--config", QUICK, "--steps", 4, "-o", out, "-q"]) == 0
-    return out.read_bytes()
-
-
-def test_a_signal_while_a_checkpoint_is_written_lets_it_be_whole(quick, monkeypatch, of_4):
+    """Or a model file."""
     with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "save", raising(signal.SIGTERM, RunDirectory.save))
-        ran = quick("--steps", 4, "--save-every", 2, "-q")
-    assert ran.code == 143
-    assert newest() == 3
-    assert quick("--resume", "-q").code == 0
-    assert MODEL.read_bytes() == of_4
-
-
-def test_a_signal_while_the_model_file_is_written_lets_it_be_whole(quick, monkeypatch, of_4):
-    with monkeypatch.context() as patch:
-        patch.setattr(model_file, "save", raising(signal.SIGTERM, model_file.save))
-        ran = quick("--steps", 4, "-q")
-    assert ran.code == 0  # there is nothing left to do
-    assert ran.out == "model.safetensors\n"
-    assert MODEL.read_bytes() == of_4
+        patch.setattr(place, name, raising(signal.SIGTERM, getattr(place, name)))
+        ran = quick("--steps", 4, *(("--save-every", 2) if code else ()), "-q")
+    assert (ran.code, ran.out) == (code, "" if code else "model.safetensors\n")
+    assert newest() == step
+    assert not code or quick("--resume", "-q").code == 0
+    assert MODEL.read_bytes() == lab.trained(*lab.quick, "--steps", 4).read_bytes()
 
 
 @pytest.fixture
@@ -301,7 +282,6 @@ def terminal(spawn, images, recipe):
 
 
 def read_until(master, words):
-
     seen = b""
     while words is None or words not in seen:
         try:
@@ -321,7 +301,6 @@ def wait_for_a_checkpoint(child, step):
 
 
 def test_ctrl_c_once_on_a_terminal_saves_and_says_how_to_go_on(tmp_path, terminal, diffuse):
-
     child, master = terminal
     read_until(master, b"loss")
     os.write(master, b"\x03")
@@ -351,42 +330,32 @@ def test_ctrl_c_twice_on_a_terminal_stops_at_once(tmp_path, terminal, diffuse, m
     assert not list(Path().rglob("*.tmp"))
 
 
-def test_the_line_that_goes_on_survives_a_space_in_a_name(diffuse, tmp_path, at_step):
-    data = write_images(tmp_path / "my images", 8)
-    at_step(1, signal.SIGINT)
-    line = diffuse("train", data, "--config", QUICK, "--steps", 3, "-o", "a b.safetensors").err
-    command = shlex.split(line.strip().splitlines()[-1].split("Resume with: ")[1])
-    assert diffuse(*command[1:]).code == 0
-
-
-def test_the_line_that_goes_on_has_the_options_that_a_run_does_not_keep(diffuse, images, at_step):
+def test_the_line_that_goes_on_has_the_options_that_a_run_does_not_keep(diffuse, at_step):
+    """Names with spaces in them are quoted."""
+    data, out = write_images(Path("my images"), 8), "a b.safetensors"
     at_step(1, signal.SIGINT)
     typed = ("--gradient-checkpointing", "--strict", "--cache", "1MiB", "--save-every", 7)
-    typed = (*typed, "--keep", "last")
-    line = diffuse("train", images, "--config", QUICK, "--steps", 3, "--stop-at", 2, *typed).err
-    command = shlex.split(line.strip().splitlines()[-1].split("Resume with: ")[1])
-    assert command[2:4] == [str(images), "--resume"]
+    typed = (*typed, "--keep", "last", "-o", out)
+    ran = diffuse("train", data, "--config", QUICK, "--steps", 3, "--stop-at", 2, *typed)
+    command = typed_again(ran.err)
+    assert command[:3] == ["train", str(data), "--resume"]
     kept = ["--strict", "--cache", str(2**20), "--gradient-checkpointing", "--save-every", "7"]
-    assert sorted(command[4:]) == sorted([*kept, "--keep", "last", "-o", "model.safetensors"])
-    assert diffuse(*command[1:]).code == 0
+    assert sorted(command[3:]) == sorted([*kept, "--keep", "last", "-o", out])
+    assert diffuse(*command).code == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_not_taken_for_a_damaged_image(diffuse, images, monkeypatch, number, code):
+def test_a_signal_is_not_taken_for_a_damaged_image(diffuse, images, monkeypatch):
     """What reads images of strangers catches whatever they make libraries raise."""
-    stopped = replace(image.MEDIUM, read=lambda *a: signal.raise_signal(number))
+    stopped = replace(image.MEDIUM, read=lambda *a: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(image, "MEDIUM", stopped)
     ran = diffuse("info", images, "--workers", 1, "-q")
-    assert (ran.code, ran.out) == (code, "")
+    assert (ran.code, ran.out) == (130, "")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_sampling_ends_it_without_a_traceback(
-    diffuse, model, instead_of_networks, number, code
-):
-    instead_of_networks(lambda: signal.raise_signal(number))
+def test_a_signal_while_sampling_ends_it_without_a_traceback(diffuse, model, instead_of_networks):
+    instead_of_networks(lambda: signal.raise_signal(signal.SIGTERM))
     ran = diffuse("sample", model, "-q")
-    assert ran.code == code
+    assert ran.code == 143
     assert ran.err.count("\n") == 1
     assert not Path("samples").exists()
 
@@ -421,12 +390,15 @@ patch("{moment}", again)
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("before", [True, False])
-def test_a_second_signal_ends_quietly_whenever_it_comes(
-    process, model, moment, number, code, before
-):
+CASES = sorted(
+    product((True, False), MOMENTS, ((signal.SIGINT, 130), (signal.SIGTERM, 143))),
+    key=lambda case: case[2],
+)
+
+
+@pytest.mark.parametrize("case", mostly_slow(CASES, always=4), ids=str)
+def test_a_second_signal_ends_quietly_whenever_it_comes(process, model, case):
+    before, moment, (number, code) = case
     values = {"number": int(number), "moment": MOMENTS[moment], "before": before}
     ran = process("sample", model, "-q", before=AGAIN.format(**values))
     assert (ran.code, ran.out) == (code, "")
