@@ -27,7 +27,7 @@ def watching(seen: list[tuple[str, str]]):
 
 
 def noting(into: Path):
-    """A seam that notes each operation and the name of its file as a line."""
+    """A seam that notes the same as a line of a file."""
 
     @contextlib.contextmanager
     def operation(name: str, path: Path) -> Iterator[None]:

@@ -88,7 +88,14 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict:
         ({"a": entry(0, 8, [2.0])}, 8, "has an invalid shape or offset"),
         ({"a": entry(0, 8, [10**30])}, 8, "has an invalid shape or offset"),
         ({"a": entry(0, 8, [1] * 9 + [2])}, 8, "has an invalid shape or offset"),
-        ({"a": {**entry(0, 8, [2]), "data_offsets": [0]}}, 8, "has an invalid shape or offset"),
+        *(
+            ({"a": {**entry(0, 8, [2]), "data_offsets": at}}, 8, "has an invalid shape or offset")
+            for at in ([0], [], "ab", None, [0.0, 8.0], [-8, 0])
+        ),
+        *(
+            ({"a": described}, 8, "not described as a tensor")
+            for described in ({}, [], None, "F32")
+        ),
         ({"a": {**entry(0, 8, [2]), "more": 1}}, 8, "not described as a tensor"),
         ({"a": {"dtype": "F32", "shape": [2]}}, 8, "not described as a tensor"),
         ({"a": entry(0, 8, [2], "F31")}, 8, "a has the unknown type F31"),

@@ -115,6 +115,7 @@ def lose(*hosts: Forked) -> None:
                 os.killpg(group, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_host_is_lost_and_the_other_ends_and_goes_on_alone(hosts, train, images, recipe):
     line = ("--steps", 3000, "--save-every", 2, "--log-every", 1)
     first, second = hosts("train", images, "--config", recipe, *line)

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from image_corpus import encoded, zipped
 from openai_oracle import checkpoint
+from PIL import Image
 from safetensors.torch import save_file
 
 from diffuse_cli.commands.convert.importers import FORMATS, convert
@@ -118,13 +120,11 @@ def test_a_model_that_nothing_converts_is_named(diffuse, name: str, wrapping: st
     named(diffuse, "m.ckpt", name)
 
 
-def test_stable_diffusions_checkpoint_is_named_beside_what_lightning_wrote(diffuse):
+def test_a_checkpoint_is_named_beside_what_else_its_program_wrote(diffuse):
+    """Lightning's callbacks, and a milestone with its EMA."""
     tensors = {n: torch.zeros(2) for n in NAMES["Stable Diffusion"]}
     torch.save({"callbacks": Evil(), "state_dict": tensors}, "v1-4.ckpt")
     named(diffuse, "v1-4.ckpt", "Stable Diffusion")
-
-
-def test_a_milestone_of_denoising_diffusion_pytorch_is_named(diffuse):
     tensors = {n: torch.zeros(2) for n in NAMES["denoising-diffusion-pytorch"]}
     ema = {f"{side}.{n}": t for side in ("online_model", "ema_model") for n, t in tensors.items()}
     milestone = {"step": 700, "model": tensors, "opt": {"state": {}, "param_groups": []},
@@ -152,9 +152,8 @@ def test_another_pickle_of_the_same_machinery_is_not_taken_for_edm(diffuse, monk
     assert (ran.code, "EDM" in ran.line) == (4, False)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_every_format_that_is_converted_is_in_the_table(format: str):
-    assert format in {known.format for known in file_types.KNOWN}
+def test_every_format_that_is_converted_is_in_the_table():
+    assert {*FORMATS} <= {known.format for known in file_types.KNOWN}
 
 
 # -- wrapped checkpoints --------------------------------------------------------------------------
@@ -189,19 +188,10 @@ def test_module_before_some_names_alone_is_no_wrapping(diffuse):
 # -- archives -------------------------------------------------------------------------------------
 
 
-def picture() -> bytes:
-    from PIL import Image
-
-    data = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(data, "PNG")
-    return data.getvalue()
-
-
-def packed(names: dict[str, bytes], path: str) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in names.items():
-            archive.writestr(name, data)
-    return Path(path)
+def packed(path: str, *names: str) -> Path:
+    """A zip file, whose images are red."""
+    red = encoded(Image.new("RGB", (8, 8), "red"))
+    return zipped(Path(path), {n: red if n.lower().endswith("png") else b"" for n in names})
 
 
 def cut(path: Path) -> None:
@@ -214,7 +204,7 @@ def tarred(path: str, mode: str) -> None:
 
 
 ARCHIVES: dict[str, tuple[Callable[[str], Any], str]] = {
-    "photos.zip": (lambda p: cut(packed({"a.png": picture()}, p)), "a zip file that is cut short"),
+    "photos.zip": (lambda p: cut(packed(p, "a.png")), "a zip file that is cut short"),
     "photos.tar.gz": (lambda p: tarred(p, "w:gz"), "a gzip archive"),
     "photos.tar.xz": (lambda p: tarred(p, "w:xz"), "an xz archive"),
     "photos.tar.bz2": (lambda p: tarred(p, "w:bz2"), "a bzip2 archive"),
@@ -252,17 +242,14 @@ def broken(path: str) -> None:
 
 
 SUBJECTS: dict[str, tuple[Callable[[], Any], bool]] = {
-    "images.zip": (lambda: packed({"a.png": picture()}, "images.zip"), True),
-    "images.pt": (lambda: packed({"a.png": picture()}, "images.pt"), True),
-    "empty.zip": (lambda: packed({}, "empty.zip"), True),
+    "images.zip": (lambda: packed("images.zip", "a.png"), True),
+    "images.pt": (lambda: packed("images.pt", "a.png"), True),
+    "empty.zip": (lambda: packed("empty.zip"), True),
     "folder": (lambda: Path("folder").mkdir(), True),
     "weights.pt": (lambda: torch.save({"a": torch.ones(2)}, "weights.pt"), False),
     "weights.zip": (lambda: torch.save({"a": torch.ones(2)}, "weights.zip"), False),
     "m.safetensors": (lambda: save_file({"a": torch.ones(2)}, "m.safetensors"), False),
-    "mixed.zip": (
-        lambda: packed({"x/data.pkl": b"", "x/a.PNG": picture()}, "mixed.zip"),
-        True,
-    ),
+    "mixed.zip": (lambda: packed("mixed.zip", "x/data.pkl", "x/a.PNG"), True),
     "broken.pt": (lambda: broken("broken.pt"), False),
     "nowhere": (lambda: None, False),
 }
