@@ -15,77 +15,72 @@ from diffuse_cli.system.events import Work
 FULL = OSError(28, "No space left on device")
 
 
-def watching(seen: list[tuple[str, str]]):
-    """A seam that notes each operation and the name of its file."""
+Act = Callable[[str, Path], object]
+"""What is done for the name of an operation and its file."""
+
+
+def seam(before: Act, after: Act = lambda name, path: None) -> Any:
+    """Do something before and after each operation."""
 
     @contextlib.contextmanager
     def operation(name: str, path: Path) -> Iterator[None]:
-        seen.append((name, path.name))
+        before(name, path)
         yield
+        after(name, path)
 
     return operation
 
 
-def noting(into: Path):
+def watching(seen: list[tuple[str, str]]) -> Any:
+    """A seam that notes each operation and the name of its file."""
+    return seam(lambda name, path: seen.append((name, path.name)))
+
+
+def noting(into: Path) -> Any:
     """A seam that notes the same as a line of a file."""
 
-    @contextlib.contextmanager
-    def operation(name: str, path: Path) -> Iterator[None]:
+    def note(name: str, path: Path) -> None:
         with into.open("a") as file:
             file.write(f"{name} {path.name}\n")
-        yield
 
-    return operation
+    return seam(note)
 
 
-def failing(stop: str, error: Exception, *, after: bool = False):
+def failing(stop: str, error: Exception, *, after: bool = False) -> Any:
     """A seam that raises before or after every operation of one name."""
 
-    @contextlib.contextmanager
-    def operation(name: str, path: Path) -> Iterator[None]:
-        if name == stop and not after:
-            raise error
-        yield
+    def fail(name: str, path: Path) -> None:
         if name == stop:
             raise error
 
-    return operation
+    return seam(lambda name, path: None, fail) if after else seam(fail)
 
 
-def failing_at(moment: int, error: Exception, *, forever: bool = False):
-    """A seam that raises before operation k at 2k, and after it at 2k + 1, or from then on."""
+def at_moment(moment: int, act: Callable[[], Any], *, forever: bool = False) -> Any:
+    """A seam that acts before operation k at 2k, and after it at 2k + 1, or from then on."""
     count = 0
 
-    def fail() -> None:
+    def act_now(name: str, path: Path) -> None:
         nonlocal count
         count += 1
         if count > moment if forever else count == moment + 1:
-            raise error
+            act()
 
-    @contextlib.contextmanager
-    def operation(name: str, path: Path) -> Iterator[None]:
-        fail()
-        yield
-        fail()
-
-    return operation
+    return seam(act_now, act_now)
 
 
-def ends_at(moment: int):
-    """A seam that ends the process before operation k at 2k, and after it at 2k + 1."""
-    count = 0
+def failing_at(moment: int, error: Exception, *, forever: bool = False) -> Any:
+    """A seam that raises at a moment, or from then on."""
 
-    @contextlib.contextmanager
-    def operation(name: str, path: Path) -> Iterator[None]:
-        nonlocal count
-        if count == moment:
-            os._exit(137)
-        yield
-        if count + 1 == moment:
-            os._exit(137)
-        count += 2
+    def fail() -> None:
+        raise error
 
-    return operation
+    return at_moment(moment, fail, forever=forever)
+
+
+def ends_at(moment: int) -> Any:
+    """A seam that ends the process at a moment."""
+    return at_moment(moment, lambda: os._exit(137))
 
 
 def killed_while(work: Callable[[], Any], operation: Any) -> bool:

@@ -10,13 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import environment
-from file_operations import FULL, ends_at, failing, killed_while, watching
+from file_operations import FULL, ends_at, failing, killed_while, seam, watching
 
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import OutputError
@@ -212,15 +211,13 @@ def test_a_file_is_locked_until_it_has_its_name(tmp_path: Path, monkeypatch):
     sweep = "import sys; from pathlib import Path; from diffuse_cli.system import files; "
     sweep += "files.remove_leftovers(Path(sys.argv[1]))"
 
-    @contextlib.contextmanager
-    def operation(name: str, path: Path):
+    def look(name: str, path: Path) -> None:
         if name == "rename":
             line = [sys.executable, "-c", sweep, str(tmp_path)]
             subprocess.run(line, env=environment(), check=True)
             left.extend(everything(tmp_path))
-        yield
 
-    monkeypatch.setattr(files, "operation", operation)
+    monkeypatch.setattr(files, "operation", seam(look))
     files.write_bytes(tmp_path / "file", b"new")
     assert len(left) == 1
 
@@ -318,16 +315,14 @@ def test_an_error_between_the_renames_puts_the_old_folder_back(
     path, seen = tmp_path / "folder", []
     files.write_folder(path, fill("a"))
 
-    @contextlib.contextmanager
-    def operation(name: str, target: Path) -> Iterator[None]:
+    def fail(name: str, target: Path) -> None:
         if (name, target) == ("rename", path):
             seen.append(path.exists())
             if len(seen) == 2:
                 raise OSError(errno.EIO, "Input/output error")
-        yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "operation", operation)
+        patch.setattr(files, "operation", seam(fail))
         with pytest.raises(OutputError, match="Input/output error"):
             files.write_folder(path, fill("b"))
     assert seen[:2] == [True, False]

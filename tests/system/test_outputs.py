@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import mostly_slow
 from file_operations import failing_at
 
 from diffuse_cli.system import files, outputs
@@ -133,9 +132,8 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir() if path.name in OWNED}
 
 
-@pytest.mark.parametrize("forever", mostly_slow([False, True], always=1), ids=["once", "from then"])
-def test_files_of_a_folder_that_fail_at_any_operation_are_of_one_output(
-    tmp_path: Path, monkeypatch, forever: bool
+def test_files_of_a_folder_that_fail_from_any_operation_on_are_of_one_output(
+    tmp_path: Path, monkeypatch
 ):
     """Until all new files exist, the old ones are whole. Then they never mix."""
     old, new = ("first", "third", "card"), ("first", "second", "card")
@@ -149,7 +147,7 @@ def test_files_of_a_folder_that_fail_at_any_operation_are_of_one_output(
         outputs.replace_files(folder, OWNED, fill("a", *old))
         with monkeypatch.context() as patch:
             error = OSError(28, "No space left on device")
-            patch.setattr(files, "operation", failing_at(moment, error, forever=forever))
+            patch.setattr(files, "operation", failing_at(moment, error, forever=True))
             try:
                 outputs.replace_files(folder, OWNED, fill("b", *new))
             except OutputError as failure:
