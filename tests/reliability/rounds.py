@@ -1,6 +1,6 @@
 """Train, die, resume, compare: whole rounds, each in a process of its own.
 
-    python tests/reliability/rounds.py operations [--every] [--part K/N]
+    python tests/reliability/rounds.py operations [--every]
     python tests/reliability/rounds.py signals --count 100 --seed 0
 
 `operations` ends a run before and after operations on the disk: at two, or with --every at
@@ -125,27 +125,20 @@ def moments(lines: list[str], every: bool) -> list[int]:
     return [2 * k + after for k in range(len(lines)) if k not in inner for after in (0, 1)]
 
 
-def operations(here: World, every: bool = False, part: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+def operations(here: World, every: bool = False) -> dict[str, Any]:
     """Rounds ended at operations on the disk."""
     noted = here.folder / "operations.txt"
     expected = here.whole(RUN, f"noting(files.Path({str(noted)!r}))")
     assert len(expected) == 5, expected
     lines = noted.read_text().splitlines()
-    chosen = moments(lines, every)[part[0] :: part[1]]
-    failed = {}
+    failed, chosen = {}, moments(lines, every)
     for moment in chosen:
         here.clear()
         code = here.run(RUN, f"ends_at({moment})")
         faults = [f"it ended with {code}"] if code != 137 else []
-        faults += here.faults(RUN, expected)
-        if faults:
+        if faults := faults + here.faults(RUN, expected):
             failed[moment] = faults
-    return {
-        "files": len(expected),
-        "operations": len(lines),
-        "rounds": len(chosen),
-        "failed": failed,
-    }
+    return {"operations": len(lines), "rounds": len(chosen), "failed": failed}
 
 
 def signals(here: World, count: int = 3, seed: int = 0) -> dict[str, Any]:
@@ -174,23 +167,17 @@ def signals(here: World, count: int = 3, seed: int = 0) -> dict[str, Any]:
     return {"killed": killed, "runs": runs, "newest_steps": moments, "failed": failed}
 
 
-def _part(text: str) -> tuple[int, int]:
-    k, n = text.split("/")
-    return int(k), int(n)
-
-
 def _main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=("operations", "signals"))
     parser.add_argument("--every", action="store_true")
-    parser.add_argument("--part", type=_part, default=(0, 1), metavar="K/N")
     parser.add_argument("--count", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Server(environment()) as server:
         here = World(server, Path(folder))
         if given.kind == "operations":
-            found = operations(here, given.every, given.part)
+            found = operations(here, given.every)
         else:
             found = signals(here, given.count, given.seed)
     print(json.dumps(found))

@@ -95,18 +95,14 @@ def test_a_full_disk_while_sampling_leaves_no_half_made_file(diffuse, model, sma
     assert left(small_disk) == []
 
 
-def test_a_limit_on_the_size_of_files_is_refused_before_any_step(process, lab, tmp_path):
-    options = (*lab.quick, "--steps", 4, "-q")
+def test_a_limit_on_files_is_refused_or_when_it_is_met_keeps_the_last_checkpoint(
+    process, lab, tmp_path, quick, whole_of_3: bytes
+):
+    options = (*lab.quick, "--steps", 3, "--save-every", 1, "-q")
     ran = process(*options, before=LIMIT)
     assert ran.code == 5, ran.err
     assert "ulimit -f" in ran.line
     assert not list(tmp_path.iterdir())
-
-
-def test_a_limit_that_is_met_while_saving_keeps_the_last_checkpoint(
-    process, lab, tmp_path, quick, whole_of_3: bytes
-):
-    options = (*lab.quick, "--steps", 3, "--save-every", 1, "-q")
     before = f"""
 from diffuse_cli.system import files
 from diffuse_cli.training.run_directory import RunDirectory

@@ -222,26 +222,15 @@ def test_a_network_that_cannot_be_traced_is_no_bug(diffuse, model, monkeypatch):
     assert not Path("model.onnx").exists()
 
 
-def test_other_errors_are_none_of_memory():
-    for error in (
-        RuntimeError("shapes do not match"),
-        ValueError("out of memory"),
-        OSError(12),
-        SystemError("bad call"),
-    ):
-        assert not is_out_of_memory(error)
-
-
 @pytest.mark.parametrize(("error", "memory"), [(PermissionError(1), False), (OSError(12), True)])
 def test_a_process_that_may_not_write_code_has_not_run_out_of_memory(monkeypatch, error, memory):
     """oneDNN says the same where a service's settings forbid memory that is written and run."""
-
-    def refuse(*arguments, **options):
-        raise error
-
-    monkeypatch.setattr("mmap.mmap", refuse)
+    monkeypatch.setattr("mmap.mmap", raising(error))
     assert is_out_of_memory(RuntimeError("could not create a primitive")) is memory
     assert is_out_of_memory(RuntimeError("out of memory"))
+    for other in (RuntimeError("shapes do not match"), ValueError("out of memory"), OSError(12),
+                  SystemError("bad call")):  # fmt: skip
+        assert not is_out_of_memory(other)
 
 
 # -- before the first step ------------------------------------------------------------------------
