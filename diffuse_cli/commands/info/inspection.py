@@ -51,7 +51,7 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
     path = path if hub_models.is_name(path) else run_reader.name_path(path)
     if is_images(path) or is_sample(path):
         if config.toml:
-            text = f"--toml is for model files, and {files.show(path)} holds images"
+            text = f"--toml is for model files, and {files.show(config.path)} holds images"
             raise UsageError(text, code="option_unsuited")
         return (yield from inspect_data(config))
     if not hub_models.is_name(path):
