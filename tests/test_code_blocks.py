@@ -373,10 +373,18 @@ def code_of(page: Path) -> list[Command | str]:
 
 
 RUN_HERE = [p for p in WITH_CODE if not name_of(p).startswith((*NOT_HERE,)) and code_of(p)]
+ALWAYS = ("README.md", "docs/judge.md", "docs/commands/train.md", "docs/commands/sample.md")
+"""Pages whose code runs in every run of the tests. The others are slow."""
 
 
 @pytest.mark.usefixtures("beside_examples", "smaller_presets", "untimed")
-@pytest.mark.parametrize("page", RUN_HERE, ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, id=name_of(p), marks=[pytest.mark.slow][name_of(p) in ALWAYS :])
+        for p in RUN_HERE
+    ],
+)
 def test_the_code_of_a_page_runs(page: Path, capsys: pytest.CaptureFixture[str]):
     names: dict[str, Any] = {"__name__": page.stem}
     for code in code_of(page):

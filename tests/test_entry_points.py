@@ -330,6 +330,7 @@ def test_a_command_whose_source_does_not_parse_is_named_in_the_help(diffuse, mon
     assert "cannot be loaded: SyntaxError" in " ".join(ran.out.split())
 
 
+@pytest.mark.slow
 def test_broken_extensions_break_no_training_and_no_completion(images: Path, tmp_path: Path):
     """The page of a run shows the other metrics."""
     info = tmp_path / "broken-1.dist-info"

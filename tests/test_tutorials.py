@@ -25,6 +25,9 @@ PAGES = [
     DOCS / "trackers.md",
 ]
 
+ALWAYS = ("first-model", "your-photos")
+"""Pages that run in every run of the tests. The others are slow."""
+
 QUICKER = {
     "--minutes 5 ": "--steps 2 --log-every 1 ",
     "--minutes 10 ": "--steps 4 --stop-at 2 ",
@@ -88,7 +91,13 @@ def run(line: str) -> None:
 
 
 @pytest.mark.usefixtures("beside_examples")
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow][path.stem in ALWAYS :])
+        for path in PAGES
+    ],
+)
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(
     page: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
