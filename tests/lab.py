@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import pickle
 import wave
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -176,17 +177,25 @@ def write_sounds(folder: Path) -> None:
             file.writeframes((sound[0] - 2**14).astype("<i2").tobytes())
 
 
-def write_masks(folder: Path) -> None:
-    """Masks of 8x8 images, of which some are of no use."""
+def write_rubbish(folder: Path) -> None:
+    """Files that are named as images."""
     folder.mkdir()
-    hole = np.zeros((8, 8), np.uint8)
-    hole[2:6, 3:7] = 255
-    clear = np.dstack([hole // 2, 0 * hole])
-    for name, values in (
-        ("hole", hole), ("black", 0 * hole), ("white", 0 * hole + 255), ("small", hole[:4, :4]),
-        ("wide", hole[:4]), ("clear", clear),
-    ):  # fmt: skip
-        Image.fromarray(values).save(folder / f"{name}.png")
+    (folder / "a.png").write_text("no picture")
+    (folder / "b.png").touch()
+
+
+def write_pipeline(folder: Path) -> None:
+    """A pipeline of diffusers, of a U-Net of color images."""
+    from private_models import model_of
+
+    from diffuse_cli.commands.convert.exporters import export
+    from diffuse_cli.config.exchange_options import ConvertConfig
+    from diffuse_cli.models import model_file
+    from diffuse_cli.system.events import finish
+
+    model = folder.with_suffix(".safetensors")
+    model_file.save(model, model_of())
+    finish(export(ConvertConfig(source=str(model), out=str(folder), to="diffusers")))
 
 
 DATA: dict[str, Callable[[Path], object]] = {
@@ -198,9 +207,18 @@ DATA: dict[str, Callable[[Path], object]] = {
     "masks": write_masks,
     "text.txt": lambda path: path.write_text("no picture\n"),
     "text.safetensors": lambda path: path.write_text("no model\n"),
-    "unclear.npy": lambda path: np.save(path, np.zeros((4, 9, 3))),
-    "nan.npy": lambda path: np.save(path, np.full((2, 8, 8), np.nan)),
-    "betas.txt": lambda path: path.write_text("0.001\n0.25\n0.5\n"),
+    "text.png": lambda path: path.write_text("no picture\n"),
+    "model.pkl": lambda path: path.write_bytes(pickle.dumps({"a": 1})),
+    "broken.zip": lambda path: path.write_bytes(b"PK\5\6" + b"\xff" * 16 + b"\0\0"),
+    "broken.toml": lambda path: path.write_text("steps = = 3\n"),
+    "key.toml": lambda path: path.write_text("stepps = 3\n"),
+    "type.toml": lambda path: path.write_text('steps = "many"\n'),
+    "layer.toml": lambda path: path.write_text("[unet]\nwidht = 8\n"),
+    "wider.toml": lambda path: path.write_text("[unet]\nwidth = 16\nmultipliers = [1, 2]\n"),
+    "betas.txt": lambda path: path.write_text("0.1 0.2 0.3\n"),
+    "spent.txt": lambda path: path.write_text("1 0.5\n"),
+    "rubbish": write_rubbish,
+    "pipeline": write_pipeline,
     "grey": write_grey,
     "beside": write_beside,
     "clear": write_clear,

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Ran, in_process, log_rows
-from lab import write_images
+from conftest import Ran, log_rows
+from edited_models import altered
+from lab import Lab, write_images
 
 from diffuse_cli import metrics
-from diffuse_cli.evaluation import metric_inputs, paired_comparison
+from diffuse_cli.evaluation import paired_comparison
 from diffuse_cli.metrics import METRICS, Measurement, Metric, MetricNumber
 from diffuse_cli.models import model_file
 
@@ -24,21 +25,20 @@ QUICK = ("-n", 6, "--steps", 2, "--timesteps", 5, "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")
-def runs(
-    images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def runs(lab: Lab) -> Callable[[str], Path]:
     """Two runs that differ, and one on images of another size. Do not write here."""
-    from conftest import in_process
+    line = (*lab.tiny, "--preview-every", 2, "--log-every", 2)
+    options = {
+        "a": ("--steps", 4),
+        "b": ("--steps", 6, "--lr", 0.004, "--width", 16, "--ema-lengths", 4),
+        "large": ("--steps", 2, "--size", 16),
+    }
 
-    folder = tmp_path_factory.mktemp("runs")
-    line = ["train", images, "--config", recipe, "--preview-every", 2, "--log-every", 2, "-q"]
-    for name, more in (
-        ("a", ["--steps", 4]),
-        ("b", ["--steps", 6, "--lr", 0.004, "--width", 16, "--ema-lengths", 4]),
-        ("large", ["--steps", 2, "--size", 16]),
-    ):
-        assert in_process([*line, *more, "-o", folder / f"{name}.safetensors"]) == 0
-    return lambda name: folder / name
+    def find(name: str) -> Path:
+        stem, _, suffix = name.partition(".")
+        return lab.trained(*line, *options[stem]).with_suffix(f".{suffix}")
+
+    return find
 
 
 def rows(ran: Ran) -> dict[str, list[str]]:
@@ -92,14 +92,10 @@ def test_the_lowest_values_are_not_the_last(runs, diffuse):
 
 
 def test_a_setting_has_the_digits_that_tell_it_apart(runs, diffuse):
-    found = model_file.load(runs("a.safetensors"))
-    for name, lr in (("c", 0.0020001), ("d", 2 / 300)):
-        training = {**found.training, "lr": lr}
-        path = Path(f"{name}.safetensors")
-        model_file.save(path, model_file.StoredModel(**{**vars(found), "training": training}))
-    ours = runs("a.safetensors")
-    assert rows(diffuse("compare", ours, "c.safetensors"))["lr"] == ["0.002", "0.0020001"]
-    assert rows(diffuse("compare", ours, "d.safetensors"))["lr"] == ["0.002", "0.006667"]
+    first = runs("a.safetensors")
+    for lr, shown in ((0.0020001, "0.0020001"), (2 / 300, "0.006667")):
+        altered(first, Path("c.safetensors"), training={"lr": lr})
+        assert rows(diffuse("compare", first, "c.safetensors"))["lr"] == ["0.002", shown]
 
 
 def test_the_same_as_json(runs, diffuse):
@@ -114,12 +110,6 @@ def test_the_same_as_json(runs, diffuse):
     value, step = min(logged(runs("b.run"), "held_out_loss"))
     assert found["b"]["lowest_held_out_loss"] == {"value": value, "step": step}
     assert found["b"]["lowest_kid"] is None
-
-
-def test_a_run_is_compared_with_itself(runs, diffuse):
-    found = diffuse("compare", runs("a.run"), runs("a.safetensors"), "--json").json
-    assert found["settings"] == {}
-    assert {**found["a"], "path": ""} == {**found["b"], "path": ""}
 
 
 def test_losses_of_different_things_are_not_compared(runs, train, diffuse, tmp_path):
@@ -160,7 +150,7 @@ def test_models_without_runs_have_settings_alone(runs, diffuse):
     assert "data" not in found
 
 
-def test_a_run_that_has_not_written_its_model(runs, diffuse, images):
+def test_a_run_that_has_not_written_its_model(runs, diffuse):
     shutil.copytree(runs("a.run"), "a.run")
     found = rows(diffuse("compare", "a.run", runs("b.run")))
     assert found["parameters"][0] == rows(diffuse("compare", *[runs("a.run")] * 2))["parameters"][0]
@@ -198,19 +188,6 @@ def test_an_older_model_has_the_losses_up_to_its_step(train, diffuse):
         assert found[side]["lowest_kid"]["standard_error"] > 0
 
 
-def test_what_is_no_model_is_refused(runs, images, diffuse):
-    for path, words in (("none.safetensors", "no such model file"), (images, "is a folder")):
-        ran = diffuse("compare", runs("a.run"), path, "-q")
-        assert (ran.code, ran.out) == (4, "")
-        assert words in ran.line
-
-
-def test_a_run_that_is_not_there_is_named(runs, diffuse):
-    ran = diffuse("compare", "typo.run", runs("a.run"), "-q")
-    assert (ran.code, ran.out) == (4, "")
-    assert "no such run or model file: typo.run" in ran.line
-
-
 def test_a_model_without_a_number_of_steps_is_compared(runs, diffuse):
     """A converted one."""
     found = model_file.load(runs("a.safetensors"))
@@ -224,25 +201,18 @@ def test_a_model_without_a_number_of_steps_is_compared(runs, diffuse):
 @pytest.mark.parametrize("transforms", [("none", "none"), ("none", "asinh")])
 def test_floats_of_two_scales_and_transforms_are_compared(diffuse, recipe, tmp_path, transforms):
     """Samples are stored in the numbers of their files."""
-    for k, (name, transform) in enumerate(zip("ab", transforms, strict=True)):
-        (tmp_path / name).mkdir()
-        for i, values in enumerate(np.random.default_rng(k).normal(size=(20, 8, 8))):
-            np.save(tmp_path / name / f"{i}.npy", values)
-        line = ("train", tmp_path / name, "--config", recipe, "--steps", 1, "-q")
-        line += ("--transform", transform, "-o", f"{name}.safetensors")
-        assert diffuse(*line).code == 0
-    line = ("compare", "a.safetensors", "b.safetensors", tmp_path / "a", "-n", 4, "--steps", 2)
+    for k, transform in enumerate(transforms):
+        np.save(f"{k}.npy", np.random.default_rng(k).normal(size=(20, 1, 8, 8)))
+        line = ("train", f"{k}.npy", "--config", recipe, "--steps", 1, "-q")
+        assert diffuse(*line, "--transform", transform, "-o", f"{k}.safetensors").code == 0
+    line = ("compare", "0.safetensors", "1.safetensors", "0.npy", "-n", 4, "--steps", 2)
     ran = diffuse(*line, "--timesteps", 3, "--json")
     assert ran.code == 0, ran.err
     assert "bits_per_dim" in ran.json["evaluation"]["differences"]
 
 
 def test_settings_of_a_hostile_model_are_escaped_and_cut(conditional, model, diffuse):
-    found = model_file.load(model)
-    training = {**found.training, "background": "#ffffff", "loss": "\x9b31m" + "x" * 5000}
-    model_file.save(
-        Path("m.safetensors"), model_file.StoredModel(**{**vars(found), "training": training})
-    )
+    altered(model, Path("m.safetensors"), training={"loss": "\x9b31m" + "x" * 5000})
     ran = diffuse("compare", "m.safetensors", conditional)
     assert ran.code == 0, ran.err
     assert "\x9b" not in ran.out
@@ -272,16 +242,10 @@ def test_both_are_evaluated_as_eval_does(runs, conditional, images, diffuse):
         assert own["paired"]
 
 
-def test_errors_are_of_pairs_of_images(runs, images, diffuse, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        paired_comparison,
-        "EvaluationRun",
-        lambda *a, of=paired_comparison.EvaluationRun, **k: seen.append(of(*a, **k)) or seen[-1],
-    )
+def test_errors_are_of_pairs_of_images(runs, images, diffuse, evaluations):
     ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK, "--json")
     own = ran.json["evaluation"]["differences"]["bits_per_dim"]
-    a, b = seen
+    a, b = evaluations
     apart = (b.bits - a.bits).sum(1)
     assert own["difference"] == pytest.approx(apart.mean())
     assert own["standard_error"] == pytest.approx(apart.std(ddof=1) / 6**0.5)
@@ -292,10 +256,11 @@ def test_errors_are_of_pairs_of_images(runs, images, diffuse, monkeypatch):
 
 
 def test_a_model_does_not_differ_from_itself(runs, images, diffuse):
-    ran = diffuse("compare", runs("a.run"), runs("a.safetensors"), images, *QUICK, "--json")
-    for own in ran.json["evaluation"]["differences"].values():
-        assert own["difference"] == 0
-        assert own["better"] is None
+    ran = diffuse("compare", runs("a.run"), runs("a.safetensors"), images, *QUICK, "--json").json
+    assert ran["settings"] == {}
+    assert {**ran["a"], "path": ""} == {**ran["b"], "path": ""}
+    for own in ran["evaluation"]["differences"].values():
+        assert (own["difference"], own["better"]) == (0, None)
 
 
 def test_the_table_says_which_is_better_and_what_the_error_is_of(
@@ -305,24 +270,17 @@ def test_the_table_says_which_is_better_and_what_the_error_is_of(
         mean = float(evaluation.fakes.samples.mean())
         return {"light": mean, "light_standard_error": 1e-6, "real": 1.0, "unknown": mean}
 
-    size = Metric(
-        ("features",),
-        compute,
-        (
-            MetricNumber("light", "light", direction="higher"),
-            MetricNumber("real", "of real ones", question="likeness"),
-        ),
+    values = (
+        MetricNumber("light", "light", direction="higher"),
+        MetricNumber("real", "of real ones", question="likeness"),
     )
-    table = {"size": size, "likelihood": METRICS["likelihood"]}
-    monkeypatch.setattr(metric_inputs, "METRICS", table)
-    monkeypatch.setattr(metrics, "METRICS", table)
-    ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK)
+    monkeypatch.setitem(METRICS, "size", Metric(("features",), compute, values))
+    line = ("compare", runs("a.run"), runs("b.run"), images, *QUICK)
+    ran = diffuse(*line)
     found = rows(ran)
     assert found["bits per dimension"][3] == "paired"
-    lighter = (
-        "A" if float(found["light"][0].split()[0]) > float(found["light"][1].split()[0]) else "B"
-    )
-    assert found["light"][3:] == ["independent", lighter]
+    light = [float(cell.split()[0]) for cell in found["light"][:2]]
+    assert found["light"][3:] == ["independent", "A" if light[0] > light[1] else "B"]
     assert found["light"][2].endswith("± 0.0000014")
     assert "of real ones" not in found
     assert found["unknown"][3:] == ["independent"]
@@ -378,65 +336,39 @@ def test_both_generate_the_same_classes_if_one_was_trained_on_data(
     assert ran.json["evaluation"]["differences"]["kid"]["difference"] == 0
 
 
-def test_models_of_other_samples_are_not_evaluated(runs, images, diffuse, monkeypatch):
-    monkeypatch.setattr(paired_comparison, "compare_models", lambda *a: 1 / 0)
-    ran = diffuse("compare", runs("a.run"), runs("large.run"), images, *QUICK)
+def test_models_of_other_samples_are_not_evaluated(runs, images, diffuse, instead_of_networks):
+    line = ("compare", runs("a.run"), runs("large.run"), images)
+    instead_of_networks()
+    ran = diffuse(*line, *QUICK)
     assert ran.code == 0
-    assert (
-        "the metrics cannot be compared: samples of A are 8x8, grey, and of B 16x16, grey"
-        in ran.out
-    )
+    reason = "samples of A are 8x8, grey, and of B 16x16, grey"
+    assert f"the metrics cannot be compared: {reason}" in ran.out
     assert rows(ran)["size"] == ["[8, 8]", "[16, 16]"]
-    assert (
-        diffuse("compare", runs("a.run"), runs("large.run"), images, "--json").json["evaluation"]
-        is None
-    )
+    assert diffuse(*line, "--json").json["evaluation"] is None
 
 
 def test_two_backgrounds_are_refused_unless_one_is_named(runs, images, diffuse):
     found = model_file.load(runs("a.safetensors"))
     data = {**found.data, "background": "black"}
-    model_file.save(Path("m.safetensors"), model_file.StoredModel(**{**vars(found), "data": data}))
+    model_file.save(Path("m.safetensors"), replace(found, data=data))
     line = ("compare", runs("a.safetensors"), "m.safetensors", images, *QUICK)
     ran = diffuse(*line, "-q")
-    assert (ran.code, ran.out) == (2, "")
-    assert "white and black. Set --background" in ran.line
+    assert (ran.code, "white and black. Set --background" in ran.line) == (2, True)
     assert diffuse(*line, "--background", "white").code == 0
 
 
-@pytest.mark.parametrize("option", ["-n 3", "--sampler ddim", "--respaced 5", "--weights raw"])
-def test_options_of_an_evaluation_need_data(runs, diffuse, option):
-    ran = diffuse("compare", runs("a.run"), runs("b.run"), *option.split(), "-q")
-    assert (ran.code, ran.out) == (2, "")
-    assert f"{option.split()[0]} needs DATA" in ran.line
-
-
-def test_more_timesteps_than_one_has_are_refused(runs, images, diffuse):
-    ran = diffuse("compare", runs("a.run"), runs("b.run"), images, "--respaced", 101, "-q")
-    assert ran.code == 2
-    assert "--respaced" in ran.line
-
-
 def test_with_and_without_pairs_are_compared_on_the_images_that_have_one(
-    diffuse, images, recipe, tmp_path, monkeypatch
+    diffuse, lab, images, tmp_path, evaluations
 ):
-    seen = []
-    monkeypatch.setattr(
-        paired_comparison,
-        "EvaluationRun",
-        lambda *a, of=paired_comparison.EvaluationRun, **k: seen.append(of(*a, **k)) or seen[-1],
-    )
     beside = tmp_path / "beside"
     shutil.copytree(images, beside)
     next(iter(sorted(beside.rglob("*.png")))).unlink()
-    line = ["train", images, "--config", recipe, "--steps", 1, "-q"]
-    for name, more in (("pairs", ["--given", beside]), ("plain", [])):
-        assert in_process([*line, *more, "-o", tmp_path / f"{name}.safetensors"]) == 0
-    both = ("pairs.safetensors", "plain.safetensors", images, "--given", beside)
-    how = ("-n", 5, "--steps", 2, "--timesteps", 2, "--json", "--precision", "fp32")
-    ran = diffuse("compare", *both, *how)
+    plain = lab.trained(*lab.tiny, "--steps", 1)
+    assert diffuse(*lab.tiny, "--steps", 1, "--given", beside, "-o", "pairs.safetensors").code == 0
+    line = ("compare", "pairs.safetensors", plain, images, "--given", beside, *QUICK)
+    ran = diffuse(*line, "-n", 5)
     assert ran.code == 0, ran.err
-    a, b = seen
+    a, b = evaluations
     np.testing.assert_array_equal(a.real.samples, b.real.samples)
     assert len(a.training.pool.labels) == len(b.training.pool.labels)
 
@@ -447,7 +379,8 @@ def test_a_page_has_both_curves_and_what_differs(runs, diffuse):
     assert ran.code == 0
     assert ran.json["report"] == "both.html"
     page = Path("both.html").read_text()
-    for words in ("A is <code>a.run</code>", "B is <code>b.run</code>", "Training loss", "width"):
+    sides = (f"{side} is <code>model.run</code>" for side in "AB")
+    for words in (*sides, "Training loss", "width"):
         assert words in page
     assert page.count("<svg viewBox=") >= 3
     assert "<script" not in page

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import mostly_slow
 from lab import KINDS, Lab
 from PIL import Image
 
@@ -30,7 +31,10 @@ TWO = ("--steps", 2)
 SMALL = ("-n", 4, *TWO, "--precision", "fp32")
 IN_TWO = ("--timesteps", 2)
 
-DRAWN = ("unconditional", "array", "sound", "stack")
+ALWAYS = ("unconditional", "degraded", "sound")
+"""Kinds that are measured in each run of the tests."""
+
+DRAWN = ("unconditional", "sound", "array", "stack")
 """A kind of each medium, whose report has plots; they take most of the time of a page."""
 
 
@@ -339,8 +343,19 @@ def run(diffuse: Any, line: tuple[Any, ...], refused: tuple[int, str] | None, **
     return None
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("name", KINDS)
+def choose_cases() -> list[Any]:
+    """All kinds with all commands. A third of them runs always, of each kind and of each command;
+    of programs of torch, which take ten seconds each, two."""
+    cases = []
+    for row, name in enumerate(KINDS):
+        for column, command in enumerate(COMMANDS):
+            every = 9 if command == "convert to torch" else 3
+            often = (name, command) in REFUSED or (row + column) % every == 0
+            cases.append(pytest.param(name, command, marks=() if often else pytest.mark.slow))
+    return cases
+
+
+@pytest.mark.parametrize(("name", "command"), choose_cases())
 def test_a_command(diffuse: Any, lab: Lab, name: str, command: str) -> None:
     bench = Bench(lab, name)
     line, check = COMMANDS[command]
@@ -368,7 +383,7 @@ def check_pairs_of_metrics(alone: Sequence[Facts]) -> None:
         remarks(both)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", mostly_slow(dict.fromkeys([*ALWAYS, *KINDS]), always=3))
 def test_all_metrics_each_alone_and_pairs(
     diffuse: Any, lab: Lab, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

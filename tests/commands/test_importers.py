@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ran
+from conftest import Ran, mostly_slow
 from openai_oracle import answer, checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -178,11 +178,8 @@ def places(folder: Path) -> dict[str, Path]:
     """Every way to name a pipeline, and the layout without subfolders."""
     flat = Path("flat")
     flat.mkdir()
-    for part in (
-        "unet/config.json",
-        f"unet/{WEIGHTS[0]}",
-        "scheduler/scheduler_config.json",
-    ):
+    parts = ("unet/config.json", f"unet/{WEIGHTS[0]}", "scheduler/scheduler_config.json")
+    for part in parts:
         (flat / Path(part).name).write_bytes((folder / part).read_bytes())
     return {
         "pipeline": folder,
@@ -202,16 +199,18 @@ def test_a_pipeline_is_found_however_it_is_named(diffuse):
     assert model_file.load(OUT).blueprint.diffusion.betas[-1] == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_weights_may_be_a_pickle_of_tensors(zipped: bool):
-    folder = pipeline()
+def test_weights_may_be_a_pickle_and_of_another_precision(zipped: bool, dtype: torch.dtype):
+    folder = pipeline(unet2d().to(dtype))
     plain = converted(folder).ema
     weights = load_file(folder / "unet" / WEIGHTS[0])
+    assert all(torch.equal(tensor, weights[name].float()) for name, tensor in plain.items())
     (folder / "unet" / WEIGHTS[0]).unlink()
     pickled = folder / "unet" / WEIGHTS[1]
     torch.save(weights, pickled, _use_new_zipfile_serialization=zipped)
     found = converted(folder).ema
-    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
 
 
 def test_old_names_of_attention_layers_are_known():
@@ -230,23 +229,12 @@ def test_old_names_of_attention_layers_are_known():
     assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_another_precision_become_float32(dtype: torch.dtype):
-    folder = pipeline(unet2d().to(dtype))
-    weights = load_file(folder / "unet" / WEIGHTS[0])
-    model = converted(folder)
-    assert all(torch.equal(t, weights[name].float()) for name, t in model.ema.items())
-
-
 def test_the_size_is_typed_where_the_files_do_not_say_it(diffuse):
     folder = pipeline(unet2d(sample_size=None))
     assert "Give --size" in diffuse("convert", folder, "-q").line
-    model = converted(folder, size="12x8")
-    size, config = model.blueprint.space.size, model.blueprint.config
-    assert (size, config.attends(size)) == ((12, 8), [False, True])
-    ran = diffuse("convert", folder, "--size", 9, "--overwrite", "-q")
-    assert ran.code == 2
-    assert "halves 1 times, which 9x9 does not allow" in ran.line
+    blueprint = converted(folder, size="12x8").blueprint
+    size = blueprint.space.size
+    assert (size, blueprint.config.attends(size)) == ((12, 8), [False, True])
 
 
 def test_defaults_are_those_of_diffusers():
@@ -273,39 +261,77 @@ LACKING: dict[str, Any] = {
     "block_out_channels": [8, 12],
     "future_field": 3,
 }
+UNKNOWN: dict[str, Any] = {
+    "_class_name": "EDMEulerScheduler",
+    "beta_schedule": "laplace",
+    "prediction_type": "flow_prediction",
+    "variance_type": "learned",
+    "num_train_timesteps": 10**9,
+    "trained_betas": [0.1, 2.0],
+    "beta_start": "low",
+    "beta_end": float("nan"),
+    "predict_epsilon": False,
+    "timestep_type": "continuous",
+}
 
 
-@pytest.mark.parametrize("name", list(LACKING))
+def refused(ran: Ran) -> str:
+    """The line of a refused conversion, which wrote nothing."""
+    assert (ran.code, ran.out) == (4, ""), ran.err
+    assert not Path(OUT).exists()
+    return ran.line
+
+
+@pytest.mark.parametrize("name", LACKING)
 def test_what_the_network_has_not_is_refused_by_name(diffuse, name: str):
     folder = pipeline()
     described(folder / "unet" / "config.json", **{name: LACKING[name]})
-    ran = diffuse("convert", folder, "-q")
-    assert ran.code == 4
-    assert re.search(f"{name} = .* is not supported", ran.line)
-    assert "config.json" in ran.line
-    assert not Path(OUT).exists()
+    line = refused(diffuse("convert", folder, "-q"))
+    assert re.search(f"config.json.*{name} = .* is not supported", line)
 
 
-def test_a_middle_without_a_norm_is_refused(diffuse):
-    """Without `attn_norm_num_groups`, scale and shift leave it out in diffusers."""
-    folder = pipeline(unet2d(resnet_time_scale_shift="scale_shift"))
-    ran = diffuse("convert", folder, "-q")
-    assert ran.code == 4
-    assert "attention without a norm in the middle block is not supported" in ran.line
-    assert "scale_shift and no attn_norm_num_groups" in ran.line
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_process_that_is_not_known_is_refused(diffuse, name: str):
+    folder = pipeline()
+    described(folder / "scheduler" / "scheduler_config.json", **{name: UNKNOWN[name]})
+    assert "scheduler_config.json" in refused(diffuse("convert", folder, "-q"))
 
 
-@pytest.mark.parametrize("down", [("resnet", "conv"), ("conv", "resnet")])
-def test_levels_that_change_their_size_in_two_ways_are_refused(diffuse, down):
-    kinds = {"conv": "DownBlock2D", "resnet": "ResnetDownsampleBlock2D"}
-    ups = {"conv": "UpBlock2D", "resnet": "ResnetUpsampleBlock2D"}
-    net = unet2d(
-        block_out_channels=(8, 8, 8),
-        down_block_types=(*(kinds[k] for k in down), "DownBlock2D"),
-        up_block_types=("UpBlock2D", *(ups[k] for k in reversed(down))),
-    )
-    ran = diffuse("convert", pipeline(net), "-q")
-    assert (ran.code, "down_block_types" in ran.line) == (4, True)
+SIZED_IN_TWO_WAYS = {
+    "block_out_channels": (8, 8, 8),
+    "down_block_types": ("ResnetDownsampleBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "variance", "says"),
+    [
+        # without attn_norm_num_groups, scale and shift leave the norm out in diffusers
+        ({"resnet_time_scale_shift": "scale_shift"}, "fixed_small", "attention without a norm"),
+        (SIZED_IN_TWO_WAYS, "fixed_small", "down_block_types"),
+        ({"in_channels": 4, "out_channels": 4}, "fixed_small", "takes 4 channels"),
+        ({"out_channels": 6}, "fixed_small", "not 6"),
+        ({"out_channels": 4}, "fixed_small", "not 4"),
+        ({}, "learned_range", "not 3"),
+    ],
+)
+def test_a_network_that_is_not_ours_is_refused(diffuse, network: Any, variance: str, says: str):
+    folder = pipeline(unet2d(**network), theirs.DDPMScheduler(variance_type=variance))
+    assert says in refused(diffuse("convert", folder, "-q"))
+
+
+def test_networks_of_other_kinds_are_named(diffuse):
+    folder = pipeline()
+    index = {"_class_name": "LDMPipeline", "unet": [], "scheduler": [], "vqvae": []}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for source in (folder, folder / "unet"):
+        assert "of a pipeline with vqvae" in refused(diffuse("convert", source, "-q"))
+    index.pop("vqvae")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert diffuse("convert", folder, "-q", "-o", "pixels.safetensors").code == 0
+    described(folder / "unet" / "config.json", _class_name="UNet2DConditionModel")
+    assert "is of a UNet2DConditionModel" in refused(diffuse("convert", folder, "-q"))
 
 
 MALFORMED: dict[str, Any] = {
@@ -339,32 +365,8 @@ def test_a_config_that_is_none_is_an_expected_error(diffuse, text: str):
     for part in ("unet/config.json", "scheduler/scheduler_config.json"):
         before = (folder / part).read_bytes()
         (folder / part).write_text(text, encoding="latin-1")
-        ran = diffuse("convert", folder, "-q")
-        assert (ran.code, part.split("/")[1] in ran.line) == (4, True), ran.err
+        assert part.split("/")[1] in refused(diffuse("convert", folder, "-q"))
         (folder / part).write_bytes(before)
-
-
-def test_networks_of_another_kind_are_named(diffuse):
-    folder = pipeline()
-    described(folder / "unet" / "config.json", _class_name="UNet2DConditionModel")
-    ran = diffuse("convert", folder, "-q")
-    assert (ran.code, "is of a UNet2DConditionModel" in ran.line) == (4, True)
-
-
-def test_a_network_of_latents_is_refused(diffuse):
-    folder = pipeline()
-    index = {"_class_name": "LDMPipeline", "unet": [], "scheduler": [], "vqvae": []}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    for source in (folder, folder / "unet"):
-        ran = diffuse("convert", source, "-q")
-        assert (ran.code, "of a pipeline with vqvae" in ran.line) == (4, True)
-    index.pop("vqvae")
-    (folder / "model_index.json").write_text(json.dumps(index))
-    assert diffuse("convert", folder, "-q").code == 0
-    ran = diffuse(
-        "convert", pipeline(unet2d(in_channels=4, out_channels=4)), "-q", "-o", "m.safetensors"
-    )
-    assert (ran.code, "takes 4 channels" in ran.line) == (4, True)
 
 
 def test_weights_and_configuration_that_differ_are_told_apart(diffuse):
@@ -384,9 +386,7 @@ def test_weights_and_configuration_that_differ_are_told_apart(diffuse):
     }  # fmt: skip
     for text, tensors in changed.items():
         save_file(tensors, path)
-        ran = diffuse("convert", folder, "-q")
-        assert (ran.code, text in ran.line) == (4, True), ran.err
-    assert not Path(OUT).exists()
+        assert text in refused(diffuse("convert", folder, "-q"))
 
 
 # -- diffusers: the process -----------------------------------------------------------------------
@@ -439,19 +439,17 @@ def test_betas_that_a_file_leaves_out_are_the_schedulers(kind: str):
     assert torch.allclose(process.betas, scheduler.betas.double(), rtol=2e-6, atol=1e-9)
 
 
-def test_the_sigmoid_schedule_of_diffusers_is_not_ours():
-    scheduler = theirs.DDPMScheduler(beta_schedule="sigmoid")
+@pytest.mark.parametrize(
+    ("name", "target"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")]
+)
+def test_targets_have_other_names_and_the_sigmoid_schedule_is_not_ours(name: str, target: str):
+    scheduler = theirs.DDIMScheduler(prediction_type=name)
+    assert converted(pipeline(scheduler=scheduler)).blueprint.diffusion == DiffusionConfig(
+        schedule="linear", target=target, rescale_timesteps=False
+    )
+    scheduler = theirs.DDPMScheduler(beta_schedule="sigmoid", prediction_type=name)
     found = converted(pipeline(scheduler=scheduler)).blueprint.diffusion
     assert torch.allclose(torch.tensor(found.betas), scheduler.betas, rtol=1e-5, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("said", "target"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")]
-)
-def test_targets(said: str, target: str):
-    model = converted(pipeline(scheduler=theirs.DDIMScheduler(prediction_type=said)))
-    assert model.blueprint.diffusion.target == target
-    assert model.blueprint.diffusion.variance == "small"
 
 
 def test_zero_terminal_snr_is_kept(diffuse):
@@ -484,38 +482,6 @@ def test_variances_are_those_of_the_scheduler(said: str):
         elif said in ("fixed_small", "fixed_large"):
             expected = expected.log()
         assert torch.allclose(found.float(), expected, rtol=1e-3), (said, t)
-
-
-UNTOLD = {
-    "_class_name": "EDMEulerScheduler",
-    "beta_schedule": "laplace",
-    "prediction_type": "flow_prediction",
-    "variance_type": "learned",
-    "num_train_timesteps": 10**9,
-    "trained_betas": [0.1, 2.0],
-    "beta_start": "low",
-    "beta_end": float("nan"),
-    "predict_epsilon": False,
-    "timestep_type": "continuous",
-}
-
-
-@pytest.mark.parametrize("name", list(UNTOLD))
-def test_a_process_that_is_not_known_is_refused(diffuse, name: str):
-    folder = pipeline()
-    described(folder / "scheduler" / "scheduler_config.json", **{name: UNTOLD[name]})
-    ran = diffuse("convert", folder, "-q")
-    assert ran.code == 4, ran.err
-    assert "scheduler_config.json" in ran.line
-
-
-@pytest.mark.parametrize(
-    ("channels", "said"), [(6, "fixed_small"), (3, "learned_range"), (4, "fixed_small")]
-)
-def test_channels_that_do_not_suit_the_variance_are_refused(diffuse, channels: int, said: str):
-    folder = pipeline(unet2d(out_channels=channels), theirs.DDPMScheduler(variance_type=said))
-    ran = diffuse("convert", folder, "-q")
-    assert (ran.code, f"not {channels}" in ran.line) == (4, True)
 
 
 def test_settings_of_sampling_that_are_not_kept_are_said(diffuse):
@@ -562,8 +528,6 @@ def test_what_is_typed_wins_over_the_scheduler(diffuse):
     assert (found.target, found.variance) == ("x0", "large")
     ran = diffuse("convert", folder, "--num-timesteps", 9, "--overwrite", "-q")
     assert (ran.code, "not the number of --betas" in ran.line) == (2, True)
-    ran = diffuse("convert", folder, "--variance", "learned", "--overwrite", "-q")
-    assert (ran.code, "--variance 'learned' needs 6 channels out" in ran.line) == (2, True)
 
 
 @pytest.mark.parametrize(("total", "target"), [(1000, "epsilon"), (40, "v_prediction")])
@@ -858,16 +822,13 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(WRONG))
+@pytest.mark.parametrize("name", WRONG)
 def test_a_checkpoint_that_is_no_network_is_refused(diffuse, name: str):
     change, says = WRONG[name]
     state = checkpoint()
     change(state)
     torch.save(state, "m.pt")
-    ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
-    assert ran.code == 4, ran.err
-    assert says in ran.line
-    assert not Path(OUT).exists()
+    assert says in refused(diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q"))
 
 
 # -- files that were made to do harm --------------------------------------------------------------
@@ -881,7 +842,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
+@pytest.mark.parametrize("suffix", mostly_slow([".pt", ".pth", ".ckpt", ".bin"], always=1))
 @pytest.mark.parametrize(
     "format", [(), ("--format", "openai", "--heads", 2), ("--format", "diffusers")], ids=str
 )
@@ -889,12 +850,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(diffuse, suffix, zi
     path = Path(f"m{suffix}")
     torch.save({**checkpoint(), "x": Evil()}, path, _use_new_zipfile_serialization=zipped)
     Path("config.json").write_text(json.dumps({"_class_name": "UNet2DModel", "sample_size": 32}))
-    ran = diffuse("convert", path, *TYPED, *format, "-q")
-    assert ran.code == 4
-    assert f"{path} is a pickle that asks for posix.system" in ran.line
-    assert ran.out == ""
+    line = refused(diffuse("convert", path, *TYPED, *format, "-q"))
+    assert f"{path} is a pickle that asks for posix.system" in line
     assert not Path("harmed").exists()
-    assert not Path(OUT).exists()
     torch.load(path, weights_only=False)
     assert Path("harmed").exists()  # so it would have been
 
@@ -911,10 +869,9 @@ def test_a_pickle_that_would_fill_the_memory_is_refused(diffuse, monkeypatch, zi
     torch.save({**checkpoint(), "x": Filling()}, "m.pt", _use_new_zipfile_serialization=zipped)
     assert len(torch.load("m.pt", weights_only=True)["x"]) == 2**20
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("it was read"))
-    ran = diffuse("convert", "m.pt", *TYPED, "-q")
-    assert (ran.code, "asks for a bytearray" in ran.line) == (4, True)
+    assert "asks for a bytearray" in refused(diffuse("convert", "m.pt", *TYPED, "-q"))
     Path("m.pt").write_bytes(pickle.dumps(Filling(), protocol=2))
-    assert diffuse("convert", "m.pt", *TYPED, "-q").code == 4
+    refused(diffuse("convert", "m.pt", *TYPED, "-q"))
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -925,16 +882,14 @@ def test_a_second_pickle_in_a_file_is_looked_at_too(diffuse, name):
         for entry in archive.infolist():
             two.writestr(entry.filename, archive.read(entry))
         two.writestr(name, pickle.dumps(Filling(), protocol=2))
-    ran = diffuse("convert", "two.pt", *TYPED, "-q")
-    assert (ran.code, "asks for a bytearray" in ran.line) == (4, True)
+    assert "asks for a bytearray" in refused(diffuse("convert", "two.pt", *TYPED, "-q"))
 
 
 def test_a_plain_pickle_is_refused(diffuse):
     for protocol in range(6):
-        Path("m.pt").write_bytes(pickle.dumps(Evil(), protocol=protocol))
-        assert diffuse("convert", "m.pt", *TYPED, "-q").code == 4
-        Path("m.pt").write_bytes(pickle.dumps({"a": 1}, protocol=protocol))
-        assert diffuse("convert", "m.pt", *TYPED, "-q").code == 4
+        for content in (Evil(), {"a": 1}):
+            Path("m.pt").write_bytes(pickle.dumps(content, protocol=protocol))
+            refused(diffuse("convert", "m.pt", *TYPED, "-q"))
     assert not Path("harmed").exists()
 
 
@@ -942,8 +897,7 @@ def test_a_pickle_in_a_folder_of_diffusers_is_not_run_either(diffuse):
     folder = pipeline()
     (folder / "unet" / WEIGHTS[0]).unlink()
     torch.save({"conv_in.weight": Evil()}, folder / "unet" / WEIGHTS[1])
-    ran = diffuse("convert", folder, "-q")
-    assert (ran.code, "posix.system" in ran.line) == (4, True)
+    assert "posix.system" in refused(diffuse("convert", folder, "-q"))
     assert not Path("harmed").exists()
 
 
@@ -1009,23 +963,20 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(FILES))
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_no_model_is_refused(diffuse, name: str):
     write, says = FILES[name]
     write(Path("m.pt"))
-    ran = diffuse("convert", "m.pt", *TYPED, "-q")
-    assert ran.code == 4, ran.err
-    assert says in ran.line
-    assert "m.pt" in ran.line
-    assert not Path(OUT).exists()
+    line = refused(diffuse("convert", "m.pt", *TYPED, "-q"))
+    assert says in line
+    assert "m.pt" in line
 
 
 def test_a_pickle_that_is_too_large_is_not_read(diffuse, monkeypatch):
     torch.save(checkpoint(), "m.pt", _use_new_zipfile_serialization=False)
     os.truncate("m.pt", MOST_BYTES + 1)  # which takes no room
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("it was read"))
-    ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
-    assert (ran.code, "is a pickle of more than" in ran.line) == (4, True)
+    assert "is a pickle of more than" in refused(diffuse("convert", "m.pt", *TYPED, "-q"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -1034,17 +985,14 @@ def test_a_checkpoint_that_is_cut_short_or_changed_is_refused(diffuse, zipped: b
     data = Path("whole.pt").read_bytes()
     for length in (1, 3, 100, len(data) // 2, len(data) - 10):
         Path("m.pt").write_bytes(data[:length])
-        ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
-        assert (ran.code, ran.out) == (4, ""), ran.err
-        assert "m.pt" in ran.line
+        assert "m.pt" in refused(diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q"))
 
 
 def test_names_in_a_file_are_shown_escaped(diffuse):
     torch.save({**checkpoint(), "a\x1b[31m\nb": torch.ones(1)}, "m.pt")
-    ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
-    assert ran.code == 4
-    assert "\x1b" not in ran.line
-    assert "is not of this network" in ran.line
+    line = refused(diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q"))
+    assert "\x1b" not in line
+    assert "is not of this network" in line
 
 
 def test_safetensors_whose_length_begins_as_a_pickle_does_are_safetensors(diffuse):
@@ -1092,81 +1040,6 @@ def test_the_path_is_printed_or_json(diffuse):
     assert found["parameters"] == sum(t.numel() for t in model_file.load(OUT).ema.values())
 
 
-def test_equal_sources_are_equal_bytes(diffuse):
-    path, _ = saved()
-    line = ("convert", path, "--heads", 2, *TYPED, "-q")
-    for name in ("a", "b"):
-        assert diffuse(*line, "-o", f"{name}.safetensors").code == 0
-    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
-
-
-def test_nothing_is_overwritten_unless_asked(diffuse):
-    folder = pipeline()
-    Path(OUT).write_text("mine")
-    ran = diffuse("convert", folder, "-q")
-    assert (ran.code, "--overwrite" in ran.line) == (5, True)
-    assert Path(OUT).read_text() == "mine"
-    assert diffuse("convert", folder, "-q", "--overwrite").code == 0
-    assert model_file.load(OUT).step == 0
-
-
-def test_a_model_file_is_one_already(diffuse, model: Path):
-    before = model.read_bytes()
-    for line in ((model,), (model, "--format", "diffusers")):
-        ran = diffuse("convert", *line, "-q")
-        assert (ran.code, "is a diffuse model already" in ran.line) == (2, True), ran.err
-    ran = diffuse("convert", model, "-o", model, "--overwrite", "-q")
-    assert (ran.code, "is the input itself" in ran.line) == (2, True), ran.err
-    assert model.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("line", "code", "says"),
-    [
-        ("", 2, "SOURCE is missing"),
-        ("nowhere", 4, "no such file or folder: nowhere"),
-        ("empty", 4, "no model of a known format: diffusers, openai"),
-        ("empty --format openai", 4, "is not a checkpoint of OpenAI's"),
-        ("empty --format diffusers", 4, "no config.json"),
-        ("pipeline --format difusers", 2, "Did you mean 'diffusers'?"),
-        ("pipeline --format openai", 4, "is not a checkpoint of OpenAI's"),
-        ("pipeline --preset adm-46", 2, "Did you mean 'adm-64'?"),
-        ("pipeline --schedule cosin", 2, "Did you mean 'cosine'?"),
-        ("pipeline --target epss", 2, "Did you mean 'eps'?"),
-        ("pipeline --variance learn", 2, "Did you mean 'learned'?"),
-        ("pipeline --attention-order legcy", 2, "Did you mean 'legacy'?"),
-        ("pipeline --attention-order new", 2, "--attention-order does not go with diffusers"),
-        ("pipeline --heads 2", 2, "--heads does not go with diffusers"),
-        ("pipeline --heads 2 --head-width 8", 2, "--heads and --head-width exclude each other"),
-        ("pipeline --heads-upsample 2 --head-width 8", 2, "--heads-upsample and --head-width"),
-        ("pipeline --heads-upsample 2", 2, "--heads-upsample does not go with diffusers"),
-        ("pipeline --schedule linear --betas b.txt", 2, "--schedule and --betas exclude"),
-        ("pipeline --betas nowhere.txt", 2, "--betas"),
-        ("pipeline --size wide", 2, "--size"),
-        ("pipeline --num-timesteps 1", 2, "--num-timesteps must be at least 2"),
-        ("pipeline --class-names nowhere.txt", 2, "--class-names nowhere.txt"),
-        ("pipeline --class-names b.txt", 2, "1 names for 0 classes"),
-        ("pipeline --preset ddpm-cifar10", 2, "--preset ddpm-cifar10 is not the network"),
-        ("pipeline --preset vit-s", 2, "is a 'vit', and models of diffusers are U-Nets"),
-        ("pipeline -o model.bin", 2, ".safetensors"),
-        ("pipeline -o b.txt/model.safetensors", 5, "b.txt"),
-        ("nowhere -o b.txt/model.safetensors", 5, "b.txt"),
-    ],
-)
-def test_bad_input_is_one_line_with_its_exit_code(
-    diffuse, here: Path, line: str, code: int, says: str
-):
-    pipeline()
-    (here / "empty").mkdir()
-    (here / "b.txt").write_text("0.5 0.6")
-    before = sorted(here.rglob("*"))
-    ran = diffuse("convert", *line.split(), "-q")
-    assert ran.code == code, ran.err
-    assert ran.out == ""
-    assert says in ran.line
-    assert sorted(here.rglob("*")) == before
-
-
 def test_classes_have_the_names_of_a_file(diffuse):
     folder = pipeline(unet2d(num_class_embeds=3))
     Path("names.txt").write_text(
@@ -1174,19 +1047,18 @@ def test_classes_have_the_names_of_a_file(diffuse):
     )
     assert diffuse("convert", folder, "--class-names", "names.txt", "-q").code == 0
     assert model_file.load(OUT).classes == ("tench", "great white shark", "багет")
-    for text, says in (("a\nb\n", "2 names for 3 classes"), ("a\nb\na\n", "'a' twice")):
-        Path("names.txt").write_text(text)
+    for text, says in ((b"a\nb\na\n", "'a' twice"), (b"\xff\xfe", "--class-names")):
+        Path("names.txt").write_bytes(text)
         ran = diffuse("convert", folder, "--class-names", "names.txt", "--overwrite", "-q")
         assert (ran.code, says in ran.line) == (2, True)
-    Path("names.txt").write_bytes(b"\xff\xfe")
-    assert diffuse("convert", folder, "--class-names", "names.txt", "--overwrite", "-q").code == 2
 
 
 def test_options_come_from_a_file_too(diffuse):
     path, _ = saved()
     Path("c.toml").write_text('heads = 2\nsize = "8"\nschedule = "cosine"\nnum_timesteps = 100\n')
     assert diffuse("convert", path, "--config", "c.toml", "-q").code == 0
-    assert model_file.load(OUT).blueprint.config.heads == 2
+    assert diffuse("convert", path, "--heads", 2, *TYPED, "-q", "-o", "b.safetensors").code == 0
+    assert Path("b.safetensors").read_bytes() == Path(OUT).read_bytes()
 
 
 # -- what is made of it ---------------------------------------------------------------------------
@@ -1202,17 +1074,8 @@ def source(request: pytest.FixtureRequest, diffuse: Callable[..., Ran]) -> str:
         ran = diffuse("convert", pipeline(net, theirs.DDPMScheduler(beta_end=0.015)), "-q")
     else:
         path, _ = saved(channels=1, out_channels=2, classes=classes, time_width=64)
-        ran = diffuse(
-            "convert",
-            path,
-            "--heads",
-            2,
-            "--heads-upsample",
-            4,
-            *TYPED,
-            "--no-rescale-timesteps",
-            "-q",
-        )
+        line = ("--heads", 2, "--heads-upsample", 4, *TYPED, "--no-rescale-timesteps", "-q")
+        ran = diffuse("convert", path, *line)
     assert ran.code == 0, ran.err
     return str(request.param)
 

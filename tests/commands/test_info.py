@@ -8,7 +8,6 @@ import json
 import os
 import re
 import struct
-import sys
 import tempfile
 import tomllib
 import zipfile
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import environment
+from conftest import mostly_slow
 from edited_models import altered
 from image_corpus import fill
 from lab import ROOT
@@ -27,10 +26,9 @@ from PIL import Image
 from xxhash import xxh3_128_digest
 
 from diffuse_cli.commands.info import duplicates, reports
-from diffuse_cli.commands.info.duplicates import count_copies
 from diffuse_cli.commands.info.inspection import inspect
 from diffuse_cli.config.shared_options import InfoConfig
-from diffuse_cli.data import Dataset, Summary, read_images
+from diffuse_cli.data import read_images
 from diffuse_cli.media import figures
 from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.system import files
@@ -86,10 +84,8 @@ def look(folder: Path, **options: Any) -> Any:
 @pytest.fixture
 def messy(tmp_path: Path) -> Path:
     """Three sizes, three modes, two classes, an image outside them, and what is no image."""
-    grey = Image.fromarray(noise(3, 12).astype(np.uint8))
-    transparent = grey.convert("LA")
     buffer = io.BytesIO()
-    transparent.save(buffer, "PNG")
+    Image.fromarray(noise(3, 12).astype(np.uint8)).convert("LA").save(buffer, "PNG")
     return fill(
         tmp_path / "messy",
         {
@@ -201,17 +197,6 @@ def test_bad_files_are_named_five_a_reason(tmp_path, diffuse):
     assert (
         "7 files, not an image: 0.png, 1.png, 2.png, 3.png, 4.png, ..." in diffuse("info", data).out
     )
-    ran = diffuse("info", data, "--strict", "-q")
-    assert ran.code == 3
-    assert "0.png: not an image" in ran.line
-
-
-def test_held_out_images_are_counted(tmp_path):
-    pictures_ = [noise(seed, 8) for seed in range(100)]
-    data = fill(tmp_path, {f"{i:03}.png": png(p) for i, p in enumerate(pictures_)})
-    expected = sum(map(held_out, pictures_))
-    assert 0 < expected < 20
-    assert look(data)["held_out"] == expected
 
 
 def test_a_zip_is_read_like_its_folder(messy, tmp_path, diffuse):
@@ -258,11 +243,9 @@ def test_the_file_of_one_array_of_floats_is_described(tmp_path, diffuse):
 
 
 def test_transparency_is_laid_on_the_background(tmp_path, diffuse):
-    buffer = io.BytesIO()
-    Image.new("LA", (9, 9), (100, 0)).save(buffer, "PNG")
-    data = fill(tmp_path / "d", {"a.png": buffer.getvalue()})
+    Image.new("LA", (9, 9), (100, 0)).save(tmp_path / "a.png")
     for options, expected in (([], 255), (["--background", "#010101"], 1)):
-        assert diffuse("info", data, "--json", *options).json["pixels"]["mean"] == [expected]
+        assert diffuse("info", "a.png", "--json", *options).json["pixels"]["mean"] == [expected]
 
 
 def test_one_color_has_no_deviation(tmp_path):
@@ -271,28 +254,42 @@ def test_one_color_has_no_deviation(tmp_path):
     assert found["blank"] == 2
 
 
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("reports.MAP_OVER", 0), ("reports.kept_bytes", lambda folder: 0), ("duplicates.BLOCK", 1)],
+    ids=["mapped", "not kept", "in blocks"],
+)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_large_sets_are_mapped_and_nothing_is_left(tmp_path, monkeypatch, messy, workers):
-    expected = look(messy, workers=workers)
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+def test_where_images_are_kept_and_read_changes_nothing(
+    messy, tmp_path, monkeypatch, temporary, place, value, workers
+):
+    sheets = [tmp_path / "before.png", tmp_path / "after.png"]
+    expected = look(messy, out=str(sheets[0]))
+    monkeypatch.setattr(f"diffuse_cli.commands.info.{place}", value)
+    found = look(messy, workers=workers, out=str(sheets[1]))
+    assert {**found, "contact_sheet": ""} == {**expected, "contact_sheet": ""}
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+    assert not [*temporary.iterdir()]
+
+
+def test_images_on_the_disk_are_removed_where_a_command_ends(messy, monkeypatch, temporary):
     monkeypatch.setattr(reports, "MAP_OVER", 0)
-    assert look(messy, workers=workers) == expected
-    assert list(temporary.iterdir()) == []
     with pytest.raises(DataError, match="empty file"):
         look(messy, strict=True)
     work = inspect(InfoConfig(path=str(messy)))
     next(work)
-    assert list(temporary.iterdir())
+    assert [*temporary.iterdir()]
     work.close()
-    assert list(temporary.iterdir()) == []
-
-
-def test_measuring_in_blocks_changes_nothing(messy, monkeypatch):
-    expected = look(messy)
-    monkeypatch.setattr(duplicates, "BLOCK", 1)
-    assert look(messy) == expected
+    assert not [*temporary.iterdir()]
 
 
 # -- names ----------------------------------------------------------------------------------------
@@ -421,37 +418,12 @@ def test_likenesses_across_the_split_are_counted(tmp_path, diffuse):
         sides = held_out(scene(i)), held_out(np.asarray(Image.open(io.BytesIO(copy))))
         expected += sides[0] != sides[1]
         seen += sum(sides)
-    data = fill(tmp_path / "d", contents)
-    found = look(data)
+    found = look(fill(tmp_path / "d", contents))
     assert found["held_out"] == seen
     assert found["near_duplicates"]["groups"] == 60
     assert found["near_duplicates"]["across_split"] == expected > 1
-    text = diffuse("info", data).out
+    text = diffuse("info", "d").out
     assert f"{expected} held-out images with a copy among the training images" in text
-
-
-def test_only_likenesses_across_the_split_count():
-    sides = [True, True, True, False, False, False, True, False]
-    count = 40
-    digests = (
-        np.arange(16 * count, dtype=np.uint8).reshape(count, 16) // 2 * 2 + 1
-    )  # odd: trained on
-    for k, held in enumerate(sides):
-        if held:
-            digests[k] = 0
-    images = Dataset(
-        stored=np.zeros((count, 1, 8, 8), np.uint8),
-        labels=np.full(count, -1),
-        class_names=(),
-        names=tuple(map(str, range(count))),
-        digests=digests,
-        summary=Summary("", count, count, 1),
-    )
-    assert images.held_out.tolist() == sides + [False] * (count - len(sides))
-    roots = np.arange(count)
-    roots[[1, 3, 5, 7]] = [0, 2, 4, 6]
-    found = count_copies(images, roots, np.arange(count))
-    assert (found.groups, found.surplus, found.across_split) == (4, 4, 2)
 
 
 def test_symmetric_pictures_are_recognized(tmp_path):
@@ -463,7 +435,7 @@ def test_symmetric_pictures_are_recognized(tmp_path):
     assert look(fill(tmp_path, contents))["near_duplicates"]["groups"] == 20
 
 
-@pytest.mark.parametrize("apart", range(8))
+@pytest.mark.parametrize("apart", [0, 4, 5])
 def test_hashes_a_few_bits_apart_are_candidates(apart):
     draw = np.random.default_rng(apart)
     hashed = draw.integers(0, 2**63, 1000, dtype=np.uint64)
@@ -480,7 +452,7 @@ def groups_of_one_image(hashed: Any) -> list[int]:
     return finish(duplicates.group_similar(pixels, hashed, np.arange(len(hashed)))).tolist()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", mostly_slow(range(8)))
 def test_groups_are_joined_in_any_order(seed, monkeypatch):
     """Of chains, in which each image is like the one before alone."""
     monkeypatch.setattr(duplicates, "PAIRS", 7)
@@ -510,7 +482,7 @@ def everyone_with_everyone(pixels: Any, hashed: Any) -> Any:
     return roots
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", mostly_slow(range(3), always=1))
 def test_bands_find_what_comparing_all_pairs_finds(seed, monkeypatch):
     monkeypatch.setattr(duplicates, "PAIRS", 7)
     draw = np.random.default_rng(seed)
@@ -543,17 +515,6 @@ def test_the_search_is_bounded_where_all_hashes_are_one(monkeypatch):
     roots = finish(duplicates.group_similar(pixels, np.zeros(500, np.uint64), np.arange(500)))
     assert roots.tolist() == list(range(500))
     assert duplicates.CANDIDATES * 500 <= sum(compared) < (duplicates.CANDIDATES + 1) * 500
-
-
-def test_frequencies_are_those_of_the_cosine_transform():
-    pixels = noise(1, 20)[None, None].astype(np.uint8)
-    found = duplicates.frequencies(pixels)
-    assert found.shape == (1, 1, 16, 16)
-    place = np.pi * (np.arange(20) + 0.5) / 20
-    expected = (pixels[0, 0] * np.outer(np.cos(3 * place), np.cos(5 * place))).sum() * 2 / 20
-    assert found[0, 0, 3, 5] == pytest.approx(expected, rel=1e-5)
-    assert found[0, 0, 0, 0] == 0
-    assert duplicates.frequencies(np.zeros((2, 3, 4, 9), np.uint8)).shape == (2, 3, 4, 9)
 
 
 # -- the contact sheet ----------------------------------------------------------------------------
@@ -604,48 +565,32 @@ def test_large_images_are_small_on_the_sheet(tmp_path, channels):
 def test_a_sheet_is_refused_before_anything_is_read(images, diffuse, monkeypatch):
     monkeypatch.setattr(reports, "read_images", lambda *a, **k: 1 / 0)
     Path("there.png").write_bytes(b"mine")
-    Path("file").write_bytes(b"")
     Path("link.png").symlink_to(images)
-    for out, code, says in (
-        ("there.png", 5, "--overwrite"),
-        ("file/sheet.png", 5, "not a folder"),
-        ("sheet.jpg", 2, ".png"),
-        (images / "dark" / "sheet.png", 2, "one of the images"),
-        ("link.png", 2, "one of the images"),
-    ):
-        ran = diffuse("info", images, "-o", out, "-q")
-        assert (ran.code, ran.out) == (code, "")
-        assert says in ran.line
+    for out, code in (("there.png", "output_exists"), ("link.png", "output_is_input")):
+        assert diffuse("info", images, "-o", out, "--json").json["error"]["code"] == code
     assert Path("there.png").read_bytes() == b"mine"
 
 
 def test_a_sheet_is_replaced_when_asked_and_always_the_same(images, diffuse):
     assert diffuse("info", images, "-o", "a.png").code == 0
-    first = Path("a.png").read_bytes()
-    Path("a.png").write_bytes(b"mine")
-    assert diffuse("info", images, "-o", "a.png", "--overwrite").code == 0
-    assert Path("a.png").read_bytes() == first
+    Path("b.png").write_bytes(b"mine")
+    assert diffuse("info", images, "-o", "b.png", "--overwrite").code == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
 # -- what is there --------------------------------------------------------------------------------
 
 
 def test_nothing_usable_is_one_line(tmp_path, diffuse):
-    (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "picture.png").write_bytes(png(noise(1))[:20])
-    (tmp_path / "broken.zip").write_bytes(b"PK\x05\x06" + b"\xff" * 16 + b"\0\0")
-    for path, code, says in (
-        ("empty", 3, "no images in empty"),
-        ("nowhere", 3, "folder or an archive of images, a model file or a run directory"),
-        ("fifo", 3, "fifo"),
-        ("picture.png/x", 3, "no such"),
-        ("x" * 5000, 3, "cannot read"),
-        ("broken.zip", 3, "broken.zip"),
-        ("picture.png", 3, "no usable images in picture.png: 1 truncated or corrupt"),
+    for path, says in (
+        ("fifo", "fifo"),
+        ("x" * 5000, "cannot read"),
+        ("picture.png", "no usable images in picture.png: 1 truncated or corrupt"),
     ):
         ran = diffuse("info", path, "-q")
-        assert (ran.code, ran.out) == (code, ""), path
+        assert (ran.code, ran.out) == (3, ""), path
         assert says in ran.line
 
 
@@ -761,23 +706,9 @@ def test_a_model_file_nested_too_deeply_is_rejected(conditional, diffuse, where)
         config[where]["deep"] = value
 
     Path("deep.safetensors").write_bytes(changed(conditional.read_bytes(), change))
-    for form in ([], ["--json"]):
-        ran = diffuse("info", "deep.safetensors", "-q", *form)
-        assert ran.code == 4
-        code = ran.json["error"]["code"] if form else ran.out
-        assert code == ("model_damaged" if form else "")
-        assert "deep.safetensors" in ran.line
-
-
-def test_a_model_file_that_load_rejects(conditional, diffuse):
-    good = conditional.read_bytes()
-    for name, data in (("short", good[:-100]), ("text", b"a model, honestly"), ("empty", b"")):
-        Path(name).write_bytes(data)
-        ran = diffuse("info", name, "-q")
-        assert (ran.code, ran.out) == (4, "")
-        with pytest.raises(model_file.ModelFileError) as error:
-            model_file.load(name)
-        assert ran.line == f"diffuse: {error.value}\n"
+    ran = diffuse("info", "deep.safetensors", "--json", "-q")
+    assert (ran.code, ran.json["error"]["code"]) == (4, "model_damaged")
+    assert "deep.safetensors" in ran.line
 
 
 def test_a_model_file_whose_weights_end_like_a_zip(conditional, diffuse):
@@ -787,14 +718,12 @@ def test_a_model_file_whose_weights_end_like_a_zip(conditional, diffuse):
     assert diffuse("info", "m.safetensors", "--json").json["kind"] == "model"
 
 
-def test_a_model_lists_the_classes_that_it_draws(model, conditional, diffuse):
+def test_a_model_lists_the_classes_that_it_draws(model, diffuse):
     """An unconditional one keeps the names in its data, and draws none of them."""
-    assert diffuse("sample", model, "--class", "dark").code == 2
     assert diffuse("info", model, "--json").json["classes"] == []
     told = diffuse("info", model).out
     assert "classes     none: trained without --classes\n" in told
     assert " classes=[" not in told
-    assert diffuse("info", conditional, "--json").json["classes"] == ["dark", "light"]
 
 
 def test_a_model_without_a_title_or_raw_weights(conditional, diffuse):
@@ -809,26 +738,13 @@ def test_a_model_without_a_title_or_raw_weights(conditional, diffuse):
         assert tensor_file.read_header(file).metadata["format"] == "pt"
 
 
-@pytest.mark.parametrize(
-    "option",
-    ["--size 8", "--background red", "--fit pad", "-o x.png", "--workers 2", "--strict"],
-)
-def test_options_about_images_do_not_go_with_a_model(conditional, diffuse, option):
-    ran = diffuse("info", conditional, *option.split(), "-q")
-    assert ran.code == 2
-    assert option.split()[0] in ran.line
-
-
 def test_numbers_have_four_digits_for_people_and_all_in_json(conditional, diffuse):
-    def change(config: dict[str, Any], metadata: dict[str, str]) -> None:
-        config["training"] |= {"lr": 0.00019999999, "ratios": [1 / 3, 2]}
-
-    Path("m.safetensors").write_bytes(changed(conditional.read_bytes(), change))
-    said = diffuse("info", "m.safetensors").out
-    assert "lr=0.0002," in said
-    assert "ratios=[0.3333, 2]" in said
-    training = diffuse("info", "m.safetensors", "--json").json["training"]
-    assert (training["lr"], training["ratios"]) == (0.00019999999, [1 / 3, 2])
+    training = {"lr": 0.00019999999, "ratios": [1 / 3, 2]}
+    altered(conditional, Path("m.safetensors"), training=training)
+    text = diffuse("info", "m.safetensors").out
+    assert "lr=0.0002," in text
+    assert "ratios=[0.3333, 2]" in text
+    assert training.items() <= diffuse("info", "m.safetensors", "--json").json["training"].items()
 
 
 # -- the configuration of a training --------------------------------------------------------------
@@ -870,7 +786,6 @@ def test_the_toml_is_printed_written_and_part_of_the_json(conditional, diffuse):
     assert Path("a.toml").read_text() == text
     assert (ran.json["config"], ran.json["toml"]) == (tomllib.loads(text), "a.toml")
     assert "config" not in diffuse("info", conditional, "--json").json
-    assert diffuse("info", conditional, "--toml", "-o", "a.txt", "-q").code == 2
 
 
 def test_the_toml_of_a_column_with_an_odd_space_can_be_read(conditional, diffuse):
@@ -880,19 +795,12 @@ def test_the_toml_of_a_column_with_an_odd_space_can_be_read(conditional, diffuse
     assert tomllib.loads(text)["condition_on"] == training["condition_on"]
 
 
-def test_images_have_no_toml(images, diffuse):
-    ran = diffuse("info", images, "--toml", "-q")
-    assert (ran.code, ran.out) == (2, "")
-    assert "--toml is for model files" in ran.line
-
-
-def test_the_toml_of_a_hostile_model_file_is_escaped_or_refused(conditional, diffuse):
-    for loss, code in (("\x9b31m\u202e", 0), (3, 4)):
-        change = lambda config, metadata, loss=loss: config["training"].update(loss=loss)  # noqa: E731
-        Path("m.safetensors").write_bytes(changed(conditional.read_bytes(), change))
-        ran = diffuse("info", "m.safetensors", "--toml", "-q")
-        assert ran.code == code
-        assert not set("\x9b\u202e") & {*ran.out}
+@pytest.mark.parametrize(("loss", "code"), [("\x9b31m\u202e", 0), (3, 4)])
+def test_the_toml_of_a_hostile_model_file_is_escaped_or_refused(conditional, diffuse, loss, code):
+    altered(conditional, Path("m.safetensors"), training={"loss": loss})
+    ran = diffuse("info", "m.safetensors", "--toml", "-q")
+    assert ran.code == code
+    assert not set("\x9b\u202e") & {*ran.out}
 
 
 # -- its page ----------------------------------------------------------------------------------
@@ -908,30 +816,14 @@ def test_its_page_shows_what_is_said(diffuse):
 # -- as a process ---------------------------------------------------------------------------------
 
 
-def test_the_command_as_a_process(images, fresh, tmp_path):
-    ran = fresh("info", images, "-o", "sheet.png", env={"LC_ALL": "C"})
-    assert ran.code == 0
-    assert ran.out.startswith("data             ")
-    assert "60 usable of 60" in ran.out
-    assert "reading images 60/60" in ran.err
-    assert (tmp_path / "sheet.png").exists()
-
-
-def test_images_are_looked_at_without_torch(images, tmp_path):
-    import subprocess
-
-    program = (
+def test_images_are_looked_at_without_torch(fresh, images, tmp_path):
+    (tmp_path / "program.py").write_text(
         "import sys; from diffuse_cli.app import main; code = main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
-    line = [sys.executable, "-c", program, "info", str(images), "-q", "-o", str(tmp_path / "s.png")]
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_images_that_the_disk_does_not_hold_are_described_the_same(diffuse, messy, monkeypatch):
-    line = ("info", messy, "--json", "-o", "sheet.png")
-    kept, sheet_of = diffuse(*line).json, Path("sheet.png").read_bytes()
-    monkeypatch.setattr(reports, "kept_bytes", lambda folder: 0)
-    assert diffuse(*line, "--overwrite").json == kept
-    assert Path("sheet.png").read_bytes() == sheet_of
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "LC_ALL": "C"}
+    ran = fresh("info", images, "-o", "sheet.png", module="program", env=env)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("data             ")
+    assert "reading images 60/60" in ran.err
+    assert (tmp_path / "sheet.png").exists()

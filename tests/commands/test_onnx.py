@@ -148,21 +148,3 @@ def test_a_file_is_written_only_if_it_computes_the_same(
     monkeypatch.setattr(onnx, "MOST_BYTES", 10_000)
     ran = diffuse("convert", "model.safetensors", "--to", "onnx", "-q")
     assert (ran.code, "ONNX cannot say parameters = " in ran.line) == (4, True)
-
-
-@pytest.mark.parametrize(
-    ("line", "code", "says"),
-    [
-        ("nowhere -o a.onnx", 4, "no such model file: nowhere"),
-        ("nowhere --to onnx -o a.safetensors", 2, "-o must end in .onnx"),
-        ("nowhere --to onnx --sampler ddim", 2, "--sampler does not go with --to onnx"),
-        ("nowhere -o a.onnx --size 8", 2, "--size does not go with --to onnx"),
-        ("nowhere -o there.onnx", 5, "there.onnx exists already"),
-        ("nowhere --to onx", 2, "Did you mean 'onnx'?"),
-    ],
-)
-def test_bad_input_is_one_line_with_its_exit_code(diffuse, line: str, code: int, says: str):
-    Path("there.onnx").write_text("mine")
-    ran = diffuse("convert", *line.split(), "-q")
-    assert (ran.code, says in ran.line) == (code, True), ran.err
-    assert [p.name for p in Path().iterdir()] == ["there.onnx"]

@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import Ran, free_port, logged
+from conftest import Ran, free_port, logged, mostly_slow
 from forked_launchers import StandIns
 from lab import QUICK, write_images
 from PIL import Image
@@ -58,7 +59,7 @@ def launch(spawn, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+@pytest.mark.parametrize("launcher", mostly_slow(["torchrun", "accelerate"], always=1))
 def test_two_processes_train_one_model_as_one_does(launch, train, images, recipe, launcher):
     ran = launch(launcher, "train", images, "--config", recipe, *STEPS, "--json")
     assert ran.code == 0, ran.err
@@ -91,6 +92,7 @@ def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, diffuse, image
     assert torch.allclose(two["losses"], one["losses"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_agree_that_a_look_for_copies_is_due_where_they_resume(
     pair, images, tmp_path, monkeypatch
 ):
@@ -127,7 +129,7 @@ def test_two_processes_stopped_and_resumed_equal_one_go(pair, images, tmp_path, 
     assert len(snapshots[0]) == 4
 
 
-@pytest.mark.parametrize("runs_out", [False, True], ids=["split", "halved"])
+@pytest.mark.parametrize("runs_out", mostly_slow([False, True], always=1))
 def test_two_processes_resume_a_batch_that_one_computed_image_by_image(
     pair, diffuse, images, monkeypatch, runs_out
 ):
@@ -235,6 +237,7 @@ def test_two_processes_tune_as_one_does(pair, diffuse, images, conditional):
     assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_choose_a_length_as_one_does(pair, train, diffuse, images):
     """The first does it all, and waits for no other."""
     assert train("--steps", 4, "--ema-lengths", 4, "-q").code == 0
@@ -244,11 +247,10 @@ def test_two_processes_choose_a_length_as_one_does(pair, train, diffuse, images)
     assert two.json == diffuse(*line, "--json").json
 
 
-@pytest.mark.parametrize("options", [(), ("--train-n", 9, "--metrics", "memorization")])
-def test_two_processes_evaluate_one_batch_of_a_folder(pair, diffuse, images, tmp_path, options):
+def test_two_processes_evaluate_one_batch_of_a_folder(pair, diffuse, images, tmp_path):
     """The second has nothing to do."""
     line = ("eval", write_images(tmp_path / "other", 6, seed=7), images, "-n", 6, "--json")
-    line = (*line, *options)
+    line = (*line, "--train-n", 9, "--metrics", "kid,memorization")
     ran = pair(*line)
     assert ran.code == 0, ran.err
     assert {**ran.json, "seconds": 0} == {**diffuse(*line).json, "seconds": 0}
@@ -313,25 +315,20 @@ def test_a_process_that_cannot_map_the_images_of_its_machine_says_why(tmp_path):
     assert not raised.value.of_all
 
 
-def test_missing_weights_are_said_once_by_two_processes(pair, images):
-    """None is left waiting for the one that would have downloaded them."""
-    ran = pair("eval", images, images, "--features", "inception")
-    assert ran.code == 4
-    assert ran.err.count("diffuse: no weights of inception") == 1
-
-
-def test_other_weights_are_said_once_by_two_processes(pair, images, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("eval DATA DATA --features inception", 4, "no weights of inception"),
+        ("eval DATA DATA --features dinov2 --feature-weights w.pth", 4, "w.pth is not the weights"),
+        ("train DATA --steps 0", 2, "--steps must be at least 1"),
+    ],
+)
+def test_a_failure_of_two_processes_is_said_once(pair, images, tmp_path, line, code, said):
+    """None is left waiting for the one that would have downloaded weights."""
     (tmp_path / "w.pth").write_bytes(b"other")
-    line = ("eval", images, images, "--features", "dinov2", "--feature-weights", "w.pth")
-    ran = pair(*line)
-    assert ran.code == 4
-    assert ran.err.count("w.pth is not the weights of dinov2") == 1
-
-
-def test_an_expected_failure_of_two_processes_is_said_once(pair, images):
-    ran = pair("train", images, "--steps", 0)
-    assert ran.code == 2
-    assert ran.err.count("diffuse: --steps must be at least 1") == 1
+    ran = pair(*(images if word == "DATA" else word for word in line.split()))
+    assert ran.code == code
+    assert ran.err.count(f"diffuse: {said}") == 1
 
 
 def test_a_world_size_without_a_launcher_is_a_usage_error(process, images):
@@ -378,27 +375,23 @@ def holder(script):
 
 
 @pytest.mark.parametrize("option", ["--resume", "--overwrite", "--seed=0"])
-def test_the_second_run_on_an_output_names_the_first(train, holder, option):
+def test_the_second_run_on_an_output_names_the_first(train, holder, model, option):
+    """Also where a model stands there."""
+    Path("model.safetensors").write_bytes(model.read_bytes())
     ran = train("--steps", 2, option, "-q")
     assert ran.code == 75
     assert f"process {holder.pid} " in ran.line
-    assert not Path("model.safetensors").exists()
-
-
-def test_the_second_run_is_told_of_the_first_though_a_model_stands_there(train, holder, model):
-    Path("model.safetensors").write_bytes(model.read_bytes())
-    assert train("--steps", 2, "-q").code == 75
+    assert Path("model.safetensors").read_bytes() == model.read_bytes()
 
 
 RACE = """
 import sys
-from diffuse_cli import app
+from pathlib import Path
 from diffuse_cli.system import outputs
-from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.errors import BusyError
 sys.stdin.readline()
 try:
-    with outputs.hold_lock(__import__("pathlib").Path("out") / "lock"):
+    with outputs.hold_lock(Path("out/lock")):
         print("held", flush=True)
         sys.stdin.readline()
 except BusyError as error:
@@ -483,19 +476,14 @@ def test_a_dry_run_of_two_processes_is_said_once(pair, images, recipe):
     assert (ran.code, ran.json["config"]["steps"]) == (0, 4), ran.err
 
 
-def test_an_error_that_another_process_may_not_have_is_said_by_each(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(DataError("gone"), ""), (DataError("gone").mark_local(), "diffuse: gone\n")],
+)
+def test_an_error_that_another_process_may_not_have_is_said_by_each(
+    monkeypatch, capsys, error, said
+):
     monkeypatch.setenv("RANK", "1")
-    for error, said in (
-        (DataError("gone"), ""),
-        (DataError("gone").mark_local(), "diffuse: gone\n"),
-    ):
-        monkeypatch.setattr(app, "build", lambda error=error: raising(error))
-        assert app.main([]) == 3
-        assert capsys.readouterr().err == said
-
-
-def raising(error):
-    def program(*arguments, **options):
-        raise error
-
-    return program
+    monkeypatch.setattr(app, "build", lambda: Mock(side_effect=error))
+    assert app.main([]) == 3
+    assert capsys.readouterr().err == said
