@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import pickle
+import re
 import wave
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -285,6 +286,10 @@ class Lab:
         if name in DATA:
             return self.data(name)
         return self.recipe(name) if name in RECIPES else self.model(name)
+
+    def line(self, text: str) -> list[str]:
+        """Return the words of a command line in which {name} is an entry of the lab."""
+        return [re.sub(r"\{(.+?)\}", lambda name: str(self[name[1]]), w) for w in text.split()]
 
     @property
     def tiny(self) -> tuple[Any, ...]:

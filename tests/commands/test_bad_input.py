@@ -53,12 +53,6 @@ def test_a_bug_exits_1_with_its_traceback(train, instead_of_networks):
     assert "ZeroDivisionError" in ran.err
 
 
-def test_options_of_a_config_with_crlf_and_a_byte_order_mark_count(train, tmp_path):
-    path = tmp_path / "windows.toml"
-    path.write_bytes(b"\xef\xbb\xbfsteps = 0\r\n")
-    assert "--steps must be at least 1" in train("--config", path).line
-
-
 @pytest.mark.parametrize(
     "line", ["train DATA --config", "train DATA --betas", "noise-demo x --betas"]
 )
@@ -71,7 +65,7 @@ def test_what_is_no_regular_file_is_not_read(diffuse, line):
 
 
 def test_a_configuration_has_a_limit(diffuse):
-    with Path("large.toml").open("wb") as file:
-        file.truncate(MOST_TOML + 1)
+    Path("large.toml").touch()
+    os.truncate("large.toml", MOST_TOML + 1)
     ran = diffuse("train", "DATA", "--config", "large.toml", "-q")
     assert (ran.code, "more than 10,000,000 bytes" in ran.line) == (2, True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -75,20 +74,14 @@ def test_the_settings_that_differ_and_the_losses(runs, diffuse):
         lowest, step = min(logged(run, "held_out_loss"))
         assert found["lowest"][k] == f"{Measurement(lowest)} at step {step}"
     assert "cannot be compared" not in ran.out
-
-
-def test_the_lowest_values_are_not_the_last(runs, diffuse):
-    run = Path("a.run")
-    shutil.copytree(runs("a.run"), run)
-    shutil.copy(runs("a.safetensors"), "a.safetensors")
-    kids = {1: 0.7, 2: 0.2, 3: 0.5, 4: 0.6, 5: 0.1}  # the model is of step 4
-    with (run / "metrics.jsonl").open("a") as log:
-        for step, kid in kids.items():
-            row = {"step": step, "kid": kid, "kid_standard_error": 0.01, "held_out_loss": kid / 1e3}
-            log.write(json.dumps(row) + "\n")
-    found = diffuse("compare", run, runs("b.run"), "--json").json["a"]
-    assert found["lowest_kid"] == {"value": 0.2, "standard_error": 0.01, "step": 2}
-    assert found["lowest_held_out_loss"] == {"value": 2e-4, "step": 2}
+    told = diffuse("compare", runs("a.safetensors"), runs("b.run"), "--json").json
+    assert told["settings"]["lr"] == {"a": 0.002, "b": 0.004}
+    assert told["settings"]["ema_lengths"] == {"a": None, "b": 4}
+    assert (told["evaluation"], told["remarks"], told["b"]["lowest_kid"]) == (None, [], None)
+    model = model_file.load(runs("b.safetensors"))
+    assert told["b"]["parameters"] == sum(t.numel() for t in model.ema.values())
+    assert told["b"]["data"]["fingerprint"] == model.data["fingerprint"]
+    assert told["b"]["lowest_held_out_loss"] == {"value": lowest, "step": step}
 
 
 def test_a_setting_has_the_digits_that_tell_it_apart(runs, diffuse):
@@ -96,20 +89,6 @@ def test_a_setting_has_the_digits_that_tell_it_apart(runs, diffuse):
     for lr, shown in ((0.0020001, "0.0020001"), (2 / 300, "0.006667")):
         altered(first, Path("c.safetensors"), training={"lr": lr})
         assert rows(diffuse("compare", first, "c.safetensors"))["lr"] == ["0.002", shown]
-
-
-def test_the_same_as_json(runs, diffuse):
-    found = diffuse("compare", runs("a.safetensors"), runs("b.run"), "--json").json
-    assert found["settings"]["lr"] == {"a": 0.002, "b": 0.004}
-    assert found["settings"]["ema_lengths"] == {"a": None, "b": 4}
-    assert found["evaluation"] is None
-    assert found["remarks"] == []
-    model = model_file.load(runs("b.safetensors"))
-    assert found["b"]["parameters"] == sum(t.numel() for t in model.ema.values())
-    assert found["b"]["data"]["fingerprint"] == model.data["fingerprint"]
-    value, step = min(logged(runs("b.run"), "held_out_loss"))
-    assert found["b"]["lowest_held_out_loss"] == {"value": value, "step": step}
-    assert found["b"]["lowest_kid"] is None
 
 
 def test_losses_of_different_things_are_not_compared(runs, train, diffuse, tmp_path):
@@ -140,34 +119,30 @@ def test_losses_under_other_conditions_are_not_compared(runs, diffuse):
 
 
 def test_models_without_runs_have_settings_alone(runs, diffuse):
-    shutil.copy(runs("a.safetensors"), "a.safetensors")
-    ran = diffuse("compare", "a.safetensors", runs("b.run"))
-    assert ran.code == 0
-    found = rows(ran)
+    """Also a converted one, which has no number of steps."""
+    model = model_file.load(runs("a.safetensors"))
+    training = {k: v for k, v in model.training.items() if k != "steps"}
+    model_file.save(Path("m.safetensors"), replace(model, training=training))
+    found = rows(diffuse("compare", "m.safetensors", runs("b.run")))
     assert found["loss"][0] == "–"
     assert found["lr"] == ["0.002", "0.004"]
-    assert "ema_lengths" not in found  # only a run has it
-    assert "data" not in found
+    assert found["step"] == ["4", "6 of 6"]
+    assert not {"ema_lengths", "data"} & {*found}  # only a run has them
 
 
-def test_a_run_that_has_not_written_its_model(runs, diffuse):
+def test_a_run_without_a_model_or_a_checkpoint(runs, diffuse, images):
     shutil.copytree(runs("a.run"), "a.run")
-    found = rows(diffuse("compare", "a.run", runs("b.run")))
-    assert found["parameters"][0] == rows(diffuse("compare", *[runs("a.run")] * 2))["parameters"][0]
-    assert found["step"] == ["4 of 4", "6 of 6"]
-
-
-def test_a_run_without_a_checkpoint(runs, diffuse, images):
-    shutil.copytree(runs("a.run"), "a.run", ignore=shutil.ignore_patterns("checkpoints"))
-    ran = diffuse("compare", "a.run", runs("b.run"))
-    found = rows(ran)
-    assert found["parameters"][0] == "–"
-    assert found["step"] == ["4 of 4", "6 of 6"]
-    assert found["lr"] == ["0.002", "0.004"]
-    assert not {"preview_every", "log_every"} & {*found}  # which change no weights
-    ran = diffuse("compare", "a.run", runs("b.run"), images, "-q")
-    assert (ran.code, ran.out) == (4, "")
-    assert "a.run has no model yet" in ran.line
+    line = ("compare", "a.run", runs("b.run"))
+    parameters = rows(diffuse("compare", *[runs("a.run")] * 2))["parameters"][0]
+    for count in (parameters, "–"):
+        found = rows(diffuse(*line))
+        assert found["parameters"][0] == count
+        assert found["step"] == ["4 of 4", "6 of 6"]
+        assert found["lr"] == ["0.002", "0.004"]
+        assert not {"preview_every", "log_every"} & {*found}  # which change no weights
+        shutil.rmtree("a.run/checkpoints", ignore_errors=True)
+    ran = diffuse(*line, images, "-q")
+    assert (ran.code, "a.run has no model yet" in ran.line) == (4, True)
 
 
 def test_an_older_model_has_the_losses_up_to_its_step(train, diffuse):
@@ -186,16 +161,6 @@ def test_an_older_model_has_the_losses_up_to_its_step(train, diffuse):
         kid, at = min(row for row in kids if row[1] <= step)
         assert (found[side]["lowest_kid"]["value"], found[side]["lowest_kid"]["step"]) == (kid, at)
         assert found[side]["lowest_kid"]["standard_error"] > 0
-
-
-def test_a_model_without_a_number_of_steps_is_compared(runs, diffuse):
-    """A converted one."""
-    found = model_file.load(runs("a.safetensors"))
-    training = {k: v for k, v in found.training.items() if k != "steps"}
-    model_file.save(Path("m.safetensors"), replace(found, training=training))
-    ran = diffuse("compare", "m.safetensors", runs("b.safetensors"))
-    assert ran.code == 0, ran.err
-    assert rows(ran)["step"] == ["4", "6 of 6"]
 
 
 @pytest.mark.parametrize("transforms", [("none", "none"), ("none", "asinh")])

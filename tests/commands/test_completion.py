@@ -30,17 +30,17 @@ class Terminal:
         self.pid, self.file = pty.fork()
         if self.pid == 0:
             os.execvpe(shell, [shell, *SHELLS[shell]], env)
-        self.prepare_input = ""
+        self.screen = ""
 
     def type(self, keys: str, until: str) -> None:
         """Press keys, and read until a pattern is on the screen."""
         os.write(self.file, keys.encode())
-        self.prepare_input, end = "", time.monotonic() + SECONDS
-        while not re.search(until, self.prepare_input):
+        self.screen, end = "", time.monotonic() + SECONDS
+        while not re.search(until, self.screen):
             left = end - time.monotonic()
-            assert left > 0, f"{until!r} is not in {self.prepare_input!r}"
+            assert left > 0, f"{until!r} is not in {self.screen!r}"
             if select.select([self.file], [], [], left)[0]:
-                self.prepare_input += os.read(self.file, 4096).decode(errors="replace")
+                self.screen += os.read(self.file, 4096).decode(errors="replace")
 
     def close(self) -> None:
         os.close(self.file)

@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 from conftest import MODEL, log_rows
 from edited_models import altered
-from lab import write_images
 
 from diffuse_cli.models import model_file
 from diffuse_cli.training import chores
-
-MEASURED = ("-n", 6, "--steps", 2, "--precision", "fp32")
-TRIED = ("-n", 6, "--samplers", "ddim", "--steps", 2)
 
 
 @pytest.fixture(scope="module")
@@ -25,26 +21,25 @@ def broken(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("line", "count"),
+    "text",
     [
-        (("sample", "BROKEN", "-n", 6, "--steps", 2), "6 of 6 images"),
-        (("eval", "BROKEN", "DATA", *MEASURED), "6 of 6 images"),
-        (("eval", "BROKEN", "DATA", *MEASURED, "--metrics", "marginals"), "6 of 6 images"),
-        (("tune", "BROKEN", "DATA", *TRIED, "-o", "tuned.safetensors"), "6 of 6 images"),
-        (("compare", "MODEL", "BROKEN", "DATA", *MEASURED), "6 of 6 images"),
-        (("noise-demo", "DATA", "--model", "BROKEN", "-o", "demo.png"), "images"),
+        "sample BROKEN -n 6 --steps 2",
+        "eval BROKEN {images} -n 6 --steps 2 --precision fp32",
+        "eval BROKEN {images} -n 6 --steps 2 --precision fp32 --metrics marginals",
+        "tune BROKEN {images} -n 6 --steps 2 --samplers ddim -o tuned.safetensors",
+        "compare MODEL BROKEN {images} -n 6 --steps 2 --precision fp32",
+        "noise-demo {images}/dark/000.png --model BROKEN -o demo.png",
     ],
-    ids=lambda value: f"{value[0]}{len(value)}" if isinstance(value, tuple) else "",
 )
-def test_samples_that_are_not_finite_end_a_command(diffuse, model, broken, tmp_path, line, count):
-    places = {"BROKEN": broken, "MODEL": model, "DATA": write_images(tmp_path / "data", 12)}
-    if line[0] == "noise-demo":
-        places["DATA"] = next((tmp_path / "data").rglob("*.png"))
-    ran = diffuse(*(places.get(word, word) for word in line), "-q")
+def test_samples_that_are_not_finite_end_a_command(diffuse, lab, model, broken, text):
+    places = {"BROKEN": broken, "MODEL": model}
+    line = [places.get(word, word) for word in lab.line(text)]
+    ran = diffuse(*line, "-q")
     assert (ran.code, ran.out) == (6, "")
     setting = "ddim, 2 steps: " if line[0] == "tune" else ""
     assert f"diffuse: {setting}NaN or infinite values in " in ran.line
-    assert f"{count}. Use more steps or" in ran.line
+    count = "" if line[0] == "noise-demo" else "6 of 6 "
+    assert f"{count}images. Use more steps or" in ran.line
     assert not [*Path().glob("*.safetensors"), *Path().glob("*.png"), *Path().glob("samples/*.png")]
 
 

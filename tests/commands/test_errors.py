@@ -50,7 +50,3 @@ def test_the_option_is_the_first_flag_of_the_message():
     assert DiffuseError("no flag - here").to_dict() == {
         "code": "failed", "option": None, "path": None, "message": "no flag - here", "hint": None,
     }  # fmt: skip
-
-
-def test_without_json_a_failure_prints_nothing_on_stdout(diffuse):
-    assert diffuse("train", "x").out == ""

@@ -27,10 +27,6 @@ from diffuse_cli.media import MEDIA, ReadSettings, settings_for
 from diffuse_cli.metrics import METRICS, Facts, remarks
 from diffuse_cli.models import model_file
 
-TWO = ("--steps", 2)
-SMALL = ("-n", 4, *TWO, "--precision", "fp32")
-IN_TWO = ("--timesteps", 2)
-
 ALWAYS = ("unconditional", "degraded", "sound")
 """Kinds that are measured in each run of the tests."""
 
@@ -46,11 +42,22 @@ class Bench:
         first, second: two samples of that.
     """
 
+    two = ("--steps", 2)
+    small = ("-n", 4, *two, "--precision", "fp32")
+
     def __init__(self, lab: Lab, name: str) -> None:
         self.lab, self.name, self.kind = lab, name, KINDS[name]
         self.model, self.data = lab.model(name), lab.data(self.kind.data)
         self.first, self.second = (lab.sample(self.kind.data, k) for k in range(2))
         self.beside = lab.beside(self.kind)
+
+    def line(self, text: str) -> tuple[Any, ...]:
+        """Return the words of a command line, in which {name} is an attribute, also of several."""
+        words: list[Any] = []
+        for word in text.split():
+            value = getattr(self, word[1:-1]) if word[0] == "{" else word
+            words += value if isinstance(value, tuple) else [value]
+        return tuple(words)
 
     @property
     def loaded(self) -> model_file.StoredModel:
@@ -68,21 +75,20 @@ class Bench:
         degraded = "--given" in self.kind.options
         return ("--given", self.first, "--degrade") if degraded else self.other_half
 
+    @property
     def mask(self) -> Path:
         """Write a mask of the left half of a sample, which is to be filled in."""
         medium, size = self.loaded.blueprint.space.medium, self.loaded.blueprint.space.size
         hole = np.zeros(size, np.uint8)
         hole[..., : size[-1] // 2] = 255
-        path = Path("mask")
         if medium == "array":
-            np.save(path := path.with_suffix(".npy"), hole > 0)
+            np.save(path := Path("mask.npy"), hole > 0)
         elif medium == "audio":
-            path = path.with_suffix(".wav")
-            kind = MEDIA["audio"]
             sound = np.where(hole > 0, 0.5, 0.0)[None].astype(np.float32)
-            path.write_bytes(kind.encode(sound, self.loaded.blueprint.space))
+            path = Path("mask.wav")
+            path.write_bytes(MEDIA["audio"].encode(sound, self.loaded.blueprint.space))
         else:
-            Image.fromarray(hole).save(path := path.with_suffix(".png"))
+            Image.fromarray(hole).save(path := Path("mask.png"))
         return path
 
 
@@ -101,11 +107,11 @@ def samples(bench: Bench, folder: str) -> np.ndarray:
     return found
 
 
-def drawn(folder: str, count: int) -> Callable[[Bench, Any], None]:
+def drawn(count: int) -> Callable[[Bench, Any], None]:
     """So many samples, no two of which are equal."""
 
     def check(bench: Bench, ran: Any) -> None:
-        found = samples(bench, folder)
+        found = samples(bench, "out")
         assert len(found) == count
         assert len(np.unique(found.reshape(count, -1), axis=0)) == count
 
@@ -221,88 +227,64 @@ def kept(bench: Bench, ran: Any) -> None:
     assert apart.max() <= 1e-3 * max(1.0, float(np.abs(read.values.astype(float)).max()))
 
 
-Line = Callable[[Bench], tuple[Any, ...]]
 Check = Callable[[Bench, Any], None]
 
-COMMANDS: dict[str, tuple[Line, Check]] = {
-    "sample": (
-        lambda b: ("sample", b.model, "-n", 3, *TWO, *b.condition, "-o", "out"),
-        drawn("out", 3),
-    ),
+COMMANDS: dict[str, tuple[str, Check]] = {
+    "sample": ("sample {model} -n 3 {two} {condition} -o out", drawn(3)),
     "tune": (
-        lambda b: (
-            "tune", b.model, b.data, *SMALL, "--samplers", "ddim", *b.beside, "--json",
-            "-o", "tuned.safetensors", "--report", "page.html",
-        ),
+        "tune {model} {data} {small} --samplers ddim {beside} --json -o tuned.safetensors "
+        "--report page.html",
         tuned,
     ),
-    "ema": (
-        lambda b: ("ema", b.model, b.data, *SMALL, *b.beside, "-o", "averaged.safetensors",
-                   "--json"),
-        averaged,
-    ),
+    "ema": ("ema {model} {data} {small} {beside} -o averaged.safetensors --json", averaged),
     "ema by loss": (
-        lambda b: ("ema", b.model, b.data, "-n", 4, "--metric", "held-out", *b.beside,
-                   "-o", "averaged.safetensors", "--json"),
+        "ema {model} {data} -n 4 --metric held-out {beside} -o averaged.safetensors --json",
         averaged,
     ),
-    "compare": (
-        lambda b: ("compare", b.model, b.model, b.data, *SMALL, *IN_TWO, *b.beside, "--json"),
-        alike,
-    ),
-    "info": (lambda b: ("info", b.model, "--json"), described),
-    "convert to diffusers": (lambda b: ("convert", b.model, "out", "--to", "diffusers"), back),
-    "convert to torch": (lambda b: ("convert", b.model, "out.pt2"), runs),
-    "push": (lambda b: ("push", b.model, "hf://a/b", "--license", "mit", "-o", "out"), published),
+    "compare": ("compare {model} {model} {data} {small} --timesteps 2 {beside} --json", alike),
+    "info": ("info {model} --json", described),
+    "convert to diffusers": ("convert {model} out --to diffusers", back),
+    "convert to torch": ("convert {model} out.pt2", runs),
+    "push": ("push {model} hf://a/b --license mit -o out", published),
     "distill": (
-        lambda b: ("distill", b.model, b.data, *TWO, "--batch-size", 2, "--precision", "fp32",
-                   *b.beside, "-o", "out.safetensors"),
+        "distill {model} {data} {two} --batch-size 2 --precision fp32 {beside} -o out.safetensors",
         distilled,
     ),
     "train": (
-        lambda b: ("train", b.data, "--init", b.model, *TWO, "--batch-size", 4, "--precision",
-                   "fp32", *b.beside, "-o", "out.safetensors"),
+        "train {data} --init {model} {two} --batch-size 4 --precision fp32 {beside} "
+        "-o out.safetensors",
         trained,
     ),
-    "inpaint": (
-        lambda b: ("inpaint", b.model, b.first, "--mask", b.mask(), "-n", 2, *TWO, "-o", "out"),
-        kept,
-    ),
-    "upscale": (
-        lambda b: ("upscale", b.model, b.first, "--factor", 2, "-n", 2, *TWO, "-o", "out"),
-        drawn("out", 2),
-    ),
+    "inpaint": ("inpaint {model} {first} --mask {mask} -n 2 {two} -o out", kept),
+    "upscale": ("upscale {model} {first} --factor 2 -n 2 {two} -o out", drawn(2)),
     "restore": (
-        lambda b: ("restore", b.model, b.first, "--degradation", "blur:1", "--degrade", "-n", 2,
-                   *TWO, "-o", "out"),
-        drawn("out", 2),
+        "restore {model} {first} --degradation blur:1 --degrade -n 2 {two} -o out",
+        drawn(2),
     ),
-    "vary": (lambda b: ("vary", b.model, b.first, "-n", 2, *TWO, "-o", "out"), drawn("out", 2)),
-    "interpolate": (
-        lambda b: ("interpolate", b.model, b.first, b.second, "-n", 3, "--steps", 20, "-o", "out"),
-        drawn("out", 3),
-    ),
-    "noise-demo": (
-        lambda b: ("noise-demo", b.first, "--model", b.model, *TWO, *b.other_half, "-o", "out.png"),
-        shown,
-    ),
-}  # fmt: skip
+    "vary": ("vary {model} {first} -n 2 {two} -o out", drawn(2)),
+    "interpolate": ("interpolate {model} {first} {second} -n 3 --steps 20 -o out", drawn(3)),
+    "noise-demo": ("noise-demo {first} --model {model} {two} {other_half} -o out.png", shown),
+}
 """What is typed, and what must come of it; `eval` has tests of its own below."""
 
-DIFFUSERS = "diffusers cannot say "
-
+UNKNOWN_TO_DIFFUSERS = {
+    "table": "condition-on",
+    "pairs": "given = pairs",
+    "degraded": "given = low-res:2",
+    "distilled": "distilled",
+    "flow": "target = flow",
+    "alpha": "layout = alpha",
+    "16-bits": "levels = 65536",
+    "array": "medium = array",
+    "sound": "medium = audio",
+    "stack": "layout = pages",
+    "vit": "network = vit",
+}
 REFUSED: dict[tuple[str, str], tuple[int, str]] = {
-    ("table", "convert to diffusers"): (4, DIFFUSERS + "condition-on"),
-    ("pairs", "convert to diffusers"): (4, DIFFUSERS + "given = pairs"),
-    ("degraded", "convert to diffusers"): (4, DIFFUSERS + "given = low-res:2"),
-    ("distilled", "convert to diffusers"): (4, DIFFUSERS + "distilled"),
-    ("flow", "convert to diffusers"): (4, DIFFUSERS + "target = flow"),
-    ("alpha", "convert to diffusers"): (4, DIFFUSERS + "layout = alpha"),
-    ("16-bits", "convert to diffusers"): (4, DIFFUSERS + "levels = 65536"),
-    ("array", "convert to diffusers"): (4, DIFFUSERS + "medium = array"),
-    ("sound", "convert to diffusers"): (4, DIFFUSERS + "medium = audio"),
-    ("stack", "convert to diffusers"): (4, DIFFUSERS + "layout = pages"),
-    ("vit", "convert to diffusers"): (4, DIFFUSERS + "network = vit"),
+    **{
+        (name, "convert to diffusers"): (4, f"diffusers cannot say {words}")
+        for name, words in UNKNOWN_TO_DIFFUSERS.items()
+    },
     ("distilled", "distill"): (2, "is distilled already"),
     ("distilled", "ema"): (4, "no averages of other lengths"),
     ("distilled", "ema by loss"): (4, "no averages of other lengths"),
@@ -345,11 +327,11 @@ def run(diffuse: Any, line: tuple[Any, ...], refused: tuple[int, str] | None, **
 
 def choose_cases() -> list[Any]:
     """All kinds with all commands. A third of them runs always, of each kind and of each command;
-    of programs of torch, which take ten seconds each, two."""
+    of programs of torch, which take ten seconds each, one."""
     cases = []
     for row, name in enumerate(KINDS):
         for column, command in enumerate(COMMANDS):
-            every = 9 if command == "convert to torch" else 3
+            every = 15 if command == "convert to torch" else 3
             often = (name, command) in REFUSED or (row + column) % every == 0
             cases.append(pytest.param(name, command, marks=() if often else pytest.mark.slow))
     return cases
@@ -359,7 +341,7 @@ def choose_cases() -> list[Any]:
 def test_a_command(diffuse: Any, lab: Lab, name: str, command: str) -> None:
     bench = Bench(lab, name)
     line, check = COMMANDS[command]
-    ran = run(diffuse, line(bench), REFUSED.get((name, command)))
+    ran = run(diffuse, bench.line(line), REFUSED.get((name, command)))
     if ran is not None:
         check(bench, ran)
 
@@ -368,7 +350,7 @@ def evaluation(bench: Bench, metric: str = "likelihood-ode") -> tuple[Any, ...]:
     """Return the command line that evaluates a model, with the options of a metric."""
     slow = metric == "likelihood-ode" and metric not in ALONE[bench.name]
     steps = ("--ode-steps", 2) if slow else ()
-    return ("eval", bench.model, bench.data, *SMALL, *IN_TWO, *steps, *bench.beside, "--json")
+    return (*bench.line("eval {model} {data} {small} --timesteps 2 {beside} --json"), *steps)
 
 
 def check_pairs_of_metrics(alone: Sequence[Facts]) -> None:

@@ -49,14 +49,15 @@ def test_no_line_is_too_long_and_no_name_is_broken(help_of, command):
     assert "…" not in text
     for line in text.splitlines():
         assert not line.rstrip(" │").endswith(("-", "[default:")), line
+    if command:
+        check_groups(COMMANDS[command].CONFIG, text.splitlines())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_is_in_its_group_and_groups_have_an_order(help_of, command):
-    lines = help_of(command).splitlines()
+def check_groups(config, lines):
+    """Check that every option is in its group, and that groups have an order."""
     titles = [m[1] for line in lines if (m := re.match(r"(?:╭─ )?(\w+)(?::$| ─)", line))]
     assert titles == [name for name in ("Arguments", *GROUPS, "Examples") if name in titles]
-    for f, spec in option_fields(COMMANDS[command].CONFIG):
+    for f, spec in option_fields(config):
         shown = spec.metavar if spec.argument else f.name.replace("_", "-")
         title = "Arguments" if spec.argument else spec.group
         start = next(i for i, line in enumerate(lines) if re.match(rf"(╭─ )?{title}\b", line))
@@ -66,23 +67,21 @@ def test_every_option_is_in_its_group_and_groups_have_an_order(help_of, command)
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_short_help_is_one_screen(help_of, command):
-    lines = help_of(*filter(None, [command]), flag="-h").splitlines()
+def test_short_help_is_one_screen_with_the_first_group_and_names_of_others(help_of, command):
+    text = help_of(*filter(None, [command]), flag="-h")
+    lines = text.splitlines()
     assert len(lines) <= SCREEN + (command is None)
     assert all(len(line) <= 80 for line in lines)
     assert "--help" in " ".join(lines[-2:])
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_short_help_has_the_first_group_and_names_the_others(help_of, command):
-    text = help_of(command, flag="-h")
-    end = " ".join(text.split())
+    if command is None:
+        return
+    first = []
     for f, spec in option_fields(COMMANDS[command].CONFIG):
+        assert spec.argument or spec.group in " ".join(text.split())
         if spec.group == GROUPS[0] and not spec.argument:
-            assert re.search(rf"{field_flag(f)}(?!\w)", text)
-        assert spec.argument or spec.group in end
-    found = [spec for _, spec in option_fields(COMMANDS[command].CONFIG) if spec.group == GROUPS[0]]
-    assert sum(not spec.argument for spec in found) <= 12
+            first.append(field_flag(f))
+    assert all(re.search(rf"{flag}(?!\w)", text) for flag in first)
+    assert len(first) <= 12
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -95,17 +94,6 @@ def test_the_examples_of_a_command_are_in_its_help_and_can_be_parsed(help_of, co
         assert all(example in help_of(command, flag=flag) for flag in ("-h", "--help"))
         typed = build().commands[command].make_context(command, arguments).params
         from_dict(module.CONFIG, given_options(module.CONFIG, typed))
-
-
-def test_short_help_imports_no_torch(fresh, tmp_path):
-    (tmp_path / "lines.py").write_text(
-        "import sys; from diffuse_cli.app import main\n"
-        f"assert all(main(line) == 0 for line in {[[name, '-h'] for name in COMMANDS]})\n"
-        "print('torch' in sys.modules)\n"
-    )
-    path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
-    ran = fresh(module="lines", env={"PYTHONPATH": path})
-    assert ran.out.splitlines()[-1] == "False", ran.err
 
 
 def test_every_command_is_in_one_chapter():
@@ -161,7 +149,7 @@ def first_with(flag):
     return [name, *("x" for _, spec in option_fields(COMMANDS[name].CONFIG) if spec.argument)]
 
 
-@pytest.mark.parametrize("typed", list(SYNONYMS))
+@pytest.mark.parametrize("typed", SYNONYMS)
 def test_a_synonym_is_no_option_and_what_it_stands_for_is_one(diffuse, typed):
     meant = SYNONYMS[typed]
     if not typed.startswith("-"):
@@ -204,44 +192,31 @@ def test_a_value_of_another_program_is_answered_with_what_can_be_typed(diffuse, 
     check_names(config, {fields[f]: v for f, v in zip(words[::2], words[1::2], strict=True)})
 
 
-def test_what_was_meant_is_said_before_torch_is_imported(fresh, tmp_path):
+def test_short_help_and_what_was_meant_need_no_torch(fresh, tmp_path):
     lines = [(command, "x", typed, "1") for command, typed in ADVICE]
     lines += [(*first_with(f), f, v) for f in VALUES for v in VALUES[f]]
     lines += [("train", "x", typed, "1") for typed in SYNONYMS if typed[0] == "-"]
     (tmp_path / "lines.py").write_text(
         "import sys; from diffuse_cli.app import main\n"
         f"assert all(main(line) == 2 for line in {lines})\n"
+        f"assert all(main(line) == 0 for line in {[[name, '-h'] for name in COMMANDS]})\n"
         "print('torch' in sys.modules)\n"
     )
-    ran = fresh(
-        module="lines",
-        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])},
-    )
-    assert ran.out == "False\n", ran.err
+    path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
+    ran = fresh(module="lines", env={"PYTHONPATH": path})
+    assert ran.out.splitlines()[-1] == "False", ran.err
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (("train", "x", "--stepz", 3), "there is no option --stepz. Did you mean '--steps'?"),
         (("train", "x", "--num_epochs", 3), "Set --steps: N epochs are N x images / batch size"),
         (("train", "x", "--learning_rate", 1), "Did you mean '--lr'?"),
         (("train", "x", "--batch_size", 1), "Did you mean '--batch-size'?"),
         (("tune", "x", "y", "--samplers", "ddim,dpm++"), "mean '--samplers dpmpp-2m'?"),
         (("sample", "x", "--schedule", "linear"), "It is an option of train, noise-demo, convert"),
         (("info", "x", "--learning-rate", 1), "there is no option --learning-rate. See diffuse"),
-        (("train", "x", "--foobarbaz"), "See diffuse train --help"),
-        (("evall", "x"), "there is no command 'evall'. Did you mean 'eval'?"),
-        (("train", "x", "--steps", "many"), "--steps must be a whole number, not 'many'"),
         (("train", "x", "--steps", "1.5"), "--steps must be a whole number, not '1.5'"),
-        (("train", "x", "--lr", "fast"), "--lr must be a number, not 'fast'"),
-        (("sample", "x", "-n", 0), "diffuse: -n must be at least 1, not 0"),
-        (("train", "x", "--ema-decay", 1), "--ema-decay must be below 1, not 1"),
-        (("sample", "x", "--guidance-interval", 1), "'1': two increasing numbers, such as 0.3,3"),
-        (("eval", "x", "y", "--timesteps", "few"), "'few': a number of timesteps, at least 2, or"),
-        (("tune", "x", "y", "--steps", "5,x"), "'5,x': a list of positive whole numbers"),
-        (("tune", "x", "y", "--guidance", "1,x"), "'1,x': numbers from 0 to 100"),
-        (("train", "x", "--background", "reddish"), "'reddish': a color is a name such as"),
     ],
     ids=str,
 )

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import tempfile
 import tomllib
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -145,18 +147,11 @@ def test_every_number_of_a_messy_set(messy, diffuse):
 NO_COPIES = {"groups": 0, "surplus": 0, "across_classes": 0, "across_split": 0, "first": []}
 
 
-def test_a_center_crop_is_said(tmp_path, diffuse):
-    folder = fill(tmp_path / "d", {"a.png": png(noise(1, 48)[:27])})
-    text = diffuse("info", folder, "--size", 8).out
-    assert "at 8x8, cropped at the center by up to 44 %, grey;" in text
-
-
 def test_the_same_for_people(messy, diffuse):
     ran = diffuse("info", messy, "--size", 8)
-    images = finish(read_images(messy, size=(8, 8)))
-    r, g, b = images.stored.astype(float).mean((0, 2, 3))
+    assert "reading images" in ran.err
     lines = [line[17:] for line in ran.out.splitlines()]
-    assert lines[:12] == [
+    assert lines[:10] == [
         str(messy),
         "5 usable of 8; 1 file not named as images",
         "2 files, empty file: cat/empty.png, dog/empty.jpg",
@@ -167,25 +162,21 @@ def test_the_same_for_people(messy, diffuse):
         "2 classes of 2 images",
         "1 image outside the class folders",
         "cat 2, dog 2",
-        lines[10],
-        lines[11],
     ]
+    images = finish(read_images(messy, size=(8, 8)))
+    r, g, b = images.stored.astype(float).mean((0, 2, 3))
     assert lines[10].startswith(f"mean {r:.2f} {g:.2f} {b:.2f}, deviation ")
     assert lines[11].startswith(f"mean {r / 127.5 - 1:.4f} {g / 127.5 - 1:.4f} ")
     assert lines[12:] == ["none", "none", images.fingerprint]
-    labels = [line[:17].strip() for line in ran.out.splitlines()]
-    assert [label for label in labels if label] == [
-        "data", "images", "skipped", "sizes", "modes", "train", "classes", "pixels",
-        "duplicates", "near duplicates", "fingerprint",
-    ]  # fmt: skip
-    assert "reading images" in ran.err
-    assert diffuse("info", messy, "--size", 8, "-q").err == ""
 
 
 def test_sizes_are_those_that_train_makes(tmp_path, diffuse):
     ran = diffuse("info", fill(tmp_path / "d", {"a.png": png(noise(1, 100)), "b.png": png([[1]])}))
     assert "at 64x64, grey" in ran.out
     assert "pass --size 128" in ran.err
+    folder = fill(tmp_path / "cut", {"a.png": png(noise(1, 48)[:27])})
+    text = diffuse("info", folder, "--size", 8).out
+    assert "at 8x8, cropped at the center by up to 44 %, grey;" in text
 
 
 def test_bad_files_are_named_five_a_reason(tmp_path, diffuse):
@@ -199,14 +190,12 @@ def test_bad_files_are_named_five_a_reason(tmp_path, diffuse):
     )
 
 
-def test_a_zip_is_read_like_its_folder(messy, tmp_path, diffuse):
-    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
-        for path in sorted(messy.rglob("*")):
-            file.write(path, path.relative_to(messy))
-    folder, packed = (diffuse("info", p, "--json").json for p in (messy, tmp_path / "set.zip"))
-    for each in (folder, packed):
-        del each["path"], each["source"]
-        each["sizes"] = dict(sorted(each["sizes"].items()))
+def test_a_zip_is_read_like_its_folder(messy, diffuse):
+    shutil.make_archive("set", "zip", messy)
+    folder, packed = (diffuse("info", path, "--json").json for path in (messy, "set.zip"))
+    for found in (folder, packed):
+        del found["path"], found["source"]
+        found["sizes"] = dict(sorted(found["sizes"].items()))
     assert packed == folder
 
 
@@ -222,24 +211,24 @@ def test_one_image(tmp_path, diffuse):
     assert shown[::32, ::32].tolist() == [[0, 255]]
 
 
-@pytest.mark.parametrize(("kind", "mode"), [(np.uint8, "L"), (np.uint16, "I;16")])
-def test_the_file_of_one_image_is_described(tmp_path, diffuse, kind, mode):
-    values = np.arange(12, dtype=kind).reshape(3, 4) * 20
-    Image.fromarray(values).save(tmp_path / "one.png")
-    ran = diffuse("info", "one.png", "--json")
+@pytest.mark.parametrize(
+    ("kind", "name", "mode"),
+    [
+        (np.uint8, "one.png", "L"),
+        (np.uint16, "one.png", "I;16"),
+        (np.float32, "one.tif", "float32"),
+    ],
+)
+def test_one_file_is_described(tmp_path, diffuse, kind, name, mode):
+    Image.fromarray(np.arange(12, dtype=kind).reshape(3, 4) * 20).save(tmp_path / name)
+    ran = diffuse("info", name, "--json")
     assert ran.code == 0, ran.err
     assert (ran.json["kind"], ran.json["usable"]) == ("data", 1)
     assert (ran.json["sizes"], ran.json["modes"]) == ({"4x3": 1}, {mode: 1})
-    assert f"of {np.iinfo(kind).max}" in diffuse("info", "one.png").out
-
-
-def test_the_file_of_one_array_of_floats_is_described(tmp_path, diffuse):
-    values = np.linspace(0, 3, 12, dtype=np.float32).reshape(3, 4)
-    Image.fromarray(values).save(tmp_path / "one.tif")
-    told = diffuse("info", "one.tif", "--json").json
-    assert (told["medium"], told["modes"], told["sizes"]) == (
-        "array", {"float32": 1}, {"4x3": 1},
-    )  # fmt: skip
+    if name == "one.png":
+        assert f"of {np.iinfo(kind).max}" in diffuse("info", name).out
+    else:
+        assert ran.json["medium"] == "array"
 
 
 def test_transparency_is_laid_on_the_background(tmp_path, diffuse):
@@ -435,39 +424,6 @@ def test_symmetric_pictures_are_recognized(tmp_path):
     assert look(fill(tmp_path, contents))["near_duplicates"]["groups"] == 20
 
 
-@pytest.mark.parametrize("apart", [0, 4, 5])
-def test_hashes_a_few_bits_apart_are_candidates(apart):
-    draw = np.random.default_rng(apart)
-    hashed = draw.integers(0, 2**63, 1000, dtype=np.uint64)
-    for k in range(0, 1000, 2):
-        flips = draw.choice(64, apart, replace=False)
-        hashed[k + 1] = hashed[k] ^ np.uint64(sum(1 << int(bit) for bit in flips))
-    expected = [k - k % 2 for k in range(1000)] if apart <= 4 else [*range(1000)]
-    assert groups_of_one_image(hashed) == expected
-
-
-def groups_of_one_image(hashed: Any) -> list[int]:
-    """The groups of copies of one image under hashes that are not its own."""
-    pixels = np.broadcast_to(noise(1, 8)[None, None].astype(np.uint8), (len(hashed), 1, 8, 8))
-    return finish(duplicates.group_similar(pixels, hashed, np.arange(len(hashed)))).tolist()
-
-
-@pytest.mark.parametrize("seed", mostly_slow(range(8)))
-def test_groups_are_joined_in_any_order(seed, monkeypatch):
-    """Of chains, in which each image is like the one before alone."""
-    monkeypatch.setattr(duplicates, "PAIRS", 7)
-    draw = np.random.default_rng(seed)
-    begins = draw.random(60) < 0.2
-    begins[0] = True
-    hashed = draw.integers(0, 2**63, 60, dtype=np.uint64)
-    for k in np.flatnonzero(~begins):
-        flips = draw.choice(64, 3, replace=False)
-        hashed[k] = hashed[k - 1] ^ np.uint64(sum(1 << int(bit) for bit in flips))
-    order = draw.permutation(60)
-    chains = np.cumsum(begins)[order].tolist()
-    assert groups_of_one_image(hashed[order]) == [chains.index(chain) for chain in chains]
-
-
 def everyone_with_everyone(pixels: Any, hashed: Any) -> Any:
     """Groups as `near.groups` means them, by comparing all pairs."""
     vectors = duplicates.frequencies(pixels).reshape(len(pixels), -1)
@@ -563,19 +519,10 @@ def test_large_images_are_small_on_the_sheet(tmp_path, channels):
 
 
 def test_a_sheet_is_refused_before_anything_is_read(images, diffuse, monkeypatch):
-    monkeypatch.setattr(reports, "read_images", lambda *a, **k: 1 / 0)
-    Path("there.png").write_bytes(b"mine")
+    monkeypatch.setattr(reports, "read_images", Mock(side_effect=AssertionError))
     Path("link.png").symlink_to(images)
-    for out, code in (("there.png", "output_exists"), ("link.png", "output_is_input")):
-        assert diffuse("info", images, "-o", out, "--json").json["error"]["code"] == code
-    assert Path("there.png").read_bytes() == b"mine"
-
-
-def test_a_sheet_is_replaced_when_asked_and_always_the_same(images, diffuse):
-    assert diffuse("info", images, "-o", "a.png").code == 0
-    Path("b.png").write_bytes(b"mine")
-    assert diffuse("info", images, "-o", "b.png", "--overwrite").code == 0
-    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    ran = diffuse("info", images, "-o", "link.png", "--json", "--overwrite")
+    assert ran.json["error"]["code"] == "output_is_input"
 
 
 # -- what is there --------------------------------------------------------------------------------
@@ -778,11 +725,7 @@ def test_the_toml_of_a_model_trains_it_again(train, diffuse, images, options):
 def test_the_toml_is_printed_written_and_part_of_the_json(conditional, diffuse):
     text = diffuse("info", conditional, "--toml").out
     assert tomllib.loads(text)["unet"]["width"] == 8
-    Path("a.toml").write_text("mine")
-    ran = diffuse("info", conditional, "--toml", "-o", "a.toml", "-q")
-    assert (ran.code, ran.out) == (5, "")
-    assert Path("a.toml").read_text() == "mine"
-    ran = diffuse("info", conditional, "--toml", "-o", "a.toml", "--overwrite", "--json")
+    ran = diffuse("info", conditional, "--toml", "-o", "a.toml", "--json")
     assert Path("a.toml").read_text() == text
     assert (ran.json["config"], ran.json["toml"]) == (tomllib.loads(text), "a.toml")
     assert "config" not in diffuse("info", conditional, "--json").json

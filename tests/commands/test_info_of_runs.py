@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, RUN, in_process
+from conftest import MODEL, RUN
 
 
 def shown(ran):
@@ -19,14 +19,11 @@ def shown(ran):
     )
 
 
-@pytest.fixture(scope="module")
-def halted(images, recipe, tmp_path_factory):
+@pytest.fixture
+def halted(lab):
     """The folder of a run that was stopped at step 3 of 4."""
-    folder = tmp_path_factory.mktemp("stopped")
-    options = ["--steps", 4, "--log-every", 1, "--preview-every", 2, "--save-every", 2]
-    line = ["train", images, "--config", recipe, *options, "--stop-at", 3, "-q"]
-    assert in_process([*line, "-o", folder / MODEL]) == 0
-    return folder
+    options = ("--steps", 4, "--log-every", 1, "--preview-every", 2, "--save-every", 2)
+    return lab.trained(*lab.tiny, *options, "--stop-at", 3).parent
 
 
 def test_a_run_is_found_from_inside(halted, diffuse, monkeypatch):
@@ -134,7 +131,5 @@ def test_a_configuration_that_is_none_is_an_error(stopped, diffuse, before, afte
     assert "has no steps or no batch size" in ran.err
 
 
-def test_an_option_of_images_does_not_go_with_a_run(stopped, diffuse):
-    ran = diffuse("info", "model.run", "-o", "x.png", "-q")
-    assert ran.code == 2
-    assert "-o is for images" in ran.line
+def test_an_option_of_images_does_not_go_with_a_run(halted, diffuse):
+    assert "-o is for images" in diffuse("info", halted / RUN, "-o", "x.png", "-q").line

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 
 from diffuse_cli.commands import noise_demo
 from diffuse_cli.commands.noise_demo import forward_process
-from diffuse_cli.commands.noise_demo.demo_page import HOLD, PAGE, Layout, spread_evenly
+from diffuse_cli.commands.noise_demo.demo_page import HOLD, PAGE, Layout
 from diffuse_cli.config.task_options import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.media import figures
@@ -92,18 +93,14 @@ def test_every_cell_is_the_forward_process(
     assert count_of(page, space.to_stored(noise * 0.7).numpy(), zoom) == 0
 
 
-def test_times_reach_both_ends_and_never_repeat() -> None:
-    assert spread_evenly(range(1000), 8) == [0, 143, 285, 428, 571, 714, 856, 999]
-    assert spread_evenly(range(5), 64) == [0, 1, 2, 3, 4]
-    assert spread_evenly(range(2), 2) == [0, 1]
-
-
 def test_same_request_same_bytes() -> None:
-    """Another seed shows other noise: `test_every_cell_is_the_forward_process` knows which."""
+    """Whatever the matplotlibrc says. Another seed shows other noise:
+    `test_every_cell_is_the_forward_process` knows which."""
     options = {"gif": True, "steps": 2, "num_timesteps": 3, "schedule": ("cosine",)}
     (first, moving), _ = run("color.png", **options)
     before = first.read_bytes(), moving.read_bytes()
-    run("color.png", overwrite=True, **options)
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red"}):
+        run("color.png", overwrite=True, **options)
     assert (first.read_bytes(), moving.read_bytes()) == before
     assert not Image.open(first).info
 
@@ -165,19 +162,6 @@ def test_a_large_image_is_shown_smaller_and_says_so(
         assert scenes[1].space.size == (height, width)
 
 
-def test_a_transparent_image_shows_the_background() -> None:
-    (path,), _ = run("clear.png", background="#0000ff", steps=2, schedule=("cosine",))
-    page = np.asarray(Image.open(path)).astype(int)
-    blue = (page[..., 2] > 240) & (page[..., :2].max(2) < 20)
-    assert blue.mean() > 0.02
-
-
-@pytest.mark.usefixtures("scenes")
-@pytest.mark.parametrize(("name", "num_timesteps"), [("linear", 1000), ("cosine", 1000)])
-def test_no_warning_where_noise_is_pure(name: str, num_timesteps: int) -> None:
-    assert not warnings_of(run(schedule=(name,), steps=2, num_timesteps=num_timesteps)[1])
-
-
 @pytest.mark.usefixtures("scenes")
 def test_warning_where_the_image_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     weak = [0.03] * 100
@@ -194,7 +178,9 @@ def test_one_warning_names_all_that_end_too_early() -> None:
     (warning,) = warnings_of(run(num_timesteps=2, steps=2)[1])
     assert all(f"{name} " in warning for name in ("linear", "cosine", "laplace"))
     assert not any(f"{name} " in warning for name in ("constant", "sqrt"))
-    assert not warnings_of(run(num_timesteps=2, steps=2, out="z.png", zero_terminal_snr=True)[1])
+    again = {"steps": 2, "overwrite": True}
+    assert not warnings_of(run(num_timesteps=2, zero_terminal_snr=True, **again)[1])
+    assert not warnings_of(run(schedule=("linear", "cosine"), num_timesteps=1000, **again)[1])
 
 
 # -- what is shown --------------------------------------------------------------------------------
@@ -240,16 +226,10 @@ def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(shown: Shown) ->
         assert last == axes.get_ylim()[0] < min(before)
 
 
-def test_the_right_plot_reads_both_variances(monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes: list[forward_process.Scene] = []
-    drawn: list[Any] = []
-    draw, own = forward_process.Scene.draw, figures.Sheet.axes
-    with monkeypatch.context() as patch:
-        patch.setattr(figures.Sheet, "axes", lambda *a: drawn.append(own(*a)) or drawn[-1])
-        patch.setattr(forward_process.Scene, "draw", lambda *a: scenes.append(a[0]) or draw(*a))
-        run(num_timesteps=20)
-    (scene,) = scenes
-    (axes,) = (each for each in drawn if each.child_axes)
+def test_the_right_plot_reads_both_variances(shown: Shown) -> None:
+    scene = shown(num_timesteps=20)
+    axes = figures.Sheet(4, 3, 50).axes(1, 1, 2, 1)
+    forward_process._variances(axes, scene.processes, [0])
     for line, process in zip(axes.lines, scene.processes.values(), strict=True):
         assert np.asarray(line.get_ydata()) == pytest.approx(process.alpha_bars.numpy())
     (right,) = axes.child_axes
@@ -257,12 +237,14 @@ def test_the_right_plot_reads_both_variances(monkeypatch: pytest.MonkeyPatch) ->
     assert right.transData.transform((0, 0.7))[1] == pytest.approx(height)
 
 
-def test_the_picture_is_fitted(shown: Shown) -> None:
+def test_the_picture_is_fitted_and_laid_on_the_background(shown: Shown) -> None:
     scene = shown(image="color.png", size=(36, 36), fit="pad", background="navy")
     levels = scene.space.to_stored(scene.x0[None])[0]
     assert levels[:, 0, 0].tolist() == [0, 0, 128]
     own = np.asarray(Image.open("color.png")).transpose(2, 0, 1)
     assert levels[:, 8:28].numpy().tolist() == own.tolist()
+    scene = shown(image="clear.png", background="#0000ff")
+    assert scene.space.to_stored(scene.x0[None])[0, :, 5, 5].tolist() == [0, 0, 255]
 
 
 @pytest.mark.usefixtures("scenes")
@@ -291,30 +273,29 @@ def test_a_file_of_betas_is_a_row_of_its_name(shown: Shown, folder: Path) -> Non
     assert list(scene.processes) == ["linear", "linear (file)"]
 
 
-def test_the_curves_are_the_same_whatever_the_matplotlibrc_says() -> None:
-    import matplotlib
-
-    few = {"schedule": ("cosine",), "steps": 2, "num_timesteps": 9}
-    (path,), _ = run(**few)
-    before = path.read_bytes()
-    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red"}):
-        run(overwrite=True, **few)
-    assert path.read_bytes() == before
+BETAS = {"betas": "$_of {betas}^.txt"}
+ONE = {"schedule": ("cosine",)}
 
 
 @pytest.mark.parametrize(
-    ("options", "tallest"),
+    ("shape", "options", "tallest"),
     [
-        ({"zero_terminal_snr": True, "betas": "$_of {betas}^.txt"}, 1.75),
-        ({"steps": 14, "betas": "$_of {betas}^.txt"}, 9),
+        ((28, 28), {"zero_terminal_snr": True, **BETAS}, 1.75),  # a line each
+        ((28, 28), {"steps": 14, **BETAS}, 9),  # two lines each
+        ((1, 1), ONE, 9),
+        ((200, 3), {"steps": 12, **ONE}, 9),
+        ((3, 700), {"steps": 30, **ONE}, 9),
+        ((30, 20), {"steps": 64, **ONE}, 9),
+        ((9, 9), {"num_timesteps": 2, "schedule": ("linear", "cosine")}, 9),
     ],
-    ids=["a line each", "two lines each"],
 )
-def test_eight_rows_and_one_of_betas_fit_on_a_page(
-    folder: Path, options: dict[str, Any], tallest: float
+def test_rows_and_odd_shapes_fit_on_a_page(
+    folder: Path, shape: tuple[int, int], options: dict[str, Any], tallest: float
 ) -> None:
     (folder / "$_of {betas}^.txt").write_text(" ".join(["0.01"] * 40))
-    (path,), _ = run(**options)
+    name = f"od$d_{{ {'long ' * 20}.png"
+    Image.fromarray(np.zeros(shape, np.uint8)).save(name)
+    (path,), _ = run(name, out="a.png", **options)
     page = np.asarray(Image.open(path).convert("L"))
     edges = [page[0], page[-1], page[:, 0], page[:, -1]]
     assert all((edge == 255).all() for edge in edges), "something is cut off"
@@ -328,34 +309,9 @@ def test_the_pictures_of_nine_rows_are_no_higher_than_a_page(shape: tuple[int, i
     assert lines.height * shape[1] == pytest.approx(lines.width * shape[0])
 
 
-@pytest.mark.usefixtures("scenes")
-def test_nine_animations_stand_in_two_lines(folder: Path) -> None:
-    (folder / "own.txt").write_text(" ".join(["0.1"] * 9))
-    (_, moving), _ = run(betas="own.txt", steps=2, gif=True, zero_terminal_snr=True)
-    with Image.open(moving) as frames:
-        assert frames.n_frames == 9
-        assert 1 < frames.width / frames.height < 1.6
-
-
-@pytest.mark.parametrize("taken", ["grey.noise-demo.png", "grey.noise-demo.gif"])
-def test_existing_output_is_refused_before_anything_is_read(folder: Path, taken: str) -> None:
-    (folder / taken).write_bytes(b"mine")
+def test_an_existing_animation_is_refused_before_anything_is_read(folder: Path) -> None:
+    (folder / "grey.noise-demo.gif").write_bytes(b"mine")
     (folder / "grey.png").unlink()
     with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
         run(gif=True)
-    assert [p.name for p in folder.iterdir() if "demo" in p.name] == [taken]
-    assert (folder / taken).read_bytes() == b"mine"
-
-
-@pytest.mark.parametrize(
-    ("shape", "options"),
-    [((1, 1), {}), ((200, 3), {"steps": 12}), ((3, 700), {"steps": 30}), ((30, 20), {"steps": 64}),
-     ((9, 9), {"num_timesteps": 2, "schedule": ("linear", "cosine")})],
-)  # fmt: skip
-def test_odd_shapes_fit_on_the_page(shape: tuple[int, int], options: dict[str, Any]) -> None:
-    name = "od$d_{ %s.png" % ("long " * 20)
-    Image.fromarray(np.zeros(shape, np.uint8)).save(name)
-    (path,), _ = run(name, out="a.png", **{"schedule": ("cosine",), **options})
-    page = np.asarray(Image.open(path).convert("L"))
-    edges = [page[0], page[-1], page[:, 0], page[:, -1]]
-    assert all((edge == 255).all() for edge in edges), "something is cut off"
+    assert (folder / "grey.noise-demo.gif").read_bytes() == b"mine"

@@ -59,32 +59,28 @@ def launch(spawn, tmp_path):
     return run
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("launcher", mostly_slow(["torchrun", "accelerate"], always=1))
-def test_two_processes_train_one_model_as_one_does(launch, train, images, recipe, launcher):
-    ran = launch(launcher, "train", images, "--config", recipe, *STEPS, "--json")
-    assert ran.code == 0, ran.err
-    assert ran.json["processes"] == 2
-    assert [str(p) for p in Path().glob("*.safetensors")] == ["model.safetensors"]
-    assert ran.err.count("step 4/4") == 1
-    train(*STEPS, "-o", "one.safetensors")
-    assert len(logged("loss")) == 4
-    for name in ("loss", "grad_norm"):  # Adam takes no notice of the gradient's scale
-        assert logged(name) == pytest.approx(logged(name, "one.run"), abs=1e-4)
-
-
-def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, diffuse, images):
-    """The losses that decide the timesteps are noted in the order of the batch, by each alike."""
+def test_two_processes_train_one_model_as_one_does(launch, diffuse, lab, launcher):
+    """They draw the same timesteps and labels. The losses that decide the timesteps are noted in
+    the order of the batch, by each alike."""
     options = (
         "--steps", 4, "--batch-size", 20, "--log-every", 1, "--timestep-draw", "importance",
         "--num-timesteps", 3, "--classes", "--label-dropout", 0.5, "--variance", "learned",
         "--flip", "--accumulation", 2,
     )  # fmt: skip
-    line = ("train", images, "--config", QUICK, *options)
-    ran = pair(*line, "--json")
+    ran = launch(launcher, *lab.quick, *options, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["processes"] == 2
-    diffuse(*line, "-o", "one.safetensors")
-    for name in ("loss", "grad_norm"):
+    assert [str(p) for p in Path().glob("*.safetensors")] == ["model.safetensors"]
+    assert ran.err.count("step 4/4") == 1
+    assert diffuse(*lab.quick, *options, "-o", "one.safetensors").code == 0
+    assert len(logged("loss")) == 4
+    for name in ("loss", "grad_norm"):  # Adam takes no notice of the gradient's scale
         assert logged(name) == pytest.approx(logged(name, "one.run"), rel=1e-3)
     two, one = (RunDirectory(f"{name}.safetensors").load()[0].history for name in ("model", "one"))
     assert int(one["counts"].min()) >= 10
@@ -93,13 +89,9 @@ def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, diffuse, image
 
 
 @pytest.mark.slow
-def test_two_processes_agree_that_a_look_for_copies_is_due_where_they_resume(
-    pair, images, tmp_path, monkeypatch
-):
+def test_two_processes_agree_that_a_look_for_copies_is_due_where_they_resume(pair, lab, here):
     """Only the first compares. The first run is too short for looks, and the second has two."""
-    monkeypatch.chdir(tmp_path)
-    line = ("train", images, "--config", QUICK, "--batch-size", 64, "--num-timesteps", 2)
-    line = (*line, "--preview-every", 160, "-q")
+    line = (*lab.quick, "--batch-size", 64, "--num-timesteps", 2, "--preview-every", 160, "-q")
     assert pair(*line, "--steps", 160).code == 0
     assert not logged("memorized_pixels")
     ran = pair(*line, "--steps", 320, "--resume")
@@ -107,10 +99,9 @@ def test_two_processes_agree_that_a_look_for_copies_is_due_where_they_resume(
     assert len(logged("memorized_pixels")) == 2
 
 
-def test_two_processes_stopped_and_resumed_equal_one_go(pair, images, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_two_processes_stopped_and_resumed_equal_one_go(pair, lab, here):
     line = (
-        "train", images, "--config", QUICK, "--steps", 4, "--timestep-draw", "importance",
+        *lab.quick, "--steps", 4, "--timestep-draw", "importance",
         "--batch-size", 20, "--num-timesteps", 3, "--classes", "--label-dropout", 0.5,
         "--variance", "learned", "--flip", "--accumulation", 2, "--eval-every", 2,
         "--eval-images", 4, "--ema-lengths", 4, "-q",
@@ -206,16 +197,23 @@ def test_two_processes_evaluate_as_one_does(pair, diffuse, images, conditional, 
     assert Path("bound.png").exists()
 
 
-def test_two_processes_compare_as_one_does(pair, diffuse, images, model, conditional):
-    line = (
-        "compare", model, conditional, images, "-n", 6, "--batch-size", 2, "--steps", 2,
-        "--timesteps", 3, "--precision", "fp32", "--json",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    mostly_slow(
+        [
+            "compare {unconditional} {classes} {grey} -n 6 --batch-size 2 --steps 2 --timesteps 3",
+            "eval {beside} {grey} -n 6 --train-n 9 --metrics kid,memorization",
+            "ema {unconditional} {grey} -n 4 --steps 2",
+            "compare {unconditional} {classes}",
+        ]
+    ),
+)
+def test_two_processes_say_what_one_does(pair, diffuse, lab, text):
+    """Also where the second has nothing to do: one batch, a choice or no images."""
+    line = (*lab.line(text), "--precision", "fp32", "--json")
     two = pair(*line)
     assert two.code == 0, two.err
-    assert two.json == diffuse(*line).json
-    two = pair(*line[:3], "--json")
-    assert two.json == diffuse(*line[:3], "--json").json
+    assert {**two.json, "seconds": 0} == {**diffuse(*line).json, "seconds": 0}
 
 
 def test_two_processes_tune_as_one_does(pair, diffuse, images, conditional):
@@ -235,25 +233,6 @@ def test_two_processes_tune_as_one_does(pair, diffuse, images, conditional):
         assert Path(found.pop("report")).exists()
     assert {**both[0], "seconds": 0} == {**both[1], "seconds": 0}
     assert Path("two.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
-
-
-@pytest.mark.slow
-def test_two_processes_choose_a_length_as_one_does(pair, train, diffuse, images):
-    """The first does it all, and waits for no other."""
-    assert train("--steps", 4, "--ema-lengths", 4, "-q").code == 0
-    line = ("ema", "model.safetensors", images, "-n", 4, "--steps", 2, "--precision", "fp32")
-    two = pair(*line, "--json")
-    assert two.code == 0, two.err
-    assert two.json == diffuse(*line, "--json").json
-
-
-def test_two_processes_evaluate_one_batch_of_a_folder(pair, diffuse, images, tmp_path):
-    """The second has nothing to do."""
-    line = ("eval", write_images(tmp_path / "other", 6, seed=7), images, "-n", 6, "--json")
-    line = (*line, "--train-n", 9, "--metrics", "kid,memorization")
-    ran = pair(*line)
-    assert ran.code == 0, ran.err
-    assert {**ran.json, "seconds": 0} == {**diffuse(*line).json, "seconds": 0}
 
 
 @pytest.fixture
@@ -332,9 +311,7 @@ def test_a_failure_of_two_processes_is_said_once(pair, images, tmp_path, line, c
 
 
 def test_a_world_size_without_a_launcher_is_a_usage_error(process, images):
-    ran = process("train", images, "-q", env={"WORLD_SIZE": "2"})
-    assert ran.code == 2
-    assert "torchrun" in ran.line
+    assert "torchrun" in process("train", images, "-q", env={"WORLD_SIZE": "2"}).line
 
 
 # -- one run at a time ----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from conftest import in_process
 from file_operations import FULL, ends_at, failing_at, killed_while
 from hub_server import COMMIT, serving
-from lab import QUICK
+from lab import QUICK, Lab
 from PIL import Image
 from private_models import model_of
 
@@ -64,39 +64,26 @@ def test_a_folder_has_the_model_a_picture_and_a_card_of_facts(
     assert sha(Path("drawn/grid.png")) == sha(Path("out/samples.png"))
 
 
-def test_samples_of_a_model_that_needs_its_columns_have_values(diffuse: Run, images: Path):
-    rows = [
-        f"{path.relative_to(images)},{k}" for k, path in enumerate(sorted(images.rglob("*.png")))
-    ]
-    shutil.copytree(images, "data")
-    Path("data/metadata.csv").write_text("\n".join(["file_name,age", *rows]))
-    line = ("train", "data", "--condition-on", "age", "--label-dropout", 0, "--steps", 1)
-    assert diffuse(*line, "--config", QUICK, "-q").code == 0
-    ran = diffuse("push", "model.safetensors", TARGET, "--license", "mit", "-o", "out")
+def test_samples_of_a_model_that_needs_its_columns_have_values(diffuse: Run, lab: Lab):
+    line = ("train", lab["grey"], "--condition-on", "level,side", "--label-dropout", 0)
+    model = lab.trained(*line, "--config", QUICK, "--steps", 1)
+    ran = diffuse("push", model, TARGET, "--license", "mit", "-o", "out")
     assert ran.code == 0, ran.err
     assert Path("out/samples.png").exists()
 
 
-def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run, model: Path):
-    Image.new("L", (4, 4)).save("grid.png")
-    line = ("push", model, TARGET, "--license", "cc-by-4.0", "--samples", "grid.png", "-o", "out")
-    assert diffuse(*line, "--json").json["files"] == [
-        "README.md", "model.safetensors", "samples.png",
-    ]  # fmt: skip
-    card = Path("out/README.md").read_text()
-    assert ("Nothing was measured" in card, "Not chosen" in card) == (True, False)
-    assert sha(Path("out/samples.png")) == sha(Path("grid.png"))
-    again = diffuse(*line)
-    assert (again.code, "out exists already" in again.line) == (5, True)
-    assert diffuse(*line, "--overwrite", "-q").code == 0
-
-
-def test_a_converted_model_is_not_said_to_be_trained(diffuse: Run):
+def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run):
+    """Also of a converted model, which is not said to be trained."""
     model_file.save(Path("model.safetensors"), model_of())
     Image.new("L", (4, 4)).save("grid.png")
-    line = ("--license", "mit", "--samples", "grid.png", "-o", "out", "-q")
-    assert diffuse("push", "model.safetensors", TARGET, *line).code == 0
-    assert " parameters, converted with `diffuse`.\n" in Path("out/README.md").read_text()
+    line = ("push", "model.safetensors", TARGET, "--license", "cc-by-4.0", "-o", "out", "--json")
+    line = (*line, "--samples", "grid.png")
+    assert diffuse(*line).json["files"] == ["README.md", "model.safetensors", "samples.png"]
+    card = Path("out/README.md").read_text()
+    assert ("Nothing was measured" in card, "Not chosen" in card) == (True, False)
+    assert " parameters, converted with `diffuse`.\n" in card
+    assert sha(Path("out/samples.png")) == sha(Path("grid.png"))
+    assert diffuse(*line, "--overwrite", "-q").code == 0
 
 
 @pytest.mark.parametrize(
@@ -161,14 +148,6 @@ def test_a_push_that_is_killed_can_be_repeated(diffuse: Run, model: Path):
         shutil.rmtree("cut")
         moment += 5
     assert moment > 30
-    shutil.rmtree("cut")
-    Path("cut/.unfinished").mkdir(parents=True)
-    Path("cut/mine.txt").write_text("mine")
-    record = f"{sha(Path('cut/mine.txt'))} mine.txt\n"
-    Path("cut/.unfinished/record").write_text(record)
-    assert diffuse(*line, "cut").code == 5
-    assert diffuse(*line, "cut", "--overwrite").code == 0
-    assert sorted(path.name for path in Path("cut").iterdir()) == sorted(["mine.txt", *wanted])
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import pty
 import re
@@ -41,25 +40,25 @@ def test_stdout_is_the_model_path_alone(fresh, images, recipe, tmp_path):
     assert ESCAPE not in ran.err
 
 
-def test_json_is_one_object(train):
-    ran = train(*SHORT, "--json")
-    assert ran.json["model"] == "model.safetensors"
-    assert ran.json["run"] == "model.run"
-    assert ran.json["step"] == ran.json["steps"] == 3
-    assert ran.json["processes"] == 1
-    assert ran.json["images"] == 60
-
-
-def test_quiet_is_silent(train):
+def test_quiet_is_silent(train, diffuse, model, images):
     ran = train(*SHORT, "-q", "--flip", "--accumulation", 2)
-    assert ran.code == 0
-    assert ran.err == ""
-    assert ran.out == "model.safetensors\n"
-
-
-def test_quiet_sampling_and_evaluation_are_silent(diffuse, model, images):
+    assert (ran.code, ran.err, ran.out) == (0, "", "model.safetensors\n")
     assert diffuse("sample", model, "-n", 1, "--steps", 2, "-q").err == ""
     assert diffuse("eval", model, images, "-n", 4, "--steps", 2, "-q").err == ""
+
+
+def test_json_is_one_object(train, untimed):
+    ran = train(*SHORT, "--json", "--steps", 6, "--log-every", 2)
+    assert (ran.json["model"], ran.json["run"]) == ("model.safetensors", "model.run")
+    assert (ran.json["step"], ran.json["processes"], ran.json["images"]) == (6, 1, 60)
+    assert re.findall(r"^step (\d)/6  loss", ran.err, re.M) == ["2", "4", "6"]
+    found = train("--dry-run", "--json").json
+    assert found["parameters"] > 10_000
+    assert found["memory_bytes"] > 4 * 5 * found["parameters"]
+    assert found["config"]["batch_size"] == 8
+    assert found["images_seen"] == 8 * found["config"]["steps"]
+    assert found["epochs"] == pytest.approx(found["images_seen"] / 54, abs=1e-3)
+    assert found["half_size"] is None
 
 
 CI = {"CI": "true", "GITHUB_ACTIONS": "true", "TF_BUILD": "true", "TERM": "xterm-256color"}
@@ -132,15 +131,6 @@ def test_a_reader_of_stdout_that_goes_away_is_no_error(fresh, process, images, m
         assert (ran.code, ran.err.count("Traceback"), ran.err.count("Broken")) == (0, 0, 0)
 
 
-def test_a_reader_of_stderr_that_goes_away_does_not_end_the_training(
-    process, images, recipe, tmp_path, closed
-):
-    ran = process("train", images, "--config", recipe, *SHORT, stderr=closed)
-    assert ran.code == 0
-    assert ran.out == "model.safetensors\n"
-    assert (tmp_path / "model.safetensors").exists()
-
-
 NONE = """
 import os, sys
 sys.stdin = sys.stdout = sys.stderr = None
@@ -153,9 +143,11 @@ def test_training_ends_well_without_any_stream(process, images, recipe, tmp_path
     line = ("train", images, "--config", recipe, *SHORT)
     ran = process(*line, stdout=closed)
     assert (ran.code, ran.err.count("Traceback"), ran.err.count("Broken")) == (0, 0, 0)
+    ran = process(*line, "-o", "mute.safetensors", stderr=closed)
+    assert (ran.code, ran.out) == (0, "mute.safetensors\n")
     assert process(*line, "-o", "none.safetensors", before=NONE).code == 0
-    one, other = (tmp_path / f"{name}.safetensors" for name in ("model", "none"))
-    assert one.read_bytes() == other.read_bytes()
+    models = {path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    assert len(models) == 1
 
 
 def test_sampling_begins_and_ends_well_without_any_stream(tmp_path, model):
@@ -163,10 +155,6 @@ def test_sampling_begins_and_ends_well_without_any_stream(tmp_path, model):
     command = ["bash", "-c", shell, sys.executable, "sample", str(model), "-n", "1", "--steps", "2"]
     assert subprocess.run(command, cwd=tmp_path, env=environment(), timeout=60).returncode == 0
     assert (tmp_path / "samples" / "manifest.json").exists()
-
-
-def test_help_into_a_closed_pipe_has_no_traceback(fresh, closed):
-    assert "Traceback" not in fresh("train", "--help", stdout=closed).err
 
 
 @pytest.fixture
@@ -188,40 +176,19 @@ def terminal(spawn):
     return run
 
 
-def test_a_terminal_has_a_bar(terminal, images, recipe):
+def test_a_terminal_has_a_bar_unless_it_is_dumb(terminal, images, recipe):
     code, seen = terminal("train", images, "--config", recipe, "--steps", 9)
     assert code == 0
-    assert ESCAPE in seen
     assert "training" in seen
     assert re.search(r"\x1b\[[\d;]*m", seen)
-
-
-def test_a_dumb_terminal_has_plain_lines(terminal, images, recipe):
-    code, seen = terminal("train", images, "--config", recipe, *SHORT, TERM="dumb")
-    assert code == 0
-    assert "step 3/3" in seen
-    assert ESCAPE not in seen
+    line = ("train", images, "--config", recipe, *SHORT, "--overwrite")
+    code, seen = terminal(*line, TERM="dumb")
+    assert (code, "step 3/3" in seen, ESCAPE in seen) == (0, True, False)
 
 
 def test_no_color_is_honored(terminal):
-    code, plain = terminal("sample", "nowhere")
-    assert re.search(r"\x1b\[31m", plain)
+    code, red = terminal("sample", "nowhere")
+    assert re.search(r"\x1b\[31m", red)
     code, plain = terminal("sample", "nowhere", NO_COLOR="1")
     assert code == 4
     assert not re.search(r"\x1b\[(3|9)\d[\d;]*m", plain)
-
-
-def test_progress_without_a_terminal_is_a_line_every_n_steps(train):
-    err = train("--steps", 6, "--log-every", 2).err
-    assert re.findall(r"^step (\d)/6  loss", err, re.M) == ["2", "4", "6"]
-
-
-def test_dry_run_json_has_the_costs(train, untimed):
-    found = train("--dry-run", "--json").json
-    assert found["parameters"] > 10_000
-    assert found["memory_bytes"] > 4 * 5 * found["parameters"]
-    assert found["config"]["batch_size"] == 8
-    assert found["images_seen"] == 8 * found["config"]["steps"]
-    assert found["epochs"] == pytest.approx(found["images_seen"] / 54, abs=1e-3)
-    assert found["half_size"] is None
-    assert json.dumps(found)

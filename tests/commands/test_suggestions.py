@@ -7,15 +7,15 @@ import functools
 import re
 import shlex
 import shutil
-import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from lab import QUICK, ROOT
-from PIL import Image, ImageOps
+from conftest import mostly_slow
+from lab import QUICK, ROOT, Lab
+from PIL import Image
 
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._cli.suggestions import ADVICE, SYNONYMS
@@ -26,53 +26,6 @@ Run = Callable[..., Any]
 # -- after a training ------------------------------------------------------------------------------
 
 
-def arrays(images: Path) -> Path:
-    """Two channels of floats in each of 12 files."""
-    folder = Path("arrays")
-    folder.mkdir()
-    draw = np.random.default_rng(3)
-    for k in range(12):
-        np.save(folder / f"{k:02d}.npy", draw.normal(k, 2, (2, 8, 8)).astype(np.float32))
-    return folder
-
-
-def sounds(images: Path) -> Path:
-    """Twelve tones of 64 samples."""
-    pytest.importorskip("soundfile", reason="of the extra [audio]")
-    folder = Path("sounds")
-    folder.mkdir()
-    for k in range(12):
-        with wave.open(str(folder / f"{k:02d}.wav"), "wb") as file:
-            file.setparams((1, 2, 4000, 0, "NONE", ""))
-            file.writeframes((6000 * np.sin(np.arange(64) * (k + 1) / 9)).astype("<i2").tobytes())
-    return folder
-
-
-def with_table(images: Path) -> Path:
-    """The images, with an age and a site of each."""
-    folder = Path(shutil.copytree(images, "with a table"))
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.png"))
-    rows = [f"{name},{20 + k / 3:.4f},{('here', 'over there')[k % 2]}"
-            for k, name in enumerate(names)]  # fmt: skip
-    (folder / "metadata.csv").write_text("\n".join(["file_name,age,site", *rows]) + "\n")
-    return folder
-
-
-def zipped(folder: Path) -> Path:
-    return Path(shutil.make_archive(folder.name, "zip", folder))
-
-
-@pytest.fixture
-def negatives(images: Path, diffuse: Run) -> Path:
-    """The negative of each image, under its name."""
-    folder = Path("the negatives")
-    for path in images.rglob("*.png"):
-        there = folder / path.relative_to(images)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        ImageOps.invert(Image.open(path)).save(there)
-    return folder
-
-
 def suggested(err: str) -> list[str]:
     """The words after `diffuse` of the last line of a training."""
     program, *words = shlex.split(err.splitlines()[-1].partition(" with: ")[2])
@@ -80,30 +33,39 @@ def suggested(err: str) -> list[str]:
     return words
 
 
-KINDS: dict[str, tuple[Any, list[str]]] = {
-    "plain": (Path, []),
-    "of a zip": (zipped, ["-o", "a b.safetensors"]),
-    "learned variance": (Path, ["--variance", "learned"]),
-    "classes": (Path, ["--classes"]),
-    "classes always told": (Path, ["--classes", "--label-dropout", "0"]),
-    "table": (with_table, ["--condition-on", "age,site"]),
-    "table always told": (with_table, ["--condition-on", "age,site", "--label-dropout", "0"]),
-    "small images": (Path, ["--given", "low-res:2"]),
-    "small images of a zip": (zipped, ["--given", "low-res:2"]),
-    "masks": (Path, ["--given", "mask:random", "--given-dropout", "0"]),
-    "pairs": (Path, ["--given", "the negatives", "--classes"]),
-    "arrays": (arrays, []),
-    "small arrays": (arrays, ["--given", "low-res:2"]),
-    "sounds": (sounds, ["--size", "64"]),
+def here(lab: Lab, data: str) -> Path:
+    """A link to a data set, or a zip file of it, under a name with a space."""
+    name, _, zipped = data.partition(" ")
+    if zipped:
+        return Path(shutil.make_archive(f"a {name}", "zip", lab[name]))
+    link = Path(f"a {name}")
+    link.symlink_to(lab[name])
+    return link
+
+
+KINDS: dict[str, tuple[str, list[str]]] = {
+    "plain": ("images", []),
+    "table": ("grey", ["--condition-on", "level,side"]),
+    "small images": ("images", ["--given", "low-res:2"]),
+    "masks": ("images", ["--given", "mask:random", "--given-dropout", "0"]),
+    "pairs": ("grey", ["--given", "a beside", "--classes"]),
+    "small arrays": ("fields", ["--given", "low-res:2"]),
+    "of a zip": ("images zipped", ["-o", "a b.safetensors"]),
+    "learned variance": ("images", ["--variance", "learned"]),
+    "classes": ("images", ["--classes"]),
+    "classes always told": ("images", ["--classes", "--label-dropout", "0"]),
+    "table always told": ("grey", ["--condition-on", "level,side", "--label-dropout", "0"]),
+    "small images of a zip": ("images zipped", ["--given", "low-res:2"]),
+    "arrays": ("fields", []),
+    "sounds": ("sounds", []),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_command_that_samples_from_a_model_runs(
-    diffuse: Run, images: Path, negatives: Path, kind: str
-):
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, always=7))
+def test_the_command_that_samples_from_a_model_runs(diffuse: Run, lab: Lab, kind: str):
     data, line = KINDS[kind]
-    ran = diffuse("train", data(images), "--config", QUICK, "--steps", 2, *line)
+    here(lab, "beside")
+    ran = diffuse("train", here(lab, data), "--config", QUICK, "--steps", 2, *line)
     assert ran.code == 0, ran.err
     words = suggested(ran.err)
     ran = diffuse(*words)
@@ -122,37 +84,25 @@ def test_rows_of_a_npy_file_are_no_inputs_of_a_command(diffuse: Run):
     assert (ran.code, "diffuse sample" in ran.err) == (0, False)
 
 
-def test_pairs_in_a_zip_are_taken_from_it(diffuse: Run, images: Path, negatives: Path):
-    line = ("train", images, "--config", QUICK, "--steps", 2, "--given", zipped(negatives))
+def test_pairs_in_a_zip_are_taken_from_it(diffuse: Run, lab: Lab):
+    line = ("train", lab["grey"], "--config", QUICK, "--steps", 2)
+    line = (*line, "--given", here(lab, "beside zipped"))
     words = suggested(diffuse(*line).err)
     assert "--range" in words
     assert diffuse(*words).code == 0
 
 
-def test_a_distilled_and_a_second_model_have_folders_of_their_own(diffuse: Run, images: Path):
-    ran = diffuse("train", images, "--config", QUICK, "--steps", 2)
-    assert diffuse(*suggested(ran.err), "-n", 1).code == 0
-    ran = diffuse("distill", "model.safetensors", images, "--steps", 2)
-    words = suggested(ran.err)
-    assert words == ["sample", "distilled.safetensors", "-o", "samples-2"]
-    assert diffuse(*words).code == 0
-    assert len([*Path("samples-2").glob("0*.png")]) == 16
-
-
-@pytest.mark.parametrize(
-    "kind", ["plain", "table", "small images", "masks", "pairs", "small arrays"]
-)
-def test_the_lines_of_a_card_run(diffuse: Run, images: Path, negatives: Path, kind: str):
+@pytest.mark.parametrize("kind", mostly_slow([*KINDS][:6], always=3))
+def test_the_lines_of_a_card_run(diffuse: Run, lab: Lab, kind: str):
     data, line = KINDS[kind]
-    source = data(images)
-    assert diffuse("train", source, "--config", QUICK, "--steps", 2, *line).code == 0
+    here(lab, "beside")
+    assert diffuse("train", here(lab, data), "--config", QUICK, "--steps", 2, *line).code == 0
     Image.new("L", (4, 4)).save("grid.png")
     line = ["--license", "mit", "--samples", "grid.png", "-o", "card"]
     ran = diffuse("push", "model.safetensors", "hf://some/name", *line)
     assert ran.code == 0, ran.err
     card = Path("card/README.md").read_text().replace("hf://some/name", "model.safetensors")
-    inputs = negatives if kind == "pairs" else source
-    one = next(path for path in sorted(inputs.rglob("*")) if path.suffix in (".png", ".npy"))
+    one = lab.sample("beside" if kind == "pairs" else data)
     shutil.copy(one, f"input{one.suffix}")
     (command,) = re.findall(r"^diffuse (sample .*)$", card, re.MULTILINE)
     ran = diffuse(*shlex.split(command))
@@ -163,11 +113,14 @@ def test_the_lines_of_a_card_run(diffuse: Run, images: Path, negatives: Path, ki
     assert len(names["samples"]) == 16
 
 
-def test_json_and_quiet_leave_suggestions_out(diffuse: Run, images: Path):
-    line = ("train", images, "--config", QUICK, "--steps", 2, "-q")
-    assert diffuse(*line).err == ""
-    ran = diffuse("sample", "model.safetensors", "-n", 1, "--steps", 2, "-q", "--json")
-    assert (ran.err, ran.json["grid"]) == ("", "samples/grid.png")
+def test_a_distilled_and_a_second_model_have_folders_of_their_own(diffuse: Run, lab: Lab):
+    ran = diffuse(*lab.quick, "--steps", 2)
+    assert diffuse(*suggested(ran.err), "-n", 1).code == 0
+    ran = diffuse("distill", "model.safetensors", lab["images"], "--steps", 2)
+    words = suggested(ran.err)
+    assert words == ["sample", "distilled.safetensors", "-o", "samples-2"]
+    assert diffuse(*words).code == 0
+    assert len([*Path("samples-2").glob("0*.png")]) == 16
 
 
 # -- all other texts -------------------------------------------------------------------------------

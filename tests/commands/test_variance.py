@@ -28,8 +28,19 @@ def without_errors(model, tmp_path) -> Path:
     return path
 
 
-def test_a_model_file_has_errors_that_fall_with_the_noise(model):
-    errors = model_file.load(model).errors.errors
+def test_a_model_file_has_errors_of_held_out_images_that_fall_with_the_noise(train, monkeypatch):
+    measured: list[bool] = []
+    real = Trainer.losses_on
+
+    def watched(self: Trainer, chosen: Any) -> Any:
+        held_out = self.plan.data.held_out
+        measured.append(len(chosen) > 0 and bool(np.isin(chosen, held_out).all()))
+        return real(self, chosen)
+
+    monkeypatch.setattr(Trainer, "losses_on", watched)
+    assert train("--steps", 60, "-q").code == 0
+    assert {*measured} == {True}
+    errors = model_file.load("model.safetensors").errors.errors
     assert len(errors) > 2
     assert LEAST < errors[0] < errors[-1] < 1
     assert list(errors) == sorted(errors)
@@ -47,23 +58,16 @@ def test_ddpm_takes_another_variance(diffuse, model):
     assert len(set(files.values())) == 3
 
 
-@pytest.mark.parametrize("source", ["model", "conditional"])
-def test_the_bound_of_the_optimal_variance_is_the_lowest(diffuse, request, images, source):
-    path = request.getfixturevalue(source)
+@pytest.mark.parametrize(("source", "own"), [("model", "small"), ("conditional", "learned")])
+def test_the_bound_of_the_optimal_variance_is_the_lowest(diffuse, request, images, source, own):
+    line = ("eval", request.getfixturevalue(source), images, *BOUND)
     bits = {}
-    for name in ("small", "large", "optimal"):
-        found = diffuse("eval", path, images, *BOUND, "--variance", name).json
+    for name in ("small", "large", "optimal", own):
+        found = diffuse(*line, "--variance", name).json
         assert found["settings"]["variance"] == name
         bits[name] = found["bits_per_dim"]
     assert bits["optimal"] < min(bits["small"], bits["large"])
-
-
-def test_a_learned_variance_is_the_default_of_its_model(diffuse, conditional, images):
-    own, named = (
-        diffuse("eval", conditional, images, *BOUND, *more).json["bits_per_dim"]
-        for more in ((), ("--variance", "learned"))
-    )
-    assert own == named
+    assert diffuse(*line).json["bits_per_dim"] == bits[own]
 
 
 def test_a_resumed_run_measures_errors_that_its_file_lacks(train, monkeypatch):
@@ -80,43 +84,20 @@ def test_a_resumed_run_measures_errors_that_its_file_lacks(train, monkeypatch):
 
 
 def test_errors_are_measured_where_a_run_ends_and_not_before(train):
+    """The run goes on with the errors of step 4, and saves its state before it measures again."""
     assert train("--steps", 8, "--stop-at", 4, "-q").code == 0
     first = model_file.load("model.safetensors").errors
-    assert train("--resume", "-q").code == 0
+    assert train("--resume", "--save-every", 6, "--stop-at", 7, "-q").code == 0
     second = model_file.load("model.safetensors").errors
     assert None not in (first, second)
     assert first != second
     checkpoints = sorted(Path("model.run/checkpoints").iterdir())
-    assert [model_file.load(path).errors for path in checkpoints] == [first, second]
+    assert [path.name[-1] for path in checkpoints] == ["6", "7"]
+    assert [model_file.load(path).errors for path in checkpoints] == [None, second]
 
 
-def test_a_checkpoint_has_no_errors_of_earlier_weights(train):
-    """The run goes on with the errors of step 4, and saves its state before it measures again."""
-    assert train("--steps", 8, "--stop-at", 4, "-q").code == 0
-    assert train("--resume", "--save-every", 6, "--stop-at", 7, "-q").code == 0
-    errors = {
-        path.name: model_file.load(path).errors is not None
-        for path in Path("model.run/checkpoints").iterdir()
-    }
-    assert errors["step-00000006"] is False
-    assert errors["step-00000007"] is True
-
-
-def test_errors_are_measured_on_held_out_images(train, monkeypatch):
-    measured: list[bool] = []
-    real = Trainer.losses_on
-
-    def watched(self: Trainer, chosen: Any) -> Any:
-        held_out = self.plan.data.held_out
-        measured.append(len(chosen) > 0 and bool(np.isin(chosen, held_out).all()))
-        return real(self, chosen)
-
-    monkeypatch.setattr(Trainer, "losses_on", watched)
-    assert train("--steps", 2, "-q").code == 0
-    assert {*measured} == {True}
-
-
-def test_other_weights_have_no_errors(train, diffuse, images):
+def test_other_weights_have_no_errors(lab, train, diffuse, images):
+    assert model_file.load(lab["distilled"]).errors is None
     assert train("--steps", 8, "--eval-every", 4, "--eval-images", 8, "-q").code == 0
     assert model_file.load("model.best.safetensors").errors is None
     assert train("--steps", 24, "--ema-lengths", 24, "-o", "many.safetensors", "-q").code == 0
@@ -133,10 +114,6 @@ def test_a_model_without_errors_says_what_adds_them(diffuse, without_errors, ima
         ran = diffuse(*line)
         assert (ran.code, "diffuse train DATA --resume" in ran.line) == (2, True)
     assert diffuse("eval", without_errors, images, *BOUND, "--variance", "large").code == 0
-
-
-def test_a_distilled_model_has_no_errors(lab):
-    assert model_file.load(lab["distilled"]).errors is None
 
 
 def test_an_evaluation_samples_with_a_variance(diffuse, model, images):
