@@ -130,8 +130,7 @@ def test_a_model_is_pushed_in_one_commit_and_drawn_from_elsewhere(
         files["eval.json"] = b"{}"
         assert process(*line, "--overwrite", env=here).code == 0
         assert sorted(files) == ["README.md", "model.safetensors", "samples.png"]
-        told = process("info", TARGET, "--json", "-q", env=here)
-        assert told.json["sha256"] == sha(model)
+        assert process("info", TARGET, "--json", "-q", env=here).json["sha256"] == sha(model)
 
 
 def test_a_push_that_is_killed_can_be_repeated(diffuse: Run, model: Path):
@@ -224,8 +223,7 @@ def test_a_push_without_temporary_files_is_refused_before_anything_is_drawn(
     Path("file").touch()
     with monkeypatch.context() as patch:
         patch.setattr("tempfile.tempdir", "file")
-        code = in_process(["push", model, TARGET, "--license", "mit", "--overwrite"])
-    assert code == 5
+        assert in_process(["push", model, TARGET, "--license", "mit", "--overwrite"]) == 5
 
 
 def test_two_pushes_into_one_folder_do_not_mix(diffuse: Run, model: Path):
@@ -290,9 +288,8 @@ def test_texts_of_a_file_are_not_markdown():
 
 
 def test_a_push_does_not_replace_the_model_it_publishes(diffuse: Run, model: Path):
-    folder = Path("own")
-    folder.mkdir()
-    own = Path(shutil.copy(model, folder / "model.safetensors"))
-    ran = diffuse("push", own, TARGET, "--license", "mit", "-o", folder, "--overwrite")
+    Path("own").mkdir()
+    own = Path(shutil.copy(model, "own/model.safetensors"))
+    ran = diffuse("push", own, TARGET, "--license", "mit", "-o", "own", "--overwrite")
     assert (ran.code, "-o own holds the input own/model.safetensors" in ran.line) == (2, True)
     assert sha(own) == sha(model)
