@@ -13,10 +13,8 @@ from conftest import MODEL, RUN, in_process
 
 from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.core.losses import simple
-from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.system.descriptors import open_regular_file
-from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.system.run_reader import run_folder
 from diffuse_cli.training.ema_weights import gamma_of, list_snapshots
@@ -119,9 +117,17 @@ def test_a_length_is_what_averaging_every_step_would_have_given(ema, monkeypatch
     assert float((model_file.load(whole).ema["conv_out.weight"] - expected).norm()) > 0.02 * moved
 
 
-def test_the_held_out_loss_decides_where_it_is_asked_to(ema, kept, images):
+def test_the_held_out_loss_decides_where_it_is_asked_to(ema, monkeypatch):
     """That of the training: an independent sum of sigmoid weights, the target v, and draws that
     belong to positions."""
+    seen = []
+    real = ema_lengths.EMA_METRICS["held-out"]
+
+    def make(config, loaded, sides, accelerator):
+        seen.append((loaded, sides.real))
+        return real(config, loaded, sides, accelerator)
+
+    monkeypatch.setattr(ema_lengths, "EMA_METRICS", {"held-out": make})
     ran = ema("--metric", "held-out", "--json")
     assert "left out, as they need more snapshots than 4: 0.02, 0.03, 0.15, 0.20, 0.25" in ran.err
     found = ran.json
@@ -131,13 +137,13 @@ def test_the_held_out_loss_decides_where_it_is_asked_to(ema, kept, images):
     assert found["metric"] == "held_out_loss"
     assert all(row["values"]["held_out_loss_standard_error"] > 0 for row in found["rows"])
     assert all(row["error"] < 0.1 for row in found["rows"])
+    [(loaded, images)] = seen
     draws = training_draws(
         0, 0, range(6), shape=(1, 8, 8), device=torch.device("cpu"), purpose="held-out"
     )
     t = (draws.u.double() * 100).long()
-    data, model = finish(read_images(images)), model_file.load(kept)
-    x0 = torch.from_numpy(data.stored[data.held_out]).float() / 127.5 - 1
-    denoiser = model.blueprint.denoiser(model.network())
+    x0 = torch.from_numpy(images.samples).float() / 127.5 - 1
+    denoiser = loaded.model.blueprint.denoiser(loaded.model.network())
     snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
     weight = (snr.sqrt() / (1 + snr / math.e**2) / 2)[t].float()
     with torch.no_grad():

@@ -237,12 +237,6 @@ def test_transparency_is_laid_on_the_background(tmp_path, diffuse):
         assert diffuse("info", "a.png", "--json", *options).json["pixels"]["mean"] == [expected]
 
 
-def test_one_color_has_no_deviation(tmp_path):
-    found = look(fill(tmp_path, {f"{v}.png": png(np.full((9, 9), v)) for v in (7, 8)}))
-    assert found["pixels"] == {"mean": [7.5], "std": [0.5]}
-    assert found["blank"] == 2
-
-
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for temporary files."""

@@ -232,6 +232,7 @@ def test_the_right_plot_reads_both_variances(shown: Shown) -> None:
     forward_process._variances(axes, scene.processes, [0])
     for line, process in zip(axes.lines, scene.processes.values(), strict=True):
         assert np.asarray(line.get_ydata()) == pytest.approx(process.alpha_bars.numpy())
+    axes.figure.canvas.draw()
     (right,) = axes.child_axes
     height = axes.transData.transform((0, 0.3))[1]
     assert right.transData.transform((0, 0.7))[1] == pytest.approx(height)
