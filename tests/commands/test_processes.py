@@ -210,7 +210,8 @@ def test_two_processes_evaluate_as_one_does(pair, diffuse, images, conditional, 
 )
 def test_two_processes_say_what_one_does(pair, diffuse, lab, text):
     """Also where the second has nothing to do: one batch, a choice or no images."""
-    line = (*lab.line(text), "--precision", "fp32", "--json")
+    precision = ("--precision", "fp32") if " -n " in text else ()
+    line = (*lab.line(text), *precision, "--json")
     two = pair(*line)
     assert two.code == 0, two.err
     assert {**two.json, "seconds": 0} == {**diffuse(*line).json, "seconds": 0}
