@@ -6,6 +6,7 @@ import csv
 import hashlib
 import pickle
 import re
+import shlex
 import wave
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -178,6 +179,19 @@ def write_sounds(folder: Path) -> None:
             file.writeframes((sound[0] - 2**14).astype("<i2").tobytes())
 
 
+def write_masks(folder: Path) -> None:
+    """Masks of 8x8 images, of which some are of no use."""
+    folder.mkdir()
+    hole = np.zeros((8, 8), np.uint8)
+    hole[2:6, 3:7] = 255
+    clear = np.dstack([hole // 2, 0 * hole])
+    for name, values in (
+        ("hole", hole), ("black", 0 * hole), ("white", 0 * hole + 255), ("small", hole[:4, :4]),
+        ("wide", hole[:4]), ("clear", clear),
+    ):  # fmt: skip
+        Image.fromarray(values).save(folder / f"{name}.png")
+
+
 def write_rubbish(folder: Path) -> None:
     """Files that are named as images."""
     folder.mkdir()
@@ -208,6 +222,8 @@ DATA: dict[str, Callable[[Path], object]] = {
     "masks": write_masks,
     "text.txt": lambda path: path.write_text("no picture\n"),
     "text.safetensors": lambda path: path.write_text("no model\n"),
+    "unclear.npy": lambda path: np.save(path, np.zeros((4, 9, 3))),
+    "nan.npy": lambda path: np.save(path, np.full((2, 8, 8), np.nan)),
     "text.png": lambda path: path.write_text("no picture\n"),
     "model.pkl": lambda path: path.write_bytes(pickle.dumps({"a": 1})),
     "broken.zip": lambda path: path.write_bytes(b"PK\5\6" + b"\xff" * 16 + b"\0\0"),
@@ -216,7 +232,7 @@ DATA: dict[str, Callable[[Path], object]] = {
     "type.toml": lambda path: path.write_text('steps = "many"\n'),
     "layer.toml": lambda path: path.write_text("[unet]\nwidht = 8\n"),
     "wider.toml": lambda path: path.write_text("[unet]\nwidth = 16\nmultipliers = [1, 2]\n"),
-    "betas.txt": lambda path: path.write_text("0.1 0.2 0.3\n"),
+    "betas.txt": lambda path: path.write_text("0.001\n0.25\n0.5\n"),
     "spent.txt": lambda path: path.write_text("1 0.5\n"),
     "rubbish": write_rubbish,
     "pipeline": write_pipeline,
@@ -289,7 +305,8 @@ class Lab:
 
     def line(self, text: str) -> list[str]:
         """Return the words of a command line in which {name} is an entry of the lab."""
-        return [re.sub(r"\{(.+?)\}", lambda name: str(self[name[1]]), w) for w in text.split()]
+        words = shlex.split(text)
+        return [re.sub(r"\{(.+?)\}", lambda name: str(self[name[1]]), word) for word in words]
 
     @property
     def tiny(self) -> tuple[Any, ...]:

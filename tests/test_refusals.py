@@ -6,8 +6,6 @@ stdout, and nothing is written. Words of a message are checked where the package
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,8 +46,7 @@ REFUSALS = [
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_a_refusal_has_its_code_and_writes_nothing(diffuse, lab, refusal):
     assert refusal.code in CODES
-    line = re.sub(r"\{(.+?)\}", lambda name: shlex.quote(str(lab[name[1]])), refusal.line)
-    ran = diffuse(*shlex.split(line), "--json")
+    ran = diffuse(*lab.line(refusal.line), "--json")
     error = ran.json["error"]
     found = (ran.code, error["code"], error["option"] or "-")
     assert found == (refusal.exit_code, refusal.code, refusal.option), error

@@ -117,7 +117,7 @@ class ConvertConfig(RuntimeConfig):
         super().__post_init__()
         if self.where is not None:
             if self.out is not None:
-                text, hint = "OUT and -o are the same", "Give one of them"
+                text, hint = "OUT and -o are the same", "Pass one of them"
                 raise UsageError(text, hint, code="options_conflict", option="-o")
             object.__setattr__(self, "out", self.where)
             object.__setattr__(self, "where", None)
@@ -168,10 +168,10 @@ class PushConfig(RuntimeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.runtime is not None and not self.demo:
-            text = "--runtime goes with --demo"
-            raise UsageError(text, "Give both, or neither", code="option_needs")
+            text = "--runtime needs --demo"
+            raise UsageError(text, "Pass both, or neither", code="option_needs")
         if self.private and self.out is not None:
-            text = "--private goes with pushing, not with -o"
+            text = "--private has no effect with -o"
             raise UsageError(text, "Leave one of them out", code="options_conflict")
         if self.license is None:
             text = "--license is missing: the Hub shows under which terms others may use the model"

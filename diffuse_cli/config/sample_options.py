@@ -52,7 +52,7 @@ class SamplerChoice(Options):
     starts (None: in pure noise), and the noise levels of the weak guidance (None: all).
 
     Raises:
-        UsageError: times that are not one a step, falling, or that go with another start, or noise
+        UsageError: times that are not one a step, falling, or that suit another start, or noise
             levels without weak guidance.
     """
 
@@ -151,7 +151,7 @@ class VarianceConfig(WeightsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryConfig(Options):
-    """Options that go with any sampler."""
+    """Options of all samplers."""
 
     spacing: str | None = option.sampling.optional(
         "Spacing of the timesteps that the sampler visits.",
@@ -295,12 +295,12 @@ class SampleConfig(StartConfig, DrawConfig, VarianceConfig):
         super().__post_init__()
         if self.n is not None and self.range is not None:
             text = "-n and --range exclude each other"
-            raise UsageError(text, "Give one of them", code="options_conflict")
+            raise UsageError(text, "Pass one of them", code="options_conflict")
         if self.given is None:
             for flag in ("mask", "degrade"):
                 if getattr(self, flag):
-                    text = f"--{flag} goes with --given"
-                    raise UsageError(text, "Give both, or neither", code="option_needs")
+                    text = f"--{flag} needs --given"
+                    raise UsageError(text, "Pass both, or neither", code="option_needs")
         if self.mask and self.degrade:
             text = "--mask and --degrade exclude each other"
             hint = "--degrade draws its own masks"

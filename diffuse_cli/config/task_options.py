@@ -278,8 +278,8 @@ class DemoConfig(ForwardConfig, ReverseConfig):
             text, hint = f"{flag}: a model has its own", "Leave out --model, or this"
             raise UsageError(text, hint, code="options_conflict")
         if self.model is None and (flag := find_changed_flag(self, ReverseConfig)):
-            text = f"{flag} goes with --model"
-            raise UsageError(text, "Give both, or neither", code="option_needs")
+            text = f"{flag} needs --model"
+            raise UsageError(text, "Pass both, or neither", code="option_needs")
         if self.fit is not None and self.size is None and self.model is None:
-            text = "--fit goes with --size or --model"
-            raise UsageError(text, "Give both, or neither", code="option_needs")
+            text = "--fit needs --size or --model"
+            raise UsageError(text, "Pass both, or neither", code="option_needs")

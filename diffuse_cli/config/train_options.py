@@ -278,7 +278,7 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
             flag = "--resume" if self.resume else "--auto-resume"
             raise UsageError(f"{flag} and --overwrite exclude each other", code="options_conflict")
         if self.loss in WEIGHTED and self.weighting not in (None, "none"):
-            text = f"--weighting does not go with --loss {self.loss}, which has its own weights"
+            text = f"--weighting does not suit --loss {self.loss}, which has its own weights"
             raise UsageError(text, code="options_conflict")
 
     @property
@@ -316,7 +316,7 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
     tables = [name for name in NETWORKS if name in fields and name != "network"]
     for name in tables:
         if fields.setdefault("network", name) != name:
-            text = f"[{name}] does not go with network = {fields['network']!r}"
+            text = f"[{name}] does not suit network = {fields['network']!r}"
             raise UsageError(text, code="options_conflict", option="--network")
         table = fields.pop(name)
         if isinstance(table, Mapping):

@@ -59,7 +59,7 @@ NUMBERS = (
     ),
     _number(
         "mean_variety",
-        "spread of sample means",
+        "variety of means",
         "Standard deviation of the means of generated samples, divided by the same for real "
         "samples. For images, it is below 1 if they are too similar in brightness.",
         "reference",
@@ -155,10 +155,10 @@ def remarks(facts: Facts) -> Iterator[Remark]:
                 f"{variety} times as much as for real {facts.words.many}"
             )
             level = "poor" if abs(variety.value - 1) > NOTABLE else "finding"
-            yield Remark("spread of sample means", level, words)
+            yield Remark("variety of means", level, words)
     elif channels and min(facts.real, facts.generated) > 1:
         words = f"not measured, because all real {facts.words.many} have the same mean"
-        yield Remark("spread of sample means", "caution", words)
+        yield Remark("variety of means", "caution", words)
 
 
 def _mean_remark(facts: Facts, shifts: Sequence[tuple[float, str, Measurement]]) -> Remark:

@@ -52,7 +52,7 @@ REFERENCES = 200
 SPACES = ("features", "pixels")
 
 NUMBERS = (
-    MetricNumber("memorized_copies", "nearer than any",
+    MetricNumber("memorized_copies", "copies",
         "Fraction of generated samples that are, in every space, closer to a training sample than "
         "any real sample that is not a copy.", "below", 0.0, "copies", axis="fraction"),
     *(MetricNumber(f"{key}_{space}", f"{label} in {space}", says.format(space), "below", ideal,

@@ -43,7 +43,7 @@ NUMBERS = (
     ),
     _number(
         "fine_detail",
-        "high-frequency power",
+        "fine detail",
         "Power of waves shorter than 4 pixels or points, compared with real samples, in decibels. "
         "It is negative for blurred samples and positive for noisy samples.",
         "reference",
@@ -81,7 +81,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """Return the standard errors of the distance, by its square, and of high-frequency power."""
+    """Return the standard errors of the distance, by its square, and of fine detail."""
     spectra_a, spectra_b = a.spectra, b.spectra
     if not len(spectra_a.shells.counts) or not spectra_a.real.any():
         return {}
@@ -112,7 +112,7 @@ def _errors(rows: Array) -> Array:
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Report whether high-frequency power is measurably too low or too high."""
+    """Report whether fine detail is measurably too low or too high."""
     if "fine_detail" not in facts:
         return
     band, many = facts["fine_detail"], facts.words.many
@@ -120,7 +120,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     waves = f"waves shorter than 4 {facts.words.points}"
     if not band.is_above(nothing) and not nothing.is_above(band):
         words = f"no measurable difference between generated and real {many} in {waves}"
-        yield Remark("high-frequency power", "fine", words)
+        yield Remark("fine detail", "fine", words)
         return
     weak = band.value < 0
     size = Measurement(abs(band.value), band.error)
@@ -128,7 +128,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     power = f"{ratio:.0%} of the power" if ratio < 2 else f"{ratio:.3g} times the power"
     how = f"low, as in blurred {many}" if weak else f"high, as in noisy {many}"
     yield Remark(
-        "high-frequency power",
+        "fine detail",
         "poor" if abs(band.value) > NOTABLE else "finding",
         f"too {how}: in {waves}, generated {many} have {power} of real {many} ({size} dB "
         f"{'less' if weak else 'more'})",

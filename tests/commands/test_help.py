@@ -97,16 +97,6 @@ def test_the_examples_of_a_command_are_in_its_help_and_can_be_parsed(help_of, co
         from_dict(module.CONFIG, given_options(module.CONFIG, typed))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_help_text_is_one_short_sentence(command):
-    texts = [spec.help for _, spec in option_fields(COMMANDS[command].CONFIG)]
-    for text in [*texts, COMMANDS.read_summary(command)]:
-        assert text.endswith(".")
-        assert ". " not in text
-        assert ";" not in text
-        assert len(text.split()) <= MOST_WORDS, text
-
-
 @pytest.mark.parametrize("columns", [60, 100])
 def test_help_is_as_wide_as_the_terminal(help_of, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -223,7 +223,7 @@ def test_old_names_of_attention_layers_are_known():
 
 def test_the_size_is_typed_where_the_files_do_not_say_it(diffuse):
     folder = pipeline(unet2d(sample_size=None))
-    assert "Give --size" in diffuse("convert", folder, "-q").line
+    assert "Pass --size" in diffuse("convert", folder, "-q").line
     blueprint = converted(folder, size="12x8").blueprint
     size = blueprint.space.size
     assert (size, blueprint.config.attends(size)) == ((12, 8), [False, True])
@@ -636,7 +636,7 @@ def test_the_heads_of_a_preset_may_have_no_others_on_the_way_up():
         found = openai.read(source, ConvertConfig(source="m.pt", preset=preset, **typed))
         assert (found.unet.config.heads_up, found.notices) == (None, ())
     source, _ = published("adm-64")
-    with pytest.raises(UsageError, match="--heads-upsample does not go with --preset adm-64"):
+    with pytest.raises(UsageError, match="--heads-upsample does not suit --preset adm-64"):
         openai.read(source, ConvertConfig(source="m.pt", preset="adm-64", heads_upsample=4))
 
 

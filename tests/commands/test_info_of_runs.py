@@ -51,13 +51,13 @@ def test_a_stopped_run_says_how_to_go_on(stopped, diffuse, images):
     assert re.fullmatch(r"[\d,]+ images/s", found["speed"])
     assert found["step"] == "3"
     assert found["parameters"] == "12,825"
-    line = shlex.split(found["go on with"])
+    line = shlex.split(found["resume with"])
     assert line == ["diffuse", "train", str(images), "--resume", "-o", "model.safetensors"]
     assert diffuse(*line[1:]).code == 0
     found = shown(diffuse("info", "model.run"))
     assert found["progress"] == "step 4 of 4, finished"
     assert found["model"] == "model.safetensors"
-    assert "go on with" not in found
+    assert "resume with" not in found
 
 
 def test_json_has_the_run_and_its_model(stopped, diffuse):
@@ -114,7 +114,7 @@ def test_a_run_without_a_model_is_described_as_far_as_it_is(stopped, diffuse):
     ran = diffuse("info", "model.run")
     assert ran.code == 0
     assert "warning: model.run has no complete checkpoint yet" in ran.err
-    assert set(shown(ran)) == {"run", "progress", "loss", "speed", "go on with"}
+    assert set(shown(ran)) == {"run", "progress", "loss", "speed", "resume with"}
     (RUN / "metrics.jsonl").unlink()
     found = shown(diffuse("info", "model.run"))
     assert (found["progress"], found["loss"]) == ("step 0 of 4, stopped", "none yet")

@@ -1,9 +1,11 @@
-"""Pages that sample in a browser: their JavaScript against core, and whole pages in Chromium."""
+"""Pages that sample in a browser: their files, and whole pages in Chromium."""
 
 from __future__ import annotations
 
+import base64
 import functools
 import http.server
+import io
 import json
 import shlex
 import shutil
@@ -30,14 +32,10 @@ import diffuse_cli
 from diffuse_cli.commands.convert.exporters import _web_runtime, page
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core import NETWORKS, SAMPLERS, SCHEDULES, Conditions, Denoiser, Process, Space
+from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.core.conditions import ConditioningArray, LabelColumn, MetadataTable, NumberColumn
 from diffuse_cli.core.data_gaussian import measure
-from diffuse_cli.core.guidance import autoguide, clip, interval
-from diffuse_cli.core.parameterization import TARGETS
 from diffuse_cli.models import model_file
-from diffuse_cli.pages.templates import read_script
-from diffuse_cli.system.rng import image_noise
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -51,93 +49,6 @@ SITE = LabelColumn(name=HOSTILE, values=("a", HOSTILE))
 def browser(tmp_path: Path) -> Iterator[Browser]:
     with Browser(tmp_path / "profile") as found:
         yield found
-
-
-# -- JavaScript against core ----------------------------------------------------------------------
-
-
-@needs_browser
-def test_noise_is_that_of_sample_bit_for_bit(browser):
-    browser.evaluate(read_script("random"))
-    for seed, index, draw in ((0, 0, -1), (7, 12, -1), (2**63 - 1, 3, 5)):
-        code = f"Array.from(imageNoise({seed}n, {index}, 3000, {draw}))"
-        found = np.array(browser.evaluate(code), np.float32)
-        expected = image_noise(seed, [index], draw, (3000,), torch.device("cpu"))
-        assert np.array_equal(found, expected[0].numpy())
-
-
-PROCESS = Process(SCHEDULES["cosine"](1000))
-
-
-def gaussian_target(name: str, x: Any, alpha: float, sigma: float, a: float, b: float) -> Any:
-    """Return the target of the best denoiser of data with mean 0.2 and standard deviation 0.5."""
-    x0 = 0.2 + alpha * 0.25 * (x - alpha * 0.2) / (alpha**2 * 0.25 + sigma**2)
-    return a * x0 + b * (x - alpha * x0) / sigma
-
-
-@needs_browser
-@pytest.mark.parametrize("target", mostly_slow(["v", "eps", "x0", "flow"]))
-@pytest.mark.parametrize("sampler", ["unipc", "ddim"])
-@pytest.mark.parametrize("limited", [False, True])
-def test_samplers_are_those_of_core(browser, sampler, target, limited):
-    browser.evaluate(read_script("sampler"))
-    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        at = round(float(t[0]))
-        alpha, sigma = PROCESS.alpha_sigma(at, like=x)
-        a, b = TARGETS[target](alpha, sigma, None, None)
-        return gaussian_target(target, x.double(), alpha, sigma, a, b).float()
-
-    denoiser = Denoiser(network, PROCESS, target)
-    weak = Denoiser(lambda x, t: 0.5 * network(x, t), PROCESS, target)
-    for n in (1, 2, 5, 20):
-        times = PROCESS.times(n)
-        levels = [
-            [float(t), *PROCESS.alpha_sigma(t, like=x), *denoiser.target_at(t, like=x)]
-            for t in times
-        ]
-        guided = autoguide(denoiser, weak, 1.5)
-        levels_to_guide = None
-        if limited:  # without guidance, eps loses digits at much noise
-            levels_to_guide = (0.3, 1e6 if target == "eps" else 3.0)
-            guided = interval(guided, denoiser, *levels_to_guide)
-        *_, last = SAMPLERS[sampler](clip(guided), PROCESS, x, times, noise=lambda k: x)
-        code = f"""(async () => {{
-          const levels = {json.dumps(levels)};
-          const network = async (x, time) => {{
-            const [, alpha, sigma, a, b] = levels.find((level) => level[0] === time);
-            return Float32Array.from(x, (x) => {{
-              const v = alpha ** 2 * 0.25 + sigma ** 2;
-              const x0 = 0.2 + alpha * 0.25 * (x - alpha * 0.2) / v;
-              return a * x0 + b * (x - alpha * x0) / sigma;
-            }});
-          }};
-          const weak = async (x, time) => (await network(x, time)).map((y) => 0.5 * y);
-          const denoise = makeDenoiser(
-            network, [[weak, 1.5]], true, {json.dumps(levels_to_guide)});
-          let last;
-          const x = Float32Array.from({x.flatten().tolist()});
-          for await (const state of {sampler}(denoise, makeSteps(levels), x)) last = state.x;
-          return Array.from(last);
-        }})()"""
-        found = np.array(browser.evaluate(code))
-        assert np.abs(found - last.x.flatten().numpy()).max() < 1e-5
-
-
-@needs_browser
-@pytest.mark.parametrize("shape", [(3, 8, 12), (1, 20), (2, 4, 6, 6)])
-def test_the_initial_noise_is_that_of_the_gaussian(browser, shape):
-    browser.evaluate(read_script("sampler"))
-    draw = torch.Generator().manual_seed(0)
-    data = torch.randn(9, *shape, generator=draw).cumsum(-1)
-    noise = torch.randn(1, *shape, generator=draw)
-    low = measure(lambda: [data], bands=False)
-    expected = low.make_initial_noise(noise, 0.3, 0.9)
-    told = json.dumps(page._describe_gaussian(shape, low))
-    code = f"Array.from(makeInitialNoise({noise.flatten().tolist()}, [0, 0.3, 0.9], {told}))"
-    found = np.array(browser.evaluate(code))
-    assert np.abs(found - expected.flatten().numpy()).max() < 1e-5
 
 
 # -- the files ------------------------------------------------------------------------------------
@@ -459,9 +370,20 @@ def test_a_page_has_classes_and_columns(diffuse, browser, runtime, served, point
     common = ("sample", model, "-q", "--precision", "fp32")
     assert diffuse(*common, *line, "--guidance", 2, "-o", "samples").code == 0
     assert largest_difference(found, read_samples(Path("samples"))) <= 2
+    address, values = browser.evaluate("location.href"), "listShared().map(([, c]) => c.value)"
+    shared = browser.evaluate(values)
+    assert {"2", "0", "3.5", "1"} < {*shared}
     found = generate(browser, f"{served}/out/", count=4)
     assert diffuse(*common, "-n", 4, "-o", "all").code == 0
     assert largest_difference(found, read_samples(Path("all"))) <= 2
+    browser.open("about:blank")
+    browser.open(address)
+    assert browser.evaluate(values) == shared
+    first = browser.evaluate("document.querySelector('#samples img').src")
+    picture = np.array(Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2]))))
+    assert diffuse(*common, "-n", 16, "-o", "first").code == 0
+    grid = np.array(Image.open("first/grid.png"))
+    assert largest_difference(picture, grid) <= 1
 
 
 @pytest.mark.slow

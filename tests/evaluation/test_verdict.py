@@ -106,7 +106,7 @@ def test_no_metric_of_a_close_evaluation_is_far_from_its_reference(number):
 def test_what_lies_on_both_sides_of_its_reference_is_far_on_both():
     [number] = [number for number in LIMITED if number.key == "mean_variety"]
     assert judge(values_at(number, -1.1, 0.01), [], IMAGES, model=False) == (
-        "Different from the real images in spread of sample means"
+        "Different from the real images in variety of means"
     )
 
 
@@ -123,7 +123,7 @@ def test_shifted_fields_are_not_close(diffuse):
     metrics = "random-kid,marginals,spectrum"
     ran = diffuse("eval", "shifted.npy", "real.npy", "--metrics", metrics)
     assert ran.code == 0, ran.err
-    assert ran.out.startswith("Different from the real arrays in spread of sample means.\n")
+    assert ran.out.startswith("Different from the real arrays in variety of means.\n")
     assert "the means of generated arrays differ too much from each other: " in ran.out
 
 

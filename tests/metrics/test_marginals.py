@@ -170,12 +170,12 @@ def test_the_variety_of_means_that_are_equal_is_not_measured(dtype, offset):
     fake = normalized(1, 40, dtype, offset) + np.arange(40).astype(dtype)[:, None, None, None]
     values, _ = found(real, fake)
     assert not {"mean_variety", "mean_variety_standard_error"} & {*values}
-    level, words = said(real, fake)["spread of sample means"]
+    level, words = said(real, fake)["variety of means"]
     assert level == "caution"
     assert words == "not measured, because all real images have the same mean"
     values, _ = found(fake, real)
     assert 0 <= values["mean_variety"] < 1e-2
-    level, words = said(fake, real)["spread of sample means"]
+    level, words = said(fake, real)["variety of means"]
     assert (level, "differ too little from each other" in words) == ("poor", True)
 
 
@@ -265,11 +265,11 @@ def test_wrong_contrast_and_variety_are_named():
     found = said(real, flat)
     assert found["contrast"][0] == "poor"
     assert found["contrast"][1].startswith("too low in ")
-    level, words = found["spread of sample means"]
+    level, words = found["variety of means"]
     assert (level, "too little from each other: 0.5" in words) == ("poor", True)
-    level, words = said(flat, real)["spread of sample means"]
+    level, words = said(flat, real)["variety of means"]
     assert (level, "too much from each other: 2.0" in words) == ("poor", True)
-    assert not {"contrast", "spread of sample means"} & {*said(real, pictures(1, 400))}
+    assert not {"contrast", "variety of means"} & {*said(real, pictures(1, 400))}
 
 
 def test_one_of_many_channels_is_not_off_by_chance():

@@ -230,4 +230,4 @@ def test_why_copies_were_not_looked_for(model, words):
 @pytest.mark.parametrize(("decibels", "power"), [(6, "3.98 times"), (700, "1e+70 times")])
 def test_a_ratio_has_few_digits(decibels, power):
     values = {"fine_detail": float(decibels), "fine_detail_standard_error": 0.1}
-    assert f"have {power} the power of real" in said("high-frequency power", **values)[1]
+    assert f"have {power} the power of real" in said("fine detail", **values)[1]

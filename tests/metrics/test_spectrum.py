@@ -170,7 +170,7 @@ def said(fake, real=None):
     real = fields(0, 150, (24, 24), 2) if real is None else real
     values, told = found(real, fake)
     facts = Facts(values, 9, 9, 0, True, 256, {"spectrum": told}, Words("images", "pixels"))
-    [remark] = [r for r in remarks(facts) if r.kind == "high-frequency power"]
+    [remark] = [r for r in remarks(facts) if r.kind == "fine detail"]
     return remark.level, remark.says
 
 

@@ -82,7 +82,7 @@ def export(config: ConvertConfig) -> Work[dict[str, Any]]:
     allowed = (*OF_ALL, *target.OPTIONS)
     for f, _ in option_fields(config):
         if f.name not in allowed and getattr(config, f.name) != f.default:
-            text = f"{field_flag(f)} does not go with --to {name}"
+            text = f"{field_flag(f)} does not suit --to {name}"
             raise UsageError(text, "Leave it out", code="options_conflict")
     with _claim_output(target, name, config) as path:
         target.check(config)

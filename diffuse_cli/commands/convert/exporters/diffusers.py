@@ -94,7 +94,7 @@ def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notic
         chosen = SCHEDULERS[config.sampler]
         if learned and not chosen.variance:
             message = f"--sampler {config.sampler}: {chosen.name} takes no learned variance"
-            hint = f"Give --sampler {DEFAULT}, or leave it out"
+            hint = f"Pass --sampler {DEFAULT}, or leave it out"
             raise UsageError(message, hint, code="option_unsuited")
         alone = [Notice(LOOP.format(f"runs {chosen.name}"))] if chosen.pipeline is None else []
         return config.sampler, alone

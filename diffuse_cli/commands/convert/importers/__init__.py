@@ -72,8 +72,8 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     """
     for option in OF_EXPORTS:
         if getattr(config, option):
-            text = f"{flag(option)} goes with --to"
-            raise UsageError(text, "Give both, or neither", code="option_needs")
+            text = f"{flag(option)} needs --to"
+            raise UsageError(text, "Pass both, or neither", code="option_needs")
     with outputs.claim_output(
         config.out or OUT, ".safetensors", config.overwrite, read=config.source
     ) as path:
@@ -84,7 +84,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
         source = ForeignSource((yield from fetch_source(config.source)))
         if source.is_own:
             text = f"{source.name} is a diffuse model already"
-            hint = "Use it as it is, or give --to diffusers or --to onnx"
+            hint = "Use it as it is, or pass --to diffusers or --to onnx"
             raise UsageError(text, hint, code="model_mismatch", path=source.path)
         fitting = (name for name, format in FORMATS.items() if format.recognizes(source))
         name = config.format or next(fitting, None)
@@ -110,5 +110,5 @@ def _check_options(config: ConvertConfig, name: str) -> None:
     special = {option for format in FORMATS.values() for option in format.OPTIONS}
     for option in sorted(special.difference(FORMATS[name].OPTIONS)):
         if getattr(config, option):
-            text = f"{flag(option)} does not go with {name}, whose files say it"
+            text = f"{flag(option)} does not suit {name}, whose files say it"
             raise UsageError(text, "Leave it out", code="option_unsuited")

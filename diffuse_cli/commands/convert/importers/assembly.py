@@ -139,7 +139,7 @@ def resolve_process(
     if "betas" not in fields and not {"schedule", "num_timesteps"} <= fields.keys():
         missing = "number of timesteps" if "schedule" in fields else "noise schedule"
         message = f"{source.name} does not say its {missing}"
-        hint = "Give --schedule and --num-timesteps, or --betas, or a --preset"
+        hint = "Pass --schedule and --num-timesteps, or --betas, or a --preset"
         option = "--num-timesteps" if "schedule" in fields else "--schedule"
         raise UsageError(message, hint, code="missing_argument", option=option)
     try:

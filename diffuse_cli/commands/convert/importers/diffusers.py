@@ -45,7 +45,7 @@ def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
         sample_size, attends = settings.pop("sample_size"), settings.pop("attends")
         if config.size is None and sample_size is None:
             text = f"{source.name} does not say its image size"
-            raise UsageError(text, "Give --size", code="missing_argument", option="--size")
+            raise UsageError(text, "Pass --size", code="missing_argument", option="--size")
         size = parsers.parse_size(sample_size) if config.size is None else config.size
         settings["attention"] = assembly.attention_at(size, attends)
         unet = assembly.read_net(described, config, size, settings)
@@ -70,7 +70,7 @@ def _folder(source: ForeignSource) -> Path:
         folder = folder / "unet"
     if not (folder / "config.json").is_file():
         text = f"{source.name} has no config.json of a UNet2DModel next to its weights"
-        hint = "Give the folder that diffusers wrote"
+        hint = "Pass the folder that diffusers wrote"
         raise ModelFileError(text, hint, code="model_lacks", path=source.path)
     return folder
 

@@ -34,7 +34,7 @@ NEW_ORDER = ("adm-64",)
 """Presets whose published checkpoint uses the `new` order."""
 
 ASSUMED = (
-    "assumed {} attention heads on the way up, too: give --heads-upsample N if it was trained with "
+    "assumed {} attention heads on the way up, too: pass --heads-upsample N if it was trained with "
     "another --num_heads_upsample"
 )
 
@@ -169,9 +169,9 @@ def _heads(
     up = config.heads_upsample
     if up and heads["head_width"]:
         raise UsageError(
-            f"--heads-upsample does not go with --preset {config.preset}, "
+            f"--heads-upsample does not suit --preset {config.preset}, "
             f"whose heads are {heads['head_width']} channels wide",
-            "Leave it out, or give --heads",
+            "Leave it out, or pass --heads",
             code="options_conflict",
         )
     if any(heads.values()):
@@ -180,7 +180,7 @@ def _heads(
     alike = ", ".join(f"--preset {name}" for name in fitting)
     raise UsageError(
         f"{source.name} does not say its attention heads and its process",
-        f"It has the shape of {alike}" if alike else "Give --heads or --head-width, and --schedule",
+        f"It has the shape of {alike}" if alike else "Pass --heads or --head-width, and --schedule",
         code="missing_argument",
         option="--heads",
     )
@@ -206,7 +206,7 @@ def _size(source: ForeignSource, config: ConvertConfig, attends: list[bool]) -> 
     at = PRESETS[config.preset].settings["attention"] if config.preset else ()
     if not at or True not in attends:
         text = f"{source.name} does not say its image size"
-        raise UsageError(text, "Give --size", code="missing_argument", option="--size")
+        raise UsageError(text, "Pass --size", code="missing_argument", option="--size")
     side = max(at) << attends.index(True)
     return side, side
 
