@@ -486,6 +486,8 @@ def test_a_sheet_has_a_row_for_each_class(tmp_path, diffuse):
     contents |= {"c.png": png(np.full((4, 4), 200)), "d/bad.png": b"no"}
     assert diffuse("info", fill(tmp_path / "d", contents), "-o", "sheet.png").code == 0
     page = np.asarray(Image.open("sheet.png"))
+    names, page = page[:, : -10 * 66], page[:, 2 - 10 * 66 :]
+    assert [(row < 128).any() for row in np.split(names[: 3 * 65], 3)] == [True] * 3
     assert page[::66, ::66].tolist() == [
         list(range(0, 19, 2)),
         [100, 101, 102, *[255] * 7],
@@ -499,7 +501,7 @@ def test_a_sheet_of_many_classes_says_what_it_leaves_out(tmp_path, monkeypatch):
     events = []
     sheet = finish(reports.make_sheet(finish(read_images(data))), events.append)
     assert events == [Notice("the contact sheet shows 3 of 5 classes")]
-    assert np.asarray(sheet)[::66, 0].tolist() == [0, 2, 4]
+    assert np.asarray(sheet)[::66, -1].tolist() == [0, 2, 4]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
