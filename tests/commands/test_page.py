@@ -35,6 +35,7 @@ from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.core.conditions import ConditioningArray, LabelColumn, MetadataTable, NumberColumn
 from diffuse_cli.core.data_gaussian import measure
+from diffuse_cli.media.figures import arrange_grid
 from diffuse_cli.models import model_file
 
 pytest.importorskip("onnxruntime")
@@ -382,8 +383,8 @@ def test_a_page_has_classes_and_columns(diffuse, browser, runtime, served, point
     first = browser.evaluate("document.querySelector('#samples img').src")
     picture = np.array(Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2]))))
     assert diffuse(*common, "-n", 16, "-o", "first").code == 0
-    grid = np.array(Image.open("first/grid.png"))
-    assert largest_difference(picture, grid) <= 1
+    samples = np.moveaxis(read_samples(Path("first"))[..., :3], -1, 1)
+    assert largest_difference(picture, np.array(arrange_grid(samples))) <= 1
 
 
 @pytest.mark.slow
