@@ -8,7 +8,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import do_less, mostly_slow
-from lab import QUICK, Lab
+from lab import QUICK
 from PIL import Image
 
 import diffuse_cli as diffuse
@@ -34,18 +34,18 @@ Run = Callable[..., Any]
 load, evaluate = diffuse.load, diffuse.evaluate  # where the fixture has the package's name
 
 
-def sha(path: Path) -> str:
+def sha(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def pictures(folder: Path) -> list[tuple[Image.Image, str]]:
+def pictures(folder):
     """Images of class folders with their classes, in the order in which a folder is read."""
     paths = sorted(folder.rglob("*.png"), key=lambda p: p.relative_to(folder).as_posix())
     return [(Image.open(path), path.parent.name) for path in paths]
 
 
 @pytest.fixture(autouse=True)
-def as_commands_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_commands_judge(monkeypatch):
     """At the size at which commands that run in process do."""
     do_less(monkeypatch)
 
@@ -54,7 +54,7 @@ def as_commands_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 2, "sampler": "ddpm", "seed": 3}])
-def test_a_model_draws_what_the_command_writes(diffuse: Run, model: Path, options: dict[str, Any]):
+def test_a_model_draws_what_the_command_writes(diffuse, model, options):
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     assert diffuse("sample", model, "-n", 5, "--steps", 3, "-o", "out", *flags).code == 0
     drawn = load(model).sample(5, steps=3, **options)
@@ -69,7 +69,7 @@ def test_a_model_draws_what_the_command_writes(diffuse: Run, model: Path, option
     assert [sha(p) for p in part] == [sha(p) for p in written[3:]]
 
 
-def test_a_class_is_drawn_as_the_command_draws_it(diffuse: Run, conditional: Path):
+def test_a_class_is_drawn_as_the_command_draws_it(diffuse, conditional):
     line = ["--class", "light", "--guidance", 1.5, "--range", "2:4", "--steps", 2]
     assert diffuse("sample", conditional, *line, "-o", "out").code == 0
     found = load(conditional)
@@ -81,7 +81,7 @@ def test_a_class_is_drawn_as_the_command_draws_it(diffuse: Run, conditional: Pat
     assert files == [Path(f"out/0000{k}.png").read_bytes() for k in (2, 3)]
 
 
-def test_what_is_known_of_a_model_is_what_info_says(diffuse: Run, model: Path):
+def test_what_is_known_of_a_model_is_what_info_says(diffuse, model):
     found = load(model)
     assert found.info == diffuse("info", model, "--json").json
     assert (found.sha256, found.step, found.classes) == (sha(model), 60, ())
@@ -89,7 +89,7 @@ def test_what_is_known_of_a_model_is_what_info_says(diffuse: Run, model: Path):
     assert "1x8x8 image, step 60" in repr(found)
 
 
-def test_the_denoiser_goes_with_the_samplers_of_the_core(model: Path):
+def test_the_denoiser_goes_with_the_samplers_of_the_core(model):
     found = load(model)
     denoiser, drawn = found.denoiser(), found.sample(2, steps=3, sampler="ddim", precision="fp32")
     device = next(iter(found.network().parameters())).device
@@ -104,9 +104,7 @@ def test_the_denoiser_goes_with_the_samplers_of_the_core(model: Path):
 # -- training -------------------------------------------------------------------------------------
 
 
-def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
-    lab: Lab, tmp_path: Path
-):
+def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(lab, tmp_path):
     out, data = tmp_path / "model.safetensors", pictures(lab["images"])
     whole = lab.trained(*lab.quick, "--steps", 6)
     torch.manual_seed(5)
@@ -127,7 +125,7 @@ def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
 
 
 def test_a_run_in_memory_whose_samples_are_noise_names_the_call_that_trains_more(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(FeatureMeasure, "is_noise", lambda self, kid: (yield from ()) or True)
     options = {"config": QUICK, "eval_every": 2, "eval_images": 6}
@@ -137,16 +135,16 @@ def test_a_run_in_memory_whose_samples_are_noise_names_the_call_that_trains_more
     assert call == f"diffuse.train(data, out={str(out)!r}, resume=True, steps=4)"
 
 
-def in_turn(trainings: Sequence[Iterator[Any]]) -> None:
+def in_turn(trainings):
     live = list(trainings)
     while live:
         live = [each for each in live if next(each, None) is not None]
 
 
-def in_threads(trainings: Sequence[Iterator[Any]]) -> None:
+def in_threads(trainings):
     ready, ended = threading.Barrier(len(trainings)), []
 
-    def run(training: Iterator[Any]) -> None:
+    def run(training):
         ready.wait()
         ended.append([*training][-1])
 
@@ -159,9 +157,7 @@ def in_threads(trainings: Sequence[Iterator[Any]]) -> None:
 
 
 @pytest.mark.parametrize("run", mostly_slow([in_threads, in_turn], always=1))
-def test_trainings_of_one_process_do_not_change_each_other(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., None]
-):
+def test_trainings_of_one_process_do_not_change_each_other(images, tmp_path, monkeypatch, run):
     """Neither by PyTorch's generators nor by Accelerate's state, which are the whole process's."""
     has = {"cpu_name": "AMD", "avx512_bf16": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
@@ -169,7 +165,7 @@ def test_trainings_of_one_process_do_not_change_each_other(
     shared = {"steps": 2, "batch_size": 8, "num_timesteps": 50, "unet": {**small, "dropout": 0.5}}
     ways = [{"accumulation": 2}, {"precision": "fp32", "seed": 1}, {"seed": 2}]
 
-    def trainings(name: str) -> list[Iterator[Any]]:
+    def trainings(name):
         data = pictures(images)
         places = [tmp_path / f"{name}{k}.safetensors" for k in range(len(ways))]
         return [
@@ -177,7 +173,7 @@ def test_trainings_of_one_process_do_not_change_each_other(
             for out, way in zip(places, ways, strict=True)
         ]
 
-    def made(name: str) -> list[str]:
+    def made(name):
         return [sha(tmp_path / f"{name}{k}.safetensors") for k in range(len(ways))]
 
     for training in trainings("alone"):
@@ -186,29 +182,29 @@ def test_trainings_of_one_process_do_not_change_each_other(
     assert made("together") == made("alone")
 
 
-def test_samples_in_memory_cannot_be_generated_while_they_are_read(model: Path, tmp_path: Path):
+def test_samples_in_memory_cannot_be_generated_while_they_are_read(model, tmp_path):
     """A thread that reads would wait for the training, which waits for it; or change its state."""
     generator, black = load(model), np.zeros((8, 8), np.uint8)
 
     class Generated:
         """Samples of a model, from the second time on if `later`."""
 
-        def __init__(self, generate: Callable[[], Any], later: bool = False) -> None:
+        def __init__(self, generate, later=False):
             self.generate, self.prepare_input = generate, set[int]() if later else set(range(4))
 
-        def __len__(self) -> int:
+        def __len__(self):
             return 4
 
-        def __getitem__(self, k: int) -> Any:
+        def __getitem__(self, k):
             if k in self.prepare_input:
                 self.generate()
             self.prepare_input.add(k)
             return black
 
-    def sample() -> Any:
+    def sample():
         return generator.sample(1, steps=1)
 
-    def train(data: Any, name: str = "new") -> list[Any]:
+    def train(data, name="new"):
         out = tmp_path / f"{name}.safetensors"
         return [*diffuse.train(data, out=out, config=QUICK, steps=1, workers=2)]
 
@@ -224,7 +220,7 @@ def test_samples_in_memory_cannot_be_generated_while_they_are_read(model: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, tmp_path: Path):
+def test_pairs_and_what_is_drawn_from_may_be_in_memory(images, tmp_path):
     whole = [image for image, _ in pictures(images)]
     given = [image.point(lambda level: 255 - level) for image in whole]
     out = tmp_path / "model.safetensors"
@@ -238,13 +234,11 @@ def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("given_up", [False, True])
-def test_ctrl_c_within_a_step_saves_a_checkpoint(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_up: bool
-):
+def test_ctrl_c_within_a_step_saves_a_checkpoint(images, tmp_path, monkeypatch, given_up):
     """Also where the loop ends before the training does."""
     step = Trainer.step
 
-    def interrupted(self: Trainer, done: int) -> Any:
+    def interrupted(self, done):
         if done == 2:
             signal.raise_signal(signal.SIGINT)
         return step(self, done)
@@ -266,15 +260,15 @@ def test_ctrl_c_within_a_step_saves_a_checkpoint(
 class Ended:
     """Samples whose iterator is at its end."""
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 2
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index):
         return next(iter(()))
 
 
 def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
-    images: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    images, model, tmp_path, capfd
 ):
     out = tmp_path / "model.safetensors"
     for options, said in (
@@ -319,9 +313,7 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
 # -- measuring ------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_has_the_numbers_of_the_command(
-    diffuse: Run, model: Path, images: Path, caplog: Any
-):
+def test_an_evaluation_has_the_numbers_of_the_command(diffuse, model, images, caplog):
     ran = diffuse("eval", model, images, "-n", 6, "--steps", 2, "--timesteps", 3, "--json")
     with caplog.at_level(logging.INFO, "diffuse"):
         found = evaluate(load(model), images, n=6, steps=2, timesteps=3)
@@ -340,9 +332,7 @@ def test_an_evaluation_has_the_numbers_of_the_command(
     assert ran.json["bits_per_dim"] > 0
 
 
-def test_what_was_loaded_is_measured_whatever_has_become_of_its_file(
-    model: Path, images: Path, tmp_path: Path
-):
+def test_what_was_loaded_is_measured_whatever_has_become_of_its_file(model, images, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(model.read_bytes())
     found, loaded = load(path), load(path)
@@ -353,7 +343,7 @@ def test_what_was_loaded_is_measured_whatever_has_become_of_its_file(
     assert again.json["settings"] == wanted.json["settings"]
 
 
-def test_drawn_samples_are_measured_against_samples_in_memory(model: Path, images: Path):
+def test_drawn_samples_are_measured_against_samples_in_memory(model, images):
     drawn, seen = load(model).sample(4, steps=2), []
     found = evaluate(
         drawn, [image for image, _ in pictures(images)], metrics=["marginals"], progress=seen.append
@@ -363,7 +353,7 @@ def test_drawn_samples_are_measured_against_samples_in_memory(model: Path, image
     assert seen
 
 
-def test_drawn_arrays_are_read_as_they_are_written(tmp_path: Path):
+def test_drawn_arrays_are_read_as_they_are_written(tmp_path):
     """Where their channels are last, also those of the model."""
     fields = np.random.default_rng(0).normal(size=(48, 8, 8, 3)).astype(np.float32)
     out = tmp_path / "fields.safetensors"
@@ -379,8 +369,8 @@ def test_drawn_arrays_are_read_as_they_are_written(tmp_path: Path):
     )
 
 
-def test_warnings_are_logged_as_such(caplog: Any):
-    def work() -> Iterator[Notice]:
+def test_warnings_are_logged_as_such(caplog):
+    def work():
         yield Notice("as it should be")
         yield Notice("as it should not be", warning=True)
 
@@ -394,13 +384,13 @@ def test_work_whose_progress_fails_is_closed():
     """Or it keeps its locks as long as somebody keeps the traceback."""
     ended = []
 
-    def work() -> Iterator[Progress]:
+    def work():
         try:
             yield Progress("sampling", 0, 1)
         finally:
             ended.append(True)
 
-    def fail(event: Progress) -> None:
+    def fail(event):
         raise KeyboardInterrupt
 
     begun = work()

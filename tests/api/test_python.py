@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,13 +26,13 @@ from diffuse_cli.core.networks import NETWORKS
 
 
 @pytest.fixture(autouse=True)
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def beside(tmp_path, monkeypatch):
     """In an empty folder, with images judged as commands that run in process do."""
     monkeypatch.chdir(tmp_path)
     do_less(monkeypatch)
 
 
-def train(data: Any, name: str, **options: Any) -> bytes:
+def train(data, name, **options):
     """The model file of a quick training."""
     options = {"steps": 2, "config": QUICK, **options}
     *_, trained = diffuse.train(data, out=f"{name}.safetensors", **options)
@@ -46,7 +44,7 @@ DRAW = np.random.default_rng(5)
 LEVELS = DRAW.integers(0, 255, (44, 3, 8, 8), np.uint8)
 
 
-def pictures() -> Iterator[Image.Image]:
+def pictures():
     for levels in LEVELS:
         yield Image.fromarray(np.moveaxis(levels, 0, -1))
 
@@ -77,7 +75,7 @@ def test_a_dataset_of_tensors_alone_trains_also_with_gradients():
 
 def test_columns_may_be_values_of_numpy_and_torch():
     ages = [20 + k / 4 for k in range(44)]
-    told: list[Callable[[float], Any]] = [float, np.float32, torch.tensor]
+    told = [float, np.float32, torch.tensor]
     made = [
         train([(p, {"age": kind(age), "site": kind(age) > 25})
                for p, age in zip(pictures(), ages, strict=True)],
@@ -86,7 +84,7 @@ def test_columns_may_be_values_of_numpy_and_torch():
     ]  # fmt: skip
     assert made[0] == made[1] == made[2]
     model = diffuse.load("float.safetensors")
-    ways: list[Any] = [[21.5, 30.25], np.array([21.5, 30.25]), torch.tensor([21.5, 30.25])]
+    ways = [[21.5, 30.25], np.array([21.5, 30.25]), torch.tensor([21.5, 30.25])]
     drawn = [model.sample(2, on={"age": ages}, steps=2).arrays for ages in ways]
     assert np.array_equal(drawn[0], drawn[1])
     assert np.array_equal(drawn[0], drawn[2])
@@ -105,13 +103,13 @@ def test_a_sample_that_is_none_is_named():
 # -- options --------------------------------------------------------------------------------------
 
 
-def found_metrics(model: Any, images: Path, metrics: Any) -> list[str]:
+def found_metrics(model, images, metrics):
     return [*diffuse.evaluate(model, images, n=4, metrics=metrics, timesteps=2)]
 
 
-def test_options_may_be_values_of_numpy_and_torch(images: Path):
+def test_options_may_be_values_of_numpy_and_torch(images):
     whole = train(images, "whole", size=(4, 8), lr=0.5, seed=3, flip=True)
-    options: dict[str, Any] = {"steps": np.int64(2), "size": torch.tensor([4, 8])}
+    options = {"steps": np.int64(2), "size": torch.tensor([4, 8])}
     options |= {"lr": np.float32(0.5), "seed": torch.tensor(3), "flip": np.True_}
     assert train(images, "other", **options) == whole
     assert train(images, "mapped", config={"batch_size": np.int64(8)}, preset="tiny", width=16) \
@@ -129,7 +127,7 @@ def test_options_may_be_values_of_numpy_and_torch(images: Path):
     assert found["bits_per_dim"].value > 0
 
 
-def test_the_model_is_that_of_the_file_unless_out_names_one(images: Path):
+def test_the_model_is_that_of_the_file_unless_out_names_one(images):
     filed = {"out": "model.bin"}
     with pytest.raises(diffuse.UsageError, match=r"out must end in \.safetensors"):
         diffuse.train(images, config=filed)
@@ -137,7 +135,7 @@ def test_the_model_is_that_of_the_file_unless_out_names_one(images: Path):
         diffuse.train(images, out=out, config=filed)
 
 
-TYPES: list[tuple[Any, Any, Any, set[str], set[str]]] = [
+TYPES = [
     (diffuse.train, keywords.TrainOptions, TrainConfig,
      {"dry_run", "architecture", "teacher_guidance"}, set()),
     (diffuse.Model.sample, keywords.SampleOptions, SampleConfig,
@@ -148,9 +146,7 @@ TYPES: list[tuple[Any, Any, Any, set[str], set[str]]] = [
 
 
 @pytest.mark.parametrize(("function", "kind", "config", "refused", "own"), TYPES)
-def test_every_option_is_a_parameter_or_a_typed_keyword(
-    function: Any, kind: Any, config: Any, refused: set[str], own: set[str]
-):
+def test_every_option_is_a_parameter_or_a_typed_keyword(function, kind, config, refused, own):
     parameters = {*inspect.signature(function).parameters} - {"self", "options", "config"}
     typed = {*kind.__annotations__} - {*NETWORKS.entries}
     assert not parameters & typed
@@ -160,7 +156,7 @@ def test_every_option_is_a_parameter_or_a_typed_keyword(
 # -- words ----------------------------------------------------------------------------------------
 
 
-def test_errors_name_keywords(images: Path, model: Path, conditional: Path):
+def test_errors_name_keywords(images, model, conditional):
     found, classes = diffuse.load(model), diffuse.load(conditional)
     for call, said in (
         (lambda: found.sample(1, label="dark"), "label: the model was trained without classes. "
@@ -194,7 +190,7 @@ def test_errors_name_keywords(images: Path, model: Path, conditional: Path):
         assert "--" not in str(caught.value)
 
 
-def test_notices_name_keywords_and_a_loop_keeps_its_own_state(images: Path):
+def test_notices_name_keywords_and_a_loop_keeps_its_own_state(images):
     texts = []
     with torch.no_grad():
         for event in diffuse.train(images, steps=2, out="m.safetensors", config=QUICK):
@@ -222,7 +218,7 @@ def test_flags_outside_commands_are_keywords():
 
 
 @pytest.fixture(params=mostly_slow(["inference_mode", "float64", "no_grad"]))
-def other_state(request: Any) -> Iterator[None]:
+def other_state(request):
     """PyTorch as a program may have left it; still so at the end."""
     if request.param != "float64":
         with getattr(torch, request.param)():
@@ -238,7 +234,7 @@ def other_state(request: Any) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def usual(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+def usual(images, tmp_path_factory):
     """A model file, samples of it and its numbers, in the usual state."""
     with pytest.MonkeyPatch.context() as patch:
         do_less(patch)
@@ -246,7 +242,7 @@ def usual(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, 
         return everything(images)
 
 
-def everything(images: Path) -> tuple[Any, ...]:
+def everything(images):
     """The bytes of a model file, samples of it, its numbers and a prediction."""
     made = train(images, "model")
     model = diffuse.load("model.safetensors")
@@ -259,7 +255,7 @@ def everything(images: Path) -> tuple[Any, ...]:
     return made, drawn, numbers, predicted.clone()
 
 
-def test_a_network_can_be_trained_and_its_model_stays(model: Path):
+def test_a_network_can_be_trained_and_its_model_stays(model):
     loaded = diffuse.load(model)
     before = loaded.sample(2, steps=2).arrays
     net = loaded.network()
@@ -270,9 +266,7 @@ def test_a_network_can_be_trained_and_its_model_stays(model: Path):
     assert np.array_equal(loaded.sample(2, steps=2).arrays, before)
 
 
-def test_whatever_the_state_of_pytorch_all_is_the_same(
-    images: Path, usual: tuple[Any, ...], other_state: None
-):
+def test_whatever_the_state_of_pytorch_all_is_the_same(images, usual, other_state):
     made, drawn, numbers, predicted = everything(images)
     assert made == usual[0]
     assert np.array_equal(drawn, usual[1])

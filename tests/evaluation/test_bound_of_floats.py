@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,20 +20,20 @@ PROCESS = Process(1 - BARS / torch.cat([torch.ones(1, dtype=torch.float64), BARS
 NORMAL = np.random.default_rng(5).standard_normal((8, 2, 400)).astype(np.float32)
 
 
-def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+def net(x, t):
     """E[x_0 | x_t] of standard normal data."""
     bars = torch.from_numpy(np.interp(t.numpy(), PROCESS.timesteps.numpy(), BARS.numpy()))
     return x * bars.sqrt().float().reshape(-1, 1, 1)
 
 
-def bits(stored: Any, transform: str | None = None, timesteps: Any = "all") -> Any:
+def bits(stored, transform=None, timesteps="all"):
     """The parts of the bound of stored floats, under the exact denoiser of Gaussians."""
     space = Space(
         channels=2, size=(400,), levels=None, mean=(0, 0), std=(1, 1), transform=transform
     )
     rows, names = np.arange(len(stored)), [f"{k}" for k in range(len(stored))]
     space = measure_space(space, stored, rows, names)
-    blueprint: Any = SimpleNamespace(space=space, conditions=Conditions())
+    blueprint = SimpleNamespace(space=space, conditions=Conditions())
     work = measure_bound(
         Denoiser(net, PROCESS, "x0", "small", None),
         LabeledSamples(stored, np.full(len(stored), -1)),
@@ -48,7 +47,7 @@ def bits(stored: Any, transform: str | None = None, timesteps: Any = "all") -> A
     return finish(work).parts()
 
 
-def entropy(std: float) -> float:
+def entropy(std):
     """Bits of a Gaussian number."""
     return math.log2(2 * math.pi * math.e) / 2 + math.log2(std)
 
@@ -93,7 +92,7 @@ def test_the_jacobian_of_a_transform_is_in_the_bound():
 
 
 @pytest.mark.parametrize("timesteps", [2, 12, 40])
-def test_a_few_visits_have_the_whole_jacobian(timesteps: int):
+def test_a_few_visits_have_the_whole_jacobian(timesteps):
     own = bits(NORMAL, timesteps=timesteps)
     scaled = bits(NORMAL * np.float32(1024), timesteps=timesteps)
     assert (scaled.sum(1) - own.sum(1)) == pytest.approx(10, abs=1e-3)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def signals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def signals(tmp_path_factory):
     """60 signals of 16 numbers in two class folders, of which 7 are held out: 2 and 5."""
     folder, draw = tmp_path_factory.mktemp("signals"), np.random.default_rng(15)
     for k in range(60):
@@ -37,7 +35,7 @@ def signals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(signals: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(signals, recipe, tmp_path_factory):
     """A model of 6 steps, stopped and resumed on the way. Do not write here."""
     path = tmp_path_factory.mktemp("model") / "m.safetensors"
     line = ["--config", recipe, "--classes", "--steps", 6, "--eval-every", 2, "--eval-images", 6]
@@ -47,9 +45,7 @@ def model(signals: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
-def test_training_keeps_the_best_by_them(
-    model: Path, diffuse: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_training_keeps_the_best_by_them(model, diffuse, tmp_path):
     rows = log_rows(model.with_suffix(".run"))
     kids = {row["step"]: row["kid_random"] for row in rows if "kid_random" in row}
     assert set(kids) == {2, 4, 6}
@@ -66,9 +62,7 @@ def test_training_keeps_the_best_by_them(
     assert "lowest KID " not in ran.out
 
 
-def test_tune_decides_by_them_and_eval_finds_the_same_numbers(
-    model: Path, signals: Path, diffuse: Callable[..., Any]
-) -> None:
+def test_tune_decides_by_them_and_eval_finds_the_same_numbers(model, signals, diffuse):
     line = ("-n", 7, "--precision", "fp32")
     how = ("--samplers", "ddim", "--steps", "2,4", "--guidance", "1")
     out = ("--plot", "t.png", "--report", "t.html", "--json")
@@ -94,9 +88,7 @@ def test_tune_decides_by_them_and_eval_finds_the_same_numbers(
         ).all()
 
 
-def test_the_tables_say_so(
-    model: Path, signals: Path, diffuse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tables_say_so(model, signals, diffuse, monkeypatch):
     monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     line = (model, signals, "-n", 4, "--precision", "fp32")
     ran = diffuse("tune", *line, "--samplers", "ddim", "--steps", 2, "--guidance", 1)
@@ -119,13 +111,11 @@ def test_the_tables_say_so(
           "rate": 8000}, "kid_random"),
     ],
 )  # fmt: skip
-def test_the_network_of_images_is_looked_for_where_it_is_needed(
-    kind: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_network_of_images_is_looked_for_where_it_is_needed(kind, key, monkeypatch):
     space = Space(**{"channels": 1, "size": (8, 8), **kind})
-    found: list[str] = []
+    found = []
 
-    def prepare(*_: object) -> Any:
+    def prepare(*_):
         yield from ()
         found.append("trained")
         return FeatureNetwork("some", 3, "", CPU, lambda x: x)
@@ -135,7 +125,7 @@ def test_the_network_of_images_is_looked_for_where_it_is_needed(
     real = real.astype(np.float32) if space.levels is None else real
     config, process = EvalConfig(subject="m", data="d"), Accelerator(cpu=True)
 
-    def choose(known: Space | None) -> FeatureNetwork:
+    def choose(known):
         trained = finish(feature_choice.load_trained_network(config, known, process))
         return finish(feature_choice.choose_network(config, trained, space, real, CPU))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +25,10 @@ SPREADS = torch.linspace(1.8, 0.1, 128)
 """Directions and standard deviations of correlated samples, in the model's numbers."""
 
 
-def denoise(spreads: torch.Tensor, mixing: torch.Tensor | None = None) -> Any:
+def denoise(spreads, mixing=None):
     """Return the network of E[x_0 | x_t] for Gaussian samples with these standard deviations."""
 
-    def net(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
+    def net(x, t, **cond):
         time = float(t[0]) * len(BARS) / 1000
         alpha, sigma = PROCESS.alpha_sigma(min(time, len(BARS) - 1.0), like=x)
         gain = alpha * spreads**2 / (alpha**2 * spreads**2 + sigma**2)
@@ -40,9 +39,9 @@ def denoise(spreads: torch.Tensor, mixing: torch.Tensor | None = None) -> Any:
     return net
 
 
-def measure(stored: Any, space: Space, net: Any, steps: int = 64, **options: Any) -> Any:
+def measure(stored, space, net, steps=64, **options):
     """Return the bits of each sample, and the errors of the solver."""
-    blueprint: Any = SimpleNamespace(space=space, conditions=Conditions())
+    blueprint = SimpleNamespace(space=space, conditions=Conditions())
     given = {"indices": range(len(stored)), "seed": 0, "batch_size": 100, **options}
     work = measure_ode_bits(
         Denoiser(net, PROCESS, "x0", levels=space.levels),
@@ -55,12 +54,12 @@ def measure(stored: Any, space: Space, net: Any, steps: int = 64, **options: Any
     return finish(work)
 
 
-def entropy(std: Any) -> float:
+def entropy(std):
     """Return the bits per dimension of Gaussian numbers."""
     return math.log2(2 * math.pi * math.e) / 2 + float(np.log2(std).mean())
 
 
-def agrees(found: Any, exact: float) -> bool:
+def agrees(found, exact):
     """Whether the mean is the entropy, within 3 standard errors and the error of the solver."""
     bits, off = found.T
     error = bits.std(ddof=1) / len(bits) ** 0.5
@@ -88,7 +87,7 @@ def test_correlated_floats_have_their_entropy():
 
 
 @pytest.mark.parametrize("transform", ["log", "asinh"])
-def test_the_jacobian_of_a_transform_is_in_the_density(transform: str):
+def test_the_jacobian_of_a_transform_is_in_the_density(transform):
     space = Space(
         channels=2, size=(8, 8), levels=None, mean=(1, 1), std=(0.5,) * 2, transform=transform
     )
@@ -101,7 +100,7 @@ def test_the_jacobian_of_a_transform_is_in_the_density(transform: str):
 
 
 @pytest.mark.parametrize(("levels", "limits"), [(256, None), (65_536, None), (256, (0, 127))])
-def test_levels_have_their_entropy(levels: int, limits: Any):
+def test_levels_have_their_entropy(levels, limits):
     """A level's Gaussian of std s, with uniform noise, has the variance s^2 + 1/12."""
     space = Space(channels=2, size=(8, 8), levels=levels, limits=limits)
     middle = (space.bins - 1) / 2
@@ -122,7 +121,7 @@ def test_noise_of_levels_and_probes_depend_on_seed_and_index_only():
 
 
 @pytest.mark.parametrize("steps", mostly_slow([17, 32], always=1))
-def test_the_error_of_the_solver_is_found_from_half_the_steps(steps: int):
+def test_the_error_of_the_solver_is_found_from_half_the_steps(steps):
     own = torch.from_numpy(NORMAL).flatten(1) * SPREADS @ MIXING
     space = Space(channels=2, size=(8, 8), levels=None, mean=(0, 0), std=(1, 1))
     coarse, fine = (
@@ -148,7 +147,7 @@ def test_the_mean_and_its_error():
 
 
 @pytest.mark.parametrize(("off", "warned"), [(0.02, False), (0.2, True)])
-def test_too_few_steps_are_remarked_on(off: float, warned: bool):
+def test_too_few_steps_are_remarked_on(off, warned):
     values = {"bits_per_dim_ode": 4.0, "bits_per_dim_ode_standard_error": 0.1}
     facts = Facts({**values, "bits_per_dim_ode_solver": off}, 4, 4, 0, True, 256)
     said = [str(remark) for remark in remarks(facts) if remark.warns]
@@ -160,7 +159,7 @@ def test_too_few_steps_are_remarked_on(off: float, warned: bool):
 ASKED = ("-n", 6, "--metrics", "likelihood-ode", "--precision", "fp32")
 
 
-def test_the_command_measures_it_when_asked(diffuse: Any, model: Any, images: Any):
+def test_the_command_measures_it_when_asked(diffuse, model, images):
     found = diffuse("eval", model, images, *ASKED, "--ode-steps", 8, "--json").json
     assert found["n"] == {"real": 6, "generated": 0}
     assert found["settings"]["ode_steps"] == 8
@@ -175,7 +174,7 @@ def test_the_command_measures_it_when_asked(diffuse: Any, model: Any, images: An
     assert "error of the solver" in shown
 
 
-def test_half_precision_has_gradients_too(diffuse: Any, model: Any, images: Any):
+def test_half_precision_has_gradients_too(diffuse, model, images):
     line = ("eval", model, images, *ASKED[:-2], "--ode-steps", 4, "--json", "--precision")
     half, single = (diffuse(*line, kind).json["bits_per_dim_ode"] for kind in ("bf16", "fp32"))
     assert half == pytest.approx(single, abs=0.05)
@@ -186,11 +185,11 @@ def test_half_precision_has_gradients_too(diffuse: Any, model: Any, images: Any)
 
 
 def test_classes_are_conditions_and_have_their_own_numbers(
-    diffuse: Any, conditional: Any, images: Any, monkeypatch: Any
+    diffuse, conditional, images, monkeypatch
 ):
     solve, labels = likelihood.log_densities, []
 
-    def record(*given: Any, label: torch.Tensor, **options: Any) -> Any:
+    def record(*given, label, **options):
         labels.append(sorted(label.tolist()))
         return solve(*given, label=label, **options)
 
@@ -203,7 +202,7 @@ def test_classes_are_conditions_and_have_their_own_numbers(
     assert own[0] != own[1]
 
 
-def test_two_metrics_of_a_distilled_model_leave_it_out(diffuse: Any, lab: Any):
+def test_two_metrics_of_a_distilled_model_leave_it_out(diffuse, lab):
     names = "likelihood,likelihood-ode"
     line = ("-n", 4, "--timesteps", 2, "--metrics", names, "--json")
     ran = diffuse("eval", lab["distilled"], lab["grey"], *line)

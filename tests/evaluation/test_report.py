@@ -47,12 +47,12 @@ VOID = frozenset({"br", "col", "hr", "img", "link", "meta"})
 class Page(HTMLParser):
     """A page taken apart: its elements, links and words; balanced, or an error."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source):
         super().__init__(convert_charrefs=True)
         self.source = source
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.open = []
+        self.elements = []
+        self.words = []
         self.feed(source)
         self.close()
         assert self.open == []
@@ -75,13 +75,13 @@ class Page(HTMLParser):
             self.words.append(data)
 
     @property
-    def text(self) -> str:
+    def text(self):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
-    def of(self, tag: str) -> list[dict[str, str | None]]:
+    def of(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
 
-    def values(self, name: str) -> list[str]:
+    def values(self, name):
         return [a[name] or "" for _, a in self.elements if name in a]
 
     @property
@@ -90,7 +90,7 @@ class Page(HTMLParser):
         return json.loads(self.words[max(i for i, w in enumerate(self.words) if w[:1] == "{")])
 
 
-def read(path="page.html") -> Page:
+def read(path="page.html"):
     return Page(Path(path).read_text(encoding="utf-8"))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.results import FEWEST, summarize
-from diffuse_cli.metrics import METRICS, MetricInputs, MetricNumber, Remark, Words, numbers
+from diffuse_cli.metrics import METRICS, MetricInputs, Remark, Words, numbers
 from diffuse_cli.metrics.channel_distributions import measure_marginals
 from diffuse_cli.metrics.spectrum import measure_spectra
 
@@ -77,7 +77,7 @@ def test_few_samples_are_not_called_close():
 LIMITED = [number for number in numbers() if number.tolerance is not None]
 
 
-def values_at(number: MetricNumber, tolerances: float, error: float) -> dict[str, float]:
+def values_at(number, tolerances, error):
     """A close KID, and a number this many tolerances on the wrong side of its reference."""
     values = {**KNOWN, "kid": 0.001, "kid_standard_error": 0.002}
     reference, tolerance = number.ideal, number.tolerance
@@ -110,7 +110,7 @@ def test_what_lies_on_both_sides_of_its_reference_is_far_on_both():
     )
 
 
-def fields(seed: int, count: int = 60, side: int = 16, shift: float = 0.0) -> np.ndarray:
+def fields(seed, count=60, side=16, shift=0.0):
     """Gaussian fields, each shifted up or down."""
     rng = np.random.default_rng(seed)
     signs = rng.choice([-shift, shift], (count, 1, 1, 1))

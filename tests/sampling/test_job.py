@@ -41,42 +41,32 @@ def digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def test_the_model_file_is_all_that_is_needed(diffuse, model, tmp_path):
-    moved = tmp_path / "elsewhere" / "m.safetensors"
-    moved.parent.mkdir()
-    shutil.copy(model, moved)
-    assert diffuse("sample", moved, "-n", 3, "--steps", 2).code == 0
-    assert names() == ["00000.png", "00001.png", "00002.png", "grid.png", "manifest.json"]
-    assert pixels(OUT, 0).shape == (8, 8)
+def test_the_model_file_is_enough_and_the_manifest_and_stdout_say_what_was_made(diffuse, model):
+    Path("elsewhere").mkdir()
+    moved = shutil.copy(model, "elsewhere/m.safetensors")
+    line = ("--seed", 7, "--steps", 5, "--sampler", "ddim", "--eta", 0.5, "--threshold", 0.9)
+    ran = diffuse("sample", moved, "-n", 3, *line, "--gif", "-o", "here/samples")
+    made = ["00000.png", "00001.png", "00002.png", "denoising.gif", "grid.png"]
+    folder = Path("here/samples")
+    assert names(folder) == [*made, "manifest.json"]
+    assert sorted(ran.out.split()) == [f"here/samples/{name}" for name in made]
+    assert pixels(folder, 0).shape == (8, 8)
     for k in range(2):
-        assert np.abs(pixels(OUT, k) - pixels(OUT, k + 1)).max() > 10
-    assert manifest()["precision"] in ("fp32", "bf16")
-
-
-def test_stdout_lists_every_picture(sample):
-    assert sample("-n", 2, "-o", "here").out.split() == [
-        "here/00000.png", "here/00001.png", "here/grid.png"
-    ]  # fmt: skip
-    found = sample("-n", 1, "--json", "--no-grid").json
-    assert found["images"] == ["samples/00000.png"]
-    assert found["grid"] is None
-    assert found["gif"] is None
-    assert found["manifest"] == "samples/manifest.json"
-
-
-def test_the_manifest_says_how_the_images_were_made_and_verifies(sample, model):
-    line = ("--seed", 7, "--sampler", "ddim", "--eta", 0.5, "--threshold", 0.9)
-    sample("-n", 2, *line, "--gif")
-    found = manifest()
+        assert np.abs(pixels(folder, k) - pixels(folder, k + 1)).max() > 10
+    found = manifest(folder)
     wanted = {
-        "seed": 7, "n": 2, "sampler": "ddim", "steps": 5, "eta": 0.5, "weights": "ema",
-        "threshold": 0.9, "precision": "fp32",
+        "seed": 7, "n": 3, "sampler": "ddim", "steps": 5, "eta": 0.5, "weights": "ema",
+        "threshold": 0.9,
     }  # fmt: skip
     assert found.items() >= wanted.items()
+    assert found["precision"] in ("fp32", "bf16")
     assert not {"classes", "guidance", "guidance_interval"} & {*found}
     assert found["model"]["sha256"] == digest(model)
-    assert sorted(found["files"]) == [n for n in names() if n != "manifest.json"]
-    assert all(digest(OUT / name) == value for name, value in found["files"].items())
+    assert found["files"] == {name: digest(folder / name) for name in made}
+    found = diffuse("sample", moved, "-n", 1, "--steps", 1, "--json", "--no-grid").json
+    assert found["images"] == ["samples/00000.png"]
+    assert found["grid"] is found["gif"] is None
+    assert found["manifest"] == "samples/manifest.json"
 
 
 def assert_alike(draw, *options):
@@ -114,8 +104,11 @@ def test_the_order_of_unipc_changes_the_images_and_is_in_the_manifest(sample):
     assert [manifest(f)["order"] for f in "abc"] == [None, 2, 3]
 
 
-def test_a_gif_shows_every_step(sample):
-    sample("-n", 2, "--gif")
+def test_a_gif_shows_every_step_of_its_range(sample):
+    """The steps of earlier samples in the folder are not kept."""
+    sample("-n", 2)
+    ran = sample("--range", "2:4", "--gif")
+    assert ran.code == 0, ran.err
     with Image.open(OUT / "denoising.gif") as gif:
         assert gif.n_frames == 5
         first = np.asarray(gif.convert("L"), int)
@@ -136,15 +129,6 @@ def test_raw_weights_need_keep_raw(lab, recipe, diffuse, tmp_path):
 # -- nothing is overwritten -----------------------------------------------------------------------
 
 
-OTHERS = {
-    "--seed 1": "with other settings: seed",
-    "--steps 6": "with other settings: steps",
-    "--batch-size 3": "with other settings: batch size",
-    "--weights raw": "with other settings: weights",
-    "--eta 0.5": "with other settings: eta",
-}
-
-
 @pytest.mark.parametrize("finished", [True, False])
 def test_samples_of_other_settings_are_refused_before_any_drawing(
     sample, monkeypatch, instead_of_networks, finished
@@ -155,11 +139,11 @@ def test_samples_of_other_settings_are_refused_before_any_drawing(
         sample("-n", 2)
     before = {p: p.read_bytes() for p in OUT.rglob("*") if p.is_file()}
     instead_of_networks()
-    for option, named in OTHERS.items():
+    for option in ("--seed 1", "--steps 6", "--batch-size 3", "--weights raw", "--eta 0.5"):
         ran = sample("-n", 2, "-q", *option.split())
         assert ran.code == 5, option
-        assert "samples already holds samples" in ran.line
-        assert named in ran.line
+        name = option[2:].rpartition(" ")[0].replace("-", " ")
+        assert f"samples already holds samples with other settings: {name}" in ran.line
         assert "--overwrite" in ran.line
         assert {p: p.read_bytes() for p in OUT.rglob("*") if p.is_file()} == before
 
@@ -172,23 +156,21 @@ def test_any_part_of_earlier_samples_is_enough(sample, kept):
     assert {path.name: path.read_bytes() for path in OUT.iterdir()} == {kept: b"earlier"}
 
 
-def test_overwrite_removes_stale_samples_and_nothing_else(sample):
+def test_overwrite_removes_stale_samples_and_nothing_else_and_nothing_if_it_fails(
+    sample, diffuse, lab
+):
     OUT.mkdir()
     (OUT / "notes.txt").write_text("mine")
     assert sample("-n", 5, "--gif").code == 0
     (OUT / "99999.png").write_bytes(b"not in the manifest")
+    before = {p: p.read_bytes() for p in OUT.iterdir()}
+    assert diffuse("sample", lab["text.safetensors"], "--overwrite").code == 4
+    assert {p: p.read_bytes() for p in OUT.iterdir()} == before
     assert sample("-n", 2, "--overwrite").code == 0
     assert names() == [
         "00000.png", "00001.png", "99999.png", "grid.png", "manifest.json", "notes.txt"
     ]  # fmt: skip
     assert manifest()["n"] == 2
-
-
-def test_a_failed_overwrite_keeps_the_earlier_samples(sample, diffuse, lab):
-    sample("-n", 2)
-    before = {p: p.read_bytes() for p in OUT.iterdir()}
-    assert diffuse("sample", lab["text.safetensors"], "--overwrite").code == 4
-    assert {p: p.read_bytes() for p in OUT.iterdir()} == before
 
 
 # -- classes --------------------------------------------------------------------------------------
@@ -202,7 +184,7 @@ def oracle(model, n, labels):
     """The images of a model as the sampler alone draws them, each with its label or with none."""
     loaded = model_file.load(model)
     net = loaded.network()
-    found = []
+    space, device = loaded.blueprint.space, torch.device("cpu")
     for k in range(n):
         given = None if labels is None else torch.tensor([labels[k]])
 
@@ -210,39 +192,24 @@ def oracle(model, n, labels):
             with torch.inference_mode():
                 return net(x, t, label=given)
 
-        denoiser = loaded.blueprint.denoiser(infer)
-        space, device = loaded.blueprint.space, torch.device("cpu")
-        *_, end = generate_batches(
-            denoiser, SamplingSettings("ddim", 5), [k], space=space, device=device
-        )
-        found.append(((end.state.x[0, 0] + 1) * 127.5).round().clamp(0, 255).numpy())
-    return found
+        denoiser, settings = loaded.blueprint.denoiser(infer), SamplingSettings("ddim", 5)
+        *_, end = generate_batches(denoiser, settings, [k], space=space, device=device)
+        yield ((end.state.x[0, 0] + 1) * 127.5).round().clamp(0, 255).numpy()
 
 
-def test_without_class_every_class_has_its_turn(of_classes):
-    assert of_classes("-n", 5, "--gif").code == 0
+def test_classes_have_their_turn_or_those_that_are_named_in_their_order(of_classes):
+    assert of_classes("-n", 11, "--gif").code == 0
     found = manifest()
-    assert found["classes"] == ["dark", "light", "dark", "light", "dark"]
-    assert found["guidance"] == 2
-    assert found["guidance_interval"] is None
+    assert found["classes"] == ["dark", "light"] * 5 + ["dark"]
+    assert (found["guidance"], found["guidance_interval"]) == (2, None)
     assert (OUT / "denoising.gif").exists()
-
-
-def test_the_classes_are_what_the_manifest_says(of_classes):
-    of_classes("-n", 12, "--guidance", 1)
-    mean = {"dark": [], "light": []}
-    for k, name in enumerate(manifest()["classes"]):
-        mean[name].append(pixels(OUT, k).mean())
-    assert np.mean(mean["dark"]) + 5 < np.mean(mean["light"])
-
-
-def test_named_classes_take_turns_in_their_order(of_classes):
-    line = ("-n", 5, "--class", "light", "--class", "dark", "--class", "light")
+    means = [pixels(OUT, k).mean() for k in range(11)]
+    assert np.mean(means[::2]) + 5 < np.mean(means[1::2])
+    line = ("-n", 5, "--class", "light", "--class", "dark", "--class", "light", "-o", "named")
     of_classes(*line, "--guidance", 3, "--guidance-interval", "0.1,7.5")
-    found = manifest()
+    found = manifest("named")
     assert found["classes"] == ["light", "dark", "light", "light", "dark"]
-    assert found["guidance"] == 3
-    assert found["guidance_interval"] == [0.1, 7.5]
+    assert (found["guidance"], found["guidance_interval"]) == (3, [0.1, 7.5])
 
 
 @pytest.mark.parametrize("names", [(), ("light",), ("light", "light", "dark")], ids=str)
@@ -252,28 +219,26 @@ def test_an_image_of_a_class_list_is_the_same_whatever_the_number_and_the_batch(
     assert manifest("a")["classes"][:4] == manifest("b")["classes"]
 
 
-def test_guidance_0_is_the_model_of_no_class(of_classes, conditional):
-    of_classes("-n", 4, "--guidance", 0, "--class", "dark", "--batch-size", 1, "-o", "dark")
-    of_classes("-n", 4, "--guidance", 0, "--class", "light", "--batch-size", 1, "-o", "light")
-    assert all(same("dark", "light", 4))
-    for k, expected in enumerate(oracle(conditional, 4, None)):
-        assert np.abs(pixels("dark", k) - expected).max() <= 1
-
-
-def test_guidance_1_is_the_conditional_model(of_classes, conditional):
-    of_classes("-n", 4, "--guidance", 1, "--batch-size", 1, "-o", "one")
-    for k, expected in enumerate(oracle(conditional, 4, [0, 1, 0, 1])):
-        assert np.abs(pixels("one", k) - expected).max() <= 1
-    of_classes("-n", 4, "--guidance", 1, "--class", "dark", "--batch-size", 1, "-o", "dark")
+def test_guidance_0_is_the_model_of_no_class_and_1_the_conditional_one(of_classes, conditional):
+    for name, *options in (
+        ("none", 0, "--class", "dark"), ("other", 0, "--class", "light"),
+        ("one", 1), ("dark", 1, "--class", "dark"),
+    ):  # fmt: skip
+        of_classes("-n", 4, "--batch-size", 1, "-o", name, "--guidance", *options)
+    assert all(same("none", "other", 4))
     assert same("one", "dark", 4) == [True, False, True, False]
+    for name, labels in (("none", None), ("one", [0, 1, 0, 1])):
+        for k, expected in enumerate(oracle(conditional, 4, labels)):
+            assert np.abs(pixels(name, k) - expected).max() <= 1
 
 
 def test_an_interval_bounds_guidance(of_classes):
-    of_classes("-n", 3, "--guidance", 1, "-o", "one")
-    of_classes("-n", 3, "--guidance", 6, "-o", "six")
-    of_classes("-n", 3, "--guidance", 6, "--guidance-interval", "1e8,1e9", "-o", "nowhere")
-    of_classes("-n", 3, "--guidance", 6, "--guidance-interval", "0,1e9", "-o", "everywhere")
-    of_classes("-n", 3, "--guidance", 6, "--guidance-interval", "0.5,2", "-o", "within")
+    for name, scale, *levels in (
+        ("one", 1), ("six", 6), ("nowhere", 6, "1e8,1e9"), ("everywhere", 6, "0,1e9"),
+        ("within", 6, "0.5,2"),
+    ):  # fmt: skip
+        interval = ("--guidance-interval", *levels) if levels else ()
+        of_classes("-n", 3, "--guidance", scale, *interval, "-o", name)
     assert all(same("nowhere", "one", 3))
     assert all(same("everywhere", "six", 3))
     assert not any(same("within", "six", 3))
@@ -308,11 +273,3 @@ def test_the_grid_has_a_row_for_each_class(of_classes, n, names, rows):
     for row, expected in zip(found, rows, strict=True):
         for cell, k in zip(row, expected, strict=True):
             assert np.array_equal(cell, np.full((8, 8), 255) if k is None else pixels(OUT, k))
-
-
-def test_a_gif_of_a_later_range_shows_that_range(sample):
-    """The steps of earlier samples in the folder are not kept."""
-    sample("-n", 2)
-    ran = sample("--range", "2:4", "--gif")
-    assert ran.code == 0, ran.err
-    assert (OUT / "denoising.gif").exists()

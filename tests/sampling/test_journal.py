@@ -29,7 +29,7 @@ OUT = Path("samples")
 QUICK = ("--steps", 2, "--precision", "fp32", "--sampler", "ddim", "--batch-size", 4)
 
 
-def tree(folder: Path | str) -> dict[str, bytes]:
+def tree(folder):
     """All files of a folder, hidden ones too."""
     folder = Path(folder)
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -50,7 +50,7 @@ def test_parts_end_at_multiples_of_the_batch(wanted, size, parts):
 SETTINGS = {"format": "diffuse.samples", "seed": 0, "model": {"sha256": "a"}}
 
 
-def generate(folder: Path, indices: range = range(5), *, before=None, overwrite=False, **settings):
+def generate(folder, indices=range(5), *, before=None, overwrite=False, **settings):
     """Write images of one byte, in parts of two. Returns their number, None if all existed."""
     with lock_folder(folder):
         record = SamplingRecord(folder, {**SETTINGS, **settings}, {}, ".bin")
@@ -71,7 +71,7 @@ def generate(folder: Path, indices: range = range(5), *, before=None, overwrite=
         return sum(map(len, remaining))
 
 
-def stop_in_third_part(folder: Path) -> None:
+def stop_in_third_part(folder):
     """Write the first four images."""
 
     def stop(part):
@@ -193,7 +193,7 @@ def test_a_process_that_still_writes_is_waited_for(tmp_path):
     assert generate(tmp_path) == 5
 
 
-def _end_if_busy(folder: Path) -> None:
+def _end_if_busy(folder):
     with pytest.raises(outputs.BusyError, match=f"process {os.getppid()} is writing"):
         generate(folder)
     os._exit(137)

@@ -34,9 +34,7 @@ HEUN = SamplerChoice("heun", 7, 3.5)
 GREY = Space(channels=1, size=(8, 8))
 
 
-def model(
-    sampling: SamplerChoice | None, classes: int = 2, timesteps=1000, distilled=None, space=GREY
-):
+def model(sampling, classes=2, timesteps=1000, distilled=None, space=GREY):
     names = ("a", "b")[:classes]
     diffusion = SimpleNamespace(num_timesteps=timesteps)
     blueprint = SimpleNamespace(
@@ -107,7 +105,7 @@ def test_learned_times_go_with_their_sampler_and_steps_alone(given, times, taken
 LOW = DataGaussian((4,), ((1.0,),), ((0.0,) * 4,), ((9.0,) * 4,))
 
 
-def starting(sampling: SamplerChoice | None = None, low: DataGaussian | None = LOW, classes=0):
+def starting(sampling=None, low=LOW, classes=0):
     found = model(sampling, classes=classes)
     found.blueprint.gaussian = low
     return found

@@ -33,14 +33,14 @@ methods = pytest.mark.parametrize("method", list(RESTORATIONS))
 
 
 @pytest.fixture
-def picture(diffuse, lab) -> None:
+def picture(diffuse, lab):
     """An image and masks of it here, and an image of 4x4."""
     shutil.copy(lab["images"] / "light" / "001.png", "a.png")
     shutil.copy(lab["masks"] / "hole.png", "hole.png")
     Image.fromarray(np.asarray(Image.open("hole.png"))[:4, :4] // 2 + 60).save("tiny.png")
 
 
-def model_numbers(levels: np.ndarray) -> torch.Tensor:
+def model_numbers(levels):
     return torch.from_numpy(levels).double()[None, None] / 127.5 - 1
 
 
@@ -182,7 +182,7 @@ def test_what_is_hidden_in_a_degraded_picture_has_no_effect(diffuse, model, pict
 
 
 @pytest.fixture
-def several(diffuse) -> Path:
+def several(diffuse):
     return write_images(Path("several"), 3)
 
 

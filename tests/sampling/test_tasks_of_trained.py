@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +34,7 @@ TRAINED = {
 }
 """How some are trained; those of 8x8 grey images, IMAGES beside themselves."""
 
-ALTERED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+ALTERED = {
     "noisy": ("up", {"what": "low-res:2+noise:0.1"}, {}),
     "only-up": ("up", {"dropout": 0.0}, {}),
     "painted": ("paint", {"what": "mask:box", "dropout": 0.3}, {}),
@@ -51,12 +49,12 @@ MODELS = (*TRAINED, *ALTERED)
 
 
 @pytest.fixture(scope="module")
-def trained(lab, tmp_path_factory) -> Callable[[str], Path]:
+def trained(lab, tmp_path_factory):
     """A model of `MODELS`, made when it is first asked for."""
     folder = tmp_path_factory.mktemp("altered")
 
     @cache
-    def make(name: str) -> Path:
+    def make(name):
         if name in ALTERED:
             like, given, training = ALTERED[name]
             return altered(make(like), folder / f"{name}.safetensors", given, training)
@@ -67,20 +65,18 @@ def trained(lab, tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def picture(diffuse, lab) -> None:
+def picture(diffuse, lab):
     """a.png of 8x8, low.png of 4x4 and hole.png, a mask; here."""
     shutil.copy(lab["images"] / "light" / "001.png", "a.png")
     shutil.copy(lab["masks"] / "hole.png", "hole.png")
     Image.open(lab["images"] / "dark" / "002.png").crop((0, 0, 4, 4)).save("low.png")
 
 
-def levels(path: str) -> np.ndarray:
+def levels(path):
     return np.asarray(Image.open(path), int)
 
 
-def by_hand(
-    path: Path, method: str | None, a, y, *, told: bool, seed: int = 0, scale: float = 1.0
-) -> np.ndarray:
+def by_hand(path, method, a, y, *, told, seed=0, scale=1.0):
     """What the first sample should be, from the parts: levels (8, 8).
 
     At a scale s, it is guided from the prediction without an input, D + (s - 1) (D - D_none).
@@ -111,7 +107,7 @@ def by_hand(
     return space.to_stored(x)[0, 0].numpy().astype(int)
 
 
-def observed(path: str) -> torch.Tensor:
+def observed(path):
     return torch.from_numpy(levels(path)).float()[None, None] / 127.5 - 1
 
 

@@ -12,14 +12,13 @@ from diffuse_cli.core import Denoiser
 from diffuse_cli.core.tiling import WINDOWS
 from diffuse_cli.models import model_file
 from diffuse_cli.models.activation_memory import SLACK, count_kept_bytes
-from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.sampling import model_loading, tasks
 from diffuse_cli.sampling.model_loading import fit_windows
 from diffuse_cli.sampling.tasks import measure_seconds
 
 
 @pytest.fixture
-def blueprint(model) -> Blueprint:
+def blueprint(model):
     return model_file.load(model).blueprint
 
 
