@@ -6,8 +6,7 @@ import functools
 import hashlib
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from lab import write_images
-from oracles import exact_denoise, process_of
+from oracles import exact_net, process_of
 from PIL import Image
 
-from diffuse_cli.core import Prediction, Process, bits_per_dim
+from diffuse_cli.core import Denoiser, bits_per_dim
 from diffuse_cli.core import likelihood as core_likelihood
 from diffuse_cli.data import read_images
 from diffuse_cli.evaluation import examples, image_sets, input_builders, likelihood
@@ -39,6 +38,11 @@ BITS = ("--metrics", "likelihood")
 @pytest.fixture
 def measure(diffuse, model):
     return lambda data, *options: diffuse("eval", model, data, *QUICK, *options)
+
+
+@pytest.fixture
+def measure_classes(diffuse, conditional):
+    return lambda data, *options: diffuse("eval", conditional, data, *QUICK, *options)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +97,17 @@ def test_the_json_says_everything_one_needs_to_compare(of_images, of_other, mode
     assert found["kid_standard_error"] > 0
     assert found["frechet_distance"] > 0
     assert math.isfinite(found["kid"])
-    assert found["settings"]["steps"] == 4
-    assert found["settings"]["timesteps"] == 10
-    assert found["settings"]["precision"] == "fp32"
-    assert found["settings"]["model_sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    wanted = {"steps": 4, "timesteps": 10, "precision": "fp32", "model_sha256": digest}
+    assert found["settings"].items() >= wanted.items()
     parts = [found[f"bits_{name}"] for name in ("prior", "middle", "decoder")]
     assert found["bits_per_dim"] == pytest.approx(sum(parts), rel=1e-6)
     assert min(parts) >= 0
     assert 1 < found["bits_per_dim"] < 20
+    first, *terms = found["terms"]
+    assert first["bits_per_timestep"] == pytest.approx(found["bits_decoder"], rel=1e-9)
+    middle = sum((t["last"] - t["first"] + 1) * t["bits_per_timestep"] for t in terms)
+    assert middle == pytest.approx(found["bits_middle"], rel=1e-9)
     assert found["part"] == "held-out"
     assert "the held-out part, 6 of 60" in ran.err
     assert of_other[0].json["part"] == "all"
@@ -185,21 +192,21 @@ def test_copies_are_found_where_one_image_is_held_out(
         assert rates == {"dark": 1, "light": 1}
 
 
-def test_a_copy_of_the_training_data_in_another_place_is_still_known(measure, images, tmp_path):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for k, path in enumerate(sorted(images.rglob("*.png"), reverse=True)):
-        Image.open(path).save(copy / f"{k}.bmp")
-    assert measure(copy, "-n", 4, "--timesteps", 2, *BITS, "--json").json["part"] == "held-out"
-
-
-def test_fewer_real_images_than_n_are_all_used_and_both_counts_printed(measure, images):
+def test_the_text_has_both_counts_and_a_row_for_each_class(measure, measure_classes, images, other):
+    """Fewer real images than n are all used."""
     ran = measure(images, "-n", 9, "--timesteps", 2)
     assert "n = 9 generated against 6 real (held-out images)" in ran.out
     assert "efficientnet-lite0" in ran.out
+    assert "±" in ran.out
     assert "FID" not in ran.out
     assert "class" not in ran.out
-    assert "±" in ran.out
+    out = measure_classes(other, "-n", 6, "--timesteps", 2).out
+    heads, *rows = out.split("\n\n")[-1].splitlines()
+    assert heads.split()[:3] == ["class", "generated", "real"]
+    assert "bits per dimension" in heads
+    assert "KID" in heads
+    assert "Fréchet" not in heads
+    assert [row.split()[:2] for row in rows] == [["dark", "3"], ["light", "3"]]
 
 
 BOTH = ("--metrics", "likelihood,kid")
@@ -238,7 +245,12 @@ def test_raw_weights_are_measured_as_a_model_of_them_is(measure, diffuse, model,
 
 
 def test_a_folder_against_itself_has_no_distance(diffuse, other):
-    found = diffuse("eval", other, other, "-n", 14, "--json").json
+    """And no likelihood, which is said."""
+    names = "kid,frechet,likelihood"
+    ran = diffuse("eval", other, other, "-n", 14, "--metrics", names, "--json")
+    assert "--metrics likelihood needs a model: skipped" in ran.err
+    found = ran.json
+    assert "bits_per_dim" not in found
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-3)
     assert found["kid"] < 0.05
 
@@ -314,18 +326,7 @@ def test_settings_of_sampling_and_of_the_bound_decide_the_numbers(measure, image
     assert small.json["bits_per_dim_train"] != large.json["bits_per_dim_train"]
 
 
-def test_what_cannot_be_measured_is_said(diffuse, images, other):
-    ran = diffuse("eval", other, images, "--metrics", "kid,likelihood", "--json")
-    assert (ran.code, "bits_per_dim" in ran.json) == (0, False)
-    assert "--metrics likelihood needs a model: skipped" in ran.err
-
-
 # -- classes --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def measure_classes(diffuse, conditional):
-    return lambda data, *options: diffuse("eval", conditional, data, *QUICK, *options)
 
 
 def renamed(data, to, **names):
@@ -432,40 +433,33 @@ def test_tune_and_compare_draw_the_same_classes(
     assert ran.json["evaluation"]["values"]["a"]["kid"] == pytest.approx(own, rel=1e-6)
 
 
-def test_classes_are_drawn_evenly_where_data_has_none_of_them(
-    measure_classes, other, tmp_path, evaluations
-):
-    data = renamed(other, tmp_path / "data", dark="aardvark", light="zebra")
-    ran = measure_classes(data, "-n", 5, "--metrics", "kid", "--json")
-    assert evaluations[0].fakes.labels.tolist() == [0, 1, 0, 1, 0]
-    assert "none of the model's classes" in ran.err
-
-
-def test_the_text_has_a_row_for_each_class(measure_classes, other):
-    out = measure_classes(other, "-n", 6, "--timesteps", 2).out
-    rows = out.split("\n\n")[-1].splitlines()
-    assert rows[0].split()[:3] == ["class", "generated", "real"]
-    assert "bits per dimension" in rows[0]
-    assert "KID" in rows[0]
-    assert [row.split()[:2] for row in rows[1:]] == [["dark", "3"], ["light", "3"]]
-    assert "Fréchet" not in rows[0]
-
-
 def test_classes_are_matched_by_name(
-    measure_classes, diffuse, images, other, tmp_path, evaluations
+    measure_classes, diffuse, images, conditional, other, tmp_path, evaluations
 ):
-    """'light' is the second class of the model and the first of DATA; 'zebra' it does not know."""
+    """'light' is the second class of the model and the first of DATA; 'zebra' it does not know,
+    and is shown as of none. Where it knows none, classes are drawn evenly."""
     data = renamed(other, tmp_path / "data", light="light", dark="zebra")
-    found = measure_classes(data, "-n", 14, "--metrics", "kid", "--json").json
+    line = ("-n", 14, "--timesteps", "all", "--respaced", 10, "--metrics", "kid,likelihood")
+    found = measure_classes(data, *line, "--json").json
     assert {*found["classes"]} == {"light"}
     assert found["classes"]["light"]["real"] == 7
     assert found["classes"]["light"]["generated"] == 14
     real = evaluations[0].real
     assert real.labels.tolist() == shown_as(real, data, ["dark", "light"])
     assert sorted(real.labels.tolist()) == [-1] * 7 + [1] * 7
+    right, none, wrong = (
+        float(bound_of(conditional, data, known=known, respaced=10)["total"].mean())
+        for known in (KNOWN, {}, {"light": 0})
+    )
+    assert found["bits_per_dim"] == pytest.approx(right, rel=1e-5)
+    assert min(abs(right - none), abs(right - wrong)) > 3e-4
     folders = diffuse("eval", data, images, "--metrics", "kid", "--json").json["classes"]
     assert {*folders} == {"light"}
     assert (folders["light"]["generated"], folders["light"]["real"]) == (7, 30)
+    data = renamed(other, tmp_path / "others", dark="aardvark", light="zebra")
+    ran = measure_classes(data, "-n", 5, "--metrics", "kid")
+    assert evaluations[-1].fakes.labels.tolist() == [0, 1, 0, 1, 0]
+    assert "none of the model's classes" in ran.err
 
 
 # -- the bound ------------------------------------------------------------------------------------
@@ -520,35 +514,6 @@ def test_all_timesteps_are_the_bound_of_core(diffuse, other, tmp_path, request, 
     assert terms == pytest.approx(expected["terms"].mean(0).tolist(), rel=1e-4, abs=1e-7)
 
 
-def test_the_bound_of_an_image_is_that_of_its_class(measure_classes, conditional, other, tmp_path):
-    """Also for an image whose class the model does not know, which is shown as of none."""
-    data = renamed(other, tmp_path / "data", light="light", dark="zebra")
-    line = ("-n", 14, "--timesteps", "all", "--respaced", 10, *BITS, "--json")
-    found = measure_classes(data, *line).json["bits_per_dim"]
-    right, none, wrong = (
-        float(bound_of(conditional, data, known=known, respaced=10)["total"].mean())
-        for known in (KNOWN, {}, {"light": 0})
-    )
-    assert found == pytest.approx(right, rel=1e-5)
-    assert abs(right - none) > 3e-4
-    assert abs(right - wrong) > 3e-4
-
-
-@pytest.mark.parametrize("options", ["--timesteps 12", "--timesteps 12 --respaced 40"])
-def test_terms_times_their_widths_are_the_bound(measure_classes, other, options):
-    found = measure_classes(other, "-n", 5, *options.split(), *BITS, "--json").json
-    terms = found["terms"]
-    assert (terms[0]["first"], terms[0]["last"]) == (0, 0)
-    assert terms[0]["bits_per_timestep"] == pytest.approx(found["bits_decoder"], rel=1e-9)
-    ends = [(term["first"], term["last"]) for term in terms]
-    assert len(ends) > 6
-    assert all(a[1] + 1 == b[0] for a, b in pairwise(ends))
-    assert all(term["bits_per_timestep"] > 0 for term in terms)
-    assert ends[-1][1] == (39 if "respaced" in options else 99)
-    middle = sum((t["last"] - t["first"] + 1) * t["bits_per_timestep"] for t in terms[1:])
-    assert middle == pytest.approx(found["bits_middle"], rel=1e-9)
-
-
 PLAIN = SimpleNamespace(
     space=SimpleNamespace(to_model=lambda x: x, levels=256),
     conditions=SimpleNamespace(make_keywords=lambda *own: {}),
@@ -556,28 +521,14 @@ PLAIN = SimpleNamespace(
 """A blueprint of samples that are the model's numbers already, without conditions."""
 
 
-@dataclass(frozen=True)
-class Exact:
-    """What `measure_marginals` reads of a denoiser, without a network."""
-
-    process: Process
-    levels: int
-    denoise: Callable[..., Prediction]
-
-    def __call__(self, x_t, t, **cond):
-        return self.denoise(x_t, t)
-
-
 def estimated(x0, timesteps, seed=0, indices=None, batch_size=64, spread=0.5):
     """The bound under the exact denoiser of Gaussian data."""
     process = process_of("cosine", 300)
-    exact = Exact(process, 256, exact_denoise(process, spread=spread))
-    work = likelihood.measure_bound(
-        exact, LabeledSamples(x0, np.full(len(x0), -1)), PLAIN,
-        indices or range(len(x0)), timesteps=timesteps, seed=seed, batch_size=batch_size,
-        device=torch.device("cpu"),
-    )  # fmt: skip
-    return finish(work)
+    exact = Denoiser(exact_net(process, "x0", spread=spread), process, "x0")
+    given = {"timesteps": timesteps, "seed": seed, "batch_size": batch_size}
+    samples, indices = LabeledSamples(x0, np.full(len(x0), -1)), indices or range(len(x0))
+    device = torch.device("cpu")
+    return finish(likelihood.measure_bound(exact, samples, PLAIN, indices, device=device, **given))
 
 
 def gaussian_images(n):
@@ -629,6 +580,7 @@ def test_every_group_of_the_curve_was_visited(n, timesteps):
     bound = estimated(gaussian_images(n), timesteps)
     groups = bound.group_by_time()
     assert (groups[0]["first"], groups[0]["last"]) == (0, 0)
+    assert all(a["last"] + 1 == b["first"] for a, b in pairwise(groups))
     assert groups[-1]["last"] == 299
     assert all(group["bits_per_timestep"] > 0 for group in groups)
     total = sum((g["last"] - g["first"] + 1) * g["bits_per_timestep"] for g in groups)
@@ -655,14 +607,20 @@ def test_a_plot_is_written_and_named(measure, other):
     assert Path("deep/bound.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("option", ["--plot", "--pairs"])
-def test_a_plot_is_not_overwritten(measure, images, instead_of_networks, option):
-    Path("there.png").write_bytes(b"earlier")
+@pytest.mark.parametrize("line", ["eval --plot", "eval --pairs", "eval --report", "tune --report"])
+def test_a_file_that_cannot_be_written_is_refused_first(
+    diffuse, model, images, instead_of_networks, line
+):
+    command, option = line.split()
+    name = "there.html" if option == "--report" else "there.png"
+    for path in (name, "file"):
+        Path(path).write_text("earlier")
     instead_of_networks()
-    ran = measure(images, "-n", 4, option, "there.png", "-q")
-    assert ran.code == 5
-    assert "--overwrite" in ran.line
-    assert Path("there.png").read_bytes() == b"earlier"
+    for path, said in ((name, "--overwrite"), (f"file/{name}", "is not a folder")):
+        ran = diffuse(command, model, images, "-n", 4, option, path, "-q")
+        assert ran.code == 5
+        assert said in ran.line
+    assert Path(name).read_text() == "earlier"
 
 
 # -- training images ------------------------------------------------------------------------------
@@ -674,10 +632,8 @@ def divided(data):
     """The pixels of training and of held-out images, as bytes."""
     read = finish(read_images(str(data)))
     rows = [np.ascontiguousarray(p).tobytes() for p in read.stored]
-    return tuple(
-        {r for r, held in zip(rows, read.held_out, strict=True) if held is which}
-        for which in (np.False_, np.True_)
-    )
+    held_out = {row for row, held in zip(rows, read.held_out, strict=True) if held}
+    return {*rows} - held_out, held_out
 
 
 def as_bytes(part):
@@ -714,11 +670,16 @@ def test_images_that_memory_does_not_hold_give_the_same_numbers(
 def test_bits_of_training_images_are_those_of_any_images(
     measure, images, evaluations, tmp_path, timesteps, of_training
 ):
-    """The same images in a folder of their own cost as much, at half the timesteps each."""
-    line = ("-n", 6, "--respaced", 10, "--json", "--timesteps")
-    found = measure(images, *line, timesteps, "--metrics", "likelihood,overfitting").json
-    own = tmp_path / "own"
+    """The same images in a folder of their own cost as much, at half the timesteps each. A copy of
+    the training data is known as that."""
+    copy, own = tmp_path / "copy", tmp_path / "own"
+    copy.mkdir()
     own.mkdir()
+    for k, path in enumerate(sorted(images.rglob("*.png"), reverse=True)):
+        Image.open(path).save(copy / f"{k:03d}.bmp")
+    line = ("-n", 6, "--respaced", 10, "--json", "--timesteps")
+    found = measure(copy, *line, timesteps, "--metrics", "likelihood,overfitting").json
+    assert found["part"] == "held-out"
     places = permutation(0, 0, 6).tolist()  # eval reads them in the same order again
     for place, pixels in zip(places, evaluations[0].train.samples, strict=True):
         Image.fromarray(pixels[0]).save(own / f"{place}.png")
@@ -742,18 +703,11 @@ def test_the_floor_is_of_further_real_images(measure, images, other, of_images, 
     assert not {*nine, *found} & OF_TRAINING
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """A folder of 400 images, and 100 new ones."""
-    folder = tmp_path_factory.mktemp("many")
-    return write_images(folder / "data", 400, seed=5), write_images(folder / "new", 100, seed=6)
-
-
 def test_copies_at_the_stated_rate_are_noticed_among_more_images_than_train_n(
-    diffuse, many, tmp_path, evaluations
+    diffuse, tmp_path, evaluations
 ):
     """Pixels and features see the source of each copy, and those of no reference less."""
-    data, new = many
+    data, new = write_images(Path("data"), 400, seed=5), write_images(Path("new"), 100, seed=6)
     line = (data, "--metrics", "memorization", "--train-n", 40, "-n", 100, "--json")
     honest = diffuse("eval", new, *line).json
     assert not any("memorization" in text for text in honest["remarks"])
@@ -762,11 +716,13 @@ def test_copies_at_the_stated_rate_are_noticed_among_more_images_than_train_n(
         assert abs(honest[f"memorized_{space}"] - honest["memorized_expected"]) < 0.08
     count = round(100 * honest["memorized_noticed"])
     assert count <= 30
+    copies = tmp_path / "copies"
+    copies.mkdir()
     sources = [np.frombuffer(row, np.uint8).reshape(8, 8) for row in sorted(divided(data)[0])]
     for k, path in enumerate(sorted(new.rglob("*.png"))):
         pixels = sources[k] if k < count else np.asarray(Image.open(path))
-        Image.fromarray(pixels).save(tmp_path / f"{k:03d}.png")
-    copied = diffuse("eval", tmp_path, *line).json
+        Image.fromarray(pixels).save(copies / f"{k:03d}.png")
+    copied = diffuse("eval", copies, *line).json
     assert copied["memorized_copies"] >= count / 100
     for space in memorization.SPACES:
         assert copied[f"memorized_{space}"] > honest[f"memorized_{space}"] + 0.9 * count / 100
@@ -808,23 +764,15 @@ def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
         assert places[finite].tolist() == order[expected.argmin(1)][finite].tolist()
     assert found.samples[5] == 0
     assert found.places[5] == 17
-
-
-@pytest.mark.parametrize(
-    ("held_out", "training", "alone"), [(6, 54, 54), (150, 500, 50), (200, 500, 0), (300, 500, 0)]
-)
-def test_training_images_make_up_for_few_held_out_ones(held_out, training, alone):
-    pixels, labels = np.zeros((held_out, 1, 2, 2), np.uint8), np.zeros(held_out, np.int64)
-    own = TrainingSamples(
-        LabeledSamples(pixels, labels), np.arange(training), LabeledSamples(pixels, labels)
-    )
-    assert own.reference_count == alone
-
-
-def test_a_reference_with_nothing_but_copies_of_itself_is_left_out():
-    training = np.zeros((5, 1, 2, 2), np.uint8)
-    found = finish(find_nearest(training[:2], training[:0], training, np.arange(5), 5))
+    alike = np.zeros((5, 1, 2, 2), np.uint8)  # references with nothing but copies are left out
+    found = finish(find_nearest(alike[:2], alike[:0], alike, np.arange(5), 5))
     assert not memorization.select_finite(found.references).size
+
+
+def test_training_images_make_up_for_few_held_out_ones():
+    for held_out, training, alone in ((6, 54, 54), (150, 500, 50), (200, 500, 0), (300, 500, 0)):
+        part = LabeledSamples(np.zeros((held_out, 1, 2, 2), np.uint8), np.zeros(held_out, np.int64))
+        assert TrainingSamples(part, np.arange(training), part).reference_count == alone
 
 
 def test_a_candidate_counts_only_for_its_query_and_never_as_itself():
@@ -847,12 +795,11 @@ def test_a_candidate_counts_only_for_its_query_and_never_as_itself():
 
 def test_the_worst_pairs_come_first():
     near = {
-        "features": NearestDistances(
-            np.array([4.0, 1.0, 9.0]), np.array([2.0, 4.0]), np.array([5, 6, 7])
-        ),
-        "pixels": NearestDistances(
-            np.array([1.0, 8.0, 9.0]), np.array([10.0, 10.0]), np.array([1, 2, 3])
-        ),
+        space: NearestDistances(*map(np.array, arrays))
+        for space, *arrays in (
+            ("features", [4.0, 1.0, 9.0], [2.0, 4.0], [5, 6, 7]),
+            ("pixels", [1.0, 8.0, 9.0], [10.0, 10.0], [1, 2, 3]),
+        )
     }
     found = examples.find_closest_pairs(near, 2)
     assert [(p.sample, p.place, p.space) for p in found] == [(0, 1, "pixels"), (1, 6, "features")]

@@ -16,17 +16,13 @@ SHORT = ("-n", 4, "--steps", 2, "--timesteps", 2)
 
 
 @pytest.fixture
-def other(lab):
-    return lab["grey"]
-
-
-@pytest.fixture
 def small(tmp_path, monkeypatch):
     """A file of random weights of a small DINOv2 that passes for the published one."""
     shape = dinov2.Shape(width=32, depth=1, heads=2, grid=4)
     torch.manual_seed(0)
     file = tmp_path / dinov2.PUBLISHED.file
-    torch.save({k: torch.randn_like(v) for k, v in _state(shape).items()}, file)
+    state = dinov2.VisionTransformer(shape).state_dict()
+    torch.save({k: torch.randn_like(v) for k, v in state.items()}, file)
     found = replace(dinov2.PUBLISHED, sha256=sha256(file))
     monkeypatch.setattr(dinov2, "PUBLISHED", found)
     monkeypatch.setattr(dinov2, "DIM", shape.width)
@@ -34,14 +30,9 @@ def small(tmp_path, monkeypatch):
     return file
 
 
-def _state(shape):
-    return dinov2.VisionTransformer(shape).state_dict()
-
-
-def test_the_weights_of_a_file_are_used_and_named(diffuse, model, other, small):
-    ran = diffuse(
-        "eval", model, other, *SHORT, "--features", "dinov2", "--feature-weights", small, "--json"
-    )
+def test_the_weights_of_a_file_are_used_and_named(diffuse, model, lab, small):
+    options = ("--features", "dinov2", "--feature-weights", small, "--json")
+    ran = diffuse("eval", model, lab["grey"], *SHORT, *options)
     assert ran.code == 0, ran.err
     assert ran.json["features"]["name"] == "dinov2"
     assert ran.json["features"]["weights_sha256"] == sha256(small)
@@ -49,15 +40,15 @@ def test_the_weights_of_a_file_are_used_and_named(diffuse, model, other, small):
     assert ran.json["frechet_distance"] > 0
 
 
-def test_the_weights_of_the_folder_are_used(diffuse, other, images, small, monkeypatch):
-    line = ("eval", other, images, "-n", 4, "--features", "dinov2", "--json")
+def test_the_weights_of_the_folder_are_used(diffuse, lab, images, small, monkeypatch):
+    line = ("eval", lab["grey"], images, "-n", 4, "--features", "dinov2", "--json")
     named = diffuse(*line, "--feature-weights", small).json
     monkeypatch.setenv("DIFFUSE_WEIGHTS", str(small.parent))
     assert {**diffuse(*line).json, "seconds": 0} == {**named, "seconds": 0}
 
 
-def test_weights_of_the_model_and_of_the_features_are_given_together(diffuse, model, other):
-    line = ("eval", model, other, *SHORT, "--precision", "fp32", "--json")
+def test_weights_of_the_model_and_of_the_features_are_given_together(diffuse, model, lab):
+    line = ("eval", model, lab["grey"], *SHORT, "--precision", "fp32", "--json")
     raw = diffuse(*line, "--weights", "raw").json
     file = finish(find_weights("efficientnet-lite0"))
     both = diffuse(*line, "--feature-weights", file, "--weights", "raw").json
@@ -68,7 +59,7 @@ def test_weights_of_the_model_and_of_the_features_are_given_together(diffuse, mo
 
 @pytest.mark.parametrize("network", [inception, dinov2])
 def test_a_wrong_checksum_ends_before_the_work(
-    diffuse, model, other, monkeypatch, instead_of_networks, network
+    diffuse, model, lab, monkeypatch, instead_of_networks, network
 ):
     """Of a file in the folder of weights; of a named one, in the refusals of eval."""
     file = Path(network.PUBLISHED.file)
@@ -77,18 +68,18 @@ def test_a_wrong_checksum_ends_before_the_work(
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("loaded"))
     instead_of_networks()
     name = network.__name__.rpartition(".")[2]
-    ran = diffuse("eval", model, other, *SHORT, "--features", name, "-q")
+    ran = diffuse("eval", model, lab["grey"], *SHORT, "--features", name, "-q")
     assert ran.code == 4
     assert f"{file} is not the weights of {name}" in ran.line
 
 
 def test_without_weights_and_network_one_line_says_what_to_do(
-    diffuse, model, other, monkeypatch, tmp_path
+    diffuse, model, lab, monkeypatch, tmp_path
 ):
     what = replace(inception.PUBLISHED, url="http://127.0.0.1:1/weights.pth")
     monkeypatch.setattr(inception, "PUBLISHED", what)
     monkeypatch.setenv("DIFFUSE_CACHE", str(tmp_path / "cache"))
-    ran = diffuse("eval", model, other, *SHORT, "--features", "inception", "-q")
+    ran = diffuse("eval", model, lab["grey"], *SHORT, "--features", "inception", "-q")
     assert ran.code == 4
     for text in (what.url, what.sha256, "--feature-weights FILE", "DIFFUSE_WEIGHTS"):
         assert text in ran.line

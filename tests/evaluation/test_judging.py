@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import in_process, log_rows
+from conftest import log_rows
 
 from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.config.eval_options import EvalConfig
@@ -35,17 +35,14 @@ def signals(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(signals, recipe, tmp_path_factory):
-    """A model of 6 steps, stopped and resumed on the way. Do not write here."""
-    path = tmp_path_factory.mktemp("model") / "m.safetensors"
-    line = ["--config", recipe, "--classes", "--steps", 6, "--eval-every", 2, "--eval-images", 6]
-    line += ["--ema-lengths", 6, "--warmup", 0, "--no-keep-weak", "-o", path, "-q"]
-    assert in_process(["train", signals, *line, "--stop-at", 3]) == 0
-    assert in_process(["train", "--resume", "-o", path, "-q"]) == 0
-    return path
+def model(lab, signals):
+    """A model of 6 steps. Do not write here."""
+    line = ("train", signals, "--config", lab["tiny"], "--classes", "--steps", 6, "--warmup", 0)
+    measures = ("--eval-every", 2, "--eval-images", 6, "--ema-lengths", 6, "--no-keep-weak")
+    return lab.trained(*line, *measures)
 
 
-def test_training_keeps_the_best_by_them(model, diffuse, tmp_path):
+def test_training_keeps_the_best_by_them(model, diffuse):
     rows = log_rows(model.with_suffix(".run"))
     kids = {row["step"]: row["kid_random"] for row in rows if "kid_random" in row}
     assert set(kids) == {2, 4, 6}
@@ -62,7 +59,9 @@ def test_training_keeps_the_best_by_them(model, diffuse, tmp_path):
     assert "lowest KID " not in ran.out
 
 
-def test_tune_decides_by_them_and_eval_finds_the_same_numbers(model, signals, diffuse):
+def test_tune_and_ema_decide_by_them_and_eval_finds_the_same_numbers(
+    model, signals, diffuse, monkeypatch
+):
     line = ("-n", 7, "--precision", "fp32")
     how = ("--samplers", "ddim", "--steps", "2,4", "--guidance", "1")
     out = ("--plot", "t.png", "--report", "t.html", "--json")
@@ -83,22 +82,17 @@ def test_tune_decides_by_them_and_eval_finds_the_same_numbers(model, signals, di
         "down": (2, 4), "up": (5, 3),
     }  # fmt: skip
     for one in classes.values():
-        assert np.isfinite(
-            [one[key] for key in ("kid_random", "wasserstein", "bits_per_dim")]
-        ).all()
-
-
-def test_the_tables_say_so(model, signals, diffuse, monkeypatch):
+        names = ("kid_random", "wasserstein", "bits_per_dim")
+        assert np.isfinite([one[key] for key in names]).all()
     monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
-    line = (model, signals, "-n", 4, "--precision", "fp32")
-    ran = diffuse("tune", *line, "--samplers", "ddim", "--steps", 2, "--guidance", 1)
-    head = ran.out.splitlines()[0]
-    names = "sampler steps guidance evaluations seconds"
-    assert head.split() == [*names.split(), *LABEL.split()]
-    ran = diffuse("ema", *line, "--steps", 2)
-    assert ran.code == 0, ran.err
-    assert ran.out.splitlines()[0].split() == ["length", *LABEL.split()]
-    assert "KID uses random features" in ran.err
+    for command, heads, *options in (
+        ("tune", "sampler steps guidance evaluations seconds", *how[:2], "--guidance", 1),
+        ("ema", "length"),
+    ):
+        ran = diffuse(command, model, signals, *line, "--steps", 2, *options)
+        assert ran.code == 0, ran.err
+        assert ran.out.splitlines()[0].split() == [*heads.split(), *LABEL.split()]
+        assert "KID uses random features" in ran.err
 
 
 @pytest.mark.parametrize(

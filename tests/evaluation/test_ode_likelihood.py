@@ -42,16 +42,13 @@ def denoise(spreads, mixing=None):
 def measure(stored, space, net, steps=64, **options):
     """Return the bits of each sample, and the errors of the solver."""
     blueprint = SimpleNamespace(space=space, conditions=Conditions())
+    denoiser = Denoiser(net, PROCESS, "x0", levels=space.levels)
+    samples = LabeledSamples(stored, np.full(len(stored), -1))
     given = {"indices": range(len(stored)), "seed": 0, "batch_size": 100, **options}
-    work = measure_ode_bits(
-        Denoiser(net, PROCESS, "x0", levels=space.levels),
-        LabeledSamples(stored, np.full(len(stored), -1)),
-        blueprint,
-        steps=steps,
-        device=torch.device("cpu"),
-        **given,
+    device = torch.device("cpu")
+    return finish(
+        measure_ode_bits(denoiser, samples, blueprint, steps=steps, device=device, **given)
     )
-    return finish(work)
 
 
 def entropy(std):
@@ -76,21 +73,24 @@ def test_floats_have_the_entropy_in_their_own_units():
     assert agrees(found, entropy(0.5 * stds))
 
 
+CORRELATED = (
+    (torch.from_numpy(NORMAL).flatten(1) * SPREADS @ MIXING).reshape(NORMAL.shape).numpy(),
+    Space(channels=2, size=(8, 8), levels=None, mean=(0, 0), std=(1, 1)),
+    denoise(SPREADS, MIXING),
+)
+
+
 def test_correlated_floats_have_their_entropy():
     """Here Hutchinson's estimate differs from the divergence."""
-    space = Space(channels=2, size=(8, 8), levels=None, mean=(0, 0), std=(1, 1))
-    own = torch.from_numpy(NORMAL).flatten(1) * SPREADS @ MIXING
-    found = measure(own.reshape(NORMAL.shape).numpy(), space, denoise(SPREADS, MIXING))
+    found = measure(*CORRELATED)
     assert agrees(found, entropy(SPREADS.numpy()))
-    other = measure(own.reshape(NORMAL.shape).numpy(), space, denoise(SPREADS, MIXING), seed=1)
-    assert np.abs(found - other)[:, 0].max() > 1e-3
+    assert np.abs(found - measure(*CORRELATED, seed=1))[:, 0].max() > 1e-3
 
 
 @pytest.mark.parametrize("transform", ["log", "asinh"])
 def test_the_jacobian_of_a_transform_is_in_the_density(transform):
-    space = Space(
-        channels=2, size=(8, 8), levels=None, mean=(1, 1), std=(0.5,) * 2, transform=transform
-    )
+    units = {"mean": (1, 1), "std": (0.5, 0.5), "transform": transform}
+    space = Space(channels=2, size=(8, 8), levels=None, **units)
     y = 0.5 * NORMAL.astype(np.float64) + 1
     stored, slope = (np.exp(y), y) if transform == "log" else (np.sinh(y), np.log(np.cosh(y)))
     found = measure(stored.astype(np.float32), space, denoise(torch.tensor(1.0)))
@@ -122,27 +122,18 @@ def test_noise_of_levels_and_probes_depend_on_seed_and_index_only():
 
 @pytest.mark.parametrize("steps", mostly_slow([17, 32], always=1))
 def test_the_error_of_the_solver_is_found_from_half_the_steps(steps):
-    own = torch.from_numpy(NORMAL).flatten(1) * SPREADS @ MIXING
-    space = Space(channels=2, size=(8, 8), levels=None, mean=(0, 0), std=(1, 1))
-    coarse, fine = (
-        measure(own.reshape(NORMAL.shape).numpy(), space, denoise(SPREADS, MIXING), n).mean(0)
-        for n in (steps, 512)
-    )
+    coarse, fine = (measure(*CORRELATED, n).mean(0) for n in (steps, 512))
     assert coarse[1] == pytest.approx(coarse[0] - fine[0], rel=0.25)
     assert abs(fine[1]) < 1e-4
 
 
-# -- the metric -----------------------------------------------------------------------------------
-
-
 def test_the_mean_and_its_error():
     bits = np.array([[3.0, -0.01], [4.0, 0.03], [5.0, -0.08]])
-    found = METRICS["likelihood-ode"].compute(SimpleNamespace(ode_bits=bits, floats=True))
-    assert found["bits_per_dim_ode"] == pytest.approx(4)
-    assert found["bits_per_dim_ode_standard_error"] == pytest.approx(3**-0.5)
-    assert found["bits_per_dim_ode_solver"] == pytest.approx(0.02)
+    compute = METRICS["likelihood-ode"].compute
+    found, levels = (compute(SimpleNamespace(ode_bits=bits, floats=f)) for f in (True, False))
+    wanted = {"": 4, "_standard_error": 3**-0.5, "_solver": 0.02}
+    assert levels == pytest.approx({f"bits_per_dim_ode{k}": v for k, v in wanted.items()})
     assert found["nats_per_dim_ode"] == pytest.approx(4 * math.log(2))
-    levels = METRICS["likelihood-ode"].compute(SimpleNamespace(ode_bits=bits, floats=False))
     assert {*found} - {*levels} == {"nats_per_dim_ode", "nats_per_dim_ode_standard_error"}
 
 
@@ -160,24 +151,21 @@ ASKED = ("-n", 6, "--metrics", "likelihood-ode", "--precision", "fp32")
 
 
 def test_the_command_measures_it_when_asked(diffuse, model, images):
-    found = diffuse("eval", model, images, *ASKED, "--ode-steps", 8, "--json").json
+    line = ("eval", model, images, *ASKED, "--ode-steps", 8)
+    found = diffuse(*line, "--json").json
     assert found["n"] == {"real": 6, "generated": 0}
     assert found["settings"]["ode_steps"] == 8
     assert 0 < found["bits_per_dim_ode"] < 12
     assert found["bits_per_dim_ode_standard_error"] > 0
     assert found["bits_per_dim_ode_solver"] > 0
     assert "bits_per_dim" not in found
-    again = diffuse("eval", model, images, *ASKED, "--ode-steps", 8, "--json", "--batch-size", 4)
+    again = diffuse(*line, "--json", "--batch-size", 4)
     assert again.json["bits_per_dim_ode"] == pytest.approx(found["bits_per_dim_ode"], rel=1e-5)
-    shown = diffuse("eval", model, images, *ASKED, "--ode-steps", 8).out
+    half = diffuse(*line, "--json", "--precision", "bf16").json["bits_per_dim_ode"]
+    assert half == pytest.approx(found["bits_per_dim_ode"], abs=0.05)
+    shown = diffuse(*line).out
     assert "bits per dimension, ODE" in shown
     assert "error of the solver" in shown
-
-
-def test_half_precision_has_gradients_too(diffuse, model, images):
-    line = ("eval", model, images, *ASKED[:-2], "--ode-steps", 4, "--json", "--precision")
-    half, single = (diffuse(*line, kind).json["bits_per_dim_ode"] for kind in ("bf16", "fp32"))
-    assert half == pytest.approx(single, abs=0.05)
     others = ("--metrics", "likelihood", "--timesteps", 2)
     assert "ode_steps" not in diffuse("eval", model, images, *others, "--json").json["settings"]
     alone = diffuse("eval", model, images, "-n", 2, *ASKED[2:4], "--json")

@@ -6,7 +6,9 @@ import json
 import re
 import shlex
 import shutil
+from base64 import b64decode
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,16 +23,14 @@ from PIL import Image
 from diffuse_cli import metrics
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import from_dict, to_arguments
-from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import metric_inputs
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
-from diffuse_cli.evaluation.report import COLORS, show_sweep
-from diffuse_cli.evaluation.results import TuningResult, strip_folders
+from diffuse_cli.evaluation.report import COLORS
+from diffuse_cli.evaluation.results import strip_folders
 from diffuse_cli.metrics import METRICS, Measurement, Metric, Words
 from diffuse_cli.pages import charts, curves, templates
 from diffuse_cli.pages.templates import environment, render
-from diffuse_cli.sampling.setting_search import Trial
 
 QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
 HOSTILE = '<script>alert(1)</script> & "x"'.replace("/", "∕")
@@ -95,39 +95,18 @@ def read(path="page.html"):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("report")
-
-
-@pytest.fixture(scope="module")
-def whole(conditional, images, folder):
+def whole(conditional, images, tmp_path_factory):
     """The page of a model with classes, measured against its training data."""
-    path = folder / "whole.html"
+    path = tmp_path_factory.mktemp("report") / "whole.html"
     line = ["eval", conditional, images, "-n", 8, *QUICK, "--ode-steps", 2, "--report", path, "-q"]
     assert in_process(line, plots=True) == 0
     return path
 
 
-@pytest.fixture(scope="module")
-def alone(model, folder):
-    """The page of a model without its run, measured by a metric more against data that it was not
-    trained on, in place of an earlier file."""
-    shutil.copy(model, folder / "alone.safetensors")
-    other = write_images(folder / "other", 14, seed=9)
-    path = folder / "alone.html"
-    path.write_text("earlier")
-    metric = Metric((), lambda evaluation: {"sheen_of_images": 41.25})
-    line = ["eval", folder / "alone.safetensors", other, "-n", 4, *QUICK, "--report", path]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric_inputs, "METRICS", {**METRICS, "sheen": metric})
-        assert in_process([*line, "--overwrite", "-q"]) == 0
-    return read(path)
-
-
 # -- what is on it --------------------------------------------------------------------------------
 
 
-def test_the_page_has_every_section_in_order_and_asks_for_nothing(whole):
+def test_the_page_has_every_section_asks_for_nothing_and_names_its_parts(whole):
     page = read(whole)
     headings = [a["id"] for a in page.of("h2") if a.get("id")]
     assert headings == SECTIONS
@@ -142,10 +121,6 @@ def test_the_page_has_every_section_in_order_and_asks_for_nothing(whole):
     assert not [n for _, a in page.elements for n in a if n.startswith("on")]
     (policy,) = (a["content"] for a in page.of("meta") if "http-equiv" in a)
     assert policy.startswith("default-src 'none'")
-
-
-def test_ids_are_there_once_links_lead_somewhere_and_cells_are_named(whole):
-    page = read(whole)
     ids = page.values("id")
     assert len(ids) == len(set(ids))
     wanted = [v[1:] for v in page.values("href") + page.values("xlink:href")]
@@ -244,11 +219,8 @@ def test_the_images_are_those_that_were_measured(whole, conditional, images, dif
 
 
 def pixels(image):
-    import base64
-    import io
-
-    data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
-    return np.asarray(Image.open(io.BytesIO(data)), int)
+    data = b64decode(image["src"].removeprefix("data:image/png;base64,"))
+    return np.asarray(Image.open(BytesIO(data)), int)
 
 
 def test_the_command_of_a_page_gives_its_numbers_and_the_same_bytes(
@@ -280,58 +252,58 @@ def test_the_command_of_a_page_gives_its_numbers_and_the_same_bytes(
     assert len(second) < 500_000
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"guidance_interval": (0.1, 9.0), "weights": "raw", "n": 3},
-        {"subject": "a model's.safetensors", "strict": True, "timesteps": "all"},
-        {"overwrite": True, "background": "#ffffff", "eta": 0.5, "sampler": "ddim"},
-    ],
-)
-def test_arguments_make_the_configuration_again(given, monkeypatch):
+def test_arguments_make_the_configuration_again(monkeypatch):
     from diffuse_cli.commands import eval as command
 
     seen = []
     monkeypatch.setattr(command, "run", lambda config, console: seen.append(config))
-    config = from_dict(EvalConfig, {"subject": "m", "data": "d", **given})
-    assert in_process(["eval", *to_arguments(config)]) == 0
-    assert seen == [config]
+    for given in (
+        {"guidance_interval": (0.1, 9.0), "weights": "raw", "n": 3},
+        {"subject": "a model's.safetensors", "strict": True, "timesteps": "all"},
+        {"overwrite": True, "background": "#ffffff", "eta": 0.5, "sampler": "ddim"},
+    ):
+        config = from_dict(EvalConfig, {"subject": "m", "data": "d", **given})
+        assert in_process(["eval", *to_arguments(config)]) == 0
+        assert seen.pop() == config
 
 
-@pytest.mark.parametrize(
-    ("shape", "words"),
-    [
+def test_what_the_model_draws_is_named_by_its_shape():
+    given = dict.fromkeys(("title", "version", "policy", "style", "subject", "data"), "")
+    settings = {"sampler": "ddim", "steps": 9, "seed": 0}
+    for shape, words in (
         ([1, 8, 16], "grey images of 8 pixels high and 16 wide of 2 classes"),
         ([2, 8, 8], "2-channel images of 8 × 8 pixels of 2 classes"),
         ([2, 64], "images of 2 × 64 values of 2 classes"),
-    ],
-)
-def test_what_the_model_draws_is_named_by_its_shape(shape, words):
-    model = {"shape": shape, "step": 9, "parameters": 9, "classes": ["a", "b"]}
-    settings = {"sampler": "ddim", "steps": 9, "seed": 0}
-    found = SimpleNamespace(model=model, settings=settings, generated=9, real=9, part="all",
-                            verdict="", words=Words("images", "pixels"))  # fmt: skip
-    page = render(
-        "page", title="", version="", policy="", style="", result=found,
-        subject="m", data="d",
-        color=COLORS, plural=plural, verdict=[], sections=[],
-    )  # fmt: skip
-    assert f"generates {words}." in re.sub(r"\s+", " ", page)
+    ):
+        model = {"shape": shape, "step": 9, "parameters": 9, "classes": ["a", "b"]}
+        found = SimpleNamespace(model=model, settings=settings, generated=9, real=9, part="all",
+                                verdict="", words=Words("images", "pixels"))  # fmt: skip
+        how = {"color": COLORS, "plural": plural, "verdict": [], "sections": []}
+        page = render("page", **given, **how, result=found)
+        assert f"generates {words}." in re.sub(r"\s+", " ", page)
 
 
 # -- subjects -------------------------------------------------------------------------------------
 
 
-def test_a_page_says_why_parts_are_missing(alone):
-    """Pairs of data that was not trained on, classes, and curves without a run. A number without
-    words is there."""
-    assert "are copies of training images" in alone.text
-    assert "Not available: " in alone.text
-    assert "DATA must be the model's own training data" in alone.text
-    assert "There are no classes to compare: the model has no classes" in alone.text
-    assert "alone.run/metrics.jsonl is missing or empty" in alone.text
-    assert "Other metrics" in alone.text
-    assert "sheen of images 41.25" in alone.text
+def test_a_page_says_why_parts_are_missing(diffuse, model, monkeypatch):
+    """Of a model without its run, against data that it was not trained on: pairs, classes, and
+    curves. A number without words is there. The page is written in place of an earlier file."""
+    shutil.copy(model, "alone.safetensors")
+    other = write_images(Path("other"), 14, seed=9)
+    Path("page.html").write_text("earlier")
+    metric = Metric((), lambda evaluation: {"sheen_of_images": 41.25})
+    monkeypatch.setattr(metric_inputs, "METRICS", {**METRICS, "sheen": metric})
+    line = ("eval", "alone.safetensors", other, "-n", 4, *QUICK, "--report", "page.html")
+    assert diffuse(*line, "--overwrite", "-q").code == 0
+    text = read().text
+    for said in (
+        "are copies of training images", "Not available: ", "Other metrics",
+        "DATA must be the model's own training data", "sheen of images 41.25",
+        "There are no classes to compare: the model has no classes",
+        "alone.run/metrics.jsonl is missing or empty",
+    ):  # fmt: skip
+        assert said in text
 
 
 def test_copies_are_called_copies(diffuse, images, tmp_path):
@@ -375,26 +347,6 @@ def test_names_are_text_and_nothing_else_and_folders_have_neither_bits_nor_curve
     assert page.json == strip_folders(ran.json)
 
 
-# -- refused --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", ["eval", "tune"])
-def test_a_page_that_cannot_be_written_is_refused_first(
-    diffuse, model, images, instead_of_networks, command
-):
-    Path("there.html").write_text("earlier")
-    Path("file").touch()
-    instead_of_networks()
-    for path, words in (
-        ("there.html", "Choose another --report, or --overwrite"),
-        ("file/page.html", "is not a folder"),
-    ):
-        ran = diffuse(command, model, images, "-n", 4, "--report", path, "-q")
-        assert ran.code == 5
-        assert words in ran.line
-    assert Path("there.html").read_text() == "earlier"
-
-
 # -- curves ---------------------------------------------------------------------------------------
 
 
@@ -431,32 +383,6 @@ def test_a_strange_log_is_read_as_far_as_it_goes_and_a_long_one_averaged(tmp_pat
     assert np.mean(curve.values) == pytest.approx(4999.5)
 
 
-# -- a sweep --------------------------------------------------------------------------------------
-
-
-def row(sampler, steps, guidance, kid, error):
-    evaluations = steps * (2 if sampler == "heun" else 1)
-    values = {"kid": kid, "kid_standard_error": error}
-    return Trial(SamplerChoice(sampler, steps, guidance), values, steps / 4, evaluations)
-
-
-@pytest.mark.parametrize("guidance", [None, 1.5])
-def test_a_sweep_has_a_row_for_each_setting(guidance):
-    rows = (row("ddim", 10, guidance, 0.3, 0.01), row("heun", 5, guidance, 0.2, 0.01),
-            row("ddim", 20, guidance, 0.1, 0.02))  # fmt: skip
-    swept = TuningResult(
-        rows, rows[2].setting, "kid", 500, 400, "all", {}, {}, "cpu", None, None, Words("images")
-    )
-    page = Page(render("sweep", **show_sweep(swept)))
-    assert page.text.count("recommended") == 2
-    assert "500 images" in page.text
-    guided = "" if guidance is None else ", guidance 1.5"
-    assert f"ddim, 20 steps{guided} recommended 0.100 ± 0.020 20 5" in page.text
-    assert f"heun, 5 steps{guided} 0.200 ± 0.010 10 1.25" in page.text
-    assert f"ddim{guided}" in page.text  # the legend's words are text
-    assert len(page.of("svg")) == 1
-
-
 def test_a_sweep_comes_before_the_evaluation_of_what_it_recommends(diffuse, conditional, images):
     line = ("--precision", "fp32", "-n", 4, "--steps", "1,2", "--samplers", "ddim,unipc",
             "--guidance", "2,1,3", "--plot", "sweep.png", "-o", "best.safetensors",
@@ -470,6 +396,14 @@ def test_a_sweep_comes_before_the_evaluation_of_what_it_recommends(diffuse, cond
     page = read()
     assert page.json == strip_folders(ran.json)
     assert "Samplers, steps and guidance" in page.text
+    assert page.text.partition('"recommended"')[0].count("recommended") == 2
+    for row in ran.json["sweep"]["rows"]:
+        setting, kid = row["setting"], row["values"]["kid"]
+        name = f"{setting['sampler']}, {plural(setting['steps'], 'step')}"
+        chosen = " recommended" * ({key: setting[key] for key in best} == best)
+        kid = Measurement(kid, row["values"]["kid_standard_error"])
+        cost = f"{row['evaluations']:g} {row['seconds']:.3g}"
+        assert f"{name}, guidance {setting['guidance']:g}{chosen} {kid} {cost}" in page.text
     assert Path("sweep.png").exists()
     assert Path("best.safetensors").exists()
     command = next(w for w in page.words if w.startswith("diffuse tune"))
@@ -509,17 +443,15 @@ def test_a_number_has_two_digits_of_its_error(value, error, shown):
 
 
 def test_a_plot_is_words_and_the_pages_colors():
-    rows = [
-        charts.Dot("a < b", Measurement(1, 0.5), Measurement(2, 0.1)),
-        charts.Dot("c", Measurement(3)),
-    ]
-    svg = charts.dots("name", rows, 'says "<', "x & y")
+    known = charts.Dot("a < b", Measurement(1, 0.5), Measurement(2, 0.1))
+    drawn = ("name", [known, charts.Dot("c", Measurement(3))], 'says "<', "x & y")
+    svg = charts.dots(*drawn)
     page = Page(svg)
     assert {"a < b", "c", "x & y", "measured", "reference"} <= {w.strip() for w in page.words}
     assert page.of("svg")[0]["aria-label"] == 'says "<'
     assert "var(--first)" in svg
     assert "#0" not in svg.replace("&#0", "")
-    assert svg == charts.dots("name", rows, 'says "<', "x & y")
+    assert svg == charts.dots(*drawn)
     assert all(i.startswith("name-") for i in page.values("id"))
 
 
@@ -565,9 +497,6 @@ def test_only_so_many_images_are_shown(diffuse, tmp_path):
         assert len(found) == SAMPLES + 2 * OF_CLASS
     assert sum("nearest" in n for n in named) == TWINS
     assert len(Path("page.html").read_bytes()) < 500_000
-
-
-# -- in a browser ---------------------------------------------------------------------------------
 
 
 @needs_browser

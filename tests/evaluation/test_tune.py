@@ -74,14 +74,9 @@ def test_the_cheapest_that_is_within_the_error_of_the_best_is_recommended(rows, 
 
 @pytest.mark.parametrize(
     ("recalls", "more"),
-    [
-        ([0.30, 0.13], 0),
-        ([0.30, 0.16], None),
-        ([0.30, 0.138], None),  # within three errors of the half
-        ([0.02, 0.30], None),
-        ([0.30, None], None),
-    ],
-)
+    [((0.3, 0.13), 0), ((0.3, 0.16), None), ((0.3, 0.138), None),  # within three errors of the half
+     ((0.02, 0.3), None), ((0.3, None), None)],
+)  # fmt: skip
 def test_what_is_recommended_may_draw_more_alike_than_others(recalls, more):
     rows = [row("a", 10, 0.3), row("b", 10, 0.1)]
     for each, recall in zip(rows, recalls, strict=True):
@@ -104,8 +99,9 @@ def config(**given):
     return TuneConfig(subject="m", data="d", **given)
 
 
-def stored(timesteps=100, **given):
-    blueprint = plan(size=8).blueprint(DiffusionConfig(num_timesteps=timesteps))
+def stored(timesteps=100, num_classes=0, **given):
+    own = plan(size=8, num_classes=num_classes)
+    blueprint = own.blueprint(DiffusionConfig(num_timesteps=timesteps))
     return model_file.StoredModel(blueprint=blueprint, ema={}, **given)
 
 
@@ -127,9 +123,7 @@ def test_all_samplers_with_all_steps_that_the_model_can_take():
 
 
 def test_guidance_is_tried_beside_the_scale_of_the_samplers():
-    blueprint = plan(size=8, num_classes=2).blueprint(DiffusionConfig())
-    model = model_file.StoredModel(blueprint=blueprint, ema={})
-    always = model_file.StoredModel(blueprint=blueprint, ema={}, training={"label_dropout": 0.0})
+    model, always = (stored(num_classes=2, training=t) for t in ({}, {"label_dropout": 0.0}))
     assert list_other_scales(config(), model, 2.0) == (1.0, 1.5, 3.0, 4.0)
     assert list_other_scales(config(), model, 2.5) == (1.0, 1.5, 2.0, 3.0, 4.0)
     assert list_other_scales(config(guidance="2,0,7.5,0"), model, 2.0) == (0.0, 7.5)
@@ -151,8 +145,7 @@ def test_a_weaker_model_is_tried_in_no_more_evaluations(guidance, steps, fewer):
 
 
 def test_scale_one_of_a_weaker_model_is_not_tried_again():
-    blueprint = stored().blueprint
-    told = plan(size=8, num_classes=2).blueprint(DiffusionConfig())
+    blueprint, told = (stored(num_classes=n).blueprint for n in (0, 2))
     scales = [(scale, None) for scale in (1.25, 1.5, 2.0, 3.0, 4.0)]
     middle = [(2.0, MIDDLE), (3.0, MIDDLE)]
     assert list_weak_scales(config(), blueprint) == scales + middle
@@ -297,6 +290,30 @@ def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, image
     ]  # fmt: skip
 
 
+def test_noise_levels_of_guidance_are_recorded_shown_and_evaluated(tune, lab, weak, monkeypatch):
+    """Also those of another weaker model."""
+    monkeypatch.setattr(setting_search, "recommend", lambda rows: rows[-1].setting)
+    how = ("--samplers", "ddim", "--steps", 4, "--report", "r.html", "--json")
+    found = tune(*how, "-o", "new.safetensors", model=weak).json
+    assert model_file.load("new.safetensors").sampling == SamplerChoice(
+        "ddim", 2, weak_guidance=3.0, guidance_interval=MIDDLE
+    )
+    assert found["settings"]["guidance_interval"] == [*MIDDLE]
+    last = found["sweep"]["rows"][-1]
+    assert found["kid"] == pytest.approx(last["values"]["kid"], rel=1e-6)
+    lines = tune(*how[:4], model=weak).out.splitlines()
+    assert "weak guidance  noise levels  evaluations" in lines[0]
+    assert lines[8].split()[:7] == ["ddim", "2", "3", "0.3", "to", "3", "3"]
+    early = lab.trained(*lab.tiny, "--steps", 24, "--stop-at", 3)
+    named = ("--guide-with", early, "--weak-guidance", "0,2", "--guidance-interval", "0.3,3")
+    values = tune(*how, *named, "--overwrite").json
+    rows = values["sweep"]["rows"]
+    assert [r["setting"]["weak_guidance"] for r in rows] == [1, 0, 2]
+    assert [r["setting"]["steps"] for r in rows] == [4, 2, 2]
+    for settings in (values["sweep"]["settings"], values["settings"]):
+        assert settings["guidance_interval"] == [0.3, 3]
+
+
 def test_what_an_earlier_version_wrote_is_not_tried(tune, conditional, model):
     """Learned times, nor in the evaluation of what is recommended. And there is no start without
     the frequencies of the data, nor with classes."""
@@ -347,25 +364,6 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
     ]  # fmt: skip
 
 
-def test_noise_levels_of_guidance_are_recorded_shown_and_evaluated(tune, weak, monkeypatch):
-    monkeypatch.setattr(setting_search, "recommend", lambda rows: rows[-1].setting)
-    how = ("--samplers", "ddim", "--steps", 4, "--report", "r.html", "--json")
-    ran = tune(*how, "-o", "new.safetensors", model=weak)
-    assert model_file.load("new.safetensors").sampling == SamplerChoice(
-        "ddim", 2, weak_guidance=3.0, guidance_interval=MIDDLE
-    )
-    assert ran.json["settings"]["guidance_interval"] == [*MIDDLE]
-    last = ran.json["sweep"]["rows"][-1]
-    assert ran.json["kid"] == pytest.approx(last["values"]["kid"], rel=1e-6)
-    lines = tune(*how[:4], model=weak).out.splitlines()
-    assert "weak guidance  noise levels  evaluations" in lines[0]
-    assert lines[8].split()[:7] == ["ddim", "2", "3", "0.3", "to", "3", "3"]
-    named = ("--weak-guidance", 2, "--guidance-interval", "0.3,3", "--overwrite")
-    values = tune(*how, *named, model=weak).json
-    for settings in (values["sweep"]["settings"], values["settings"]):
-        assert settings["guidance_interval"] == [0.3, 3]
-
-
 @pytest.mark.parametrize(
     ("steps", "weak", "tried", "found"),
     [
@@ -378,14 +376,6 @@ def test_a_gaussian_start_takes_as_many_evaluations_as_noise(steps, weak, tried,
     assert [(s.steps, s.weak_guidance, s.start) for s in settings] == [
         (each, weak, "gaussian") for each in found
     ]
-
-
-def test_another_weaker_model_is_tried(tune, lab):
-    early = lab.trained(*lab.tiny, "--steps", 24, "--stop-at", 3)
-    how = ("--samplers", "ddim", "--steps", "4", "--guide-with", early)
-    rows = tune(*how, "--weak-guidance", "0,2", "--json").json["rows"]
-    assert [r["setting"]["weak_guidance"] for r in rows] == [1, 0, 2]
-    assert [r["evaluations"] for r in rows] == [4, 4, 4]
 
 
 def test_all_settings_start_from_the_same_noise(tune):
@@ -423,37 +413,26 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
 # -- the picture ----------------------------------------------------------------------------------
 
 
-def swept(*rows):
-    return TuningResult(
-        rows=rows, recommended=recommend(rows), metric="kid", n=8, real=6, part="all",
-        features={"name": "some"}, settings={}, device="cpu", out=None, plot=None,
-        words=Words("images", one="image"),
-    )  # fmt: skip
-
-
 @pytest.fixture
 def plot(monkeypatch):
-    """Plot settings with their measures, and return the axes."""
-    drawn = []
-    real = figures.Sheet.axes
+    """Plot settings with their measures twice, which is the same, and return the axes."""
+    drawn, real = [], figures.Sheet.axes
     monkeypatch.setattr(
         figures.Sheet, "axes", lambda self, *place: drawn.append(real(self, *place)) or drawn[-1]
     )
 
     def draw(*rows):
         drawn.clear()
-        tradeoff_figure.plot_tradeoff(swept(*rows), "m")
+        found = TuningResult(
+            rows=rows, recommended=recommend(rows), metric="kid", n=8, real=6, part="all",
+            features={"name": "some"}, settings={}, device="cpu", out=None, plot=None,
+            words=Words("images", one="image"),
+        )  # fmt: skip
+        one, two = (tradeoff_figure.plot_tradeoff(found, "m") for _ in range(2))
+        assert one == two
         return drawn[0]
 
     return draw
-
-
-def test_scales_of_a_weaker_model_have_a_sign_of_their_own(plot):
-    rows = [
-        dataclasses.replace(row("unipc", n, kid), setting=SamplerChoice("unipc", n, None, scale))
-        for n, kid, scale in ((8, 0.3, 1.0), (9, 0.2, 1.0), (4, 0.4, 1.5), (4, 0.1, 3.0))
-    ]
-    assert sorted(text.get_text() for text in plot(*rows).texts) == ["8", "9", "w1.5", "w3"]
 
 
 @pytest.mark.parametrize("least", [0.01, -0.002])
@@ -464,7 +443,7 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(plot, least):
         for i, s in enumerate(PLAIN) for n in (20, 5, 50)
     ]  # fmt: skip
     rows.append(row("unipc", 51, least, seconds=0.5, guidance=1.0))
-    axes, found = plot(*rows), swept(*rows)
+    axes = plot(*rows)
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log" if least > 0 else "linear")
     lines = [container[0] for container in axes.containers]
     xs = [line.get_xdata().tolist() for line in lines]
@@ -472,11 +451,15 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(plot, least):
     assert len({line.get_color() for line in lines}) == len(PLAIN)
     assert len({line.get_marker() for line in lines}) == len(PLAIN)
     [ring] = [line for line in axes.lines if line.get_markersize() == 13]
-    chosen = next(r for r in rows if r.setting == found.recommended)
+    chosen = next(r for r in rows if r.setting == recommend(rows))
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (chosen.seconds, chosen.values["kid"])
-    labels = [text.get_text() for text in axes.texts]
-    assert sorted(labels) == sorted([*["5", "20", "50"] * 7, "×1"])
-    assert tradeoff_figure.plot_tradeoff(found, "m") == tradeoff_figure.plot_tradeoff(found, "m")
+    assert sorted(text.get_text() for text in axes.texts) == sorted([*["5", "20", "50"] * 7, "×1"])
+    # Scales of a weaker model have a sign of their own.
+    rows = [
+        dataclasses.replace(row("unipc", n, kid), setting=SamplerChoice("unipc", n, None, scale))
+        for n, kid, scale in ((8, 0.3, 1.0), (9, 0.2, 1.0), (4, 0.4, 1.5), (4, 0.1, 3.0))
+    ]
+    assert sorted(text.get_text() for text in plot(*rows).texts) == ["8", "9", "w1.5", "w3"]
 
 
 @pytest.mark.parametrize("values", [(0.72, 0.9), (0.9, 1.2), (0.13, 0.29), (0.003, 1.5)])

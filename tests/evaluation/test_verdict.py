@@ -61,18 +61,13 @@ def test_sounds_are_judged_by_random_features():
     assert judge({**values, "kid_random": 0.01}, [], SOUNDS, model=True).startswith("Close")
 
 
-def test_without_a_kid_there_is_no_verdict():
+def test_without_a_kid_or_with_few_samples_there_is_no_verdict():
     assert judge({"bits_per_dim": 3.0}, [], IMAGES, model=True) == ""
     assert judge({"kid": 0.1}, [], IMAGES, model=True).startswith("Too few images")
-
-
-def test_few_samples_are_not_called_close():
     values = {"kid": 0.001, "kid_standard_error": 0.1}
     said = summarize(values, [], IMAGES, count=6, model=True)
     assert said == "Too few images to tell how close: 6, and 30 are needed"
 
-
-# -- the weakest metric ---------------------------------------------------------------------------
 
 LIMITED = [number for number in numbers() if number.tolerance is not None]
 
@@ -99,15 +94,9 @@ def test_no_metric_of_a_close_evaluation_is_far_from_its_reference(number):
         assert said == "Close to the real images"
     if number.tolerance:
         assert judge(values_at(number, 0.9, 0.001), [], IMAGES, model=True).startswith("Close")
-    few = summarize(values_at(number, 1.1, 0.01), [], IMAGES, count=6, model=True)
-    assert few.startswith("Too few")
-
-
-def test_what_lies_on_both_sides_of_its_reference_is_far_on_both():
-    [number] = [number for number in LIMITED if number.key == "mean_variety"]
-    assert judge(values_at(number, -1.1, 0.01), [], IMAGES, model=False) == (
-        "Different from the real images in variety of means"
-    )
+    if number.key == "mean_variety":  # which lies on both sides
+        far = judge(values_at(number, -1.1, 0.01), [], IMAGES, model=False)
+        assert far == "Different from the real images in spread of sample means"
 
 
 def fields(seed, count=60, side=16, shift=0.0):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,15 +41,11 @@ def pixels(folder):
                      manifest(folder)["images"]])  # fmt: skip
 
 
-# -- which, and how strongly ----------------------------------------------------------------------
-
-
 def described(recommended=None, weak=None, classes=()):
     blueprint = SimpleNamespace(
-        conditions=Conditions(classes=classes),
-        wiener=False,
+        conditions=Conditions(classes=classes), wiener=False,
         diffusion=SimpleNamespace(num_timesteps=1000),
-    )
+    )  # fmt: skip
     sampling = None if recommended is None else SamplerChoice("unipc", 5, None, recommended)
     return SimpleNamespace(
         blueprint=blueprint, classes=classes, training={}, sampling=sampling, weak=weak,
@@ -93,8 +88,6 @@ def test_an_interval_needs_guidance_of_either_kind():
     assert resolve_settings(config, described(classes=("a", "b"))).noise_levels == (0.2, 5)
 
 
-# -- what is drawn --------------------------------------------------------------------------------
-
 PROCESS = make_process(DiffusionConfig(num_timesteps=50))
 SPACE = plan(4, 1).space
 
@@ -108,34 +101,24 @@ def feeble(x, t, label=None):
 
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
-@pytest.mark.parametrize(
-    ("classes", "levels"), [*itertools.product((False, True), (None, (0.1, 2)))]
-)
+@pytest.mark.parametrize("classes", [False, True])
+@pytest.mark.parametrize("levels", [None, (0.1, 2)])
 def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes(
     sampler, classes, levels
 ):
     main, weak = Denoiser(strong, PROCESS, "x0"), Denoiser(feeble, PROCESS, "x0")
-    settings = SamplingSettings(
-        sampler,
-        6,
-        condition=Condition((0,), 3.0) if classes else None,
-        guide=Guide("w", 1.5, weak, ""),
-        noise_levels=levels,
-    )
+    condition, guide = Condition((0,), 3.0) if classes else None, Guide("w", 1.5, weak, "")
+    settings = SamplingSettings(sampler, 6, condition=condition, guide=guide, noise_levels=levels)
     *_, last = generate_batches(main, settings, range(2), space=SPACE, device=CPU)
     others = ((make_unconditional(main), 3.0), (weak, 1.5)) if classes else ((weak, 1.5),)
     denoise = guide_away(main, *others)
     if levels:
         denoise = interval(denoise, main, *levels)
     label = {"label": torch.zeros(2, dtype=torch.int64)} if classes else {}
-    expected = SAMPLERS[sampler](
-        lambda x, t: clip(denoise, PROCESS)(x, t, **label),
-        PROCESS,
-        noise_of(-1),
-        PROCESS.times(6, default_spacing(sampler, 6)),
-        noise=noise_of,
+    kept, times = clip(denoise, PROCESS), PROCESS.times(6, default_spacing(sampler, 6))
+    *_, wanted = SAMPLERS[sampler](
+        lambda x, t: kept(x, t, **label), PROCESS, noise_of(-1), times, noise=noise_of
     )
-    *_, wanted = expected
     assert torch.equal(last.state.x, wanted.x)
 
 
@@ -143,46 +126,32 @@ def noise_of(k):
     return image_noise(0, [0, 1], k, SPACE.shape, CPU)
 
 
-# -- what fits ------------------------------------------------------------------------------------
-
-
-def loaded(sha256="a", diffusion=None, **made):
-    blueprint = plan(**{"size": 8, "channels": 1, **made}).blueprint(diffusion or DiffusionConfig())
+def loaded(sha256="b", **made):
+    diffusion = {k: made.pop(k) for k in [*made] if k in DiffusionConfig.__dataclass_fields__}
+    blueprint = plan(**{"size": 8, "channels": 1, **made}).blueprint(DiffusionConfig(**diffusion))
     return SimpleNamespace(model=SimpleNamespace(blueprint=blueprint), sha256=sha256)
 
 
-OTHERS = {
-    "its samples are 8x8 in 3 channels of 256 levels, the model's 8x8 in 1 channel of": {
-        "channels": 3
-    },
-    "its samples are 8 high x 16 wide in 1 channel of 256 levels, the model's 8x8": {
-        "size": (8, 16)
-    },
-    "its process is linear of 1,000 timesteps, the model's cosine of 1,000": {
-        "diffusion": DiffusionConfig(schedule="linear")
-    },
-    "its process is cosine of 500 timesteps, the model's cosine of 1,000": {
-        "diffusion": DiffusionConfig(num_timesteps=500)
-    },
-    "its process is cosine at zero terminal SNR of": {
-        "diffusion": DiffusionConfig(zero_terminal_snr=True)
-    },
-    "its process is cosine with log-SNR shifted by -1 of": {
-        "diffusion": DiffusionConfig(log_snr_shift=-1.0)
-    },
-    "its classes are class 0, class 1, the model's none": {"num_classes": 2},
-    "is the model itself": {"sha256": "a"},
-}
+OTHERS = [
+    ("its samples are 8x8 in 3 channels of 256 levels, the model's 8x8 in 1 ", {"channels": 3}),
+    ("its samples are 8 high x 16 wide in 1 channel of 256 levels, ", {"size": (8, 16)}),
+    ("its process is linear of 1,000 timesteps, the model's cosine of ", {"schedule": "linear"}),
+    ("its process is cosine of 500 timesteps, the model's cosine of ", {"num_timesteps": 500}),
+    ("its process is cosine at zero terminal SNR of", {"zero_terminal_snr": True}),
+    ("its process is cosine with log-SNR shifted by -1 of", {"log_snr_shift": -1.0}),
+    ("its classes are class 0, class 1, the model's none", {"num_classes": 2}),
+    ("is the model itself", {"sha256": "a"}),
+]
 
 
-@pytest.mark.parametrize(("text", "changes"), OTHERS.items(), ids=list(OTHERS))
+@pytest.mark.parametrize(("text", "changes"), OTHERS, ids=[text for text, _ in OTHERS])
 def test_what_does_not_fit_is_named(text, changes):
     with pytest.raises(UsageError) as caught:
-        check_fits(loaded(), loaded(**{"sha256": "b", **changes}), "w.safetensors")
+        check_fits(loaded("a"), loaded(**changes), "w.safetensors")
     assert str(caught.value).startswith("--guide-with w.safetensors ")
     assert text in str(caught.value)
-    target = DiffusionConfig(target="x0", rescale_timesteps=True)
-    check_fits(loaded(), loaded("b", target, width=8, groups=4), "w")  # these may differ
+    may_differ = {"target": "x0", "rescale_timesteps": True, "width": 8, "groups": 4}
+    check_fits(loaded("a"), loaded(**may_differ), "w")
 
 
 # -- on the command line --------------------------------------------------------------------------
@@ -193,26 +162,23 @@ def test_the_own_average_guides_as_the_file_of_a_run_stopped_there_does(diffuse,
     assert diffuse("sample", weak, *QUICK, "--guide-with", "self", "-o", "a").code == 0
     ran = diffuse("sample", weak, *QUICK, "--guide-with", early, "-o", "b")
     assert ran.code == 0, ran.err
-    diffuse("sample", weak, *QUICK, "-o", "plain")
-    diffuse("sample", weak, *QUICK, "--weak-guidance", 1, "-o", "one")
-    diffuse("sample", weak, *QUICK, "--weak-guidance", 0, "-o", "zero")
-    diffuse("sample", early, *QUICK, "-o", "early")
+    raw, none = ("--weights", "raw"), ("--weak-guidance", 0)
+    for name, model, *options in (
+        ("plain", weak), ("one", weak, "--weak-guidance", 1), ("zero", weak, *none),
+        ("early", early), ("raw", weak, *raw), ("none", weak, *raw, *none),
+        ("guided", weak, *raw, "--guide-with", "self"),
+    ):  # fmt: skip
+        diffuse("sample", model, *QUICK, *options, "-o", name)
     assert (pixels("a") == pixels("b")).all()
     assert (pixels("plain") == pixels("one")).all()
     assert (pixels("zero") == pixels("early")).all()
     assert (pixels("a") != pixels("plain")).any()
-    assert [manifest(name).get("guide") for name in ("a", "b", "plain")] == [
-        {"sha256": digest(weak), "weights": "weak"},
-        {"sha256": digest(early), "weights": "ema"},
-        None,
-    ]
+    for name, guide, weights in (("a", weak, "weak"), ("b", early, "ema")):
+        assert manifest(name)["guide"] == {"sha256": digest(guide), "weights": weights}
+    assert "guide" not in manifest("plain")
     assert manifest("a")["weak_guidance"] == WEAK_GUIDANCE
     assert manifest("one")["weak_guidance"] == 1
     assert "weak_guidance" not in manifest("plain")
-    raw = ("--weights", "raw")
-    diffuse("sample", weak, *QUICK, *raw, "-o", "raw")
-    diffuse("sample", weak, *QUICK, *raw, "--guide-with", "self", "-o", "guided")
-    diffuse("sample", weak, *QUICK, *raw, "--weak-guidance", 0, "-o", "none")
     assert (pixels("raw") != pixels("guided")).any()
     assert (pixels("none") == pixels("zero")).all()
 
@@ -229,23 +195,18 @@ def test_eval_and_compare_say_what_guided(diffuse, weak, images):
     assert plain["bits_per_dim"] == ran.json["bits_per_dim"]
 
 
-def test_a_recommendation_is_used_and_said(diffuse, weak):
+def test_a_recommendation_is_used_and_info_says_what_is_there(diffuse, weak, model):
     sampling = SamplerChoice("ddim", 3, None, 2.0)
     recommending = dataclasses.replace(model_file.load(weak), sampling=sampling)
     model_file.save(Path("r.safetensors"), recommending)
     ran = diffuse("sample", "r.safetensors", "-n", 2, "--precision", "fp32", "-o", "a")
-    assert (
-        "the settings that the model file recommends: ddim, 3 steps, weak guidance 2\n" in ran.err
-    )
+    assert "the model file recommends: ddim, 3 steps, weak guidance 2\n" in ran.err
     diffuse("sample", weak, *QUICK, "--weak-guidance", 2, "-o", "b")
     diffuse("sample", "r.safetensors", *QUICK, "--weak-guidance", 1, "-o", "c")
     assert (pixels("a") == pixels("b")).all()
     assert (pixels("a") != pixels("c")).any()
-    assert "recommended  ddim, 3 steps, weak guidance 2" in diffuse("info", "r.safetensors").out
-
-
-def test_info_says_that_it_is_there(diffuse, weak, model):
-    ran = diffuse("info", weak)
-    assert "averaged and raw; the average of step 3, for --guide-with self" in ran.out
-    assert diffuse("info", weak, "--json").json["weak"] == 3
-    assert diffuse("info", model, "--json").json["weak"] is None
+    out = diffuse("info", "r.safetensors").out
+    assert "recommended  ddim, 3 steps, weak guidance 2" in out
+    assert "averaged and raw; the average of step 3, for --guide-with self" in out
+    for path, step in ((weak, 3), (model, None)):
+        assert diffuse("info", path, "--json").json["weak"] == step

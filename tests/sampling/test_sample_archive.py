@@ -82,7 +82,9 @@ def test_a_zip_has_the_files_of_the_folder_and_an_npz_the_arrays_of_guided_diffu
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.npz"])
-def test_a_kill_after_packing_changes_nothing(sample, monkeypatch, name):
+def test_a_kill_after_packing_changes_nothing_and_another_file_is_not_replaced(
+    sample, monkeypatch, name
+):
     def stop(path):
         if path.name == f".{name}.parts":
             raise Terminated("terminated")
@@ -96,6 +98,11 @@ def test_a_kill_after_packing_changes_nothing(sample, monkeypatch, name):
     assert "is complete" in sample("-o", name).err
     assert Path(name).read_bytes() == before
     assert [path.name for path in Path().iterdir()] == [name]
+    Path(name).write_bytes(b"mine")
+    ran = sample("-o", name, "-q")
+    assert ran.code == 5
+    assert f"{name} exists already" in ran.line
+    assert Path(name).read_bytes() == b"mine"
 
 
 def test_arrays_of_others_are_read_too(diffuse, tmp_path):
@@ -118,11 +125,3 @@ def test_arrays_of_others_are_read_too(diffuse, tmp_path):
     half = Path("bare.npz").read_bytes()[:400]
     (tmp_path / "cut.npz").write_bytes(half)
     assert diffuse("info", "cut.npz", "-q").code == 3
-
-
-def test_another_file_of_this_name_is_not_replaced(sample):
-    Path("x.npz").write_bytes(b"mine")
-    ran = sample("-o", "x.npz", "-q")
-    assert ran.code == 5
-    assert "x.npz exists already" in ran.line
-    assert Path("x.npz").read_bytes() == b"mine"

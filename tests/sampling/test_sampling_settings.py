@@ -31,15 +31,14 @@ from diffuse_cli.system.rng import image_noise
 
 DEFAULT = SamplerChoice(SAMPLER, SAMPLING_STEPS, GUIDANCE)
 HEUN = SamplerChoice("heun", 7, 3.5)
-GREY = Space(channels=1, size=(8, 8))
 
 
-def model(sampling, classes=2, timesteps=1000, distilled=None, space=GREY):
+def model(sampling, classes=2, timesteps=1000, distilled=None):
     names = ("a", "b")[:classes]
-    diffusion = SimpleNamespace(num_timesteps=timesteps)
     blueprint = SimpleNamespace(
-        conditions=Conditions(classes=names), diffusion=diffusion, space=space, wiener=False
-    )
+        conditions=Conditions(classes=names), diffusion=SimpleNamespace(num_timesteps=timesteps),
+        space=Space(channels=1, size=(8, 8)), wiener=False,
+    )  # fmt: skip
     return SimpleNamespace(
         blueprint=blueprint, classes=names, training={}, sampling=sampling, distilled=distilled,
         errors=None,
@@ -111,11 +110,16 @@ def starting(sampling=None, low=LOW, classes=0):
     return found
 
 
-def test_learned_times_are_left_for_a_gaussian_start():
+def test_a_gaussian_start_replaces_learned_times_and_is_for_samples_of_newer_models():
     recommending = starting(SamplerChoice("unipc", 2, None, None, (99, 40.5)))
     found = resolve_settings(config(start="gaussian"), recommending)
     assert (found.times, found.start) == (None, LOW)
     assert resolve_settings(config(start="noise"), recommending).times == (99, 40.5)
+    recommending = starting(SamplerChoice("unipc", 8, start="gaussian"))
+    found = resolve_settings(VaryConfig(model="m", image="i"), recommending)
+    assert (found.start, found.steps, found.recommendations) == (None, 8, "unipc, 8 steps")
+    with pytest.raises(UsageError, match="needs the low frequencies"):
+        resolve_settings(config(start="gaussian"), starting(low=None))
 
 
 @pytest.mark.parametrize(
@@ -168,17 +172,6 @@ def test_a_model_with_a_wiener_filter_starts_from_its_gaussian(given, recommende
     assert resolve_settings(config(), conditional).start is None
 
 
-def test_a_task_that_begins_elsewhere_begins_in_noise():
-    recommending = starting(SamplerChoice("unipc", 8, start="gaussian"))
-    found = resolve_settings(VaryConfig(model="m", image="i"), recommending)
-    assert (found.start, found.steps, found.recommendations) == (None, 8, "unipc, 8 steps")
-
-
-def test_a_start_of_a_model_of_an_earlier_version_is_refused():
-    with pytest.raises(UsageError, match="needs the low frequencies"):
-        resolve_settings(config(start="gaussian"), starting(low=None))
-
-
 def test_the_default_steps_are_no_more_than_there_are():
     assert resolve_settings(config(), model(None, timesteps=12)).steps == 12
     distilled = model(None, 0, timesteps=1, distilled={"teacher": "x"})
@@ -187,13 +180,10 @@ def test_the_default_steps_are_no_more_than_there_are():
     assert few.steps == 20  # refused later
 
 
-def test_a_model_without_classes_has_no_guidance():
+def test_a_model_without_classes_has_no_guidance_and_options_are_those_of_the_sampler_taken():
     found = resolve_settings(config(), model(SamplerChoice("ddpm", 1), classes=0))
     assert (found.choice, found.recommendations) == (SamplerChoice("ddpm", 1), "ddpm, 1 step")
     assert found.condition is None
-
-
-def test_options_are_those_of_the_sampler_that_is_taken():
     ddim = model(SamplerChoice("ddim", 5, 1.0))
     assert resolve_settings(config(eta=0.5), ddim).options == {"eta": 0.5}
     with pytest.raises(InvalidArgument, match="order: the sampler 'ddim' has none"):
@@ -249,6 +239,12 @@ def test_the_recommendation_draws_what_typing_it_draws(diffuse, recommending, co
     settings = ran.json["settings"]
     assert (settings["sampler"], settings["steps"], settings["guidance"]) == ("ipndm", 3, 1.5)
     assert "the settings that the model file recommends: ipndm, 3 steps, guidance 1.5\n" in ran.err
+    lines = [line.split(None, 1) for line in diffuse("info", recommending).out.splitlines()]
+    assert ["recommended", "ipndm, 3 steps, guidance 1.5"] in lines
+    found = diffuse("info", recommending, "--json").json["sampling"]
+    assert found == {"sampler": "ipndm", "steps": 3, "guidance": 1.5}
+    assert diffuse("info", conditional, "--json").json["sampling"] is None
+    assert "recommended" not in diffuse("info", conditional).out
 
 
 def end_of(loaded, settings, times, x):
@@ -292,17 +288,6 @@ def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, mode
     assert found == {"sampler": "unipc", "steps": 3, "times": [99, 71.25, 13]}
 
 
-def test_info_shows_it(diffuse, recommending, conditional):
-    lines = diffuse("info", recommending).out.splitlines()
-    assert ["recommended", "ipndm, 3 steps, guidance 1.5"] in [
-        line.split(None, 1) for line in lines
-    ]
-    found = diffuse("info", recommending, "--json").json["sampling"]
-    assert found == {"sampler": "ipndm", "steps": 3, "guidance": 1.5}
-    assert diffuse("info", conditional, "--json").json["sampling"] is None
-    assert "recommended" not in diffuse("info", conditional).out
-
-
 def test_a_gaussian_start_is_drawn_told_and_the_same_in_any_batch(diffuse, model):
     typed = ("-n", 3, "--precision", "fp32", "--steps", 3, "--start", "gaussian")
     assert diffuse("sample", model, *typed, "-o", "a").code == 0
@@ -322,18 +307,13 @@ def test_a_run_measures_what_it_trains_on(model, images):
     """The mean brightness of samples and its variance, by their first cosine."""
     found = model_file.load(model)
     low, space = found.blueprint.gaussian, found.blueprint.space
-    stored = read_images(images, size=space.size)
-    samples = finish(stored)
+    samples = finish(read_images(images, size=space.size))
     x = space.to_model(torch.from_numpy(samples.stored[~samples.held_out]))
     whole = x.mean((2, 3)).double() * space.size[0]
-    across = torch.tensor(low.colors, dtype=torch.float64)
-    firsts = whole @ across.T
-    assert torch.allclose(
-        torch.tensor(low.mean)[:, 0, 0].double(), firsts.mean(0), rtol=1e-4, atol=1e-4
-    )
-    assert torch.allclose(
-        torch.tensor(low.variance)[:, 0, 0].double(), firsts.var(0, correction=0), rtol=1e-4
-    )
+    firsts = whole @ torch.tensor(low.colors, dtype=torch.float64).T
+    mean, variance = (torch.tensor(each)[:, 0, 0].double() for each in (low.mean, low.variance))
+    assert torch.allclose(mean, firsts.mean(0), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(variance, firsts.var(0, correction=0), rtol=1e-4)
 
 
 def test_drawing_begins_where_the_start_says(model):

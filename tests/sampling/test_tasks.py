@@ -20,7 +20,6 @@ from PIL import Image
 from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.core import RESTORATIONS
 from diffuse_cli.core.degradations import parse
-from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.sampling import tasks
 from diffuse_cli.sampling.model_loading import load_denoiser, load_guide
 from diffuse_cli.sampling.sampling_settings import resolve_settings
@@ -181,12 +180,8 @@ def test_what_is_hidden_in_a_degraded_picture_has_no_effect(diffuse, model, pict
 # -- samples of pictures --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def several(diffuse):
-    return write_images(Path("several"), 3)
-
-
-def test_samples_do_not_depend_on_batches_or_on_other_pictures(diffuse, model, several):
+def test_samples_do_not_depend_on_batches_or_on_other_pictures(diffuse, model):
+    several = write_images(Path("several"), 3)
     line = ("restore", model, "--degradation", "low-res:2", "--degrade", *QUICK, "-n", 3)
     diffuse(*line, several, "-o", "a")
     diffuse(*line, several, "-o", "b", "--batch-size", 2)
@@ -201,7 +196,8 @@ def test_samples_do_not_depend_on_batches_or_on_other_pictures(diffuse, model, s
 
 
 @pytest.mark.slow
-def test_two_processes_draw_what_one_draws(diffuse, pair, model, several):
+def test_two_processes_draw_what_one_draws(diffuse, pair, model):
+    several = write_images(Path("several"), 3)
     line = ("restore", model, several, "--degradation", "mask:box", "--degrade", "-n", 2, *QUICK)
     assert diffuse(*line, "-o", "one").code == 0
     ran = pair(*line, "-o", "two")
@@ -210,35 +206,30 @@ def test_two_processes_draw_what_one_draws(diffuse, pair, model, several):
         assert (pixels("one", k) == pixels("two", k)).all()
 
 
-def test_the_manifest_says_how_and_verifies(diffuse, model, picture):
-    ran = diffuse("inpaint", model, "a.png", "--mask", "hole.png", "-n", 2, "--seed", 5, "--json",
-                  *QUICK, "--jumps", 3)  # fmt: skip
-    found = manifest("inpainted")
-    wanted = {
-        "task": "inpaint", "method": "pigdm", "degradation": "mask", "jumps": 3, "seed": 5, "n": 2,
-        "sampler": "ddim", "steps": 4, "inputs": ["a.png"], "format": "diffuse.samples",
-        "precision": "fp32", "images": ["00000.png", "00001.png"],
-    }  # fmt: skip
-    assert found.items() >= wanted.items()
-    assert sorted(found["files"]) == ["00000.png", "00001.png", "grid.png"]
-    for name, digest in found["files"].items():
-        assert hashlib.sha256((Path("inpainted") / name).read_bytes()).hexdigest() == digest
-    assert ran.json["images"] == ["inpainted/00000.png", "inpainted/00001.png"]
-    assert ran.json["grid"] == "inpainted/grid.png"
-    assert found["model"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
-    with Image.open("inpainted/grid.png") as grid:
-        assert grid.size == (4 * 64 + 3 * 2, 64)  # the picture, what is kept of it, two samples
-
-
-def test_jumps_take_more_steps_and_change_the_result(diffuse, model, picture):
-    line = ("inpaint", model, "a.png", "--mask", "hole.png", "-n", 1, *QUICK[:-1])
+def test_the_manifest_says_how_and_jumps_take_more_steps(diffuse, model, picture):
+    line = ("inpaint", model, "a.png", "--mask", "hole.png", "-n", 2, "--seed", 5, *QUICK[:-1])
     said = {jumps: diffuse(*line, "--jumps", jumps, "-o", jumps).err for jumps in (1, 3)}
     assert "step 4/4" in said[1]
     assert "step 12/12" in said[3]
     assert (pixels("1", 0) != pixels("3", 0)).any()
+    ran = diffuse(*line, "--jumps", 3, "-o", "3", "-q", "--json")
+    found, images = manifest("3"), ["00000.png", "00001.png"]
+    wanted = {
+        "task": "inpaint", "method": "pigdm", "degradation": "mask", "jumps": 3, "seed": 5, "n": 2,
+        "sampler": "ddim", "steps": 4, "inputs": ["a.png"], "format": "diffuse.samples",
+        "precision": "fp32", "images": images,
+    }  # fmt: skip
+    assert found.items() >= wanted.items()
+    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path("3").iterdir()}
+    assert found["files"] == {name: digests[Path("3", name)] for name in (*images, "grid.png")}
+    assert ran.json["images"] == [f"3/{name}" for name in images]
+    assert ran.json["grid"] == "3/grid.png"
+    assert found["model"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    with Image.open("3/grid.png") as grid:
+        assert grid.size == (4 * 64 + 3 * 2, 64)  # the picture, what is kept of it, two samples
 
 
-def test_a_class_is_drawn_where_one_is_named(diffuse, conditional, picture):
+def test_a_class_is_drawn_where_one_is_named(diffuse, conditional, images, picture):
     line = ("restore", conditional, "a.png", "--degradation", "mask:half", "-n", 2, *QUICK)
     for name, more in (
         ("free", ()),
@@ -255,12 +246,16 @@ def test_a_class_is_drawn_where_one_is_named(diffuse, conditional, picture):
     levels = ("--class", "dark", "--guidance-interval", "0.3,3")
     assert diffuse(*line, *levels, "-o", "levels").code == 0
     assert manifest("levels")["guidance_interval"] == [0.3, 3]
+    line = ("interpolate", conditional, "a.png", images / "dark" / "002.png", "-n", 3, "-q")
+    for name in ("light", "dark"):
+        between = ("--steps", 9, "--class", name, "-o", f"between-{name}")
+        assert diffuse(*line, *between).code == 0
+    assert (pixels("between-light", 1) != pixels("between-dark", 1)).any()
 
 
 def test_a_weak_model_guides_a_method_that_takes_gradients(diffuse, weak, picture):
     line = ("restore", weak, "a.png", "--degradation", "mask:half", "-n", 1, *QUICK)
-    ran = diffuse(*line, "--guide-with", "self", "--weak-guidance", 2, "--method", "pigdm")
-    assert ran.code == 0, ran.err
+    assert diffuse(*line, "--weak-guidance", 2, "--method", "pigdm").code == 0
     assert manifest("restored")["weak_guidance"] == 2
 
 
@@ -283,22 +278,6 @@ def test_gradients_go_through_the_network_and_its_guide(weak, guided):
     found, wanted = (gradient * way).sum(), ((ahead - behind) / 2e-2 * way).sum()
     assert float(found) == pytest.approx(float(wanted), rel=1e-2)
     assert all(not x0.requires_grad for x0 in (ahead, behind))
-
-
-def test_pictures_of_another_size_are_fitted(diffuse, model, picture):
-    large = Image.open("a.png").resize((32, 16), Image.Resampling.NEAREST)
-    large.save("large.png")
-    Image.open("hole.png").resize((32, 16), Image.Resampling.NEAREST).save("mask.png")
-    line = ("inpaint", model, "large.png", "--mask", "mask.png", "-n", 1, *QUICK[:-1])
-    for fit in ("crop", "pad", "stretch"):
-        ran = diffuse(*line, "--fit", fit, "-o", fit)
-        assert ran.code == 0, ran.err
-        assert "16 high x 32 wide: resized to 8x8" in ran.err
-    wanted = np.asarray(fit_image(large, (8, 8), "stretch"), int)
-    assert (pixels("stretch", 0)[0] == wanted[0]).all()
-
-
-# -- vary -----------------------------------------------------------------------------------------
 
 
 def test_the_strength_says_how_far_variations_go(diffuse, model, picture):
@@ -342,16 +321,8 @@ def test_interpolation_takes_the_steps_that_there_are(diffuse, lab, picture):
     assert (pixels("interpolated", 0) == pixels("interpolated", 1)).all()
 
 
-def test_a_class_is_interpolated_in(diffuse, conditional, images, picture):
-    line = ("interpolate", conditional, "a.png", images / "dark" / "002.png", "-n", 3, "-q")
-    for name in ("light", "dark"):
-        assert diffuse(*line, "--steps", 9, "--class", name, "-o", name).code == 0
-    assert (pixels("light", 1) != pixels("dark", 1)).any()
-
-
 def test_the_great_circle_keeps_the_length():
-    a = torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(1))
-    b = torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(2))
+    a, b = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     between = slerp(a, b, torch.linspace(0, 1, 5))
     assert torch.allclose(between[0], a, atol=1e-6)
     assert torch.allclose(between[4], b, atol=1e-5)
@@ -429,11 +400,6 @@ def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(diffuse, m
     assert kept == wanted.keys()
 
 
-OTHERS = {
-    "--seed 1": "seed", "--degrade": "", "--batch-size 3": "batch size", "-n 3": "n",
-}  # fmt: skip
-
-
 def test_a_finished_task_is_left_as_it_is_and_one_of_other_settings_is_refused(
     diffuse, model, picture, instead_of_networks
 ):
@@ -444,7 +410,8 @@ def test_a_finished_task_is_left_as_it_is_and_one_of_other_settings_is_refused(
     again = diffuse(*line)
     assert (again.code, again.out) == (0, first.out)
     assert "restored is complete" in again.err
-    for options, name in OTHERS.items():
+    others = {"--seed 1": "seed", "--degrade": "", "--batch-size 3": "batch size", "-n 3": "n"}
+    for options, name in others.items():
         ran = diffuse(*line, *options.split(), "-q")
         assert (ran.code, f"with other settings: {name}" in ran.line) == (5, True), options
     Image.fromarray(255 - np.asarray(Image.open("a.png"))).save("a.png")
@@ -463,48 +430,36 @@ def test_a_mask_that_is_cropped_away_is_named_as_that(diffuse, model, picture):
     assert "left.png: the part to generate is outside the 8x8 crop. Pass --fit pad" in ran.line
 
 
-def test_the_cost_of_windows_is_said(diffuse, model, picture):
+def test_the_cost_of_windows_is_said(diffuse, model, picture, monkeypatch):
+    """The time is that of the process with the most samples: here of four, and a window takes a
+    second."""
     Image.new("L", (24, 16), 90).save("large.png")
-    line = ("vary", model, "large.png", "-n", 1, "--steps", 2)
-    ran = diffuse(*line)
+    line = ("vary", model, "large.png", "--steps", 2, "-n")
+    ran = diffuse(*line, 1)
     assert "To keep it, pass --size 16x24, which takes 15 times as long" in ran.err
-    ran = diffuse(*line, "--size", "16x24", "-o", "b")
+    ran = diffuse(*line, 1, "--size", "16x24", "-o", "b")
     assert "16 high x 24 wide in 15 overlapping windows of 8x8: 1 sample takes about " in ran.err
     assert re.search(r"about \d\.\d minutes and \d+\.\d MiB of memory beyond the", ran.err)
     assert "For less, pass fewer --steps" in ran.err  # with one sample and no gradient
-    line = ("upscale", model, "large.png", "--factor", 2, "--steps", 2, "-n", 2)
-    assert "For less, pass --method ddnm or a smaller -n or fewer --steps" in diffuse(*line).err
-
-
-@pytest.mark.parametrize(("count", "minutes"), [(1, "0.5"), (5, "1.0")])
-def test_the_time_of_windows_is_that_of_the_process_with_the_most_samples(
-    diffuse, model, picture, monkeypatch, count, minutes
-):
-    """Of four processes. A window takes a second."""
+    more = ("upscale", model, "large.png", "--factor", 2, "--steps", 2, "-n", 2)
+    assert "For less, pass --method ddnm or a smaller -n or fewer --steps" in diffuse(*more).err
     monkeypatch.setattr(tasks, "measure_seconds", lambda denoise, x, t, gradients: float(len(x)))
     monkeypatch.setattr(tasks, "world_size", lambda: 4)
-    Image.new("L", (24, 16), 90).save("large.png")
-    line = ("vary", model, "large.png", "-n", count, "--steps", 2, "--strength", 1)
-    ran = diffuse(*line, "--size", "16x24")
-    assert f"about {minutes} minutes" in ran.err
+    for count, minutes in ((1, "0.5"), (5, "1.0")):
+        ran = diffuse(*line, count, "--strength", 1, "--size", "16x24", "-o", count)
+        assert f"about {minutes} minutes" in ran.err
 
 
-def test_a_degraded_picture_that_is_shrunk_can_keep_its_size(diffuse, model, picture):
+def test_the_size_that_keeps_a_picture_is_said_unless_it_is_too_large(diffuse, model, picture):
     """An input of a model of 8x8 is 4x4 for `low-res:2`."""
-    Image.new("L", (12, 8), 90).save("large.png")
-    line = ("restore", model, "large.png", "--degradation", "low-res:2", "-n", 1, "--steps", 2)
+    for width in (12, 1200, 5000):
+        Image.new("L", (width, 8), 90).save(f"{width}.png")
+    line = ("restore", model, "12.png", "--degradation", "low-res:2", "-n", 1, "--steps", 2)
     ran = diffuse(*line)
     assert "8 high x 12 wide: resized to 4x4" in ran.err
     assert ". To keep it, pass --size 16x24, which takes 15 times as long" in ran.err
     assert diffuse(*line, "--size", "16x24", "-o", "kept").code == 0
     assert pixels("kept").shape == (16, 24)
-
-
-def test_sizes_that_no_option_takes_are_named_by_the_factor_and_not_suggested(
-    diffuse, model, picture
-):
-    for width in (1200, 5000):
-        Image.new("L", (width, 8), 90).save(f"{width}.png")
     ran = diffuse("upscale", model, "1200.png", *QUICK)
     assert ran.code == 2
     assert "--factor 4: the result is 32 high x 4800 wide, and a side is at most" in ran.line

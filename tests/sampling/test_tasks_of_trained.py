@@ -111,9 +111,6 @@ def observed(path):
     return torch.from_numpy(levels(path)).float()[None, None] / 127.5 - 1
 
 
-# -- asked for what it was trained for ------------------------------------------------------------
-
-
 def test_a_model_for_noisy_pictures_draws_what_sample_draws(diffuse, trained, picture):
     """Nothing is put right at the end where there is noise: the same bytes."""
     line = ("low.png", "-n", 3, "--seed", 4, *QUICK)
@@ -218,16 +215,16 @@ def test_another_value_or_noise_is_another_degradation(diffuse, trained, picture
     assert manifest("restored")["method"] == "pigdm"
 
 
-def test_variations_and_what_lies_between_are_told_nothing(diffuse, trained, picture):
-    for name in ("up", "free-pairs"):
-        ran = diffuse("vary", trained(name), "a.png", "-n", 1, *QUICK, "--overwrite")
+@pytest.mark.parametrize("name", ["up", "free-pairs"])
+def test_variations_and_what_lies_between_are_told_nothing(diffuse, trained, picture, name):
+    for line in (
+        ("vary", trained(name), "a.png", "-n", 1, *QUICK),
+        ("interpolate", trained(name), "a.png", "low.png", "-n", 2, "--steps", 30),
+    ):
+        ran = diffuse(*line)
         assert ran.code == 0, ran.err
         assert "and runs without an input here" in ran.err
-        line = ("interpolate", trained(name), "a.png", "low.png", "-n", 2, "--steps", 30)
-        ran = diffuse(*line, "--overwrite")
-        assert ran.code == 0, ran.err
-        assert "and runs without an input here" in ran.err
-        assert np.abs(pixels("interpolated") - levels("a.png")).max() <= 2
+    assert np.abs(pixels("interpolated") - levels("a.png")).max() <= 2
 
 
 def test_classes_are_dropped_with_what_is_given(diffuse, trained, picture):
