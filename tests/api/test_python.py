@@ -199,9 +199,6 @@ def test_flags_outside_commands_are_keywords():
         assert replace_flags(text) == said
 
 
-# -- the state of PyTorch -------------------------------------------------------------------------
-
-
 @pytest.fixture(params=mostly_slow(["inference_mode", "float64", "no_grad"]))
 def other_state(request):
     """PyTorch as a program may have left it; still so at the end."""

@@ -145,8 +145,6 @@ def test_too_few_steps_are_remarked_on(off, warned):
     assert any("Use more --ode-steps" in text for text in said) == warned
 
 
-# -- the command ----------------------------------------------------------------------------------
-
 ASKED = ("-n", 6, "--metrics", "likelihood-ode", "--precision", "fp32")
 
 

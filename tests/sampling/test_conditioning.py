@@ -93,8 +93,6 @@ def test_a_model_without_classes_has_no_condition(names):
             resolve_condition(asked(**options), without, classes)
 
 
-# -- combinations ---------------------------------------------------------------------------------
-
 TABLE = MetadataTable(
     columns=(
         NumberColumn(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0),

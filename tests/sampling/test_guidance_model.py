@@ -154,9 +154,6 @@ def test_what_does_not_fit_is_named(text, changes):
     check_fits(loaded("a"), loaded(**may_differ), "w")
 
 
-# -- on the command line --------------------------------------------------------------------------
-
-
 def test_the_own_average_guides_as_the_file_of_a_run_stopped_there_does(diffuse, lab, weak):
     early = lab.trained(*lab.tiny, "--steps", 24, "--stop-at", 3)
     assert diffuse("sample", weak, *QUICK, "--guide-with", "self", "-o", "a").code == 0

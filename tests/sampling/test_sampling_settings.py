@@ -10,14 +10,9 @@ import pytest
 import torch
 from conftest import manifest
 
+from diffuse_cli.config import sample_options
 from diffuse_cli.config.eval_options import EvalConfig
-from diffuse_cli.config.sample_options import (
-    GUIDANCE,
-    SAMPLER,
-    SAMPLING_STEPS,
-    SampleConfig,
-    SamplerChoice,
-)
+from diffuse_cli.config.sample_options import SampleConfig, SamplerChoice
 from diffuse_cli.config.task_options import VaryConfig
 from diffuse_cli.core import SAMPLERS, SCHEDULES, Conditions, InvalidArgument, Process, Space
 from diffuse_cli.core.data_gaussian import DataGaussian
@@ -29,7 +24,8 @@ from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import image_noise
 
-DEFAULT = SamplerChoice(SAMPLER, SAMPLING_STEPS, GUIDANCE)
+SAMPLER, STEPS = sample_options.SAMPLER, sample_options.SAMPLING_STEPS
+DEFAULT = SamplerChoice(SAMPLER, STEPS, sample_options.GUIDANCE)
 HEUN = SamplerChoice("heun", 7, 3.5)
 
 
@@ -57,7 +53,7 @@ def config(**given):
         ({"steps": 7}, HEUN, HEUN, "heun, 7 steps, guidance 3.5"),
         ({"sampler": "heun", "steps": 7}, HEUN, HEUN, "guidance 3.5"),
         ({"sampler": "heun", "steps": 9}, HEUN, SamplerChoice("heun", 9, 3.5), "guidance 3.5"),
-        ({"sampler": "ddim"}, HEUN, SamplerChoice("ddim", SAMPLING_STEPS, 3.5), "guidance 3.5"),
+        ({"sampler": "ddim"}, HEUN, SamplerChoice("ddim", STEPS, 3.5), "guidance 3.5"),
         ({"steps": 9}, HEUN, SamplerChoice(SAMPLER, 9, 3.5), "guidance 3.5"),
         ({"guidance": 0}, HEUN, SamplerChoice("heun", 7, 0), "heun, 7 steps"),
         ({"guidance": 1.0, "sampler": "ddim", "steps": 9}, HEUN, SamplerChoice("ddim", 9, 1.0), ""),
@@ -189,9 +185,6 @@ def test_a_model_without_classes_has_no_guidance_and_options_are_those_of_the_sa
     with pytest.raises(InvalidArgument, match="order: the sampler 'ddim' has none"):
         resolve_settings(config(order=3), ddim)
     assert resolve_settings(config(order=3), model(None)).options == {"order": 3}
-
-
-# -- on the command line --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
