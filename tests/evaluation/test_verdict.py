@@ -96,7 +96,7 @@ def test_no_metric_of_a_close_evaluation_is_far_from_its_reference(number):
         assert judge(values_at(number, 0.9, 0.001), [], IMAGES, model=True).startswith("Close")
     if number.key == "mean_variety":  # which lies on both sides
         far = judge(values_at(number, -1.1, 0.01), [], IMAGES, model=False)
-        assert far == "Different from the real images in spread of sample means"
+        assert far == "Different from the real images in variety of means"
 
 
 def fields(seed, count=60, side=16, shift=0.0):
