@@ -1,14 +1,11 @@
 """Betas from a file: read once, checked, kept as numbers; and the rescale to zero terminal SNR."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -33,7 +30,7 @@ BETAS = (0.001, 0.25, 1 / 3)
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b.txt").write_text("".join(f"{beta!r}\n" for beta in BETAS))
     return tmp_path
@@ -52,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "[0.001, 0.25,\n 0.3333333333333333]",
     ],
 )
-def test_every_way_to_write_betas(folder: Path, text: str):
+def test_every_way_to_write_betas(folder, text):
     (folder / "x").write_text(text, encoding="utf-8")
     assert parse_betas("x") == parse_betas(list(BETAS)) == parse_betas(BETAS) == BETAS
     assert all(type(beta) is float for beta in parse_betas([0.5, 1]))
@@ -82,7 +79,7 @@ def test_every_way_to_write_betas(folder: Path, text: str):
     ],
     ids=range(18),
 )
-def test_a_wrong_file_is_named_with_its_line(folder: Path, content: bytes, words: str):
+def test_a_wrong_file_is_named_with_its_line(folder, content, words):
     (folder / "wrong.txt").write_bytes(content)
     with pytest.raises(UsageError, match=f"--betas 'wrong.txt': .*{words}") as caught:
         DiffusionConfig(betas="wrong.txt")  # type: ignore[arg-type]
@@ -90,14 +87,14 @@ def test_a_wrong_file_is_named_with_its_line(folder: Path, content: bytes, words
 
 
 @pytest.mark.parametrize("value", [0.5, True, {"a": 1}, [0.1, "0.2"], [0.1], [0.1, 2.0], [[0.1]]])
-def test_what_is_not_a_list_of_betas_is_refused(value: Any):
+def test_what_is_not_a_list_of_betas_is_refused(value):
     with pytest.raises(UsageError, match="--betas"):
         DiffusionConfig(betas=value)
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="the system names no open files")
 @pytest.mark.parametrize("text", [b"0.1 0.2", b"betas = [0.1, 0.2]"])
-def test_a_pipe_of_the_shell_is_read_once(text: bytes):
+def test_a_pipe_of_the_shell_is_read_once(text):
     """As `--betas <(command)`, `--config <(command)` and `--config /dev/stdin` need."""
     reading, writing = os.pipe()
     os.write(writing, text)
@@ -124,7 +121,7 @@ def test_betas_decide_the_number_of_timesteps_and_stand_for_the_schedule():
 
 
 @pytest.mark.parametrize("rescaled", [False, True])
-def test_the_process_is_that_of_the_betas_then_rescaled(rescaled: bool):
+def test_the_process_is_that_of_the_betas_then_rescaled(rescaled):
     own = make_process(DiffusionConfig(betas=BETAS, zero_terminal_snr=rescaled))
     assert own.betas.tolist() == pytest.approx(zero_terminal_snr(BETAS) if rescaled else BETAS)
     for name, schedule in SCHEDULES.items():
@@ -144,7 +141,7 @@ def test_the_network_is_shown_t_itself_where_times_are_not_rescaled(rescaled, ze
     assert process.timesteps.tolist() == [k * (250 if rescaled else 1) for k in range(4)]
 
 
-def test_a_flag_beats_the_file_in_either_direction(folder: Path):
+def test_a_flag_beats_the_file_in_either_direction(folder):
     (folder / "two.txt").write_text("0.1 0.2")
     both = {"betas": list(BETAS), "schedule": "cosine", "num_timesteps": 3}
     assert configure({"data": "x"}, both).betas == BETAS
@@ -157,7 +154,7 @@ def test_a_flag_beats_the_file_in_either_direction(folder: Path):
         configure({"data": "x", "num_timesteps": 7}, both)
 
 
-def test_resume_takes_the_betas_of_the_run(folder: Path):
+def test_resume_takes_the_betas_of_the_run(folder):
     (folder / "two.txt").write_text("0.1 0.2")
     run = RunDirectory("m.safetensors")
     run.config.parent.mkdir(parents=True)
@@ -177,7 +174,7 @@ def test_resume_takes_the_betas_of_the_run(folder: Path):
 UNET = plan(size=4, channels=1, width=4, groups=2, multipliers=(1,), blocks=1, attention=())
 
 
-def saved(path: Path, betas: tuple[float, ...] = BETAS) -> StoredModel:
+def saved(path, betas=BETAS):
     blueprint = UNET.blueprint(DiffusionConfig(betas=betas, zero_terminal_snr=True))
     training = to_file(TrainConfig(data="x", betas=betas), control=False, places=False)
     weights = UNET.build().state_dict()
@@ -185,7 +182,7 @@ def saved(path: Path, betas: tuple[float, ...] = BETAS) -> StoredModel:
     return model_file.load(path)
 
 
-def test_a_model_file_keeps_its_betas(folder: Path):
+def test_a_model_file_keeps_its_betas(folder):
     loaded = saved(folder / "m.safetensors")
     assert loaded.blueprint.diffusion == DiffusionConfig(betas=BETAS, zero_terminal_snr=True)
     assert loaded.blueprint.denoiser(None).process.betas.tolist() == zero_terminal_snr(BETAS)
@@ -200,14 +197,14 @@ def test_a_model_file_keeps_its_betas(folder: Path):
         model_file.load(folder / "m.safetensors")
 
 
-HOSTILE: list[Any] = [
+HOSTILE = [
     "b.txt", "/dev/zero", [math.nan, 0.5], [0.5, 2.0], [0.5, "0.5"], [0.5] * 1_000_000, [], [0.5],
     5, {"a": 0.5}, [None, 0.5], [True, 0.5], [1.0, 0.5, 0.5], [[0.5, 0.5]], None,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("betas", mostly_slow(HOSTILE, always=6), ids=lambda v: str(v)[:12])
-def test_hostile_betas_are_rejected(folder: Path, betas: Any):
+def test_hostile_betas_are_rejected(folder, betas):
     path = folder / "m.safetensors"
     saved(path)
     data = path.read_bytes()

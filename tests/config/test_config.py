@@ -1,11 +1,7 @@
 """Configurations: checked when made, the same after TOML."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,20 +20,14 @@ from diffuse_cli.config.options import (
     to_dict,
     to_toml,
 )
-from diffuse_cli.config.parsers import (
-    parse_bytes,
-    parse_ints,
-    parse_names,
-    parse_size,
-    parse_times,
-)
+from diffuse_cli.config.parsers import parse_bytes, parse_ints, parse_names, parse_size, parse_times
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.task_options import DemoConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.system.errors import UsageError, lookup
 
-REQUIRED: dict[type, dict[str, Any]] = {
+REQUIRED = {
     DiffusionConfig: {},
     TrainConfig: {"data": "images"},
     SampleConfig: {"model": "m.safetensors"},
@@ -49,7 +39,7 @@ REQUIRED: dict[type, dict[str, Any]] = {
 }
 
 
-def numbers() -> list[Any]:
+def numbers():
     """Every option of every configuration that is a number with a range."""
     found = []
     for kind in REQUIRED:
@@ -59,7 +49,7 @@ def numbers() -> list[Any]:
     return found
 
 
-def made(kind: type, **values: Any) -> Any:
+def made(kind, **values):
     return kind(**{**REQUIRED[kind], **values})
 
 
@@ -68,7 +58,7 @@ def made(kind: type, **values: Any) -> Any:
 
 @pytest.mark.parametrize(("kind", "f", "spec"), numbers())
 def test_every_number_has_a_range_that_names_its_flag(kind, f, spec):
-    wrong: list[Any] = [math.nan, math.inf, -math.inf, 10**400, True, "5", [5]]
+    wrong = [math.nan, math.inf, -math.inf, 10**400, True, "5", [5]]
     assert spec.low is not None
     wrong.append(spec.low - 1 if str(f.type).startswith("int") else spec.low - 1e-7)
     if spec.high is not None:
@@ -105,7 +95,7 @@ def test_a_number_is_checked_when_it_is_typed():
 
 
 @pytest.mark.parametrize("kind", [TrainConfig, SampleConfig])
-def test_a_whole_number_becomes_a_float_where_one_is_meant(kind: type):
+def test_a_whole_number_becomes_a_float_where_one_is_meant(kind):
     for f, spec in option_fields(kind):
         inside = (spec.low or 0) <= 1 <= (spec.high or 1) and (spec.below or 2) > 1
         if str(f.type).startswith("float") and inside:
@@ -116,7 +106,7 @@ def test_a_whole_number_becomes_a_float_where_one_is_meant(kind: type):
 
 GIB, GB = 2**30, 10**9
 
-READ: list[tuple[Any, Any, Any]] = [
+READ = [
     *((parse_size, typed, size) for typed, size in [
         (64, (64, 64)), ("64", (64, 64)), ("48x64", (48, 64)), ("48X64", (48, 64)),
         ([48, 64], (48, 64)), ((1, 4096), (1, 4096)), ("8x16x16", (8, 16, 16)), ([64], (64,)),
@@ -162,7 +152,7 @@ def test_any_other_value_is_refused(parse):
             parse(value)
 
 
-OPTION_VALUES: list[tuple[type, str, Any, Any]] = [
+OPTION_VALUES = [
     *((kind, "guidance_interval", value, (0.3, 3.0))
       for kind in (SampleConfig, EvalConfig) for value in ("0.3,3", [0.3, 3], " 0.3 , 3 ")),
     (EvalConfig, "timesteps", "all", "all"), (EvalConfig, "timesteps", "20", 20),
@@ -175,14 +165,14 @@ OPTION_VALUES: list[tuple[type, str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("kind", "name", "value", "wanted"), OPTION_VALUES)
-def test_an_option_has_its_value_also_after_toml(kind, name, value, wanted, tmp_path: Path):
+def test_an_option_has_its_value_also_after_toml(kind, name, value, wanted, tmp_path):
     config = made(kind, **{name: value})
     assert getattr(config, name) == wanted
     (tmp_path / "c.toml").write_text(to_toml(to_dict(config)))
     assert from_dict(kind, read_toml(tmp_path / "c.toml")) == config
 
 
-REFUSED: list[tuple[type, str, list[Any]]] = [
+REFUSED = [
     *((kind, "guidance_interval", [
         "3,0.3", "1,1", "-1,2", "1", "1,2,3", "a,b", "nan,1", "1,nan", "1,inf", "", 3, [1], True,
     ]) for kind in (SampleConfig, EvalConfig)),
@@ -209,7 +199,7 @@ def test_a_wrong_value_of_an_option_is_a_usage_error_that_names_it(kind, name, v
 
 
 @pytest.mark.parametrize("kind", list(REQUIRED))
-def test_a_configuration_survives_its_toml_and_is_frozen_and_by_keyword(kind, tmp_path: Path):
+def test_a_configuration_survives_its_toml_and_is_frozen_and_by_keyword(kind, tmp_path):
     path, config = tmp_path / "c.toml", made(kind)
     path.write_text(to_toml(to_dict(config)), encoding="utf-8")
     assert from_dict(kind, read_toml(path)) == config
@@ -237,7 +227,7 @@ def test_any_values_survive_toml(tmp_path_factory, steps, lr, data, flip, seed, 
 
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("ends", [b"\n", b"\r\n"])
-def test_line_ends_and_byte_order_marks_are_of_no_matter(tmp_path: Path, bom: bytes, ends: bytes):
+def test_line_ends_and_byte_order_marks_are_of_no_matter(tmp_path, bom, ends):
     path = tmp_path / "c.toml"
     path.write_bytes(bom + ends.join([b"# a comment", b"steps = 7", b'schedule = "linear"', b""]))
     assert read_toml(path) == {"steps": 7, "schedule": "linear"}
@@ -249,7 +239,7 @@ def test_line_ends_and_byte_order_marks_are_of_no_matter(tmp_path: Path, bom: by
      b"steps = " + b"9" * 5000],
     ids=["cut", "utf-16", "twice", "zero", "deep", "json", "long"],
 )  # fmt: skip
-def test_what_is_not_toml_is_a_usage_error(tmp_path: Path, content: bytes):
+def test_what_is_not_toml_is_a_usage_error(tmp_path, content):
     path = tmp_path / "c.toml"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"--config .*c\.toml is not TOML"):
@@ -282,7 +272,7 @@ def test_control_and_places_can_be_left_out():
 
 
 @pytest.mark.parametrize("kind", list(REQUIRED))
-def test_every_option_is_explained(kind: type):
+def test_every_option_is_explained(kind):
     for f, spec in option_fields(kind):
         assert spec.help.endswith("."), f.name
         assert spec.help[0].isupper(), f.name

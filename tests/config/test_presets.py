@@ -1,10 +1,7 @@
 """Named networks."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -25,11 +22,11 @@ from diffuse_cli.core.parameterization import has_noise, output_channels
 from diffuse_cli.system.errors import UsageError
 
 
-def train(**options) -> TrainConfig:
+def train(**options):
     return TrainConfig(data="images", **options)
 
 
-def network(config: TrainConfig, name: str, size: tuple[int, int], channels: int) -> Any:
+def network(config, name, size, channels):
     """The network of a preset for images, which it can be built for."""
     space = Space(channels=channels, size=size)
     found, settings = resolve_architecture(config, name, space)
@@ -39,12 +36,7 @@ def network(config: TrainConfig, name: str, size: tuple[int, int], channels: int
     return settings
 
 
-def parameters(
-    config: Any,
-    size: tuple[int, int] = (32, 32),
-    out_channels: int | None = None,
-    num_classes: int = 0,
-) -> int:
+def parameters(config, size=(32, 32), out_channels=None, num_classes=0):
     made = Plan(
         config,
         Space(channels=3, size=size),
@@ -62,16 +54,16 @@ SIDES = {
 """The size of a preset's images, where it is not 32."""
 
 
-def side(name: str) -> int:
+def side(name):
     return SIDES.get(name, 32)
 
 
-def own(name: str) -> Any:
+def own(name):
     """A preset's network at its own size."""
     return network(train(), name, (side(name), side(name)), 3)
 
 
-def own_parameters(name: str, num_classes: int = 0) -> int:
+def own_parameters(name, num_classes=0):
     """The same with the output that its variance needs, counted."""
     out = output_channels(PRESETS[name].train.get("variance", "small"), 3)
     return parameters(own(name), (side(name), side(name)), out, num_classes)
@@ -81,7 +73,7 @@ PUBLISHED = [name for name, preset in PRESETS.items() if preset.published]
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_the_help_says_how_many_parameters(name: str):
+def test_the_help_says_how_many_parameters(name):
     said = re.match(r"([\d.]+) M(?: with (\d+) classes)?", PRESETS[name].help)
     assert said is not None
     digits = len(said[1].partition(".")[2])
@@ -111,7 +103,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_network_is_that_of_its_paper(name: str):
+def test_a_published_network_is_that_of_its_paper(name):
     """The papers have neither the Wiener filter nor augmentation, which are defaults otherwise."""
     config, training = own(name), PRESETS[name].train
     for num_classes, count in zip((0, 1000), COUNTS[name], strict=False):
@@ -132,7 +124,7 @@ def test_ddpm_cifar10_is_the_network_of_ho_et_al():
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_what_goes_with_a_preset_is_a_sane_configuration(name: str):
+def test_what_goes_with_a_preset_is_a_sane_configuration(name):
     config = from_dict(TrainConfig, {"data": "images", **PRESETS[name].train})
     tables = (("schedule", SCHEDULES), ("target", TARGETS), ("variance", VARIANCES),
               ("weighting", {None, *WEIGHTINGS}), ("loss", {None, *LOSSES}))  # fmt: skip
@@ -144,7 +136,7 @@ def test_what_goes_with_a_preset_is_a_sane_configuration(name: str):
 @pytest.mark.parametrize(
     "size", [(28, 28), (32, 32), (64, 64), (31, 33), (8, 8), (2, 2), (20, 28), (256, 128)], ids=str
 )
-def test_a_size_from_the_data_always_has_a_network(name: str, size: tuple[int, int]):
+def test_a_size_from_the_data_always_has_a_network(name, size):
     for channels in (1, 3, 4):
         config = network(train(), name, size, channels)
         levels = len(config.multipliers) if isinstance(config, Config) else 1
@@ -164,7 +156,7 @@ def test_a_size_from_the_data_always_has_a_network(name: str, size: tuple[int, i
         ("small", (512, 128), 2),
     ],
 )  # fmt: skip
-def test_presets_cut_larger_samples_into_patches(name: str, size: tuple[int, int], patch: int):
+def test_presets_cut_larger_samples_into_patches(name, size, patch):
     """To 32 or 64 a side or more, where every side can be cut and the width holds a patch; not
     where the patch is given."""
     assert network(train(), name, size, 3).patch == patch
@@ -173,7 +165,7 @@ def test_presets_cut_larger_samples_into_patches(name: str, size: tuple[int, int
 
 
 @pytest.mark.parametrize("name", ["small", "base", "large"])
-def test_patches_keep_the_cost_of_64_pixels(name: str):
+def test_patches_keep_the_cost_of_64_pixels(name):
     """And its levels: the network at 256 pixels differs only in its first and last layer."""
     small, large = (network(train(), name, (side, side), 3) for side in (64, 256))
     assert replace(large, patch=1) == small
@@ -190,7 +182,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 9, 16, 17, 24, 32, 33, 48, 64])
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if not p.published])
-def test_no_default_is_narrower_than_its_patches(name: str, channels: int):
+def test_no_default_is_narrower_than_its_patches(name, channels):
     """The last layer can write noise of every dimension, and of x_0, which fills fewer, half."""
     target = PRESETS[name].train.get("target", "v")
     for size in SHAPES:
@@ -230,7 +222,7 @@ def test_channels_make_patches_smaller_and_then_networks_wider(name, size, chann
         ((300_001,), None, 1), ((2**18,), None, 12), ((2**20,), None, 14),
     ],
 )  # fmt: skip
-def test_levels_are_added_until_eight_pixels_or_patches(size, patch, multipliers: int):
+def test_levels_are_added_until_eight_pixels_or_patches(size, patch, multipliers):
     """Of a signal, until 8 patches, which are 16 values long, unless its side is odd."""
     given = {} if patch is None else {"patch": patch}
     name = "small" if patch == 1 else "tiny"
@@ -254,7 +246,7 @@ def test_a_typed_size_that_a_preset_cannot_halve_is_refused():
 
 
 @pytest.mark.parametrize("name", ["tiny", "base"])
-def test_any_width_has_a_u_net(name: str):
+def test_any_width_has_a_u_net(name):
     groups = {2: 1, 7: 1, 16: 1, 32: 2, 37: 1, 40: 2, 48: 3, 176: 11}
     for width, count in groups.items():
         config = network(train(width=width), name, (32, 32), 3)
@@ -289,7 +281,7 @@ def test_groups_and_heads_suit_the_width_unless_they_are_given():
         (None, {"width": 0}, "width"),
     ],
 )
-def test_a_setting_of_a_network_that_is_wrong_is_named(width, architecture, said: str):
+def test_a_setting_of_a_network_that_is_wrong_is_named(width, architecture, said):
     with pytest.raises(UsageError, match=said):
         network(train(width=width, architecture=architecture), "tiny", (32, 32), 3)
 
@@ -315,7 +307,7 @@ def test_the_preset_follows_the_device_and_the_shorter_side(size, device, name):
 
 
 @pytest.mark.parametrize(("name", "heads"), [("vit-s", 6), ("vit-b", 12)])
-def test_transformers_have_256_patches_and_heads_of_64(name: str, heads: int):
+def test_transformers_have_256_patches_and_heads_of_64(name, heads):
     for size in (32, 64, 128, 256):
         config = network(train(), name, (size, size), 3)
         assert (config.patch, config.heads, config.depth) == (size // 16, heads, 12)

@@ -1,12 +1,9 @@
 """Augmentations: exact changes, the parameters that the network receives, and unchanged samples."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from oracles import generator
-from torch import Tensor
 
 from diffuse_cli.core.augmentations import (
     AUGMENTATIONS,
@@ -23,18 +20,18 @@ from diffuse_cli.media import MEDIA
 SIZES = {"image": (16, 24), "array": (8, 8, 16), "audio": (64,)}
 
 
-def images(*shape: int) -> Tensor:
+def images(*shape):
     return torch.randn(shape, generator=generator(1))
 
 
-def change(name: str, x: Tensor, *u: float) -> tuple[Tensor, list[float]]:
+def change(name, x, *u):
     """Change one sample (C, *size) by these uniform numbers."""
     changed, told = AUGMENTATIONS[name].change(x[None], torch.tensor([u]))
     return changed[0], told[0].tolist()
 
 
 @pytest.mark.parametrize("medium", SIZES)
-def test_entries_of_a_medium_keep_the_shape_and_return_their_parameters(medium: str):
+def test_entries_of_a_medium_keep_the_shape_and_return_their_parameters(medium):
     x = images(5, 2, *SIZES[medium])
     assert MEDIA[medium].augmentations
     assert {name for m in MEDIA.values() for name in m.augmentations} >= {*AUGMENTATIONS.entries}
@@ -52,7 +49,7 @@ def test_entries_of_a_medium_keep_the_shape_and_return_their_parameters(medium: 
 
 
 @pytest.mark.parametrize("medium", SIZES)
-def test_samples_that_are_not_chosen_stay_and_have_zeros(medium: str):
+def test_samples_that_are_not_chosen_stay_and_have_zeros(medium):
     names, x = MEDIA[medium].augmentations, images(64, 1, *SIZES[medium])
     u = torch.rand(64, count_draws(names), generator=generator(3))
     changed, told = augment(x, names, u)
@@ -85,7 +82,7 @@ def test_paired_samples_move_and_keep_their_values():
 
 @pytest.mark.parametrize("size", [(9,), (16, 8), (8, 9, 10)])
 @pytest.mark.parametrize("u", [0.0, 0.2, 0.5, 0.999])
-def test_a_shift_reflects_at_the_border(size: tuple[int, ...], u: float):
+def test_a_shift_reflects_at_the_border(size, u):
     x = images(2, *size)
     moved, told = change("shift", x, *[u] * 3)
     wanted = x.numpy()
@@ -112,7 +109,7 @@ def test_a_flip_mirrors_the_last_axis_and_gain_scales():
 
 
 @pytest.mark.parametrize(("u", "turns"), [(0.5, 0), (0.75, 1), (0.0, 2), (0.25, 3)])
-def test_a_rotation_by_quarter_turns_is_exact(u: float, turns: int):
+def test_a_rotation_by_quarter_turns_is_exact(u, turns):
     x = images(2, 8, 8)
     moved, told = change("rotate", x, u)
     assert torch.allclose(moved, x.rot90(turns, (1, 2)), atol=1e-4)
@@ -131,7 +128,7 @@ def test_a_rotation_of_a_wide_image_keeps_its_proportions():
 
 
 @pytest.mark.parametrize(("name", "u"), [("zoom", 0.0), ("zoom", 0.3), ("rotate", 0.6)])
-def test_beyond_the_border_an_image_is_its_reflection(name: str, u: float):
+def test_beyond_the_border_an_image_is_its_reflection(name, u):
     """A change of an image is the center of the same change of the image with its reflections."""
     x = images(2, 16, 16)
     continued = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (16, 16), (16, 16)], "symmetric"))
@@ -151,7 +148,7 @@ def test_a_zoom_keeps_the_center_and_changes_sizes_by_its_factor():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_color_changes_contrast_saturation_and_brightness(channels: int):
+def test_color_changes_contrast_saturation_and_brightness(channels):
     x = images(channels, 4, 4)
     changed, told = change("color", x, 0.9, 0.1, 0.7)
     assert told == pytest.approx([0.8, -0.8, 0.4])

@@ -1,7 +1,5 @@
 """What a model can be told: labels and arrays, dropped for guidance, and read by the network."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

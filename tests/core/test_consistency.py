@@ -1,7 +1,5 @@
 """Consistency: its function is known in closed form for Gaussian data."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 
@@ -9,26 +7,20 @@ import pytest
 import torch
 from oracles import SPREAD, around, exact_denoise, exact_denoiser, generator, last, process_of
 
-from diffuse_cli.core import SAMPLERS, Denoiser, Prediction, Process, distillation
-from diffuse_cli.core.distillation import (
-    FINE,
-    FIRST,
-    POINTS,
-    consistency_loss,
-    solve_trajectory,
-)
+from diffuse_cli.core import SAMPLERS, Denoiser, Prediction, distillation
+from diffuse_cli.core.distillation import FINE, FIRST, POINTS, consistency_loss, solve_trajectory
 
 COSINE = process_of("cosine", 1000)
 MEAN = 0.3
 
 
-def spread_at(process: Process, t: int) -> float:
+def spread_at(process, t):
     """The deviation of x_t for data of deviation SPREAD."""
     bar = process.alpha_bar(t)
     return math.sqrt(bar * SPREAD**2 + 1 - bar)
 
 
-def consistent(process: Process):
+def consistent(process):
     """f(x_t) = mean + spread (x_t - alpha mean) / sqrt(alpha^2 spread^2 + sigma^2): along a path of
     the probability flow (x_t - alpha mean) over its deviation does not change."""
 
@@ -41,7 +33,7 @@ def consistent(process: Process):
     return denoise
 
 
-def expecting(process: Process):
+def expecting(process):
     """E[x_0 | x_t] of the same data."""
     return around(process, MEAN)
 
@@ -49,7 +41,7 @@ def expecting(process: Process):
 class Known(Denoiser):
     """A denoiser that is a known function of x_t and t."""
 
-    def __init__(self, function) -> None:
+    def __init__(self, function):
         super().__init__(lambda x, t: x, COSINE, "v")
         self._function = function(COSINE)
 
@@ -57,13 +49,13 @@ class Known(Denoiser):
         return self._function(x_t, t)
 
 
-def drawn(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(n):
     x0 = MEAN + SPREAD * torch.randn(n, 1, 2, 2, generator=generator(1), dtype=torch.float64)
     return x0, torch.randn(x0.shape, generator=generator(2), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "flow"])
-def test_the_path_ends_where_the_flow_does(schedule: str):
+def test_the_path_ends_where_the_flow_does(schedule):
     """By the exact denoiser, to the solver's error, which falls with the steps."""
     process = process_of(schedule, 1000)
     _, noise = drawn(64)
@@ -76,7 +68,7 @@ def test_the_path_ends_where_the_flow_does(schedule: str):
 
 
 @pytest.mark.parametrize(("schedule", "least"), [("cosine", 0.8), ("linear", 0.55), ("flow", 0.88)])
-def test_the_path_keeps_detail_and_what_is_wider_than_a_pixel(schedule: str, least: float):
+def test_the_path_keeps_detail_and_what_is_wider_than_a_pixel(schedule, least):
     """With (4, 2, 1, 2) steps it kept 0.68, 0.42 and 0.78 of a component of spread 0.2."""
     process = process_of(schedule, 1000)
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
@@ -179,7 +171,7 @@ def test_training_a_linear_network_finds_the_function(exact):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_its_sampler_is_exact_at_any_number_of_steps(steps: int):
+def test_its_sampler_is_exact_at_any_number_of_steps(steps):
     """The spread of what it makes from N(0, 1) is the data's, to the prior's own error."""
     times = COSINE.times(steps)
     unit = torch.eye(steps + 1, dtype=torch.float64)
@@ -197,7 +189,7 @@ def test_its_sampler_is_exact_at_any_number_of_steps(steps: int):
 
 
 @pytest.mark.parametrize("target", ["v", "x0", "flow"])
-def test_its_loss_in_float32_is_that_in_float64(target: str):
+def test_its_loss_in_float32_is_that_in_float64(target):
     """But for rounding."""
     x0, noise = drawn(50)
     t = torch.zeros(50, dtype=torch.long)

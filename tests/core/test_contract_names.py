@@ -1,16 +1,13 @@
 """The names that scripts outside of the repository rely on, with their arguments."""
 
-from __future__ import annotations
-
 import inspect
-from typing import Any
 
 import pytest
 
 from diffuse_cli import core
 from diffuse_cli.core import guidance, losses
 
-CALLS: dict[str, tuple[Any, str]] = {
+CALLS = {
     "Process": (core.Process, "betas"),
     "diffuse": (core.Process.diffuse, "self x0 t noise"),
     "posterior": (core.Process.posterior, "self x0 x_t t s"),
@@ -44,7 +41,7 @@ STARS = {inspect.Parameter.KEYWORD_ONLY: "*", inspect.Parameter.VAR_KEYWORD: "**
 
 
 @pytest.mark.parametrize("name", list(CALLS))
-def test_the_arguments_of_the_contract_come_first_and_no_other_is_required(name: str):
+def test_the_arguments_of_the_contract_come_first_and_no_other_is_required(name):
     call, wanted = CALLS[name]
     found = list(inspect.signature(call).parameters.values())
     names = [STARS.get(p.kind, "") + p.name for p in found]

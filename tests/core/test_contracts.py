@@ -6,11 +6,8 @@ which is compared with the full one over the same times. A new entry of a table 
 touching this file.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
-from collections.abc import Callable, Iterable
 from functools import cache
 
 import pytest
@@ -49,13 +46,13 @@ T, N = 30, 6
 SHAPE = (2, 2, 3)
 
 
-def denoiser_of(schedule: str, target: str, variance: str, respaced: bool) -> Denoiser:
+def denoiser_of(schedule, target, variance, respaced):
     process = process_of(schedule, T)
     denoiser = exact_denoiser(process, target, variance)
     return denoiser.respaced(process.times(N)) if respaced else denoiser
 
 
-def covers(strength: int = 3, **tables: Iterable[str]) -> pytest.MarkDecorator:
+def covers(strength=3, **tables):
     """Rows of a process, a denoiser and TABLES in which any three entries meet, or `strength`.
 
     `flow` ends at SNR 0, where eps is undefined: v stands for it there.
@@ -75,13 +72,13 @@ def covers(strength: int = 3, **tables: Iterable[str]) -> pytest.MarkDecorator:
 # -- losses ---------------------------------------------------------------------------------------
 
 
-def drawn(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(size):
     x0 = SPREAD * torch.randn(size, *SHAPE, generator=generator(1), dtype=torch.float64)
     return x0, torch.randn(x0.shape, generator=generator(2), dtype=torch.float64)
 
 
 @cache
-def errors_and_terms(schedule: str, variance: str, respaced: bool) -> tuple[torch.Tensor, ...]:
+def errors_and_terms(schedule, variance, respaced):
     """At every timestep the mean squared error of x_0 and the term of the bound, in float64, by
     the exact denoiser itself over times of the full process: no target, no network."""
     full = process_of(schedule, T)
@@ -108,7 +105,7 @@ def errors_and_terms(schedule: str, variance: str, respaced: bool) -> tuple[torc
     return torch.stack(errors), torch.stack(terms)
 
 
-def factor(schedule: str, target: str, respaced: bool) -> torch.Tensor:
+def factor(schedule, target, respaced):
     """The error of a target over that of x_0: (a - b alpha / sigma)^2."""
     full = process_of(schedule, T)
     times = sorted(full.times(N)) if respaced else list(range(T))
@@ -147,7 +144,7 @@ def test_no_network_has_a_smaller_loss_than_the_best(loss, target, change):
     t = torch.arange(T).repeat(50)
     x0, noise = drawn(len(t))
 
-    def mean(net: Callable) -> float:
+    def mean(net):
         return float(LOSSES[loss](Denoiser(net, process, target), x0, t, noise).mean())
 
     assert mean(best) < mean(lambda x, shown: change * best(x, shown))
@@ -171,7 +168,7 @@ def test_a_weighting_makes_all_targets_train_the_same(
 
 
 @cache
-def reference(sampler: str, schedule: str, variance: str, respaced: bool) -> torch.Tensor:
+def reference(sampler, schedule, variance, respaced):
     """Images in float64 from the exact denoiser, over times of the full process."""
     process = process_of(schedule, T)
     x, draws = start()
@@ -180,7 +177,7 @@ def reference(sampler: str, schedule: str, variance: str, respaced: bool) -> tor
     return last(SAMPLERS[sampler](denoise, process, x, times, noise=lambda k: draws[k]))
 
 
-def start() -> tuple[torch.Tensor, torch.Tensor]:
+def start():
     draws = torch.randn(T + 1, 3, *SHAPE, generator=generator(7), dtype=torch.float64)
     return draws[T], draws
 
@@ -242,7 +239,7 @@ def test_the_variance_follows_its_recursion(schedule, target, variance, respaced
 @pytest.mark.parametrize(
     ("sampler", "spacing", "target"), covering(SAMPLERS, SPACINGS, TARGETS, strength=2)
 )
-def test_a_sampler_takes_the_times_of_every_spacing(sampler: str, spacing: str, target: str):
+def test_a_sampler_takes_the_times_of_every_spacing(sampler, spacing, target):
     process = process_of("cosine", T)
     x, draws = start()
     times = process.times(N, spacing)

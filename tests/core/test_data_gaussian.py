@@ -1,7 +1,5 @@
 """The Gaussian of a data set, as a start of sampling and as a reference: exact Gaussians."""
 
-from __future__ import annotations
-
 import json
 import math
 
@@ -9,7 +7,7 @@ import pytest
 import torch
 from oracles import gaussian_denoise, generator, process_of
 
-from diffuse_cli.core import SAMPLERS, TARGETS, Denoiser, InvalidArgument, Process, loss
+from diffuse_cli.core import SAMPLERS, TARGETS, Denoiser, InvalidArgument, loss
 from diffuse_cli.core import data_gaussian as low
 from diffuse_cli.core.data_gaussian import DataGaussian, measure, read
 from diffuse_cli.core.denoiser import Reference
@@ -18,14 +16,14 @@ ALPHA, SIGMA = 0.3, math.sqrt(1 - 0.09)
 SHAPES = [(1, 4), (2, 12), (1, 4, 3), (3, 9, 10), (2, 3, 5, 6)]
 
 
-def samples(shape: tuple[int, ...], n: int = 40) -> torch.Tensor:
+def samples(shape, n=40):
     """Samples whose channels go together, and brighter on one side."""
     noise = torch.randn(n, *shape, generator=generator(1), dtype=torch.float64)
     whole = torch.randn(n, 1, *[1] * (len(shape) - 1), generator=generator(2), dtype=torch.float64)
     return 0.2 * noise + whole + torch.linspace(-1, 1, shape[-1], dtype=torch.float64)
 
 
-def matrix(found: DataGaussian, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def matrix(found, shape):
     """What `make_initial_noise` does to noise: x = M z + c."""
     ones = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
     offset = found.make_initial_noise(torch.zeros_like(ones[:1]), ALPHA, SIGMA)
@@ -56,7 +54,7 @@ def test_all_that_is_kept_is_there_at_the_start_and_nothing_else_changes(shape):
     assert torch.allclose((mixed @ variance @ mixed.T).diagonal(), wanted, rtol=1e-4)
 
 
-def cosines(shape: tuple[int, ...]) -> torch.Tensor:
+def cosines(shape):
     """The orthonormal cosine transform of samples in a row."""
     whole = torch.eye(shape[0], dtype=torch.float64)
     for side in shape[1:]:
@@ -69,7 +67,7 @@ def cosines(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("signs", [(1, 1, 1), (1, -1, -1), (-1, 2, -1), (-1, -1, 3)], ids=str)
-def test_channels_are_uncorrelated(signs: tuple[int, ...]):
+def test_channels_are_uncorrelated(signs):
     x = samples((3, 9, 10)) * torch.tensor(signs).view(3, 1, 1)
     colors = torch.tensor(measure(lambda: [x]).colors, dtype=torch.float64)
     apart = torch.einsum("ec,ncp->nep", colors, (x - x.mean(0)).flatten(2))
@@ -80,7 +78,7 @@ def test_channels_are_uncorrelated(signs: tuple[int, ...]):
 
 
 @pytest.mark.parametrize("sampler", ["unipc", "ddim", "ddpm"])
-def test_few_steps_from_it_keep_the_brightness_and_its_variance(sampler: str):
+def test_few_steps_from_it_keep_the_brightness_and_its_variance(sampler):
     """Exact denoiser of data whose mean brightness varies: five steps from pure noise lose a third
     of its deviation, five from the start lose nothing."""
     side, process = 16, process_of("cosine", 1000)
@@ -100,13 +98,13 @@ def test_few_steps_from_it_keep_the_brightness_and_its_variance(sampler: str):
     noise[:, 0] -= noise.mean((1, 2, 3))[:, None, None]
     noise[:, 0] += torch.linspace(-1, 1, 4000, dtype=torch.float64)[:, None, None] / side * 3**0.5
 
-    def spread(log_snr: float, begun: bool) -> tuple[float, float]:
+    def spread(log_snr, begun):
         times = process.times(5, log_snr=log_snr)
         alpha, sigma = process.alpha_sigma(times[0], like=noise)
         x = found.make_initial_noise(noise, alpha, sigma) if begun else noise
         later = generator(3)
 
-        def fresh(k: int) -> torch.Tensor:
+        def fresh(k):
             return torch.randn(noise.shape, generator=later, dtype=torch.float64)
 
         *_, last = SAMPLERS[sampler](denoise, process, x, times, noise=fresh)
@@ -162,7 +160,7 @@ def test_batches_are_measured_as_one_and_it_is_the_same_after_json():
         ("bands", [[1.0] * 3] * 2, "bands must be finite numbers of shape"),
     ],
 )
-def test_other_tables_are_refused(name: str, value: object, said: str):
+def test_other_tables_are_refused(name, value, said):
     plain = {**measure(lambda: [samples((2, 4))]).plain, name: value}
     with pytest.raises(InvalidArgument) as caught:
         read(plain, 2, (4,))
@@ -229,10 +227,10 @@ def test_a_band_has_the_mean_variance_of_its_frequencies():
         assert found.bands[0][band] == pytest.approx(expected, rel=1e-5)
 
 
-def corrected(found: DataGaussian, process: Process, target: str, by: float) -> Denoiser:
+def corrected(found, process, target, by):
     """A denoiser whose network finds `by` everywhere, and checks what it sees."""
 
-    def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def net(x, t):
         x_t, guess = x.chunk(2, 1)
         bars = torch.tensor([process.alpha_bar(float(s)) for s in t], dtype=torch.float64)
         alpha, sigma = (
@@ -245,7 +243,7 @@ def corrected(found: DataGaussian, process: Process, target: str, by: float) -> 
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "mu"])
-def test_a_network_sees_the_estimate_and_adds_its_output_in_its_scale(target: str):
+def test_a_network_sees_the_estimate_and_adds_its_output_in_its_scale(target):
     process, x = process_of("cosine", 1000), samples((1, 12, 12), n=6)
     found = measure(lambda: [x])
     denoiser, plain = (corrected(found, process, target, by) for by in (0.5, 0.0))

@@ -1,7 +1,5 @@
 """Every degradation: its pseudo-inverse, its transpose, its short form."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -10,7 +8,7 @@ from oracles import generator
 
 from diffuse_cli.core import DEGRADATIONS
 from diffuse_cli.core.data_gaussian import basis
-from diffuse_cli.core.degradations import CUTOFF, Degradation, Mask, parse
+from diffuse_cli.core.degradations import CUTOFF, Mask, parse
 from diffuse_cli.core.inpainting import LARGEST, MASKS, MOST, SMALLEST
 from diffuse_cli.core.registry import InvalidArgument
 
@@ -26,20 +24,20 @@ forms = pytest.mark.parametrize("form", FORMS)
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 
 
-def made(form: str, size: tuple[int, ...], batch: int = 3) -> Degradation:
+def made(form, size, batch=3):
     """Fitted and drawn, for a batch."""
     fitted = parse(form).fit_shape((CHANNELS, *size))
     u = torch.rand(batch, fitted.uniforms, generator=generator(1), dtype=torch.float64)
     return fitted.draw_parts(u)
 
 
-def samples(size: tuple[int, ...], batch: int = 3) -> torch.Tensor:
+def samples(size, batch=3):
     return torch.randn(batch, CHANNELS, *size, generator=generator(2), dtype=torch.float64)
 
 
 @forms
 @sizes
-def test_the_pseudo_inverse_is_one(form: str, size: tuple[int, ...]):
+def test_the_pseudo_inverse_is_one(form, size):
     """Moore's and Penrose's four conditions."""
     a, x = made(form, size), samples(size)
     y = a.apply(x)
@@ -55,7 +53,7 @@ def test_the_pseudo_inverse_is_one(form: str, size: tuple[int, ...]):
 
 @forms
 @sizes
-def test_it_is_linear_with_its_transpose_sample_by_sample(form: str, size: tuple[int, ...]):
+def test_it_is_linear_with_its_transpose_sample_by_sample(form, size):
     a, x = made(form, size), samples(size)
     other, y = samples(size).flip(0), a.apply(x)
     assert torch.allclose(a.apply(2 * x - other), 2 * y - a.apply(other))
@@ -73,7 +71,7 @@ def test_it_is_linear_with_its_transpose_sample_by_sample(form: str, size: tuple
 
 @forms
 @sizes
-def test_grey_stays_grey_and_the_range_is_kept(form: str, size: tuple[int, ...]):
+def test_grey_stays_grey_and_the_range_is_kept(form, size):
     """A constant is degraded to itself, or to 0 where unknown."""
     a = made(form, size)
     flat = torch.full((3, CHANNELS, *size), 0.5, dtype=torch.float64)
@@ -83,7 +81,7 @@ def test_grey_stays_grey_and_the_range_is_kept(form: str, size: tuple[int, ...])
 
 
 @forms
-def test_in_float32_it_holds_to_rounding_and_its_form_comes_back(form: str):
+def test_in_float32_it_holds_to_rounding_and_its_form_comes_back(form):
     size = (32, 32)
     a, x = made(form, size), samples(size).clamp(-1, 1).float()
     y = a.apply(x)
@@ -94,7 +92,7 @@ def test_in_float32_it_holds_to_rounding_and_its_form_comes_back(form: str):
 
 
 @forms
-def test_a_degradation_reads_nothing_back(form: str):
+def test_a_degradation_reads_nothing_back(form):
     fitted = parse(form).fit_shape((CHANNELS, 8, 8))
     with torch.device("meta"):
         u, x = torch.empty(3, fitted.uniforms), torch.empty(3, CHANNELS, 8, 8)
@@ -112,7 +110,7 @@ def test_a_degradation_reads_nothing_back(form: str):
         ("grey+noise:0.25", None, 0.25),
     ],
 )  # fmt: skip
-def test_the_short_form_is_read(text: str, value: object, sigma: float):
+def test_the_short_form_is_read(text, value, sigma):
     read = parse(text)
     assert value is None or getattr(read, read.VALUE) == value
     assert read.sigma == pytest.approx(sigma)
@@ -134,7 +132,7 @@ def test_the_short_form_is_read(text: str, value: object, sigma: float):
         ("blur+noise:-1", "sigma must be at least 0"),
     ],
 )
-def test_a_wrong_form_is_refused_in_words(text: str, said: str):
+def test_a_wrong_form_is_refused_in_words(text, said):
     with pytest.raises(InvalidArgument) as raised:
         parse(text)
     assert raised.value.argument == "degradation"
@@ -150,7 +148,7 @@ def test_a_wrong_form_is_refused_in_words(text: str, said: str):
         ("downsample-channels:2", (3, 8), "a multiple of 2 channels, not 3"),
     ],
 )
-def test_samples_that_do_not_suit_it_are_refused(form: str, shape: tuple[int, ...], said: str):
+def test_samples_that_do_not_suit_it_are_refused(form, shape, said):
     with pytest.raises(InvalidArgument, match=said):
         parse(form).fit_shape(shape)
 
@@ -178,7 +176,7 @@ def test_the_cosine_transform_is_orthonormal():
 
 
 @pytest.mark.parametrize("width", [1.0, 2.5])
-def test_blur_is_the_gaussian_sum_over_the_mirrored_picture(width: float):
+def test_blur_is_the_gaussian_sum_over_the_mirrored_picture(width):
     """Up to the frequencies that it removes."""
     side = 16
     x = torch.randn(1, 1, side, generator=generator(1), dtype=torch.float64)
@@ -215,7 +213,7 @@ def test_a_random_mask_must_be_drawn_first():
 
 @sizes
 @pytest.mark.parametrize("kind", list(MASKS))
-def test_a_mask_is_zeros_and_ones_that_follow_their_numbers(kind: str, size: tuple[int, ...]):
+def test_a_mask_is_zeros_and_ones_that_follow_their_numbers(kind, size):
     draw = MASKS[kind]
     u = torch.rand(200, draw.uniforms(size), generator=generator(4))
     known = draw(u, size)

@@ -1,7 +1,5 @@
 """What a network's output means."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from oracles import exact_denoise, exact_denoiser, exact_net, generator, process_of, zero_snr
@@ -13,13 +11,13 @@ from diffuse_cli.core.registry import InvalidArgument
 FULL = process_of("cosine", 50)
 
 
-def images(batch: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
+def images(batch=3, dtype=torch.float64, seed=0):
     return torch.randn(batch, 1, 2, 2, generator=generator(seed), dtype=dtype)
 
 
 @pytest.mark.parametrize("target", list(TARGETS))
 @pytest.mark.parametrize("t", [0, 7, 7.0, 49, torch.tensor([0, 7, 49])], ids=str)
-def test_the_inversion_recovers_image_and_noise(target: str, t):
+def test_the_inversion_recovers_image_and_noise(target, t):
     """A network that knows x_0 and eps is read back without loss, whatever its target."""
     x0, noise = images(seed=1), images(seed=2)
     x_t = FULL.diffuse(x0, t, noise)
@@ -34,7 +32,7 @@ def test_the_inversion_recovers_image_and_noise(target: str, t):
 
 
 @pytest.mark.parametrize("target", list(TARGETS))
-def test_prediction_is_consistent_between_timesteps_too(target: str):
+def test_prediction_is_consistent_between_timesteps_too(target):
     x_t = images()
     prediction = Denoiser(lambda x, shown: 0.3 * x + 0.1, FULL, target)(x_t, 12.4)
     alpha, sigma = FULL.alpha_sigma(12 if target in STEPWISE else 12.4, like=x_t)
@@ -89,7 +87,7 @@ def test_predictions_have_the_dtype_of_the_images(t):
     ("names", "match"),
     [({"target": "epsilon"}, "^target.*Did you mean 'eps'"), ({"variance": "smal"}, "'small'")],
 )
-def test_unknown_names_are_usage_errors(names: dict, match: str):
+def test_unknown_names_are_usage_errors(names, match):
     with pytest.raises(InvalidArgument, match=match):
         Denoiser(lambda x, t: x, FULL, **names)
 

@@ -1,7 +1,5 @@
 """The variance `optimal`, and the errors of x_0 that it reads."""
 
-from __future__ import annotations
-
 import math
 from itertools import product
 
@@ -9,14 +7,14 @@ import pytest
 import torch
 from oracles import ERRORS, gaussian_denoise, generator, process_of, zero_snr
 
-from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser, InvalidArgument, Process, bits_per_dim
+from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser, InvalidArgument, bits_per_dim
 from diffuse_cli.core import denoising_errors as errors
 from diffuse_cli.core.denoising_errors import DenoisingErrors, average, choose_timesteps
 
 LIKE = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
 
-def gaussian_errors(process: Process, *variances: float) -> DenoisingErrors:
+def gaussian_errors(process, *variances):
     """Var(x_0 | x_t) at every timestep, the mean over independent Gaussian dimensions."""
     bars = process.alpha_bars[:, None]
     own = torch.tensor(variances, dtype=torch.float64)
@@ -25,7 +23,7 @@ def gaussian_errors(process: Process, *variances: float) -> DenoisingErrors:
     return DenoisingErrors(tuple(levels.tolist()), tuple(found.tolist()))
 
 
-def gaussian_denoiser(process: Process, variance: str, *spreads: float) -> Denoiser:
+def gaussian_denoiser(process, variance, *spreads):
     """The exact denoiser of dimensions in a row with these variances, which are floats."""
     own = torch.tensor(spreads, dtype=torch.float64)
 
@@ -58,14 +56,14 @@ def test_it_is_the_variance_of_the_reverse_step_of_gaussian_data(
             assert math.exp(found) == pytest.approx(expected, rel=1e-4)
 
 
-def corners(dimensions: int) -> torch.Tensor:
+def corners(dimensions):
     """Every combination of signs: any mean of a quadratic is that over N(0, 1), exactly."""
     return torch.tensor(list(product((-1.0, 1.0), repeat=dimensions)), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("count", [10, 30, 100])
 @pytest.mark.parametrize("spread", [0.25, 1.0])
-def test_the_bound_of_gaussian_data_is_their_entropy(count: int, spread: float):
+def test_the_bound_of_gaussian_data_is_their_entropy(count, spread):
     """With the exact mean and variance each reverse step is exact, however few there are."""
     process = process_of("cosine", count)
     x0, noise = corners(2).T.reshape(2, -1, 1, 1)
@@ -126,7 +124,7 @@ def test_the_bound_of_a_pixel_lies_between_the_fixed_and_the_learned_variances(c
 
 
 @pytest.mark.parametrize("process", [process_of("cosine", 1000), zero_snr(), process_of("flow", 3)])
-def test_the_timesteps_to_measure_span_the_process(process: Process):
+def test_the_timesteps_to_measure_span_the_process(process):
     found = choose_timesteps(process)
     levels = list(found.values())
     assert next(iter(found)) == 0

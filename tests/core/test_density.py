@@ -1,7 +1,5 @@
 """The bound of floats is one on a density: on Gaussian data it meets the exact entropy."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -17,17 +15,17 @@ X0 = torch.randn(60, 1, 4, generator=generator(1), dtype=torch.float64)
 X0 = (X0 - X0.mean()) / X0.std(correction=0)
 
 
-def even(count: int, most: float = 12.0) -> Process:
+def even(count, most=12.0):
     """A process whose log-SNR falls evenly from `most` to its negative."""
     bars = torch.linspace(most, -most, count, dtype=torch.float64).sigmoid()
     before = torch.cat([torch.ones(1, dtype=torch.float64), bars[:-1]])
     return Process(1 - bars / before)
 
 
-def gaussian(process: Process, variance: str = "small") -> Denoiser:
+def gaussian(process, variance="small"):
     """The exact denoiser of standard normal data: E[x_0 | x_t] = alpha_t x_t."""
 
-    def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def net(x, t):
         times = [int((process.timesteps - one).abs().argmin()) for one in t.unique().tolist()]
         (time,) = times
         alpha = process.alpha_sigma(time, like=x)[0]
@@ -36,12 +34,12 @@ def gaussian(process: Process, variance: str = "small") -> Denoiser:
     return Denoiser(net, process, "x0", variance, None)
 
 
-def bound(process: Process, variance: str = "small") -> float:
+def bound(process, variance="small"):
     """The mean bound. Its terms are quadratic in x_0 and the noise, which has unit variance and no
     correlation with x_0, exactly: the mean over the 240 numbers is the expectation."""
     draw = generator(2)
 
-    def noise(t: int) -> torch.Tensor:
+    def noise(t):
         eps = torch.randn(X0.shape, generator=draw, dtype=torch.float64)
         eps = eps - eps.mean()
         eps = eps - (eps * X0).mean() * X0
@@ -60,7 +58,7 @@ def test_the_bound_meets_the_entropy_as_timesteps_grow():
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "flow"])
 @pytest.mark.parametrize("timesteps", [20, 200])
 def test_the_variance_of_normal_data_gives_the_entropy_at_any_number_of_timesteps(
-    schedule: str, timesteps: int
+    schedule, timesteps
 ):
     """With `large` the reverse process is that of the data, and only the prior is left."""
     process = process_of(schedule, timesteps)
@@ -73,7 +71,7 @@ def test_the_variance_of_normal_data_gives_the_entropy_at_any_number_of_timestep
     ("schedule", "limit"),
     [("linear", 1), ("quadratic", 1), ("constant", 1), ("cosine", 1), ("sigmoid", 1), ("flow", 2)],
 )
-def test_first_steps_shrink_to_log_2(schedule: str, limit: int):
+def test_first_steps_shrink_to_log_2(schedule, limit):
     """In log-SNR, for any number of timesteps; of `flow`, whose noise grows as t squared, twice."""
     processes = [process_of(schedule, count) for count in (100, 1000, 10_000)]
     steps = [float(process.log_snr(0) - process.log_snr(1)) for process in processes]
@@ -82,7 +80,7 @@ def test_first_steps_shrink_to_log_2(schedule: str, limit: int):
 
 
 @pytest.mark.parametrize(("timesteps", "gap"), [(100, 0.0089), (1000, 0.0009)])
-def test_large_is_above_the_entropy_of_data_of_another_variance(timesteps: int, gap: float):
+def test_large_is_above_the_entropy_of_data_of_another_variance(timesteps, gap):
     """Independent N(0, 4) data; the terms are known in closed form."""
     process, v = process_of("cosine", timesteps), 4.0
     unit = torch.ones(1, dtype=torch.float64)
@@ -101,7 +99,7 @@ def test_large_is_above_the_entropy_of_data_of_another_variance(timesteps: int, 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_decoder_has_the_variance_of_the_first_step(schedule: str, variance: str):
+def test_the_decoder_has_the_variance_of_the_first_step(schedule, variance):
     process = process_of(schedule, 100)
     log_var = gaussian(process, variance)(X0[:2], 0).log_var
     assert log_var is not None
@@ -114,7 +112,7 @@ def test_the_decoder_has_the_variance_of_the_first_step(schedule: str, variance:
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("std", [5e-3, 1e-3])
-def test_sixteen_bits_in_single_precision(std: float, kind: torch.dtype):
+def test_sixteen_bits_in_single_precision(std, kind):
     """The bins of 65,536 levels are 3e-5 wide: what rounding, and the approximation of the normal
     distribution, do to the mean of the logarithms of their probabilities."""
     levels = 65_536

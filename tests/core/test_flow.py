@@ -1,7 +1,5 @@
 """Flow matching is this family: a schedule, a target and two weightings."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 
@@ -18,7 +16,7 @@ U = (torch.arange(T, dtype=torch.float64) + 1) / T
 """The time of the straight path x_u = (1 - u) x_0 + u eps at each timestep."""
 
 
-def scale(t: int) -> float:
+def scale(t):
     """What x_u is divided by to have variance 1 for data of variance 1."""
     u = (t + 1) / T
     return math.hypot(1 - u, u)
@@ -42,7 +40,7 @@ def test_the_uniform_loss_of_the_velocity_is_the_weighting_flow():
 
 
 @pytest.mark.parametrize(("name", "mean", "std"), [("logit-normal", 0.0, 1.0), ("jit", 0.8, 0.8)])
-def test_logit_normal_is_the_density_of_its_times(name: str, mean: float, std: float):
+def test_logit_normal_is_the_density_of_its_times(name, mean, std):
     found = weights(name, Denoiser(None, FLOW, "flow"))[:-1]
     u = U[:-1]
     normal = torch.distributions.Normal(*torch.tensor([mean, std], dtype=torch.float64))
@@ -51,7 +49,7 @@ def test_logit_normal_is_the_density_of_its_times(name: str, mean: float, std: f
 
 
 @pytest.mark.parametrize("name", ["logit-normal", "jit"])
-def test_the_weight_is_finite_at_any_snr(name: str):
+def test_the_weight_is_finite_at_any_snr(name):
     snr = torch.logspace(-40, 40, 801, dtype=torch.float64)
     found = WEIGHTINGS[name](torch.cat([torch.zeros(1), snr])).float()
     assert found.isfinite().all()
@@ -59,7 +57,7 @@ def test_the_weight_is_finite_at_any_snr(name: str):
 
 
 @pytest.mark.parametrize("name", ["flow", "logit-normal", "jit"])
-def test_the_error_of_x0_over_u_squared_is_that_of_the_velocity(name: str):
+def test_the_error_of_x0_over_u_squared_is_that_of_the_velocity(name):
     """Li & He 2025 predict x_0, and compare (x_0 - x_u) / u with the velocity."""
     velocity, clean = (weights(name, Denoiser(None, FLOW, target)) for target in ("flow", "x0"))
     assert torch.allclose(clean[:-1], velocity[:-1] / U[:-1] ** 2, rtol=1e-9)

@@ -1,9 +1,6 @@
 """Gaussians against torch.distributions, and the likelihood of 8-bit pixels."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,19 +11,19 @@ from diffuse_cli.core import Gaussian
 from diffuse_cli.core import gaussian as gaussian_module
 
 
-def v(level: int) -> float:
+def v(level):
     return level / 127.5 - 1
 
 
 @pytest.fixture
-def use_exact_cdf(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def use_exact_cdf(monkeypatch):
     """Replace the approximation of the distribution function by the function."""
     return lambda: monkeypatch.setattr(
         gaussian_module, "tanh_cdf", lambda z: 0.5 * torch.erfc(-z / math.sqrt(2))
     )
 
 
-def scalar(value: float) -> torch.Tensor:
+def scalar(value):
     return torch.tensor([value], dtype=torch.float64)
 
 
@@ -41,7 +38,7 @@ def test_kl_is_that_of_torch_distributions():
 
 
 @pytest.mark.parametrize("log_ratio", [1e-6, 1e-4, 1e-2, 0.1])
-def test_kl_of_close_variances_keeps_its_digits_in_float32(log_ratio: float):
+def test_kl_of_close_variances_keeps_its_digits_in_float32(log_ratio):
     """The error is a rounding of the log-ratio, not of 1: a bound has 1,000 such terms."""
     ratios = log_ratio * torch.linspace(-1, 1, 1001, dtype=torch.float64).float()
     means = log_ratio * torch.linspace(0, 1, 1001, dtype=torch.float64).float()
@@ -93,7 +90,7 @@ def test_the_density_of_gaussian_data_averages_to_its_entropy():
 
 @pytest.mark.parametrize("levels", [2, 256, 65_536])
 @pytest.mark.parametrize("exactly", [False, True], ids=["tanh", "exact"])
-def test_the_bins_of_any_number_of_levels_share_one(levels: int, exactly: bool, use_exact_cdf):
+def test_the_bins_of_any_number_of_levels_share_one(levels, exactly, use_exact_cdf):
     """The outermost reach to infinity."""
     if exactly:
         use_exact_cdf()
@@ -111,7 +108,7 @@ def test_the_bins_of_any_number_of_levels_share_one(levels: int, exactly: bool, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bins_of_65536_levels_are_exact_in_both_tails(dtype: torch.dtype, use_exact_cdf):
+def test_bins_of_65536_levels_are_exact_in_both_tails(dtype, use_exact_cdf):
     import mpmath as mp
 
     use_exact_cdf()

@@ -1,7 +1,5 @@
 """Wrappers of a denoiser."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,8 +1,5 @@
 """A data set of a few images, whose best prediction is known: a softmax over the data."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -17,7 +14,7 @@ T = 50
 IMAGES = torch.randint(0, 256, (5, 1, 4, 4), generator=generator(11)).double() / 127.5 - 1
 
 
-def sampled(name: str, schedule: str, n: int) -> torch.Tensor:
+def sampled(name, schedule, n):
     """How far each of 100 samples is from each image, in its worst pixel."""
     process = process_of(schedule, 1000)
     denoiser = Denoiser(ideal_net(process, IMAGES), process, "x0")
@@ -29,7 +26,7 @@ def sampled(name: str, schedule: str, n: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
-def test_every_sampler_returns_the_images(name: str, schedule: str):
+def test_every_sampler_returns_the_images(name, schedule):
     distance = sampled(name, schedule, 40)
     assert float(distance.min(1).values.max()) < 0.5 / 127.5
     counts = torch.bincount(distance.argmin(1), minlength=5)
@@ -38,7 +35,7 @@ def test_every_sampler_returns_the_images(name: str, schedule: str):
         assert float(sampled(name, schedule, 20).min(1).values.max()) < 1e-6
 
 
-COMPETITORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+COMPETITORS = {
     "shrunk": lambda x0: 0.97 * x0,
     "brighter": lambda x0: x0 + 0.02,
     "sharper": lambda x0: 1.03 * x0,
@@ -48,13 +45,13 @@ COMPETITORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @cache
-def best(schedule: str, variance: str) -> float:
+def best(schedule, variance):
     """What the ideal network has."""
     process = process_of(schedule, T)
     return bound(process, ideal_net(process, IMAGES), variance)
 
 
-def bound(process, net, variance: str) -> float:
+def bound(process, net, variance):
     """Bits per dimension of the images, over 40 draws of noise for each."""
     x0 = IMAGES.repeat(40, 1, 1, 1)
     draws = torch.randn(T, *x0.shape, generator=generator(6), dtype=torch.float64)
@@ -66,7 +63,7 @@ def bound(process, net, variance: str) -> float:
     ("schedule", "variance", "change"),
     covering(SCHEDULES, sorted(set(VARIANCES) - LEARNED - MEASURED), COMPETITORS, strength=2),
 )
-def test_nothing_has_a_better_bound(schedule: str, variance: str, change: str):
+def test_nothing_has_a_better_bound(schedule, variance, change):
     process = process_of(schedule, T)
     ideal = ideal_net(process, IMAGES)
     changed = COMPETITORS[change]
@@ -75,7 +72,7 @@ def test_nothing_has_a_better_bound(schedule: str, variance: str, change: str):
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.4])
-def test_nor_has_a_softmax_of_another_temperature(factor: float):
+def test_nor_has_a_softmax_of_another_temperature(factor):
     process = process_of("cosine", T)
     net = ideal_net(process, IMAGES, factor)
     assert best("cosine", "small") < bound(process, net, "small")

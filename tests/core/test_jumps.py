@@ -1,7 +1,5 @@
 """Part of the way down, up again, and on."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest
@@ -29,13 +27,13 @@ def test_the_path_takes_every_part_as_often_as_asked():
 
 
 @pytest.mark.parametrize(("length", "repeats", "name"), [(0, 2, "length"), (3, 0, "repeats")])
-def test_a_path_without_steps_is_refused(length: int, repeats: int, name: str):
+def test_a_path_without_steps_is_refused(length, repeats, name):
     with pytest.raises(InvalidArgument, match=f"{name} must be at least 1"):
         split_path([3, 2, 1], length, repeats)
 
 
 @samplers
-def test_without_jumps_it_is_the_sampler(name: str):
+def test_without_jumps_it_is_the_sampler(name):
     times = COSINE.times(12)
     x = torch.randn(3, 1, 2, 2, generator=generator(1), dtype=torch.float64)
     draws = torch.randn(20, *x.shape, generator=generator(2), dtype=torch.float64)
@@ -50,7 +48,7 @@ def test_without_jumps_it_is_the_sampler(name: str):
 
 
 @samplers
-def test_a_sampler_ends_where_it_is_told_and_goes_on_from_there(name: str):
+def test_a_sampler_ends_where_it_is_told_and_goes_on_from_there(name):
     """A sampler of one step is not changed by a stop; others begin their history anew."""
     x = torch.randn(3, 1, 2, 2, generator=generator(1), dtype=torch.float64)
     sample = partial(SAMPLERS[name], mixture_denoise(COSINE), COSINE, noise=lambda k: x)
@@ -67,10 +65,10 @@ def test_a_sampler_ends_where_it_is_told_and_goes_on_from_there(name: str):
 
 
 def test_no_draw_is_used_twice_and_steps_and_jumps_alternate():
-    asked: list[int] = []
+    asked = []
     x = torch.ones(2, 1, 1, 1, dtype=torch.float64)
 
-    def noise(k: int) -> torch.Tensor:
+    def noise(k):
         asked.append(k)
         return 0 * x
 
@@ -83,7 +81,7 @@ def test_no_draw_is_used_twice_and_steps_and_jumps_alternate():
     assert states[-1].t == -1
 
 
-def spread(sampler: str, path: list[Segment], **options: float) -> float:
+def spread(sampler, path, **options):
     """The standard deviation of what comes out, exactly."""
     n = count_steps(path) + len(path)
     unit = torch.eye(n, dtype=torch.float64).reshape(n, n, 1, 1)
@@ -97,7 +95,7 @@ def spread(sampler: str, path: list[Segment], **options: float) -> float:
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "unipc", "ddpm"])
-def test_jumps_leave_the_distribution_of_the_data(sampler: str):
+def test_jumps_leave_the_distribution_of_the_data(sampler):
     """The forward transition is exact: what is off is what the sampler's steps are off."""
     straight, jumping, finer = (
         abs(spread(sampler, split_path(COSINE.times(n), n // 10, repeats)) - 0.5)

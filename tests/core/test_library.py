@@ -1,7 +1,5 @@
 """The core as the reader of an example uses it: names, and draws that nobody passes in."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -30,7 +28,7 @@ def test_ten_lines_train_and_sample():
 
 
 @pytest.mark.parametrize("table", core.TABLES)
-def test_entries_can_be_imported_by_name(table: str):
+def test_entries_can_be_imported_by_name(table):
     own = getattr(core, table).entries
     for name in own:
         assert getattr(core, name.replace("-", "_")) is not None
@@ -48,7 +46,7 @@ def test_a_name_of_no_table_is_refused():
 
 
 @pytest.mark.parametrize("name", core.LOSSES)
-def test_a_loss_draws_by_its_seed(name: str):
+def test_a_loss_draws_by_its_seed(name):
     x0 = torch.linspace(-1, 1, 48).reshape(SHAPE)
     draw = torch.Generator().manual_seed(3)
     t = torch.randint(20, (3,), generator=draw)

@@ -1,7 +1,5 @@
 """The bound in bits per dimension, and its estimate from strata."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -28,7 +26,7 @@ X0 = torch.randint(0, 256, (3, 2, 2, 3), generator=generator(4)).double() / 127.
 DRAWS = torch.randn(50, *X0.shape, generator=generator(5), dtype=torch.float64)
 
 
-def draw(t: int) -> torch.Tensor:
+def draw(t):
     return DRAWS[t]
 
 
@@ -44,7 +42,7 @@ def test_the_prior_term_has_the_published_digits():
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("respaced", [False, True])
-def test_the_total_is_prior_and_terms(clip: bool, respaced: bool):
+def test_the_total_is_prior_and_terms(clip, respaced):
     denoiser = exact_denoiser(FULL, "v")
     denoiser = denoiser.respaced(FULL.times(10)) if respaced else denoiser
     bits = bits_per_dim(denoiser, X0, noise=draw, clip=clip)
@@ -56,7 +54,7 @@ def test_the_total_is_prior_and_terms(clip: bool, respaced: bool):
 
 @pytest.mark.parametrize("target", list(TARGETS))
 @pytest.mark.parametrize("variance", list(VARIANCES))
-def test_every_term_of_gaussian_data_is_its_closed_form(variance: str, target: str):
+def test_every_term_of_gaussian_data_is_its_closed_form(variance, target):
     """KL of two Gaussians whose means differ by c1 (x_0 - E[x_0 | x_t])."""
     bits = bits_per_dim(exact_denoiser(FULL, target, variance), X0, noise=draw, clip=False)
     for t in range(1, 50):
@@ -122,7 +120,7 @@ def test_widths_grow_geometrically_from_one():
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(2, 5000), st.integers(2, 200))
-def test_strata_divide_all_timesteps(size: int, n: int):
+def test_strata_divide_all_timesteps(size, n):
     parts = strata(size, n)
     assert list(itertools.chain(*parts)) == list(range(size))
     assert parts[0] == range(1)
@@ -143,7 +141,7 @@ PROCESSES = {
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("n", [2, 3, 11, 12, 58, 59])
-def test_visits_are_shared_among_all_timesteps(process, n: int):
+def test_visits_are_shared_among_all_timesteps(process, n):
     expected = plan_visits(process, n)
     assert expected.shape == (60,)
     assert float(expected.sum()) == pytest.approx(n, rel=1e-12)
@@ -154,7 +152,7 @@ def test_visits_are_shared_among_all_timesteps(process, n: int):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("n", [60, 61, 5000])
-def test_as_many_visits_as_timesteps_are_one_each(process, n: int):
+def test_as_many_visits_as_timesteps_are_one_each(process, n):
     expected = plan_visits(process, n)
     assert expected.tolist() == [1.0] * 60
     for place in (0.0, 0.5, math.nextafter(1, 0)):
@@ -163,7 +161,7 @@ def test_as_many_visits_as_timesteps_are_one_each(process, n: int):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("n", [2, 7, 12, 59])
-def test_the_estimate_is_unbiased(process, n: int):
+def test_the_estimate_is_unbiased(process, n):
     """Over all places its mean is the sum of the terms, whatever they are."""
     grid = ((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)[:, None].expand(-1, n)
     expected = plan_visits(process, n)

@@ -1,7 +1,5 @@
 """Training losses and their weights."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -25,11 +23,11 @@ FULL = process_of("cosine", 50)
 RESPACED = sorted(FULL.times(10))
 
 
-def batch(n: int, seed: int = 0, shape: tuple[int, ...] = (1, 2, 3)) -> torch.Tensor:
+def batch(n, seed=0, shape=(1, 2, 3)):
     return torch.randn(n, *shape, generator=generator(seed), dtype=torch.float64)
 
 
-def levels(n: int) -> torch.Tensor:
+def levels(n):
     """Images of whole 8-bit levels."""
     return torch.randint(0, 256, (n, 1, 2, 3), generator=generator(5)).double() / 127.5 - 1
 
@@ -38,7 +36,7 @@ def levels(n: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("target", list(TARGETS))
-def test_simple_is_the_mean_squared_error_of_the_target(target: str):
+def test_simple_is_the_mean_squared_error_of_the_target(target):
     t = torch.arange(50)
     x0, noise, wrong = batch(50, 1), batch(50, 2), batch(50, 3)
     denoiser = Denoiser(lambda x, shown: wrong, FULL, target)
@@ -51,7 +49,7 @@ def test_simple_is_the_mean_squared_error_of_the_target(target: str):
 
 
 @pytest.mark.parametrize("variance", list(VARIANCES))
-def test_vlb_at_the_first_timestep_is_the_decoder(variance: str):
+def test_vlb_at_the_first_timestep_is_the_decoder(variance):
     x0, noise = levels(4), batch(4, 2)
     denoiser = exact_denoiser(FULL, "v", variance)
     t = torch.zeros(4, dtype=torch.long)
@@ -91,7 +89,7 @@ def test_vlb_is_not_clipped():
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_conditions_reach_the_network_once_and_the_loss_can_be_trained(loss: str):
+def test_conditions_reach_the_network_once_and_the_loss_can_be_trained(loss):
     slope = torch.tensor(0.5, requires_grad=True)
     seen = []
 
@@ -109,7 +107,7 @@ def test_conditions_reach_the_network_once_and_the_loss_can_be_trained(loss: str
 
 
 @pytest.mark.parametrize("variance", list(VARIANCES))
-def test_hybrid_is_simple_and_a_thousandth_of_the_bound(variance: str):
+def test_hybrid_is_simple_and_a_thousandth_of_the_bound(variance):
     x0, noise, t = levels(4), batch(4), torch.tensor([0, 1, 20, 49])
     weight = torch.tensor([0.5, 2.0, 0.0, 3.0], dtype=torch.float64)
     denoiser = exact_denoiser(FULL, "v", variance)
@@ -120,12 +118,12 @@ def test_hybrid_is_simple_and_a_thousandth_of_the_bound(variance: str):
 
 
 @pytest.mark.parametrize("target", list(TARGETS))
-def test_in_hybrid_the_bound_teaches_the_variance_and_not_the_mean(target: str):
+def test_in_hybrid_the_bound_teaches_the_variance_and_not_the_mean(target):
     """The gradient of the mean is that of simple alone, and of the variance that of the bound."""
     x0, noise, t = levels(4), batch(4), torch.tensor([0, 1, 20, 49])
     exact = exact_net(FULL, target)
 
-    def gradients(loss: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradients(loss):
         mean, spread = (torch.tensor(v, requires_grad=True, dtype=torch.float64) for v in (0.9, 0))
 
         def net(x, shown):
@@ -154,11 +152,11 @@ DIVISORS = {
 }
 
 
-def snr_of(process) -> torch.Tensor:
+def snr_of(process):
     return process.alpha_bars / (1 - process.alpha_bars)
 
 
-def first_coefficients(process) -> torch.Tensor:
+def first_coefficients(process):
     """c1 of every timestep."""
     found = [posterior_coefficients(process, i)[0] for i in range(process.num_timesteps)]
     return torch.tensor(found, dtype=torch.float64)
@@ -166,7 +164,7 @@ def first_coefficients(process) -> torch.Tensor:
 
 @pytest.mark.parametrize("target", list(DIVISORS))
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_a_weighting_is_divided_by_the_targets_factor(name: str, target: str):
+def test_a_weighting_is_divided_by_the_targets_factor(name, target):
     process = process_of("linear", 1000)
     snr = snr_of(process)
     found = weights(name, Denoiser(None, process, target))
@@ -186,7 +184,7 @@ def test_min_snr_has_the_published_digits():
 
 
 @pytest.mark.parametrize("bias", [0.0, 2.0])
-def test_sigmoid_is_the_weight_of_hoogeboom_et_al_over_uniform_log_snr(bias: float):
+def test_sigmoid_is_the_weight_of_hoogeboom_et_al_over_uniform_log_snr(bias):
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     log_snr = -2 * (u * math.pi / 2).tan().log()  # of the schedule `cosine`
     drawn = losses.sigmoid(log_snr.exp(), bias) / log_snr.exp()
@@ -217,9 +215,7 @@ def test_min_snr_leaves_its_cap_at_130():
 
 @pytest.mark.parametrize("target", ["x0", "v", "flow", "mu"])
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_a_weight_of_zero_at_the_last_timestep_becomes_the_mean_of_the_others(
-    name: str, target: str
-):
+def test_a_weight_of_zero_at_the_last_timestep_becomes_the_mean_of_the_others(name, target):
     denoiser = Denoiser(None, zero_snr(100), target)
     weight = weights(name, denoiser)
     a, _ = denoiser.coefficients

@@ -1,24 +1,22 @@
 """Distribution matching: for Gaussian data and a linear student all of it is known."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
 from oracles import SPREAD, around, generator, process_of
 
-from diffuse_cli.core import Denoiser, Prediction, Process, distillation
+from diffuse_cli.core import Denoiser, Prediction, distillation
 
 COSINE = process_of("cosine", 1000)
 MEAN = 0.3
 
 
-def normal(n: int, seed: int) -> torch.Tensor:
+def normal(n, seed):
     return torch.randn(n, 1, 2, 2, generator=generator(seed), dtype=torch.float64)
 
 
-def times(n: int, process: Process = COSINE) -> torch.Tensor:
+def times(n, process=COSINE):
     return distillation.matching_timesteps(process, torch.arange(n, dtype=torch.float64) / n)
 
 
@@ -91,7 +89,7 @@ def test_two_evaluations_draw_from_what_one_has_drawn():
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
-def test_times_to_compare_at_are_of_the_process(count: int):
+def test_times_to_compare_at_are_of_the_process(count):
     """Between 2 % and 70 % of them; all that there may be, where they are few."""
     process = process_of("cosine", count)
     found = distillation.matching_timesteps(process, torch.linspace(0, 1 - 1e-7, 10_000))

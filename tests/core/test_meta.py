@@ -3,10 +3,6 @@
 Any two entries of different tables meet.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from covering_array import covering
@@ -32,13 +28,13 @@ from diffuse_cli.core.parameterization import output_channels
 PROCESS = Process(SCHEDULES["cosine"](10))
 
 
-def made(target: str = "v", variance: str = "small") -> Any:
+def made(target="v", variance="small"):
     """A denoiser without numbers whose network is one layer, a sample and labels."""
     with torch.device("meta"):
         layer = torch.nn.Conv2d(1, output_channels(variance, 1), 1)
         x, label = torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
 
-    def net(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+    def net(x, t, label=None):
         return layer(x) + t.reshape(-1, 1, 1, 1)
 
     return denoiser_with(net, PROCESS, target, variance), x, label
@@ -48,9 +44,7 @@ def made(target: str = "v", variance: str = "small") -> Any:
     ("loss", "target", "variance", "weighting", "times"),
     covering(LOSSES, TARGETS, VARIANCES, WEIGHTINGS, ("meta", "cpu"), strength=2),
 )
-def test_losses_read_nothing_back(
-    loss: str, target: str, variance: str, weighting: str, times: str
-):
+def test_losses_read_nothing_back(loss, target, variance, weighting, times):
     denoiser, x, label = made(target, variance)
     t = torch.tensor([0, 9]).to(times)
     table = weights(weighting, denoiser)
@@ -73,10 +67,10 @@ GUIDED = {
     ("name", "variance", "guided", "spacing"),
     covering(SAMPLERS, VARIANCES, GUIDED, ("trailing", "karras"), strength=2),
 )
-def test_samplers_read_nothing_back(name: str, variance: str, guided: str, spacing: str):
+def test_samplers_read_nothing_back(name, variance, guided, spacing):
     denoiser, x, label = made(variance=variance)
 
-    def denoise(x_t: torch.Tensor, t: Any, /) -> Any:
+    def denoise(x_t, t, /):
         return clip(GUIDED[guided](denoiser), PROCESS)(x_t, t, label=label)
 
     times = PROCESS.times(4, spacing)
@@ -86,7 +80,7 @@ def test_samplers_read_nothing_back(name: str, variance: str, guided: str, spaci
 
 
 @pytest.mark.parametrize("size", [(8,), (8, 8), (8, 8, 8)], ids=str)
-def test_the_network_its_gradient_and_the_bound_read_nothing_back(size: tuple[int, ...]):
+def test_the_network_its_gradient_and_the_bound_read_nothing_back(size):
     with torch.device("meta"):
         net = plan(size, 1, num_classes=2, width=8, groups=4, multipliers=(1, 2), blocks=1).build()
         x, label = torch.zeros(2, 1, *size), torch.zeros(2, dtype=torch.long)

@@ -1,47 +1,37 @@
 """Optimizers, against their definitions."""
 
-from __future__ import annotations
-
 import copy
-from typing import Any
 
 import pytest
 import torch
 from oracles import generator
-from torch import Tensor, nn
+from torch import nn
 
 from diffuse_cli.core import Conditions, Space, muon
-from diffuse_cli.core.muon import (
-    COEFFICIENTS,
-    LIKE_ADAM,
-    MOMENTUM,
-    Muon,
-    _iterate,
-    orthogonalize,
-)
+from diffuse_cli.core.muon import COEFFICIENTS, LIKE_ADAM, MOMENTUM, Muon, _iterate, orthogonalize
 from diffuse_cli.core.networks import unet, vit
 from diffuse_cli.core.optimizers import OPTIMIZERS, hidden_matrices
 
 RATE = 0.03
 
 
-def net() -> Any:
+def net():
     torch.manual_seed(0)
     shape = unet.Config(width=8, multipliers=(1, 2), blocks=1, attention=(), groups=2)
     return unet.build(shape, Space(channels=1, size=(8, 8)), Conditions(classes=("a", "b")))
 
 
-def told(optimizer: Any, scale: float, bad: float) -> None:
+def told(optimizer, scale, bad):
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(bad)
 
 
-def with_gradients(made: Any, seed: int) -> None:
+def with_gradients(made, seed):
     draws = generator(seed)
     for weight in made.parameters():
         weight.grad = torch.randn(weight.shape, generator=draws)
 
 
-def state_of(made: Any, optimizer: Any) -> list[Tensor]:
+def state_of(made, optimizer):
     own = [value for w in made.parameters() for value in optimizer.state[w].values()]
     return [t.detach().clone() for t in (*made.parameters(), *own)]
 
@@ -50,7 +40,7 @@ def state_of(made: Any, optimizer: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_a_step_that_is_called_off_changes_nothing(name: str):
+def test_a_step_that_is_called_off_changes_nothing(name):
     made = net()
     optimizer = OPTIMIZERS[name](made, lr=RATE, weight_decay=0.1)
     for step, bad in enumerate([0.0, 1.0, 0.0]):
@@ -73,7 +63,7 @@ def test_a_step_that_is_called_off_changes_nothing(name: str):
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_gradients_are_divided_by_the_scale(name: str):
+def test_gradients_are_divided_by_the_scale(name):
     results = []
     for scale in (1.0, 8.0):
         made = net()
@@ -93,7 +83,7 @@ def test_gradients_are_divided_by_the_scale(name: str):
 @pytest.mark.parametrize(
     "bare", [nn.Linear(4, 4, bias=False), nn.GroupNorm(2, 4)], ids=["matrices alone", "none"]
 )
-def test_a_network_may_have_no_matrix_or_nothing_else(name: str, bare: nn.Module):
+def test_a_network_may_have_no_matrix_or_nothing_else(name, bare):
     made = copy.deepcopy(bare)
     optimizer = OPTIMIZERS[name](made, lr=RATE, weight_decay=0.1)
     with_gradients(made, 0)
@@ -108,7 +98,7 @@ def test_a_network_may_have_no_matrix_or_nothing_else(name: str, bare: nn.Module
 # -- Muon -----------------------------------------------------------------------------------------
 
 
-def by_singular_values(x: Tensor) -> Tensor:
+def by_singular_values(x):
     """What `orthogonalize` does, one singular value at a time."""
     u, s, v = torch.linalg.svd(x / x.norm(dim=(1, 2), keepdim=True), full_matrices=False)
     a, b, c = COEFFICIENTS
@@ -121,7 +111,7 @@ SHAPES = [(2, 4, 9), (1, 9, 4), (3, 6, 20), (2, 20, 6), (1, 7, 7), (1, 4, 4), (2
 
 
 @pytest.mark.parametrize("shapes", [*([shape] for shape in SHAPES), SHAPES], ids=str)
-def test_orthogonal_brings_singular_values_near_1(shapes: list[tuple[int, ...]]):
+def test_orthogonal_brings_singular_values_near_1(shapes):
     """Several stacks in their own order, those of one side, lying or standing, in one go."""
     stacks = [torch.randn(s, generator=generator(k)).double() for k, s in enumerate(shapes)]
     for x, found in zip(stacks, orthogonalize(stacks), strict=True):
@@ -132,7 +122,7 @@ def test_orthogonal_brings_singular_values_near_1(shapes: list[tuple[int, ...]])
 
 
 @pytest.mark.parametrize("at_once", [1, 500])
-def test_weights_move_alike_however_many_move_together(monkeypatch, at_once: int):
+def test_weights_move_alike_however_many_move_together(monkeypatch, at_once):
     """By as much as under Adam."""
     results = []
     for most in (at_once, 2**22):

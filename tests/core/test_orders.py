@@ -4,8 +4,6 @@ The data is a mixture, so that nothing is linear. Noise falls from sigma / alpha
 rho-7 grid, before the last step, which is of first order by nature.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from itertools import pairwise
@@ -20,7 +18,7 @@ HIGH, LOW = 80.0, 0.1
 START = torch.linspace(-1.5, 1.5, 13, dtype=torch.float64).reshape(-1, 1, 1, 1)
 STEPS = (48, 68, 96, 136, 192, 272)
 
-ORDERS: list[tuple[str, dict, int]] = [
+ORDERS = [
     ("ddim", {}, 1),
     ("heun", {}, 2),
     ("dpmpp-2m", {}, 2),
@@ -35,7 +33,7 @@ lower order, holds order 3 at a slope of 3."""
 
 
 @cache
-def exact() -> torch.Tensor:
+def exact():
     """z = x / alpha at LOW, by the classical Runge-Kutta method in many steps of dz = eps dr."""
     levels = sorted(rho_7(2001, LOW, HIGH), reverse=True)
     middles = [((a ** (1 / 7) + b ** (1 / 7)) / 2) ** 7 for a, b in pairwise(levels)]
@@ -43,7 +41,7 @@ def exact() -> torch.Tensor:
     denoise = mixture_denoise(process)
     times = {level: i for i, level in enumerate(sorted([*levels, *middles]))}
 
-    def slope(z: torch.Tensor, u: float, level: float) -> torch.Tensor:
+    def slope(z, u, level):
         """dz/du, u = r^(1/7)."""
         alpha = math.sqrt(1 / (1 + level**2))
         return denoise(alpha * z, times[level]).eps * 7 * u**6
@@ -59,7 +57,7 @@ def exact() -> torch.Tensor:
     return z
 
 
-def error(name: str, n: int, **options) -> float:
+def error(name, n, **options):
     """Root mean square error in z at LOW after n steps."""
     process = sigma_process(rho_7(n + 1, LOW, HIGH))
     x = START * HIGH / math.sqrt(1 + HIGH**2)
@@ -71,7 +69,7 @@ def error(name: str, n: int, **options) -> float:
     return float((state.x * math.sqrt(1 + LOW**2) - exact()).square().mean().sqrt())
 
 
-def slope(name: str, **options) -> float:
+def slope(name, **options):
     """Minus the slope of log error over log steps, by least squares."""
     x = torch.tensor([math.log(n) for n in STEPS], dtype=torch.float64)
     y = torch.tensor([math.log(error(name, n, **options)) for n in STEPS], dtype=torch.float64)
@@ -80,5 +78,5 @@ def slope(name: str, **options) -> float:
 
 
 @pytest.mark.parametrize(("name", "options", "order"), ORDERS, ids=str)
-def test_the_observed_order_is_that_of_the_paper(name: str, options: dict, order: int):
+def test_the_observed_order_is_that_of_the_paper(name, options, order):
     assert slope(name, **options) == pytest.approx(order, abs=0.3)

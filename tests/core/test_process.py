@@ -1,7 +1,5 @@
 """The forward process: every coefficient follows from alpha_bar, for any pair of times."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -20,15 +18,15 @@ RESPACED = FULL.respaced(FULL.times(10))
 PAIRS = [(0, -1), (1, 0), (1, -1), (30, 29), (30, 7), (49, 48), (49, -1)]
 
 
-def images(batch: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
+def images(batch=4, dtype=torch.float64, seed=0):
     return torch.randn(batch, 2, 3, 5, generator=generator(seed), dtype=dtype)
 
 
-def bar(process: Process, t: int) -> float:
+def bar(process, t):
     return float(process.alpha_bars[t]) if t >= 0 else 1.0
 
 
-def numbers(pair) -> list[float]:
+def numbers(pair):
     return [float(column) for column in pair]
 
 
@@ -36,7 +34,7 @@ def numbers(pair) -> list[float]:
 
 
 @pytest.mark.parametrize("process", [FULL, RESPACED], ids=["full", "respaced"])
-def test_diffuse_mixes_image_and_noise(process: Process):
+def test_diffuse_mixes_image_and_noise(process):
     x0, noise = images(seed=1), images(seed=2)
     for t in range(process.num_timesteps):
         expected = math.sqrt(bar(process, t)) * x0 + math.sqrt(1 - bar(process, t)) * noise
@@ -45,7 +43,7 @@ def test_diffuse_mixes_image_and_noise(process: Process):
 
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.sampled_from(sorted(SCHEDULES)))
-def test_the_posterior_is_bayes_rule(data, schedule: str):
+def test_the_posterior_is_bayes_rule(data, schedule):
     """q(x_s | x_t, x_0) is the product of q(x_s | x_0) and q(x_t | x_s), for any s < t."""
     process = process_of(schedule, T)
     t = data.draw(st.integers(1, T - 1))
@@ -62,7 +60,7 @@ def test_the_posterior_is_bayes_rule(data, schedule: str):
 
 
 @pytest.mark.parametrize("t", [0, 1, 25, 49])
-def test_the_posterior_of_clean_data_is_the_clean_data(t: int):
+def test_the_posterior_of_clean_data_is_the_clean_data(t):
     x0, x_t = images(seed=1), images(seed=2)
     posterior = FULL.posterior(x0, x_t, t, -1)
     assert torch.allclose(posterior.mean, x0, rtol=1e-12)
@@ -80,7 +78,7 @@ def test_the_prior_is_the_last_forward_gaussian():
 
 
 @pytest.mark.parametrize(("t", "s"), PAIRS)
-def test_int_float_and_tensor_times_agree(t: int, s: int):
+def test_int_float_and_tensor_times_agree(t, s):
     """Without a second time, it is the timestep before."""
     like = images(dtype=torch.float64)
     expected = numbers(FULL.coefficients(t, s, like=like))
@@ -100,7 +98,7 @@ def test_int_float_and_tensor_times_agree(t: int, s: int):
 
 
 @pytest.mark.parametrize("process", [FULL, RESPACED], ids=["full", "respaced"])
-def test_a_float_time_of_integer_value_is_the_integer(process: Process):
+def test_a_float_time_of_integer_value_is_the_integer(process):
     x0 = images()
     for t in range(process.num_timesteps):
         assert process.log_snr(float(t)) == process.log_snr(t)
@@ -124,7 +122,7 @@ def test_a_mixed_batch_of_times_is_each_image_alone():
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0, T - 1))
-def test_between_timesteps_log_snr_is_linear(t: float):
+def test_between_timesteps_log_snr_is_linear(t):
     low = int(t)
     high = min(low + 1, T - 1)
     expected = FULL.log_snr(low) * (1 - (t - low)) + FULL.log_snr(high) * (t - low)
@@ -192,7 +190,7 @@ def test_the_step_from_between_two_timesteps_ends_at_the_lower_one():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("t", [7, 7.5, torch.tensor([7, 7, 0, 49])], ids=["int", "float", "tensor"])
-def test_the_dtype_of_the_images_stays(dtype: torch.dtype, t):
+def test_the_dtype_of_the_images_stays(dtype, t):
     x0 = images(dtype=torch.float32).to(dtype)
     assert FULL.diffuse(x0, t, x0).dtype == dtype
     assert FULL.posterior(x0, x0, t).mean.dtype == dtype
@@ -208,13 +206,13 @@ def test_the_dtype_of_the_images_stays(dtype: torch.dtype, t):
 
 
 @pytest.mark.parametrize("size", [50, 1000, 4000])
-def test_the_network_is_shown_thousandths_of_the_way(size: int):
+def test_the_network_is_shown_thousandths_of_the_way(size):
     process = process_of("linear", size)
     assert process.timesteps.tolist() == pytest.approx([t * 1000 / size for t in range(size)])
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace", "karras"])
-def test_a_respaced_process_is_the_full_one_at_those_times(spacing: str):
+def test_a_respaced_process_is_the_full_one_at_those_times(spacing):
     times = FULL.times(10, spacing)
     rising = sorted(times)
     respaced = FULL.respaced(times)
@@ -256,7 +254,7 @@ def test_pure_noise_has_finite_coefficients():
 
 @pytest.mark.parametrize("name", list(SCHEDULES))
 @pytest.mark.parametrize("size", [2, 3, 50])
-def test_a_process_without_signal_at_its_end_is_finite_everywhere_else(name: str, size: int):
+def test_a_process_without_signal_at_its_end_is_finite_everywhere_else(name, size):
     process = Process(zero_terminal_snr(SCHEDULES[name](size)))
     last, x = size - 1, images()
     for t in (last, float(last), torch.full((4,), last)):
@@ -317,7 +315,7 @@ def test_the_timesteps_from_a_log_snr_on_are_those_of_no_more():
 
 @pytest.mark.parametrize("tensors", [False, True])
 @pytest.mark.parametrize(("s", "t"), [(-1, 0), (-1, 40), (3, 17), (17, 49)])
-def test_the_transition_goes_on_where_diffusing_stopped(s: int, t: int, tensors: bool):
+def test_the_transition_goes_on_where_diffusing_stopped(s, t, tensors):
     """q(x_t | x_s) after q(x_s | x_0) is q(x_t | x_0)."""
     process = process_of("cosine", 50)
     x0 = torch.full((2, 1, 3), 0.7, dtype=torch.float64)

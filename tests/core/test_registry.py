@@ -1,7 +1,5 @@
 """Tables list the names of other packages' entries, and import an entry when it is looked up."""
 
-from __future__ import annotations
-
 import os
 from importlib.metadata import EntryPoint, EntryPoints
 from types import SimpleNamespace
@@ -21,7 +19,7 @@ GROUPS = (
 
 
 @pytest.fixture
-def loaded(monkeypatch) -> list[str]:
+def loaded(monkeypatch):
     """The names of the entry points that were imported; each table has one, `added`."""
     names = []
 
@@ -41,14 +39,14 @@ def loaded(monkeypatch) -> list[str]:
     forget()
 
 
-def forget() -> None:
+def forget():
     """What has been found, and the commands whose help names it."""
     registry.extension_points.cache_clear()
     _build_command.cache_clear()
 
 
 @pytest.fixture(params=["registry", "modules"])
-def table(request, tmp_path) -> Registry:
+def table(request, tmp_path):
     if request.param == "registry":
         return Registry("things", {"own": min})
     (tmp_path / "own.py").touch()
@@ -57,7 +55,7 @@ def table(request, tmp_path) -> Registry:
     return Modules("things", "package", [str(tmp_path)], helpers=("shared",))
 
 
-def test_names_are_listed_without_an_import(table, loaded: list[str]):
+def test_names_are_listed_without_an_import(table, loaded):
     assert list(table) == list(table.keys()) == ["own", "added"]
     assert len(table) == 2
     assert "added" in table
@@ -66,7 +64,7 @@ def test_names_are_listed_without_an_import(table, loaded: list[str]):
     assert loaded == []
 
 
-def test_an_entry_is_imported_when_it_is_looked_up(table, loaded: list[str]):
+def test_an_entry_is_imported_when_it_is_looked_up(table, loaded):
     assert table["added"] is table.get("added") is max
     assert set(loaded) == {"diffuse.things"}
     with pytest.raises(KeyError):
@@ -74,7 +72,7 @@ def test_an_entry_is_imported_when_it_is_looked_up(table, loaded: list[str]):
 
 
 @pytest.mark.parametrize("value", ["no_such_package", "os:nothing"])
-def test_a_loop_over_entries_skips_those_that_cannot_be_loaded(monkeypatch, value: str):
+def test_a_loop_over_entries_skips_those_that_cannot_be_loaded(monkeypatch, value):
     things = Registry("things", {"own": min})
     points = {name: EntryPoint(name, at, "") for name, at in (("broken", value), ("ok", "os:sep"))}
     monkeypatch.setattr(registry, "extension_points", lambda: {"things": points})
@@ -87,7 +85,7 @@ def test_a_loop_over_entries_skips_those_that_cannot_be_loaded(monkeypatch, valu
         things["broken"]
 
 
-def test_our_own_entry_wins_and_is_known_by_its_old_name_too(loaded: list[str]):
+def test_our_own_entry_wins_and_is_known_by_its_old_name_too(loaded):
     things = Registry("things", {"own": min}, aliases={"old": "own"})
     assert things["old"] is things["own"] is min
     assert [things.current(name) for name in ("old", "own", "other")] == ["own", "own", "other"]
@@ -97,7 +95,7 @@ def test_our_own_entry_wins_and_is_known_by_its_old_name_too(loaded: list[str]):
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "eval", "noise-demo", "convert"])
-def test_help_names_entries_without_an_import(command: str, loaded: list[str], capsys):
+def test_help_names_entries_without_an_import(command, loaded, capsys):
     assert main([command, "--help"]) == 0
     assert "added" in capsys.readouterr().out
     assert loaded == []

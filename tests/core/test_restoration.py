@@ -4,10 +4,7 @@ With the exact denoiser everything is affine in the start and the draws: one bat
 each of their elements, tells mean and covariance of what a sampler makes, without chance.
 """
 
-from __future__ import annotations
-
 from functools import cache, partial
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ from networks import plan, randomized
 from oracles import exact_denoise, gaussian_denoise, generator, process_of, zero_snr
 
 from diffuse_cli.core import DEGRADATIONS, RESTORATIONS, SAMPLERS, Denoiser, Process
-from diffuse_cli.core.degradations import Degradation, parse
+from diffuse_cli.core.degradations import parse
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.restoration import solve
@@ -26,7 +23,7 @@ SHAPE, D = (2, 2, 4), 16
 COSINE, FLOW = process_of("cosine", 1000), process_of("flow", 1000)
 
 
-def data() -> tuple[torch.Tensor, torch.Tensor]:
+def data():
     """The mean and covariance of samples, correlated over space and channels."""
     root = torch.randn(D, D, generator=generator(1), dtype=torch.float64) / 4
     covariance = 0.3 * root @ root.mT + 0.02 * torch.eye(D)
@@ -36,7 +33,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 MEAN, COVARIANCE = data()
 
 
-def degraded(form: str) -> tuple[Degradation, torch.Tensor, torch.Tensor]:
+def degraded(form):
     """A degradation, its matrix, and what it leaves of a sample."""
     a = parse(form).fit_shape(SHAPE)
     u = torch.rand(1, a.uniforms, generator=generator(6), dtype=torch.float64)
@@ -48,13 +45,7 @@ def degraded(form: str) -> tuple[Degradation, torch.Tensor, torch.Tensor]:
     return a, matrix, a.observe(x, noise)
 
 
-def posterior(
-    matrix: torch.Tensor,
-    y: torch.Tensor,
-    sigma: float,
-    mean: torch.Tensor = MEAN,
-    covariance: torch.Tensor = COVARIANCE,
-) -> tuple[Any, Any]:
+def posterior(matrix, y, sigma, mean=MEAN, covariance=COVARIANCE):
     """Mean and covariance of x_0 given y = A x_0 + sigma n."""
     seen = matrix @ covariance @ matrix.mT + sigma**2 * torch.eye(len(matrix))
     gain = covariance @ matrix.mT @ torch.linalg.pinv(seen, rtol=1e-10, hermitian=True)
@@ -62,11 +53,11 @@ def posterior(
 
 
 @cache
-def drawn_by(sampler: str, n: int) -> list[int]:
+def drawn_by(sampler, n):
     """Which noise it asks for: the start, and those of its steps."""
     asked = {n}
 
-    def noise(k: int) -> torch.Tensor:
+    def noise(k):
         asked.add(k)
         return x
 
@@ -76,7 +67,7 @@ def drawn_by(sampler: str, n: int) -> list[int]:
     return sorted(asked)
 
 
-def sampled(sampler: str, denoise: Any, process: Process, n: int) -> tuple[Any, Any]:
+def sampled(sampler, denoise, process, n):
     """Mean and covariance of what a sampler makes: of no draws, and of the unit ones beside."""
     used = drawn_by(sampler, n)
     draws = {k: torch.zeros(1 + len(used) * D, D, dtype=torch.float64) for k in used}
@@ -91,14 +82,7 @@ def sampled(sampler: str, denoise: Any, process: Process, n: int) -> tuple[Any, 
 
 
 @cache
-def errors(
-    method: str,
-    form: str,
-    sampler: str,
-    n: int,
-    iterations: int | None = None,
-    process: Process = COSINE,
-) -> tuple[float, float]:
+def errors(method, form, sampler, n, iterations=None, process=COSINE):
     """Of the mean, by how far y moves it; of the covariance, by its own size.
 
     Args:
@@ -141,7 +125,7 @@ def test_mmps_has_the_mean_of_the_posterior_and_comes_to_its_covariance(form, pr
 
 
 @methods
-def test_the_first_timestep_of_a_flow_may_be_one_of_many(method: str):
+def test_the_first_timestep_of_a_flow_may_be_one_of_many(method):
     a, _, y = degraded("low-res:2+noise:0.2")
     restored = RESTORATIONS[method](gaussian_denoise(FLOW, MEAN, COVARIANCE), FLOW, a, y)
     x = torch.randn(1, *SHAPE, generator=generator(9), dtype=torch.float64)
@@ -150,7 +134,7 @@ def test_the_first_timestep_of_a_flow_may_be_one_of_many(method: str):
 
 
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - OF_DISTILLED))
-def test_any_sampler_draws_from_the_posterior(sampler: str):
+def test_any_sampler_draws_from_the_posterior(sampler):
     off, spread = errors("mmps", "mask:half", sampler, 20)
     assert off < 2e-4
     assert spread < 0.35
@@ -158,7 +142,7 @@ def test_any_sampler_draws_from_the_posterior(sampler: str):
 
 @pytest.mark.parametrize("sigma", [0.005, 0.3])
 @pytest.mark.parametrize("form", [*FORMS, "blur:2", "downsample-channels:2", "noise:0.2"])
-def test_the_weight_of_y_is_that_of_bayes(form: str, sigma: float):
+def test_the_weight_of_y_is_that_of_bayes(form, sigma):
     a, matrix, _ = degraded(form)
     count = len(matrix)
     y = torch.randn(2, count, generator=generator(3), dtype=torch.float64)
@@ -173,7 +157,7 @@ def test_the_weight_of_y_is_that_of_bayes(form: str, sigma: float):
 
 
 @pytest.mark.parametrize("method", ["pigdm", "mmps"])
-def test_a_process_without_a_signal_is_refused(method: str):
+def test_a_process_without_a_signal_is_refused(method):
     process = Process([1.0])
     a, _, y = degraded("low-res:2")
     denoise = RESTORATIONS[method](gaussian_denoise(COSINE, MEAN, COVARIANCE), process, a, y)
@@ -188,7 +172,7 @@ def test_few_iterations_of_mmps_are_near():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_bias_of_the_others_is_known(form: str):
+def test_the_bias_of_the_others_is_known(form):
     """A gradient is nearer than none. Both know y, and neither what y says of the rest."""
     (without, _), (with_one, _) = (errors(name, form, "ddim", 16) for name in ("ddnm", "pigdm"))
     assert 0.05 < with_one < without < 1
@@ -196,7 +180,7 @@ def test_the_bias_of_the_others_is_known(form: str):
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 @pytest.mark.parametrize("form", ["mask:half", "low-res:2", "grey", "blur:0.7", "mask:strokes"])
-def test_ddnm_without_noise_ends_at_y(form: str, sampler: str):
+def test_ddnm_without_noise_ends_at_y(form, sampler):
     a, _, y = degraded(form)
     denoise = RESTORATIONS["ddnm"](gaussian_denoise(COSINE, MEAN, COVARIANCE), COSINE, a, y)
     x = torch.randn(1, *SHAPE, generator=generator(5), dtype=torch.float64)
@@ -209,7 +193,7 @@ def test_ddnm_without_noise_ends_at_y(form: str, sampler: str):
     "form",
     ["noise:0.3", "mask:half+noise:0.5", "low-res:2", "low-res:2+noise:0.2", "blur:0.7+noise:0.2"],
 )
-def test_all_are_exact_for_independent_data_of_unit_variance(form: str, method: str):
+def test_all_are_exact_for_independent_data_of_unit_variance(form, method):
     """That is what `ddnm` and `pigdm` assume."""
     mean, one = torch.zeros(D, dtype=torch.float64), torch.eye(D, dtype=torch.float64)
     a, matrix, y = degraded(form)
@@ -228,10 +212,10 @@ def test_all_are_exact_for_independent_data_of_unit_variance(form: str, method: 
 
 @methods
 @pytest.mark.parametrize("t", [0, 500, 37.5, 999, torch.tensor([0, 400])], ids=str)
-def test_the_prediction_is_consistent_and_hands_on_the_rest(method: str, t: Any):
+def test_the_prediction_is_consistent_and_hands_on_the_rest(method, t):
     asked = []
 
-    def net(x: torch.Tensor, shown: torch.Tensor, label: Any = None) -> torch.Tensor:
+    def net(x, shown, label=None):
         asked.append(label)
         return torch.cat([x.sin(), x], 1)
 
@@ -251,7 +235,7 @@ def test_the_prediction_is_consistent_and_hands_on_the_rest(method: str, t: Any)
 
 
 @methods
-def test_samples_of_a_batch_do_not_know_each_other(method: str):
+def test_samples_of_a_batch_do_not_know_each_other(method):
     made = plan(8, 3, width=8, groups=4, multipliers=(1, 2), blocks=1)
     denoiser = Denoiser(randomized(made), COSINE, "v")
     a = parse("blur:1+noise:0.05")
@@ -265,9 +249,7 @@ def test_samples_of_a_batch_do_not_know_each_other(method: str):
 
 @methods
 @pytest.mark.parametrize("form", [kind.EXAMPLE for kind in DEGRADATIONS.values()])
-def test_it_works_where_no_gradient_is_kept_and_at_snr_0_and_reads_nothing_back(
-    method: str, form: str
-):
+def test_it_works_where_no_gradient_is_kept_and_at_snr_0_and_reads_nothing_back(method, form):
     process, a = zero_snr(), parse(form).fit_shape((2, 4, 4))
     for device in ("cpu", "meta"):
         weight = torch.nn.Parameter(torch.tensor(0.3, device=device))
@@ -284,7 +266,7 @@ def test_it_works_where_no_gradient_is_kept_and_at_snr_0_and_reads_nothing_back(
 
 @methods
 @pytest.mark.parametrize("form", ["blur:2", "blur:2+noise:0.3"])
-def test_what_of_y_no_sample_gives_changes_nothing(method: str, form: str):
+def test_what_of_y_no_sample_gives_changes_nothing(method, form):
     """High frequencies in a blurred picture, as rounding to levels leaves some."""
     a, _, y = degraded(form)
     noise = torch.randn(y.shape, generator=generator(8), dtype=torch.float64)
@@ -300,7 +282,7 @@ def test_the_solver_solves_and_its_residual_never_grows():
     wanted = torch.randn(4, 6, generator=generator(2), dtype=torch.float64)
     wanted[3] = 0
 
-    def apply(v: torch.Tensor) -> torch.Tensor:
+    def apply(v):
         return (matrices @ v[..., None]).squeeze(-1)
 
     left = torch.stack([(wanted - apply(solve(apply, wanted, n))).norm(dim=1) for n in range(9)])

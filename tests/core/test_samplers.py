@@ -5,8 +5,6 @@ batch tells the whole output distribution: one image starts at 1 without noise, 
 each step has noise 1 in that step alone.
 """
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import math
@@ -42,14 +40,14 @@ SOLVERS = sorted(set(SAMPLERS) - OF_DISTILLED)
 DETERMINISTIC = [name for name in SOLVERS if name not in ("ddpm", "dpmpp-2m-sde")]
 
 
-def spread_of(name: str, times: list, variance: str = "small", process=LINEAR, **options) -> float:
+def spread_of(name, times, variance="small", process=LINEAR, **options):
     """The standard deviation of what a sampler makes from N(0, 1)."""
     n = len(times)
     x = torch.zeros(n + 1, 1, 1, 1, dtype=torch.float64)
     x[n] = 1
     unit = torch.eye(n + 1, dtype=torch.float64)
 
-    def noise(k: int) -> torch.Tensor:
+    def noise(k):
         return unit[k].reshape(-1, 1, 1, 1)
 
     denoise = exact_denoise(process, variance)
@@ -57,7 +55,7 @@ def spread_of(name: str, times: list, variance: str = "small", process=LINEAR, *
 
 
 @pytest.mark.parametrize(("variance", "std"), [("small", 0.4961100799), ("large", 0.5007515102)])
-def test_ancestral_sampling_has_the_exact_spread(variance: str, std: float):
+def test_ancestral_sampling_has_the_exact_spread(variance, std):
     assert spread_of("ddpm", LINEAR.times(1000), variance) == pytest.approx(std, abs=1e-9)
 
 
@@ -71,7 +69,7 @@ def test_ancestral_sampling_has_the_exact_spread(variance: str, std: float):
         (10, "trailing", 1.0, 0.3334750621),
     ],
 )
-def test_ddim_has_the_exact_spread(n: int, spacing: str, eta: float, std: float):
+def test_ddim_has_the_exact_spread(n, spacing, eta, std):
     times = LINEAR.times(n, spacing)
     assert spread_of("ddim", times, eta=eta) == pytest.approx(std, abs=1e-9)
 
@@ -83,20 +81,20 @@ def test_ddim_at_eta_one_is_ancestral_sampling():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_more_steps_come_nearer_to_the_data(name: str):
+def test_more_steps_come_nearer_to_the_data(name):
     errors = [abs(spread_of(name, LINEAR.times(n)) - 0.5) for n in (10, 50, 250)]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.02
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
-def test_a_sampler_yields_a_state_after_each_step(name: str):
+def test_a_sampler_yields_a_state_after_each_step(name):
     process = process_of("cosine", 50)
     times = process.times(7)
     start = torch.ones(2, 1, 2, 2, dtype=torch.float64)
     asked = []
 
-    def noise(k: int) -> torch.Tensor:
+    def noise(k):
         asked.append(k)
         return torch.zeros_like(start)
 
@@ -112,8 +110,8 @@ def test_a_sampler_yields_a_state_after_each_step(name: str):
     assert torch.equal(start, torch.ones_like(start))
 
 
-def test_a_sampling_keeps_one_state_at_a_time(monkeypatch: pytest.MonkeyPatch):
-    begun: list[weakref.ref[torch.Tensor]] = []
+def test_a_sampling_keeps_one_state_at_a_time(monkeypatch):
+    begun = []
 
     def many(denoise, process, x, times, *, noise):
         for t in times:
@@ -129,7 +127,7 @@ def test_a_sampling_keeps_one_state_at_a_time(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
-def test_a_sampler_stops_where_its_caller_stops(name: str):
+def test_a_sampler_stops_where_its_caller_stops(name):
     process = process_of("cosine", 50)
     calls = []
     exact = exact_denoise(process)
@@ -145,12 +143,12 @@ def test_a_sampler_stops_where_its_caller_stops(name: str):
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
 @pytest.mark.parametrize("times", [[0], [999], [999, 0], [500, 17, 3]], ids=str)
-def test_any_falling_times_are_sampled(name: str, times: list):
+def test_any_falling_times_are_sampled(name, times):
     assert math.isfinite(spread_of(name, times))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_real_times_are_sampled_too(name: str):
+def test_real_times_are_sampled_too(name):
     times = LINEAR.times(20)
     assert spread_of(name, [float(t) for t in times]) == pytest.approx(
         spread_of(name, times), rel=1e-12
@@ -182,7 +180,7 @@ def test_real_times_are_sampled_too(name: str):
         (40, "dpmpp-2m", 0.5051924249),
     ],
 )
-def test_a_solver_has_the_exact_end_in_sigma_space(n: int, name: str, end: float):
+def test_a_solver_has_the_exact_end_in_sigma_space(n, name, end):
     """From x = 80 at sigma 80; alpha is 1 at the end."""
     process = sigma_process(rho_7(n))
     x = torch.full((1, 1, 1, 1), 80 / math.sqrt(1 + 80**2), dtype=torch.float64)
@@ -192,8 +190,7 @@ def test_a_solver_has_the_exact_end_in_sigma_space(n: int, name: str, end: float
 
 
 @pytest.mark.parametrize(
-    ("name", "guarded", "unguarded"),
-    [("heun", 0.4832, 5.2051), ("ipndm", 0.4968, 0.4987)],
+    ("name", "guarded", "unguarded"), [("heun", 0.4832, 5.2051), ("ipndm", 0.4968, 0.4987)]
 )
 def test_a_rough_step_is_taken_by_ddim(name, guarded, unguarded, monkeypatch):
     assert spread_of(name, COSINE.times(10), process=COSINE) == pytest.approx(guarded, abs=5e-5)
@@ -201,13 +198,13 @@ def test_a_rough_step_is_taken_by_ddim(name, guarded, unguarded, monkeypatch):
     assert spread_of(name, COSINE.times(10), process=COSINE) == pytest.approx(unguarded, abs=5e-5)
 
 
-def mixture_states(name: str, process: Process, times: list, x: torch.Tensor) -> list:
+def mixture_states(name, process, times, x):
     """The states of a sampler on a mixture of Gaussians."""
     return list(SAMPLERS[name](mixture_denoise(process), process, x, times, noise=None))
 
 
 @pytest.mark.parametrize("name", ["heun", "ipndm"])
-def test_a_steep_step_is_taken_by_ddim_and_leaves_no_history(name: str):
+def test_a_steep_step_is_taken_by_ddim_and_leaves_no_history(name):
     """sigma / alpha falls 19-fold, then 21-fold, from a lambda that is not low."""
     process = sigma_process([0.1, 0.2, 4.2, 79.8])
     x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
@@ -221,7 +218,7 @@ def test_a_steep_step_is_taken_by_ddim_and_leaves_no_history(name: str):
 
 
 @pytest.mark.parametrize("name", ["heun", "ipndm"])
-def test_a_step_from_almost_pure_noise_is_taken_by_ddim(name: str):
+def test_a_step_from_almost_pure_noise_is_taken_by_ddim(name):
     """A lambda of -5.11, and then of -5.09; neither step is steep."""
     process = sigma_process([0.1, *(math.exp(v) for v in (3.0, 4.0, 5.09, 5.11))])
     x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
@@ -236,7 +233,7 @@ def test_a_step_from_almost_pure_noise_is_taken_by_ddim(name: str):
 
 
 @pytest.mark.parametrize("n", [4, 10, 11, 50])
-def test_a_long_run_of_ipndm_ends_with_a_ddim_step(n: int):
+def test_a_long_run_of_ipndm_ends_with_a_ddim_step(n):
     x = torch.linspace(-2, 2, 5, dtype=torch.float64).reshape(-1, 1, 1, 1)
     times = LINEAR.times(n)
     *_, before, end = mixture_states("ipndm", LINEAR, times, x)
@@ -245,7 +242,7 @@ def test_a_long_run_of_ipndm_ends_with_a_ddim_step(n: int):
 
 @pytest.mark.parametrize("target", ["v", "mu"])
 @pytest.mark.parametrize("n", [11, 20, 50])
-def test_a_long_clipped_run_of_ipndm_stays_in_range(n: int, target: str):
+def test_a_long_clipped_run_of_ipndm_stays_in_range(n, target):
     """Even where the data is as sharp as can be: images of -1 and 1, and the best network."""
     images = torch.randint(0, 2, (5, 1, 4, 4), generator=generator(1)).double() * 2 - 1
     best = Denoiser(ideal_net(LINEAR, images), LINEAR, "x0")
@@ -263,14 +260,14 @@ def test_a_long_clipped_run_of_ipndm_stays_in_range(n: int, target: str):
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_the_first_step_from_zero_snr_is_ddim_and_leaves_no_history(name: str):
+def test_the_first_step_from_zero_snr_is_ddim_and_leaves_no_history(name):
     process = zero_snr(1000)
     times = process.times(10)
     x = torch.randn(4, 1, 2, 2, generator=generator(), dtype=torch.float64)
     net = lambda x, t, **cond: (x.sin() - 0.3 * x).double()  # noqa: E731
     denoiser = Denoiser(net, process, "v")
 
-    def run(name: str, times: list, x: torch.Tensor) -> list:
+    def run(name, times, x):
         return list(SAMPLERS[name](denoiser, process, x, times, noise=lambda k: 1 / 0))
 
     states = run(name, times, x)
@@ -279,7 +276,7 @@ def test_the_first_step_from_zero_snr_is_ddim_and_leaves_no_history(name: str):
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_a_deterministic_sampler_asks_for_no_noise(name: str):
+def test_a_deterministic_sampler_asks_for_no_noise(name):
     x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     states = SAMPLERS[name](
         exact_denoise(LINEAR), LINEAR, x, LINEAR.times(9), noise=lambda k: 1 / 0
@@ -288,7 +285,7 @@ def test_a_deterministic_sampler_asks_for_no_noise(name: str):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_a_time_that_comes_twice_changes_little(name: str):
+def test_a_time_that_comes_twice_changes_little(name):
     """As where the real times of karras are rounded."""
     times = [999, 800, 500, 500, 200, 50, 0, 0]
     once = sorted(set(times), reverse=True)
@@ -306,7 +303,7 @@ def test_a_time_that_comes_twice_changes_little(name: str):
         ("unipc", "UniPCMultistepScheduler", {"order": 3}, 8),
     ],
 )
-def test_a_solver_takes_the_steps_of_diffusers(name: str, theirs: str, options: dict, alike: int):
+def test_a_solver_takes_the_steps_of_diffusers(name, theirs, options, alike):
     """Which ends order 3 with a step of order 2 before the last."""
     diffusers = pytest.importorskip("diffusers")
     scheduler = getattr(diffusers, theirs)(
@@ -330,7 +327,7 @@ def test_a_solver_takes_the_steps_of_diffusers(name: str, theirs: str, options: 
 
 @pytest.mark.parametrize("z", [-1e-9, -1e-3, -0.3, -0.999, -1.001, -3.0, -7.5, -20.0])
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_the_weights_of_unipc_rest_on_exact_integrals(k: int, z: float):
+def test_the_weights_of_unipc_rest_on_exact_integrals(k, z):
     """phi_k(z) is the integral over 0 ... 1 of e^((1 - u) z) u^(k-1) / (k-1)!."""
     nodes, weights = np.polynomial.legendre.leggauss(60)
     u = (nodes + 1) / 2
@@ -342,7 +339,7 @@ def test_the_weights_of_unipc_rest_on_exact_integrals(k: int, z: float):
 
 
 @pytest.mark.parametrize("n", [20, 50, 100])
-def test_the_second_order_of_the_stochastic_solver_shows(n: int):
+def test_the_second_order_of_the_stochastic_solver_shows(n):
     first, second = (
         abs(spread_of(name, LINEAR.times(n)) - 0.5) for name in ("ddpm", "dpmpp-2m-sde")
     )
@@ -365,12 +362,12 @@ def test_the_variance_of_ddim_follows_its_recursion():
 # -- encoding -------------------------------------------------------------------------------------
 
 
-def smooth_net(dtype: torch.dtype):
+def smooth_net(dtype):
     """A random network of two layers."""
     first = torch.randn(48, 48, generator=generator(1)).to(dtype) / 5
     second = torch.randn(48, 48, generator=generator(2)).to(dtype) / 7
 
-    def net(x: torch.Tensor, t: torch.Tensor, **cond) -> torch.Tensor:
+    def net(x, t, **cond):
         hidden = (x.flatten(1) @ first + t[:, None].to(dtype) / 500).tanh()
         return (hidden @ second).reshape(x.shape)
 

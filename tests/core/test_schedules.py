@@ -1,7 +1,5 @@
 """Schedules, to the digits of the papers' formulas."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 
@@ -45,11 +43,11 @@ def test_the_digits_are_those_published():
     assert max(SCHEDULES["linear"](2)) == 0.999
 
 
-def logistic(x: float) -> float:
+def logistic(x):
     return math.exp(x) / (1 + math.exp(x))
 
 
-def laplace_log_snr(u: float) -> float:
+def laplace_log_snr(u):
     return -0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(u - 0.5))
 
 
@@ -72,7 +70,7 @@ LAST = {"flow": 1.0}
 
 @pytest.mark.parametrize("size", [40, 1000])
 @pytest.mark.parametrize("name", list(SCHEDULES))
-def test_every_schedule_is_its_papers_formula(name: str, size: int):
+def test_every_schedule_is_its_papers_formula(name, size):
     """The formula as published, against betas that are rewritten to be finite at both ends."""
     betas = SCHEDULES[name](size)
     if name in BETAS:
@@ -96,7 +94,7 @@ def test_a_sqrt_process_is_capped_where_its_signal_is_spent():
 
 @pytest.mark.parametrize("size", [2, 3, 7, 10, 21, 50, 1000, 1733])
 @pytest.mark.parametrize("name", list(SCHEDULES))
-def test_every_schedule_is_a_falling_process(name: str, size: int):
+def test_every_schedule_is_a_falling_process(name, size):
     betas = SCHEDULES[name](size)
     assert len(betas) == size
     assert all(isinstance(b, float) and 0 < b <= 0.999 for b in betas[:-1])
@@ -107,7 +105,7 @@ def test_every_schedule_is_a_falling_process(name: str, size: int):
 
 
 @pytest.mark.parametrize("name", list(SCHEDULES))
-def test_every_schedule_can_be_rescaled_to_end_without_signal(name: str):
+def test_every_schedule_can_be_rescaled_to_end_without_signal(name):
     for size in (*range(2, 60), 250, 999, 1000):
         betas = zero_terminal_snr(SCHEDULES[name](size))
         assert len(betas) == size
@@ -125,7 +123,7 @@ def test_every_schedule_can_be_rescaled_to_end_without_signal(name: str):
 
 @pytest.mark.parametrize("shift", [-2 * math.log(2), 1.0, -10.0, 10.0])
 @pytest.mark.parametrize("name", list(SCHEDULES))
-def test_a_shift_is_added_to_log_snr(name: str, shift: float):
+def test_a_shift_is_added_to_log_snr(name, shift):
     for size in (2, 50, 1000):
         betas, before = shift_log_snr(SCHEDULES[name](size), shift), process_of(name, size)
         after = Process(betas)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
@@ -41,7 +40,7 @@ class Some(Settings):
     ],
     ids=str,
 )
-def test_a_wrong_value_is_named(wrong: dict[str, Any], says: str):
+def test_a_wrong_value_is_named(wrong, says):
     with pytest.raises(InvalidArgument) as caught:
         from_dict(Some, {"count": 3, **wrong})
     assert says in str(caught.value)

@@ -1,9 +1,5 @@
 """Spaces and conditions: from what is stored to what a model sees, and back."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 
@@ -14,7 +10,7 @@ from diffuse_cli.core import InvalidArgument, Space
     ("levels", "dtype"),
     [(2, torch.uint8), (256, torch.uint8), (257, torch.int32), (65_536, torch.int32)],
 )
-def test_every_level_comes_back_rounded_and_not_truncated(levels: int, dtype: torch.dtype):
+def test_every_level_comes_back_rounded_and_not_truncated(levels, dtype):
     space = Space(channels=1, size=(1,), levels=levels)
     stored = torch.arange(levels).reshape(-1, 1, 1)
     x = space.to_model(stored)
@@ -31,7 +27,7 @@ def test_every_level_comes_back_rounded_and_not_truncated(levels: int, dtype: to
 
 
 @pytest.mark.parametrize("limits", [(120, 2600), (0, 1), (5, 40_000), (65_534, 65_535)])
-def test_every_level_between_limits_comes_back(limits: tuple[int, int]):
+def test_every_level_between_limits_comes_back(limits):
     space, (low, high) = Space(channels=1, size=(1,), levels=65_536, limits=limits), limits
     stored = torch.arange(low, high + 1).reshape(-1, 1, 1)
     x = space.to_model(stored)
@@ -57,7 +53,7 @@ def test_floats_are_standardized_channel_by_channel():
 
 FLOATS = {"levels": None, "mean": (0.0,), "std": (1.0,)}
 
-WRONG: list[tuple[str, dict[str, Any]]] = [
+WRONG = [
     *(("channels", {"channels": value}) for value in (0, 65)),
     *(("size", {"size": value}) for value in ((), (1, 2, 3, 4), (8, 4097), (2**20 + 1,), 8)),
     *(("levels", {"levels": value}) for value in (1, 65_537)),
@@ -70,7 +66,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("argument", "wrong"), WRONG, ids=str)
-def test_a_space_that_cannot_be_is_refused(argument: str, wrong: dict[str, Any]):
+def test_a_space_that_cannot_be_is_refused(argument, wrong):
     with pytest.raises(InvalidArgument) as caught:
         Space(**{"channels": 1, "size": (8, 8), **wrong})
     assert caught.value.argument == argument

@@ -1,7 +1,5 @@
 """Which timesteps are visited."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise, product
 
@@ -11,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import exact_denoise, process_of, zero_snr
 
-from diffuse_cli.core import SAMPLERS, SPACINGS, Process
+from diffuse_cli.core import SAMPLERS, SPACINGS
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.samplers import OF_DISTILLED, default_spacing
 
@@ -24,7 +22,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("spacing", "n"), list(PUBLISHED))
-def test_times_are_those_published(spacing: str, n: int):
+def test_times_are_those_published(spacing, n):
     assert process_of("linear", 1000).times(n, spacing) == PUBLISHED[spacing, n]
 
 
@@ -48,7 +46,7 @@ def test_every_spacing_gives_n_falling_times_of_the_process(size, n, spacing, wi
 
 
 @pytest.mark.parametrize(("process", "rest"), [(process_of("cosine", 1000), 0), (zero_snr(100), 1)])
-def test_karras_spaces_the_seventh_root_of_sigma_evenly(process: Process, rest: int):
+def test_karras_spaces_the_seventh_root_of_sigma_evenly(process, rest):
     """From pure noise, and then from the timestep before it, where the last SNR is zero."""
     times, size = process.times(18, "karras"), process.num_timesteps
     assert times[: rest + 1] == pytest.approx([size - 1, size - 2][: rest + 1])
@@ -70,7 +68,7 @@ that of `cosine` with its log-SNR 1 + 5/n times as wide, around -1."""
 @pytest.mark.parametrize("spacing", ANGLES)
 @pytest.mark.parametrize("n", [5, 8, 20])
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_early_and_wide_space_an_angle_evenly(schedule: str, n: int, spacing: str):
+def test_early_and_wide_space_an_angle_evenly(schedule, n, spacing):
     process, (tangent, power) = process_of(schedule, 1000), ANGLES[spacing]
     angles = [math.atan(tangent(process.log_snr(t), n)) for t in range(1000)]
     times = process.times(n, spacing)
@@ -84,7 +82,7 @@ def test_early_and_wide_space_an_angle_evenly(schedule: str, n: int, spacing: st
 # -- what few steps keep --------------------------------------------------------------------------
 
 
-def kept(process: Process, sampler: str, spread: float, n: int) -> float:
+def kept(process, sampler, spread, n):
     """The spread of samples over that of the data, with the exact denoiser: linear in each draw."""
     times = process.times(n, default_spacing(sampler, n))
     draws = torch.eye(n + 1, dtype=torch.float64).reshape(n + 1, n + 1, 1)
@@ -97,7 +95,7 @@ def kept(process: Process, sampler: str, spread: float, n: int) -> float:
     ("n", "fine", "coarse", "least"),
     [(5, 0.46, 0.65, 0.65), (8, 0.59, 0.74, 0.8), (10, 0.64, 0.77, 0.85)],
 )
-def test_the_default_spacing_keeps_detail(n: int, fine: float, coarse: float, least: float):
+def test_the_default_spacing_keeps_detail(n, fine, coarse, least):
     """Components of spread 0.2 and 0.5, with limits of `ddpm`, which keeps least; and of the
     default sampler also those that are wider than a pixel. Trailing times of `cosine` keep 0.47,
     0.66 and 0.75 of a component of spread 8, and early ones 0.28, 0.38 and 0.43 of one of 0.2."""
@@ -110,7 +108,7 @@ def test_the_default_spacing_keeps_detail(n: int, fine: float, coarse: float, le
 
 
 @pytest.mark.parametrize("n", [-1, 0, 51])
-def test_more_times_than_timesteps_are_refused(n: int):
+def test_more_times_than_timesteps_are_refused(n):
     with pytest.raises(InvalidArgument, match=r"^steps must be 1 to 50"):
         process_of("linear", 50).times(n)
 

@@ -1,7 +1,5 @@
 """Targets as two coefficients."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -13,7 +11,7 @@ PROCESS = process_of("cosine", 50)
 TIMES = [0, 1, 25, 49]
 
 
-def coefficients(name: str, t: int) -> tuple[float, float, float, float, float, float]:
+def coefficients(name, t):
     alpha, sigma = PROCESS.alpha_sigma(t, like=PROCESS.betas)
     c1, c2 = posterior_coefficients(PROCESS, t)
     a, b = TARGETS[name](alpha, sigma, c1, c2)
@@ -21,7 +19,7 @@ def coefficients(name: str, t: int) -> tuple[float, float, float, float, float, 
 
 
 @pytest.mark.parametrize("t", TIMES)
-def test_the_coefficients_are_those_of_the_papers(t: int):
+def test_the_coefficients_are_those_of_the_papers(t):
     expected = {
         "eps": lambda alpha, sigma, c1, c2: (0, 1),
         "x0": lambda alpha, sigma, c1, c2: (1, 0),
@@ -35,7 +33,7 @@ def test_the_coefficients_are_those_of_the_papers(t: int):
 
 
 @pytest.mark.parametrize("t", TIMES)
-def test_mu_is_the_posterior_mean_of_ho_et_al(t: int):
+def test_mu_is_the_posterior_mean_of_ho_et_al(t):
     """mu = (x_t - beta_t / sigma_t eps) / sqrt(1 - beta_t), equation 11."""
     a, b, alpha, sigma, *_ = coefficients("mu", t)
     beta = float(PROCESS.betas[t])

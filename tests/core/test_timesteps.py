@@ -1,7 +1,5 @@
 """Which timesteps are drawn, against a list of every loss."""
 
-from __future__ import annotations
-
 import math
 import random
 from itertools import accumulate
@@ -17,11 +15,11 @@ NEARLY_ONE = 1 - 2.0**-24
 """The largest u that float32 draws."""
 
 
-def history(num_timesteps: int, losses: int, seed: int = 0) -> tuple[History, list[list[float]]]:
+def history(num_timesteps, losses, seed=0):
     """A history of so many losses, and the same as a list for each timestep."""
     draw = random.Random(seed)
     kept = History(num_timesteps, IMPORTANCE.keep)
-    seen: list[list[float]] = [[] for _ in range(num_timesteps)]
+    seen = [[] for _ in range(num_timesteps)]
     while losses:
         batch = min(losses, draw.randint(1, 7))
         losses -= batch
@@ -33,7 +31,7 @@ def history(num_timesteps: int, losses: int, seed: int = 0) -> tuple[History, li
     return kept, seen
 
 
-def expected(seen: list[list[float]]) -> list[float]:
+def expected(seen):
     """Nichol & Dhariwal 2021, eq. 18, from every loss there was."""
     count = len(seen)
     if min(map(len, seen)) < 10:
@@ -47,7 +45,7 @@ def expected(seen: list[list[float]]) -> list[float]:
 
 @pytest.mark.parametrize("name", list(TIMESTEP_DRAWS))
 @pytest.mark.parametrize("losses", [0, 5, 400])
-def test_probabilities_are_of_sum_1_and_none_is_0(name: str, losses: int):
+def test_probabilities_are_of_sum_1_and_none_is_0(name, losses):
     draw = TIMESTEP_DRAWS[name]
     kept = history(7, losses)[0] if draw.keep else History(7, 0)
     for weight in (None, torch.tensor([0.0, 5, 1, 1, 1e-6, 2, 0], dtype=torch.float64)):
@@ -106,7 +104,7 @@ def test_a_history_survives_a_checkpoint():
 # -- choosing -------------------------------------------------------------------------------------
 
 
-def some_probabilities(num_timesteps: int) -> torch.Tensor:
+def some_probabilities(num_timesteps):
     """Unequal ones, down to the floor of importance."""
     size = torch.rand(num_timesteps, generator=generator(), dtype=torch.float64) ** 4
     return (1 - FLOOR) * size / size.sum() + FLOOR / num_timesteps
@@ -123,7 +121,7 @@ def test_a_timestep_begins_at_its_edge():
 
 @pytest.mark.parametrize("num_timesteps", [2, 3, 10, 1000, 4000])
 @pytest.mark.parametrize("which", [some_probabilities, lambda n: torch.full((n,), 1 / n).double()])
-def test_timesteps_follow_their_probabilities(num_timesteps: int, which):
+def test_timesteps_follow_their_probabilities(num_timesteps, which):
     """Evenly spread u: each timestep is chosen in proportion, but for the two u at its edges."""
     probabilities, count = which(num_timesteps), 2**18
     u = (torch.arange(count) + 0.5) / count
@@ -139,7 +137,7 @@ def test_timesteps_follow_their_probabilities(num_timesteps: int, which):
 
 @pytest.mark.parametrize("num_timesteps", [2, 3, 7, 10, 49, 1000, 4000])
 @pytest.mark.parametrize("missing", [0, 1e-7, 1e-3])
-def test_u_near_1_is_the_last_timestep(num_timesteps: int, missing: float):
+def test_u_near_1_is_the_last_timestep(num_timesteps, missing):
     """Also where rounding, or worse, leaves the sum of the probabilities below it."""
     for probabilities in (
         torch.full((num_timesteps,), (1 - missing) / num_timesteps, dtype=torch.float64),

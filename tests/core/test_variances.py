@@ -1,7 +1,5 @@
 """The reverse process's variance, as its logarithm."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -13,7 +11,7 @@ from diffuse_cli.core import VARIANCES, Denoiser
 LIKE = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
 
-def log_var(name: str, process, t, s=None):
+def log_var(name, process, t, s=None):
     found = VARIANCES[name](process.coefficients(t, s, like=LIKE), said(name, LIKE))
     return float(found)
 
@@ -28,7 +26,7 @@ def test_small_is_beta_tilde_and_large_is_beta():
 
 
 @pytest.mark.parametrize("name", ["small", "large", "optimal"])
-def test_at_the_first_timestep_it_is_the_second_timesteps_beta_tilde(name: str):
+def test_at_the_first_timestep_it_is_the_second_timesteps_beta_tilde(name):
     process = process_of("linear", 1000)
     assert log_var(name, process, 0) == pytest.approx(-9.8167251353, abs=1e-10)
     assert log_var(name, process, 0, -1) == pytest.approx(-9.8167251353, abs=1e-10)
@@ -39,7 +37,7 @@ def test_at_the_first_timestep_it_is_the_second_timesteps_beta_tilde(name: str):
     ("t", "expected"),
     [(0, -9.5135327536), (1, -9.4227057536), (500, -4.5996209172), (999, -3.9120234173)],
 )
-def test_a_learned_variance_lies_between_the_fixed_ones(t: int, expected: float):
+def test_a_learned_variance_lies_between_the_fixed_ones(t, expected):
     """0 is half way between log beta and log beta-tilde, -1 is the one end and 1 the other."""
     pair = process_of("linear", 1000).coefficients(t, like=LIKE)
     lower, middle, upper = (float(VARIANCES["learned"](pair, LIKE + v)) for v in (-1, 0, 1))
@@ -67,7 +65,7 @@ def test_a_learned_variance_differs_by_pixel():
 
 
 @pytest.mark.parametrize(("steps", "closed"), [(10, 0.79), (30, 0.85), (100, 0.93)])
-def test_the_best_variance_of_a_pixel_closes_most_of_the_gap(steps: int, closed: float):
+def test_the_best_variance_of_a_pixel_closes_most_of_the_gap(steps, closed):
     """Of the bound under `small` to the 1 bit of a black or white pixel, by numerical integrals.
 
     With the exact mean the best variance at x_t is beta-tilde + c1^2 Var(x_0 | x_t).

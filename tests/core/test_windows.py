@@ -1,7 +1,5 @@
 """A model of small samples on larger ones."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from functools import partial

@@ -180,14 +180,8 @@ CASES: dict[str, tuple[str, ...]] = {
         evaluate("--timesteps 3 --metrics likelihood,random-kid", data="sounds"),
     ),
     # Read anew in every epoch.
-    "tar": (
-        train("--classes --cache 0", data="shards"),
-        sample("--steps 4"),
-    ),
-    "parquet": (
-        train("--classes --flip", data="grey.parquet"),
-        sample("--steps 4"),
-    ),
+    "tar": (train("--classes --cache 0", data="shards"), sample("--steps 4")),
+    "parquet": (train("--classes --flip", data="grey.parquet"), sample("--steps 4")),
     "inpaint": (
         task("inpaint plain.safetensors grey/dark/00.png", "--mask mask.png -n 2 --steps 4"),
     ),
@@ -252,10 +246,7 @@ CASES: dict[str, tuple[str, ...]] = {
         sample("--steps 4"),
         evaluate("--timesteps 3", data="fields"),
     ),
-    "volumes": (
-        train("--layout DHW --augment shift", data="volumes"),
-        sample("--steps 3"),
-    ),
+    "volumes": (train("--layout DHW --augment shift", data="volumes"), sample("--steps 3")),
     "depths": (
         train("--bits 16 --schedule laplace --weighting jit --target x0 --timestep-draw weight"),
         sample("--steps 4"),

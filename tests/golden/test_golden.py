@@ -4,8 +4,6 @@ The numbers recorded of each array hold on any machine to 1e-3. To compare two c
 bit, run `benchmarks/same_bits.py`.
 """
 
-from __future__ import annotations
-
 import json
 
 import goldens

@@ -1,7 +1,5 @@
 """Dropout: how often, how much, and what of its gradient."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ SHAPE = (4, 16, 33, 31)
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
-def test_a_share_is_dropped_and_the_rest_is_scaled(p: float, last: bool):
+def test_a_share_is_dropped_and_the_rest_is_scaled(p, last):
     torch.manual_seed(0)
     order = torch.channels_last if last else torch.contiguous_format
     x = torch.ones(SHAPE).contiguous(memory_format=order)
@@ -33,7 +31,7 @@ def test_a_share_is_dropped_and_the_rest_is_scaled(p: float, last: bool):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_gradient_drops_what_the_value_dropped_and_the_dtype_stays(dtype: torch.dtype):
+def test_the_gradient_drops_what_the_value_dropped_and_the_dtype_stays(dtype):
     torch.manual_seed(2)
     x = torch.ones(SHAPE, dtype=dtype, requires_grad=True)
     y = Dropout(0.5)(x)

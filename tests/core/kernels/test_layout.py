@@ -1,7 +1,5 @@
 """The memory format of each device."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -15,25 +13,25 @@ LAST = torch.channels_last
     ("device", "last"),
     [("cpu", True), ("cuda", True), ("xpu", True), ("meta", True), ("mps", False)],
 )
-def test_channels_are_last_where_convolutions_gain_by_it(device: str, last: bool):
+def test_channels_are_last_where_convolutions_gain_by_it(device, last):
     """On Metal the backward pass loses by it."""
     assert (memory_format(device) == LAST) is last
     assert memory_format(device, 5) == memory_format(device, 3) == torch.contiguous_format
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 4, 4), (2, 3)])
-def test_tensors_of_other_dimensions_are_contiguous(shape: tuple[int, ...]):
+def test_tensors_of_other_dimensions_are_contiguous(shape):
     x = torch.empty(shape).transpose(0, 1)
     assert arrange_memory(x).is_contiguous()
 
 
 @pytest.mark.parametrize("patch", [1, 2])
 @pytest.mark.parametrize("last", [False, True])
-def test_a_network_arranges_its_samples_once_and_returns_them_contiguous(patch: int, last: bool):
+def test_a_network_arranges_its_samples_once_and_returns_them_contiguous(patch, last):
     """The first convolution reads half precision, channels last, without another copy."""
     config = NETWORKS["unet"].Config(width=8, multipliers=(1,), blocks=1, groups=4, patch=patch)
     net = NETWORKS["unet"].build(config, Space(channels=3, size=(8, 8)), Conditions())
-    inputs: list[torch.Tensor] = []
+    inputs = []
     arrange_weights(net).conv_in.register_forward_pre_hook(lambda module, x: inputs.extend(x))
     x = torch.randn(2, 3, 8, 8).to(memory_format=LAST if last else torch.contiguous_format)
     with torch.autocast("cpu", torch.bfloat16):
@@ -43,7 +41,7 @@ def test_a_network_arranges_its_samples_once_and_returns_them_contiguous(patch: 
     assert y.is_contiguous()
 
 
-def test_nothing_in_a_network_on_metal_is_channels_last(monkeypatch: pytest.MonkeyPatch):
+def test_nothing_in_a_network_on_metal_is_channels_last(monkeypatch):
     """Neither its weights nor what its convolutions see, there and back."""
     from diffuse_cli.core import kernels
 
@@ -53,7 +51,7 @@ def test_nothing_in_a_network_on_metal_is_channels_last(monkeypatch: pytest.Monk
         Space(channels=3, size=(8, 8)),
         Conditions(),
     )
-    found: list[str] = []
+    found = []
 
     def look(name, tensors):
         for tensor in tensors:

@@ -1,7 +1,5 @@
 """Group normalization against PyTorch's."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ from diffuse_cli.core import kernels
 from diffuse_cli.core.kernels import GroupNorm
 
 
-def made(dtype: torch.dtype = torch.float32, *, last: bool = False, shape=(3, 8, 5, 7)):
+def made(dtype=torch.float32, *, last=False, shape=(3, 8, 5, 7)):
     """x, gain, bias, scale, shift and the output's gradient."""
     g = generator(3)
     x = 2 * torch.randn(shape, generator=g) + 0.7
@@ -69,7 +67,7 @@ def compared(groups, tensors, modulated, silu, within):
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 8])
-def test_values_and_gradients_are_pytorchs(groups: int, modulated: bool, last: bool, silu: bool):
+def test_values_and_gradients_are_pytorchs(groups, modulated, last, silu):
     for dtype, within in ((torch.float32, 2e-6), (torch.float64, 1e-13)):
         y = compared(groups, made(dtype, last=last), modulated, silu, within)
         order = torch.channels_last if last else torch.contiguous_format
@@ -81,9 +79,7 @@ def test_values_and_gradients_are_pytorchs(groups: int, modulated: bool, last: b
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("channels", [4, 16], ids=["converted", "filled"])
-def test_bfloat16_is_close_to_float32(
-    channels: int, modulated: bool, last: bool, silu: bool, part: int, monkeypatch
-):
+def test_bfloat16_is_close_to_float32(channels, modulated, last, silu, part, monkeypatch):
     """Groups of fewer than 16 channels are converted, a few samples at a time."""
     monkeypatch.setattr(kernels, "PART", part)
     tensors = made(torch.bfloat16, last=last, shape=(3, 2 * channels, 5, 7))

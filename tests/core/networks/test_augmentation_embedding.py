@@ -1,16 +1,11 @@
 """Embedding of augmentation parameters: a network learns within few steps what is unchanged."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import mostly_slow
 from networks import batch, plan, randomized
 from oracles import generator, process_of
-from torch import Tensor
 
 from diffuse_cli.core.augmentations import augment, count_draws, count_parameters
 from diffuse_cli.media import MEDIA
@@ -21,7 +16,7 @@ VIT = {"network": "vit", "patch": 2, "width": 32, "depth": 2, "head_width": 16, 
 
 
 @pytest.mark.parametrize("settings", [UNET, VIT], ids=["unet", "vit"])
-def test_zeros_have_no_effect_and_changes_have_one_before_training(settings: dict[str, Any]):
+def test_zeros_have_no_effect_and_changes_have_one_before_training(settings):
     made = plan(size=8, channels=3, **settings)
     net, (x, t) = randomized(made), batch(made)
     net.add_augmentation(4)
@@ -37,9 +32,7 @@ def test_zeros_have_no_effect_and_changes_have_one_before_training(settings: dic
     mostly_slow([("image", UNET), ("image", VIT), ("array", UNET), ("audio", UNET)], always=1),
     ids=["image-unet", "image-vit", "array-unet", "audio-unet"],
 )
-def test_a_short_training_does_not_mix_changed_samples_into_others(
-    medium: str, settings: dict[str, Any]
-):
+def test_a_short_training_does_not_mix_changed_samples_into_others(medium, settings):
     """At high noise, a network without parameters estimates the sample, not the mean of all.
 
     The mean of changed and unchanged samples is the estimate of a network that ignores parameters.
@@ -51,16 +44,15 @@ def test_a_short_training_does_not_mix_changed_samples_into_others(
     net.add_augmentation(count_parameters(names))
     sample = torch.randn(3, *size, generator=rng)
 
-    def change(count: int) -> tuple[Tensor, Tensor]:
+    def change(count):
         draws = torch.rand(count, count_draws(names), generator=rng)
         return augment(sample.expand(count, *sample.shape), names, draws)
 
-    def estimate(x0: Tensor, parameters: Tensor | None) -> Tensor:
+    def estimate(x0, parameters):
         t = torch.full((len(x0),), TIME)
         alpha, sigma = process.alpha_sigma(t, like=x0)
         noise = torch.randn(x0.shape, generator=rng)
-        estimates: Tensor = net(alpha * x0 + sigma * noise, t.float(), augment=parameters)
-        return estimates
+        return net(alpha * x0 + sigma * noise, t.float(), augment=parameters)
 
     mixture = change(4096)[0].mean(0) - sample
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0)

@@ -1,14 +1,10 @@
 """The parts of the U-Net, and the ways to put them together."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from covering_array import covering
-from networks import Plan, batch, plan, randomized
+from networks import batch, plan, randomized
 from oracles import generator
 from torch import nn
 
@@ -27,12 +23,12 @@ from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.registry import InvalidArgument
 
-TINY: dict[str, Any] = {
+TINY = {
     "size": 8, "channels": 2, "out_channels": 4, "width": 8, "groups": 4, "blocks": 1,
     "multipliers": (1, 2), "attention": (4,), "num_classes": 2,
 }  # fmt: skip
 
-HEADS: dict[str, dict[str, int]] = {
+HEADS = {
     "one head": {}, "heads": {"heads": 2}, "head_width": {"head_width": 4},
 }  # fmt: skip
 
@@ -58,7 +54,7 @@ combined = pytest.mark.parametrize("config", PRODUCT.values(), ids=list(PRODUCT)
 
 
 @combined
-def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(config: Plan):
+def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(config):
     net = randomized(config)
     x, t = batch(config)
     y = net(x, t, label=torch.tensor([0, 2]))
@@ -74,7 +70,7 @@ def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(config: 
 
 @combined
 @torch.no_grad()
-def test_time_and_class_matter_and_it_is_itself_again_from_its_tensors_alone(config: Plan):
+def test_time_and_class_matter_and_it_is_itself_again_from_its_tensors_alone(config):
     net, (x, t) = randomized(config), batch(config)
     y = net(x, t, label=torch.tensor([0, 1]))
     assert not torch.allclose(y, net(x, t + 5, label=torch.tensor([0, 1])), atol=1e-3)
@@ -89,7 +85,7 @@ def test_time_and_class_matter_and_it_is_itself_again_from_its_tensors_alone(con
 
 
 @combined
-def test_weights_that_are_cast_beforehand_compute_the_same(config: Plan):
+def test_weights_that_are_cast_beforehand_compute_the_same(config):
     """What autocast does in every evaluation, but once: to the last bit."""
     net, (x, t) = randomized(config), batch(config)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -114,7 +110,7 @@ def test_weights_that_are_cast_beforehand_compute_the_same(config: Plan):
 PARTS = UNetParts(Config(width=8, groups=4, multipliers=(1, 2), attention=()), 2)
 
 
-def randomize(block: nn.Module) -> nn.Module:
+def randomize(block):
     g = generator(4)
     with torch.no_grad():
         for p in block.parameters():
@@ -126,7 +122,7 @@ def randomize(block: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("after", [8, 16])
 @pytest.mark.parametrize(("resize", "side"), [(keep_size, 8), (halve_size, 4), (double_size, 16)])
 @torch.no_grad()
-def test_a_new_block_is_its_shortcut(block: str, after: int, resize, side: int):
+def test_a_new_block_is_its_shortcut(block, after, resize, side):
     made = BLOCKS[block](PARTS, 8, after, resize)
     x, emb = torch.randn(2, 8, 8, 8, generator=generator(5)), torch.ones(2, 32)
     y = made(x, emb)
@@ -144,7 +140,7 @@ def test_sizes_change_by_means_and_nearest_neighbors():
 
 @pytest.mark.parametrize("scale_shift", [False, True])
 @torch.no_grad()
-def test_a_convnext_block_is_what_it_says(scale_shift: bool):
+def test_a_convnext_block_is_what_it_says(scale_shift):
     config = plan(**{**TINY, "scale_shift": scale_shift, "norm_eps": 0.1}).config
     block = randomize(BLOCKS["convnext"](UNetParts(config, 2), 8, 16, keep_size)).eval()
     g = generator(6)
@@ -167,7 +163,7 @@ def test_a_convnext_block_is_what_it_says(scale_shift: bool):
 
 @pytest.mark.parametrize("block", list(BLOCKS))
 @torch.no_grad()
-def test_dropout_acts_in_every_block(block: str):
+def test_dropout_acts_in_every_block(block):
     made = randomize(BLOCKS[block](UNetParts(plan(**TINY, dropout=0.5).config, 2), 8, 8, keep_size))
     x, emb = torch.randn(2, 8, 8, 8, generator=generator(5)), torch.ones(2, 32)
     assert not torch.allclose(made(x, emb), made(x, emb), atol=1e-3)
@@ -178,7 +174,7 @@ def test_dropout_acts_in_every_block(block: str):
 # -- gradient checkpointing -----------------------------------------------------------------------
 
 
-def gradients(net: nn.Module, config: Plan, half: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
+def gradients(net, config, half):
     """The gradients of a training step, and the state of the generator after it."""
     net.zero_grad(set_to_none=True)
     torch.manual_seed(7)
@@ -192,10 +188,10 @@ def gradients(net: nn.Module, config: Plan, half: bool) -> tuple[list[torch.Tens
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("updown", [False, True])
 @pytest.mark.parametrize("block", list(BLOCKS))
-def test_checkpointing_gives_the_same_gradients_bit_for_bit(block: str, updown: bool, half: bool):
+def test_checkpointing_gives_the_same_gradients_bit_for_bit(block, updown, half):
     config = plan(**TINY, block=block, resblock_updown=updown, dropout=0.4)
     net = randomized(config).train()
-    runs: list[int] = []
+    runs = []
     net.mid_block.resnets[0].register_forward_pre_hook(lambda *_: runs.append(1))
     plain, state = gradients(net, config, half)
     assert len(runs) == 1
@@ -209,7 +205,7 @@ def test_checkpointing_gives_the_same_gradients_bit_for_bit(block: str, updown: 
 @pytest.mark.parametrize(
     "size", [(16,), (1,), (5, 6), (1, 1), (1, 3), (8, 4, 4), (1, 1, 1)], ids=str
 )
-def test_the_transposed_convolution_is_upsampling_and_convolution(size: tuple[int, int]):
+def test_the_transposed_convolution_is_upsampling_and_convolution(size):
     torch.manual_seed(0)
     layer = Upsample(UNetParts(plan(**TINY).config, len(size)), 6).double()
     x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)

@@ -1,9 +1,5 @@
 """`--compile`: torch traces every network whole, and what it traces computes the same."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from conftest import mostly_slow
@@ -11,7 +7,7 @@ from networks import batch, plan, randomized
 
 UNET = {"width": 16, "groups": 4, "multipliers": (1, 2), "blocks": 1, "attention": (8,), "size": 16}
 
-NETS: list[dict[str, Any]] = [
+NETS = [
     {"network": "vit", "width": 24, "depth": 2, "head_width": 12, "patch": 4},
     {**UNET, "block": "convnext", "num_classes": 3},
     {**UNET, "scale_shift": False, "downsample_padding": 0},
@@ -24,7 +20,7 @@ CASES = [(UNET, "eager"), *((net, "eager") for net in NETS), (UNET, "aot_eager")
 
 @pytest.mark.parametrize(("settings", "backend"), mostly_slow(CASES), ids=range(len(CASES)))
 @pytest.mark.usefixtures("fresh_traces")
-def test_compiling_changes_no_output_and_no_gradient(settings: dict[str, Any], backend: str):
+def test_compiling_changes_no_output_and_no_gradient(settings, backend):
     made = plan(**settings)
     net, (x, t) = randomized(made).train(), batch(made)
     label = torch.tensor([0, 2]) if made.num_classes else None
@@ -39,7 +35,7 @@ def test_compiling_changes_no_output_and_no_gradient(settings: dict[str, Any], b
 
 
 @pytest.fixture
-def fresh_traces() -> Any:
+def fresh_traces():
     """Nothing traced by one test is kept for the next."""
     torch.compiler.reset()
     yield

@@ -1,7 +1,5 @@
 """Networks in one, two and three dimensions."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest
@@ -29,7 +27,7 @@ OTHERS = sorted({*product(SIZES, NETS)} - {*ONCE})
 
 
 @pytest.mark.parametrize(("dims", "name"), mostly_slow(ONCE + OTHERS, always=len(ONCE)))
-def test_a_network_learns_and_draws(dims: int, name: str):
+def test_a_network_learns_and_draws(dims, name):
     torch.manual_seed(0)
     steps = 60 if name == "vit" else 40
     made = plan(SIZES[dims], 2, 2, **NETS[name])
@@ -56,7 +54,7 @@ def test_a_network_learns_and_draws(dims: int, name: str):
 
 
 @dimensions
-def test_laid_out_for_speed_it_computes_the_same(dims: int):
+def test_laid_out_for_speed_it_computes_the_same(dims):
     made = plan(SIZES[dims], 2, width=8, groups=4, multipliers=(1, 2), blocks=1)
     net, (x, t) = randomized(made), batch(made)
     expected = net(x, t)
@@ -67,7 +65,7 @@ def test_laid_out_for_speed_it_computes_the_same(dims: int):
 
 @dimensions
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_folding_has_an_inverse_and_keeps_patches_together(dims: int, patch: int):
+def test_folding_has_an_inverse_and_keeps_patches_together(dims, patch):
     size = tuple(patch * (2 + i) for i in range(dims))
     x = torch.randn(2, 3, *size, generator=generator(1))
     cut = fold_patches(x, patch)

@@ -1,16 +1,12 @@
 """Whether noise of every dimension passes through a network."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import batch, plan, randomized
 from oracles import generator
-from torch import Tensor
 
 from diffuse_cli.config.presets import choose, resolve_architecture
 from diffuse_cli.config.train_options import TrainConfig
@@ -46,9 +42,7 @@ VIT = {"network": "vit", "depth": 2, "head_width": 6}
         ({**VIT, "width": 24, "patch": 2, "bottleneck": 6}, 3, (8, 8), 16 * 6),
     ],
 )  # fmt: skip
-def test_the_rank_of_a_network_is_that_of_its_table_entry(
-    settings: dict[str, Any], channels: int, size: tuple[int, ...], rank: int
-):
+def test_the_rank_of_a_network_is_that_of_its_table_entry(settings, channels, size, rank):
     """Of how its output changes with its input: full, or at most the width at each position."""
     made = plan(size, channels, **settings)
     net, (x, t), numbers = randomized(made), batch(made, 1), math.prod(made.space.shape)
@@ -64,25 +58,25 @@ def test_the_rank_of_a_network_is_that_of_its_table_entry(
 SIDE = 128
 
 
-def smooth(count: int) -> Tensor:
+def smooth(count):
     """Images without texture, of little contrast, (count, 3, SIDE, SIDE)."""
     coarse = 0.1 * torch.randn(count, 3, 5, 5, generator=generator(0))
     return F.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic", align_corners=True)
 
 
-def laplacian(x: Tensor) -> Tensor:
+def laplacian(x):
     """Each pixel's difference from its four neighbors, times 4, in levels of 255."""
     levels = (x.clamp(-1, 1) + 1) * 127.5
     kernel = torch.tensor([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]])
     return F.conv2d(levels.flatten(0, 1)[:, None], kernel[None, None])
 
 
-def residual_noise(x: Tensor) -> float:
+def residual_noise(x):
     """The standard deviation of white noise with the median of these Laplacians."""
     return float(laplacian(x).abs().median()) / 0.6745 / 20**0.5
 
 
-def trained(steps: int = 200, crop: int = 32) -> Denoiser:
+def trained(steps=200, crop=32):
     """The network that `diffuse train` takes for images of 128 pixels, which has learned the last
     fifth of the process from crops of smooth ones."""
     space, images, g = Space(channels=3, size=(SIDE, SIDE)), smooth(16), generator(1)

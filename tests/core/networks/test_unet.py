@@ -1,22 +1,18 @@
 """The U-Net against diffusers, whose tensor names it has."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
-from networks import Plan, batch, plan, randomized
+from networks import batch, plan, randomized
 from oracles import generator
 
 from diffuse_cli.core.networks._unet_modules import SpatialAttention
 from diffuse_cli.core.networks.layers import sinusoids
 from diffuse_cli.core.registry import InvalidArgument
 
-SMALL: dict[str, Any] = {"width": 8, "groups": 4, "blocks": 1, "multipliers": (1, 2), "size": 8}
+SMALL = {"width": 8, "groups": 4, "blocks": 1, "multipliers": (1, 2), "size": 8}
 """A network of four small feature maps; `attention` names those with attention."""
 
-SHAPES: dict[str, dict[str, Any]] = {
+SHAPES = {
     "ddpm-cifar10": {
         "size": 32, "width": 8, "groups": 4, "multipliers": (1, 2, 2, 2), "blocks": 2,
         "attention": (16,), "scale_shift": False,
@@ -48,7 +44,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def twin(made: Plan) -> Any:
+def twin(made):
     """The same network in diffusers."""
     diffusers = pytest.importorskip("diffusers")
     attends, widths, by_resnet = made.attends, made.config.widths, made.config.resblock_updown
@@ -83,7 +79,7 @@ def twin(made: Plan) -> Any:
     ).eval()
 
 
-def from_twin(other: Any, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None) -> Any:
+def from_twin(other, x, t, label):
     """What diffusers' network says at t. With Fourier features it reads the logarithm of what it
     is given, and divides its output by that."""
     if other.config.time_embedding_type == "fourier":
@@ -94,7 +90,7 @@ def from_twin(other: Any, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
 @torch.no_grad()
-def test_it_is_diffusers_network(shape: str):
+def test_it_is_diffusers_network(shape):
     config = plan(**SHAPES[shape])
     net, other = randomized(config), twin(config)
     other.load_state_dict(net.state_dict(), strict=True)
@@ -130,7 +126,7 @@ def test_gradients_reach_a_new_network_in_three_steps():
     net = plan(8, 1, width=8, groups=4, multipliers=(1, 2), blocks=1, attention=(4,)).build()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     x = torch.randn(2, 1, 8, 8, generator=generator(1))
-    reached: list[set[str]] = []
+    reached = []
     for _ in range(3):
         optimizer.zero_grad()
         (net(x, torch.tensor([500.0, 500.0])) - x).square().mean().backward()
@@ -147,7 +143,7 @@ def test_gradients_reach_a_new_network_in_three_steps():
 
 @pytest.mark.parametrize("resblock_updown", [False, True])
 @pytest.mark.parametrize("scale_shift", [False, True])
-def test_gradients_are_diffusers_gradients(scale_shift: bool, resblock_updown: bool):
+def test_gradients_are_diffusers_gradients(scale_shift, resblock_updown):
     config = plan(**SMALL, attention=(4,), scale_shift=scale_shift, resblock_updown=resblock_updown)
     net, other = randomized(config), twin(config)
     other.load_state_dict(net.state_dict())
@@ -209,7 +205,7 @@ def test_fourier_features_are_waves_of_t_over_a_thousand_with_frequencies_of_the
     ],
     ids=str,
 )  # fmt: skip
-def test_a_network_that_cannot_be_is_refused(wrong: dict[str, Any]):
+def test_a_network_that_cannot_be_is_refused(wrong):
     with pytest.raises(InvalidArgument):
         plan(**{**SMALL, **wrong}).build()
 
@@ -230,7 +226,7 @@ def test_the_way_up_can_have_other_heads():
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "fourier"])
 @pytest.mark.parametrize("block", ["resnet", "convnext"])
-def test_the_time_can_have_a_width_other_than_the_first_levels(kind: str, block: str):
+def test_the_time_can_have_a_width_other_than_the_first_levels(kind, block):
     net = plan(**{**SMALL, "time_width": 24, "time_embedding": kind, "block": block}).build()
     assert net.time_embedding.linear_2.weight.shape == (96, 96)
     assert net.conv_in.weight.shape[0] == SMALL["width"]

@@ -1,16 +1,12 @@
 """The transformer over patches: its formulas, its shapes, and the papers' numbers."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
-from typing import Any
 
 import pytest
 import torch
-from networks import Plan, batch, plan, randomized
+from networks import batch, plan, randomized
 from oracles import generator
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
@@ -26,14 +22,14 @@ from diffuse_cli.core.networks import _vit_modules, count_parameters, run_checkp
 from diffuse_cli.core.networks.vit import Config, adapt, describe
 from diffuse_cli.core.registry import InvalidArgument
 
-SMALL: dict[str, Any] = {
+SMALL = {
     "network": "vit", "patch": 2, "width": 24, "depth": 3, "head_width": 12,
 }  # fmt: skip
 SIZES = {1: (16,), 2: (8, 4), 3: (4, 2, 6)}
 AGE = NumberColumn(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
 TABLE = MetadataTable(columns=(AGE, LabelColumn(name="site", values=("a", "b"))))
 
-SHAPES: dict[str, Plan] = {
+SHAPES = {
     "plain": plan(8, **SMALL),
     "bottleneck": plan(8, **SMALL, bottleneck=3),
     "context": plan(8, **SMALL, context=2),
@@ -52,9 +48,9 @@ shapes = pytest.mark.parametrize("made", SHAPES.values(), ids=list(SHAPES))
 dimensions = pytest.mark.parametrize("dims", list(SIZES))
 
 
-def told(made: Plan) -> dict[str, Tensor]:
+def told(made):
     """What a network is told of a batch of two."""
-    cond: dict[str, Tensor] = {}
+    cond = {}
     if made.conditions.classes:
         cond["label"] = torch.tensor([0, 2])
     if made.conditions.given:
@@ -67,10 +63,10 @@ def told(made: Plan) -> dict[str, Tensor]:
 # -- its formulas ---------------------------------------------------------------------------------
 
 
-def by_hand(block: Any, h: Tensor, emb: Tensor, at: list[tuple[int, ...]], heads: int) -> Tensor:
+def by_hand(block, h, emb, at, heads):
     """A block, one position and head at a time, with turns as products of complex numbers."""
 
-    def norm(x: Tensor) -> Tensor:
+    def norm(x):
         return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
     shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(emb).chunk(6)
@@ -101,7 +97,7 @@ def by_hand(block: Any, h: Tensor, emb: Tensor, at: list[tuple[int, ...]], heads
 
 @dimensions
 @torch.no_grad()
-def test_a_block_is_its_formula(dims: int):
+def test_a_block_is_its_formula(dims):
     block = randomized(plan(SIZES[dims], **SMALL)).blocks[0]
     grid = tuple(side // 2 for side in SIZES[dims])
     at = list(torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, dims).tolist())
@@ -114,14 +110,12 @@ def test_a_block_is_its_formula(dims: int):
 
 @dimensions
 @torch.no_grad()
-def test_places_tell_where_a_patch_is_in_what_is_the_same_everywhere(
-    dims: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_places_tell_where_a_patch_is_in_what_is_the_same_everywhere(dims, monkeypatch):
     net = randomized(plan(SIZES[dims], **SMALL))
     x, t = torch.ones(1, 3, *SIZES[dims]), torch.tensor([300.0])
 
-    def corners() -> Tensor:
-        found: Tensor = net(x, t)[(slice(None), slice(None), *[slice(None, None, 2)] * dims)]
+    def corners():
+        found = net(x, t)[(slice(None), slice(None), *[slice(None, None, 2)] * dims)]
         return found.flatten(2)
 
     assert bool((corners().std(2) > 0.01).all())
@@ -140,9 +134,7 @@ def test_places_are_parts_of_the_side():
 
 
 @shapes
-def test_it_trains_every_weight_and_blocks_that_run_again_for_the_gradient_give_the_same(
-    made: Plan,
-):
+def test_it_trains_every_weight_and_blocks_that_run_again_for_the_gradient_give_the_same(made):
     found = []
     for run in (None, run_checkpointed):
         net, (x, t) = randomized(made), batch(made)
@@ -157,7 +149,7 @@ def test_it_trains_every_weight_and_blocks_that_run_again_for_the_gradient_give_
 
 @shapes
 @torch.no_grad()
-def test_a_new_network_predicts_zero_and_it_is_itself_again_from_its_tensors_alone(made: Plan):
+def test_a_new_network_predicts_zero_and_it_is_itself_again_from_its_tensors_alone(made):
     net, (x, t) = made.build(), batch(made)
     assert not net(x, t, **told(made)).any()
     h, grid = torch.randn(2, 4, 24, generator=generator(3)), (4, *[1] * (made.space.dims - 1))
@@ -173,7 +165,7 @@ def test_a_new_network_predicts_zero_and_it_is_itself_again_from_its_tensors_alo
 
 @shapes
 @torch.no_grad()
-def test_nothing_told_is_the_label_after_the_last_zeros_and_not_a_number(made: Plan):
+def test_nothing_told_is_the_label_after_the_last_zeros_and_not_a_number(made):
     net = randomized(made)
     x, t = batch(made)
     nothing = {"label": torch.tensor([2, 2]), "given": torch.zeros(2, 2, *made.space.size),
@@ -187,7 +179,7 @@ def test_nothing_told_is_the_label_after_the_last_zeros_and_not_a_number(made: P
 
 @shapes
 @torch.no_grad()
-def test_precision_memory_order_and_batch_do_not_change_it(made: Plan):
+def test_precision_memory_order_and_batch_do_not_change_it(made):
     net = randomized(made)
     x, t = batch(made)
     exact = net(x, t)
@@ -214,7 +206,7 @@ def test_weights_serve_at_another_size_and_dropout_acts_in_training_alone():
 # -- the papers' numbers --------------------------------------------------------------------------
 
 
-def counted(config: Config, side: int, channels: int, out_channels: int) -> tuple[int, float]:
+def counted(config, side, channels, out_channels):
     """Parameters, and billions of products of one evaluation, which the papers call GFLOPs."""
     space = Space(channels=channels, size=(side, side))
     conditions = Conditions(classes=tuple(map(str, range(1000))))
@@ -240,7 +232,7 @@ table 4)."""
 
 
 @pytest.mark.parametrize(("width", "patch"), list(DIT))
-def test_dit_has_its_parameters_and_operations(width: int, patch: int):
+def test_dit_has_its_parameters_and_operations(width, patch):
     """Of latents of 4 channels, 32x32, with learned variance. The gated MLP has the weights of one
     of four times the width and 4/3 of its biases; norms of queries and keys have weights; and DiT's
     count has its table of positions."""
@@ -273,7 +265,7 @@ def test_dit_has_its_parameters_and_operations(width: int, patch: int):
     ],
     ids=str,
 )
-def test_a_network_that_cannot_be_is_refused(wrong: dict[str, Any], message: str):
+def test_a_network_that_cannot_be_is_refused(wrong, message):
     with pytest.raises(InvalidArgument, match=message):
         plan(**{"size": 8, **SMALL, **wrong}).build()
 
@@ -309,7 +301,7 @@ def test_a_typed_size_that_no_patches_divide_is_refused():
 @pytest.mark.parametrize(
     ("width", "head_width"), [(48, 16), (40, 10), (64, 16), (36, 12), (26, 2), (22, 2)]
 )
-def test_heads_become_narrower_until_they_divide_the_width(width: int, head_width: int):
+def test_heads_become_narrower_until_they_divide_the_width(width, head_width):
     space = Space(channels=3, size=(8, 8))
     assert adapt(PRESET, {"width": width}, space).head_width == head_width
     with pytest.raises(InvalidArgument):
