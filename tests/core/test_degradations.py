@@ -7,7 +7,6 @@ import torch
 from oracles import generator
 
 from diffuse_cli.core import DEGRADATIONS
-from diffuse_cli.core.data_gaussian import basis
 from diffuse_cli.core.degradations import CUTOFF, Mask, parse
 from diffuse_cli.core.inpainting import LARGEST, MASKS, MOST, SMALLEST
 from diffuse_cli.core.registry import InvalidArgument
@@ -102,77 +101,56 @@ def test_a_degradation_reads_nothing_back(form):
     assert a.pinv(y).shape == a.transpose(y).shape == x.shape
 
 
-@pytest.mark.parametrize(
-    ("text", "value", "sigma"),
-    [
-        ("low-res", 4, 0), ("low-res:8", 8, 0), ("blur:1.5", 1.5, 0), ("blur:2+noise:0.1", 2, 0.1),
-        ("mask:strokes", "strokes", 0), ("noise:0.3", 0.3, 0.3), ("mask", "half", 0),
-        ("grey+noise:0.25", None, 0.25),
-    ],
-)  # fmt: skip
-def test_the_short_form_is_read(text, value, sigma):
-    read = parse(text)
-    assert value is None or getattr(read, read.VALUE) == value
-    assert read.sigma == pytest.approx(sigma)
+FORMS_READ = [
+    ("low-res", 4, 0), ("low-res:8", 8, 0), ("blur:1.5", 1.5, 0), ("blur:2+noise:0.1", 2, 0.1),
+    ("mask:strokes", "strokes", 0), ("noise:0.3", 0.3, 0.3), ("mask", "half", 0),
+    ("grey+noise:0.25", None, 0.25),
+]  # fmt: skip
+REFUSED = [
+    ("lowres:4", "there is no 'lowres'. Did you mean 'low-res'?"), ("mask:hlaf", "mean 'half'?"),
+    ("", "there is no ''. Choose from: low-res, mask"), ("blur:2+grey", "only noise can be added"),
+    ("low-res:x", "'low-res:x': factor must be a whole number, not 'x'"), ("low-res:", "factor"),
+    ("low-res:1", "factor must be at least 2, not 1"), ("noise:0.1+noise:0.2", "only noise can"),
+    ("blur:nan", "width must be a finite number"), ("blur+noise:-1", "sigma must be at least 0"),
+    ("grey:2", "'grey:2': takes no value. Write grey"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("lowres:4", "there is no 'lowres'. Did you mean 'low-res'?"),
-        ("", "there is no ''. Choose from: low-res, mask"),
-        ("low-res:x", "'low-res:x': factor must be a whole number, not 'x'"),
-        ("low-res:", "factor must be a whole number"),
-        ("low-res:1", "factor must be at least 2, not 1"),
-        ("blur:nan", "width must be a finite number"),
-        ("mask:hlaf", "Did you mean 'half'?"),
-        ("grey:2", "'grey:2': takes no value. Write grey"),
-        ("blur:2+grey", "only noise can be added"),
-        ("noise:0.1+noise:0.2", "only noise can be added"),
-        ("blur+noise:-1", "sigma must be at least 0"),
-    ],
-)
-def test_a_wrong_form_is_refused_in_words(text, said):
-    with pytest.raises(InvalidArgument) as raised:
-        parse(text)
-    assert raised.value.argument == "degradation"
-    assert said in str(raised.value)
+def test_the_short_form_is_read_and_any_other_is_refused_in_words():
+    for text, value, sigma in FORMS_READ:
+        form = parse(text)
+        assert value is None or getattr(form, form.VALUE) == value
+        assert form.sigma == pytest.approx(sigma)
+    for text, said in REFUSED:
+        with pytest.raises(InvalidArgument) as raised:
+            parse(text)
+        assert raised.value.argument == "degradation"
+        assert said in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("form", "shape", "said"),
-    [
+def test_samples_that_do_not_suit_it_are_refused():
+    for form, shape, said in [
         ("low-res:4", (3, 30, 32), "multiples of 4, not 30 high x 32 wide"),
         ("grey", (1, 8, 8), "several channels, not 1"),
         ("blur:2", (1, 65_536), "sides of at most 16,384, not 65536"),
         ("downsample-channels:2", (3, 8), "a multiple of 2 channels, not 3"),
-    ],
-)
-def test_samples_that_do_not_suit_it_are_refused(form, shape, said):
-    with pytest.raises(InvalidArgument, match=said):
-        parse(form).fit_shape(shape)
+    ]:
+        with pytest.raises(InvalidArgument, match=said):
+            parse(form).fit_shape(shape)
+    with pytest.raises(InvalidArgument, match="mask:box is random for each sample"):
+        parse("mask:box").fit_shape((3, 8, 8)).apply(torch.zeros(1, 3, 8, 8))
 
 
 # -- what each one is -----------------------------------------------------------------------------
 
 
-def test_low_res_is_the_mean_over_blocks():
+def test_low_res_is_the_mean_over_blocks_and_grey_over_channels():
     x = torch.arange(8.0).reshape(1, 1, 2, 4)
     low = DEGRADATIONS["low-res"](factor=2)
     assert low.apply(x).tolist() == [[[[2.5, 4.5]]]]
     assert low.pinv(low.apply(x)).tolist() == [[[[2.5, 2.5, 4.5, 4.5]] * 2]]
-
-
-def test_the_pseudo_inverse_of_grey_is_the_grey_picture():
-    x = torch.tensor([0.0, 0.3, 0.9]).reshape(1, 3, 1, 1)
-    grey = DEGRADATIONS["grey"]()
+    x, grey = torch.tensor([0.0, 0.3, 0.9]).reshape(1, 3, 1, 1), DEGRADATIONS["grey"]()
     assert torch.allclose(grey.pinv(grey.apply(x)), torch.full((1, 3, 1, 1), 0.4))
-
-
-def test_the_cosine_transform_is_orthonormal():
-    for side in (1, 2, 7, 64):
-        rows = basis(side, torch.float64, torch.device("cpu"))
-        assert torch.allclose(rows @ rows.mT, torch.eye(side, dtype=torch.float64), atol=1e-13)
 
 
 @pytest.mark.parametrize("width", [1.0, 2.5])
@@ -199,16 +177,8 @@ def test_a_known_mask_is_used_as_it_is():
     assert a.draw_parts(torch.empty(2, 0, device="meta")).mask.device.type == "meta"
     with pytest.raises(InvalidArgument, match="mask must be 8x8, not 4 high x 6 wide"):
         a.fit_shape((3, 8, 8))
-
-
-def test_what_is_hidden_need_not_be_finite():
-    x = torch.tensor([1.0, -2.0, -math.inf, math.nan]).reshape(1, 1, 4)
+    x = torch.tensor([1.0, -2.0, -math.inf, math.nan]).reshape(1, 1, 4)  # also where it is hidden
     assert parse("mask:half").apply(x).tolist() == [[[1, -2, 0, 0]]]
-
-
-def test_a_random_mask_must_be_drawn_first():
-    with pytest.raises(InvalidArgument, match="mask:box is random for each sample"):
-        parse("mask:box").fit_shape((3, 8, 8)).apply(torch.zeros(1, 3, 8, 8))
 
 
 @sizes
@@ -225,7 +195,7 @@ def test_a_mask_is_zeros_and_ones_that_follow_their_numbers(kind, size):
         assert len({tuple(row) for row in known.flatten(1).tolist()}) > 20
 
 
-def test_the_left_half_is_known_and_a_box_has_its_size_and_place():
+def test_masks_have_their_place_size_share_and_thickness():
     known = MASKS["half"](torch.empty(1, 0), (2, 6))
     assert known.tolist() == [[[[1, 1, 1, 0, 0, 0]] * 2]]
     ends = torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.5]])
@@ -233,15 +203,9 @@ def test_the_left_half_is_known_and_a_box_has_its_size_and_place():
     assert small[0].sum(1).tolist() == [6 if i < 8 * SMALLEST else 0 for i in range(8)]
     assert small[0, 0].tolist() == [0, 0, *[1] * 6]
     assert float(large.sum()) == 8 * LARGEST * 8 * SMALLEST
-
-
-def test_a_share_of_scattered_positions_is_known():
     u = torch.rand(1, 1 + 64 * 64, generator=generator(1))
     u[:, 0] = 1
     assert float(MASKS["random"](u, (64, 64)).mean()) == pytest.approx(MOST, abs=0.02)
-
-
-def test_a_stroke_is_as_thick_as_it_says():
     u = torch.zeros(1, MASKS["strokes"].uniforms((100, 100)))
     u[:, :] = torch.tensor([0.5, 0.0, 0.5, 1.0, 1.0]).repeat(4)
     hole = 1 - MASKS["strokes"](u, (100, 100))[0, 0]

@@ -6,8 +6,6 @@ Every case runs in an empty folder with the corpora `grey`, `held`, `many`, `emo
 files.
 """
 
-from __future__ import annotations
-
 COMMON = """\
 batch_size = 8
 precision = "fp32"
@@ -19,90 +17,43 @@ ema_decay = 0.7
 num_timesteps = 100
 preview_every = 100000
 """
+UNET = "[unet]\nwidth = 8\nblocks = 1\ngroups = 4\n"
+WIDE = "[unet]\nwidth = 16\nblocks = 1\ngroups = 1\nresblock_updown = true\nscale_shift = false\n"
+LEVELS = "multipliers = [1, 2]\n"
+CUT = LEVELS + "attention = []\npatch = 2\n"
 NETWORKS = {
-    "small.toml": """
-[unet]
-width = 8
-multipliers = [1, 2]
-blocks = 1
-attention = [4]
-groups = 4
-""",
-    "any-size.toml": """
-[unet]
-width = 8
-blocks = 1
-attention = [4]
-groups = 4
-""",
-    "wide.toml": """
-[unet]
-width = 16
-multipliers = [1, 2]
-blocks = 1
-attention = [4]
-head_width = 16
-groups = 1
-resblock_updown = true
-scale_shift = false
-""",
-    "patches.toml": """
-[unet]
-width = 8
-multipliers = [1, 2]
-blocks = 1
-attention = []
-groups = 4
-patch = 2
-""",
-    "vit.toml": """
-[vit]
-patch = 2
-width = 16
-depth = 2
-head_width = 8
-context = 1
-""",
-    "convnext.toml": """
-[unet]
-width = 8
-multipliers = [1, 2]
-blocks = 1
-attention = []
-groups = 4
-patch = 2
-block = "convnext"
-time_embedding = "fourier"
-dropout = 0.1
-""",
+    "small.toml": UNET + LEVELS + "attention = [4]\n",
+    "any-size.toml": UNET + "attention = [4]\n",
+    "wide.toml": WIDE + LEVELS + "attention = [4]\nhead_width = 16\n",
+    "patches.toml": UNET + CUT,
+    "vit.toml": "[vit]\npatch = 2\nwidth = 16\ndepth = 2\nhead_width = 8\ncontext = 1\n",
+    "convnext.toml": UNET + CUT + 'block = "convnext"\ntime_embedding = "fourier"\ndropout = 0.1\n',
 }
 """Configuration files: `COMMON` comes before each, and `default-NAME` is without it."""
 
 
-def train(
-    options: str, data: str = "grey", network: str = "small", steps: int = 6, model: str = "m"
-) -> str:
+def train(options, data="grey", network="small", steps=6, model="m"):
     """The command line of a training run."""
     return f"train {data} --config {network}.toml --steps {steps} -o {model}.safetensors {options}"
 
 
-def sample(options: str, model: str = "m", count: int = 2) -> str:
+def sample(options, model="m", count=2):
     """The command line that draws from a model."""
     return f"sample {model}.safetensors -o samples --no-grid --precision fp32 -n {count} {options}"
 
 
-def task(line: str, options: str) -> str:
+def task(line, options):
     """The command line of a task with a model on pictures."""
     return f"{line} -o samples --no-grid --precision fp32 {options}"
 
 
-def evaluate(options: str, data: str = "grey") -> str:
+def evaluate(options, data="grey"):
     """The command line that measures a model."""
     settings = "--json --precision fp32 -n 8 --batch-size 8 --steps 2"
     return f"eval m.safetensors {data} {settings} {options}"
 
 
-CASES: dict[str, tuple[str, ...]] = {
+CASES = {
     "eps-small": (
         train("--target eps --variance small --schedule linear --weighting none --keep-raw"),
         sample("--sampler ddpm --steps 5"),

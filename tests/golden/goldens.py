@@ -8,8 +8,6 @@ model files after 20 steps (plain; with classes and a recommended setting; with 
 and a network of diffusers filled from a seed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -23,10 +21,8 @@ import sys
 import tarfile
 import wave
 from base64 import b64decode
-from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: equal bytes need equal threads
 os.environ["DIFFUSE_CACHE"] = ""
@@ -41,14 +37,6 @@ from safetensors.numpy import load_file
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden.json"
 FIXTURES = HERE / "fixtures"
-
-Array = np.ndarray[Any, Any]
-
-Measured = dict[str, dict[str, Any]]
-"""Tensors, outputs (`images`) and numbers of a case, each by name: arrays, and floats or words."""
-
-Recorded = dict[str, dict[str, Any]]
-"""A `Measured` of `rows`."""
 
 PASSED_OVER = ("seconds", "size_bytes", "unet", "training", "settings", "model", "made_with")
 """Parts of what `info` and `eval` print that are no results: times, and what was asked for."""
@@ -69,7 +57,7 @@ most, numbers by 4e-5, and no image was; one pixel of 8x8 off by one level moves
 # -- corpora: arithmetic alone, so that they are the same everywhere ------------------------------
 
 
-def write_grey(folder: Path, count: int, seed: int) -> None:
+def write_grey(folder, count, seed):
     """Noisy 8x8 gradients, every other one light, in two class folders."""
     draw = np.random.RandomState(seed)
     for k in range(count):
@@ -80,7 +68,7 @@ def write_grey(folder: Path, count: int, seed: int) -> None:
         Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{k:02d}.png")
 
 
-def write_emoji(folder: Path, count: int = 12, side: int = 24) -> None:
+def write_emoji(folder, count=12, side=24):
     """Colored discs, squares and triangles with soft edges on nothing, 24x24 RGBA."""
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     for k in range(count):
@@ -97,7 +85,7 @@ def write_emoji(folder: Path, count: int = 12, side: int = 24) -> None:
         Image.fromarray(pixels).save(folder / name / f"{k:02d}.png")
 
 
-def write_sounds(folder: Path, count: int = 16) -> None:
+def write_sounds(folder, count=16):
     """Noisy triangle waves of 512 samples, each as loud as the next, of five pitches."""
     draw = np.random.RandomState(3)
     folder.mkdir()
@@ -108,7 +96,7 @@ def write_sounds(folder: Path, count: int = 16) -> None:
             file.writeframes((triangle + draw.randint(-3000, 3000, 512)).astype("<i2").tobytes())
 
 
-def write_fields(folder: Path, count: int = 12) -> None:
+def write_fields(folder, count=12):
     """Float arrays of two channels of 8x8, of which the second has large and small values."""
     draw = np.random.RandomState(4)
     folder.mkdir()
@@ -118,7 +106,7 @@ def write_fields(folder: Path, count: int = 12) -> None:
         np.save(folder / f"{k:02d}.npy", field.astype(np.float32))
 
 
-def write_volumes(folder: Path, count: int = 8) -> None:
+def write_volumes(folder, count=8):
     """Float arrays of 4x8x8 that become lighter along one axis."""
     draw = np.random.RandomState(5)
     folder.mkdir()
@@ -127,14 +115,14 @@ def write_volumes(folder: Path, count: int = 8) -> None:
         np.save(folder / f"{k:02d}.npy", volume.astype(np.float32))
 
 
-def write_table(folder: Path) -> None:
+def write_table(folder):
     """A column of numbers and one of labels of the images in a folder."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     rows = [f"{name},{20 + k % 7},{('north', 'south')[k % 3 % 2]}" for k, name in enumerate(names)]
     (folder / "metadata.csv").write_text("\n".join(["file_name,age,site", *rows]) + "\n")
 
 
-def write_shards(folder: Path, source: Path, count: int = 2) -> None:
+def write_shards(folder, source, count=2):
     """The images of class folders, dealt to tar files in turn."""
     folder.mkdir()
     files = sorted(source.rglob("*.png"))
@@ -147,7 +135,7 @@ def write_shards(folder: Path, source: Path, count: int = 2) -> None:
                     archive.addfile(info, file)
 
 
-def write_parquet(file: Path, source: Path) -> None:
+def write_parquet(file, source):
     """The images of class folders in rows, with their classes as a column."""
     files = sorted(source.rglob("*.png"))
     image = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
@@ -155,7 +143,7 @@ def write_parquet(file: Path, source: Path) -> None:
     pq.write_table(pa.table({"image": image, "label": label}), file, row_group_size=6)
 
 
-def furnish(folder: Path) -> None:
+def furnish(folder):
     """Write what a case reads into a folder."""
     write_grey(folder / "grey", 16, seed=1)
     write_grey(folder / "held", 10, seed=2)
@@ -180,7 +168,7 @@ def furnish(folder: Path) -> None:
 # -- running and measuring -------------------------------------------------------------------------
 
 
-def run(line: str, twice: Callable[..., str]) -> str:
+def run(line, twice):
     """stdout of `diffuse` with these arguments, in this process or by `twice`."""
     arguments = line.split()
     if arguments[0] == "twice":
@@ -194,7 +182,7 @@ def run(line: str, twice: Callable[..., str]) -> str:
     return out.getvalue()
 
 
-def by_torchrun(*arguments: str) -> str:
+def by_torchrun(*arguments):
     """stdout of `diffuse` in two processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     ran = subprocess.run(
@@ -205,7 +193,7 @@ def by_torchrun(*arguments: str) -> str:
     return ran.stdout
 
 
-def row(name: str, array: Array) -> list[Any]:
+def row(name, array):
     """[type and shape, mean, root of the mean square, projections], which any machine agrees on.
 
     A projection is the sum of the elements, each with a sign keyed by `name`, over the root of
@@ -219,7 +207,7 @@ def row(name: str, array: Array) -> list[Any]:
     return [kind, *(float(f"{value:.5g}") for value in values)]
 
 
-def block_row(name: str, tensors: dict[str, Array]) -> list[Any]:
+def block_row(name, tensors):
     """A row of several tensors: of the logarithm of the size of each, and of its mean and
     projections relative to its size, so that a small tensor counts as much as a large one.
 
@@ -235,28 +223,28 @@ def block_row(name: str, tensors: dict[str, Array]) -> list[Any]:
     return [label, *row(name, np.array(parts))[1:]]
 
 
-def block_name(tensor: str) -> str:
+def block_name(tensor):
     """The name of a tensor to its first number, or without its last part."""
     numbered = re.match(r".*?\.\d+(?=\.)", tensor)
     return numbered[0] if numbered else tensor.rpartition(".")[0] or tensor
 
 
-def grouped(names: Iterable[str], group: Callable[[str], str]) -> dict[str, list[str]]:
-    """Names by their group, in order."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(group(name), []).append(name)
+def grouped(values, group):
+    """Values by name, in the groups of their names, in order."""
+    groups = {}
+    for name, value in values.items():
+        groups.setdefault(group(name), {})[name] = value
     return groups
 
 
-def list_name(path: str) -> str:
+def list_name(path):
     """The path of a number without the index of a list, the name of a class and the ending of a
     standard error."""
     path = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
     return re.sub(r"(?<=classes\.)[^.]+", "*", path).removesuffix("_standard_error")
 
 
-def list_row(path: str, values: list[Any]) -> Any:
+def list_row(path, values):
     """One value, a few numbers, the row of more numbers, or words in a line."""
     if len(values) == 1:
         return values[0]
@@ -265,19 +253,19 @@ def list_row(path: str, values: list[Any]) -> Any:
     return values if len(values) < ROW else row(path, np.array(values, np.float64))
 
 
-def rows(measured: Measured) -> Recorded:
+def rows(measured):
     """What was measured as it is recorded: a row for each block of tensors, each output and each
     list of numbers."""
-    tensors, values = measured["tensors"], measured["numbers"]
-    blocks, lists = grouped(tensors, block_name), grouped(values, list_name)
+    blocks = grouped(measured["tensors"], block_name)
+    lists = grouped(measured["numbers"], list_name)
     return {
-        "tensors": {k: block_row(k, {n: tensors[n] for n in names}) for k, names in blocks.items()},
+        "tensors": {k: block_row(k, tensors) for k, tensors in blocks.items()},
         "images": {name: row(name, array) for name, array in measured["images"].items()},
-        "numbers": {k: list_row(k, [values[n] for n in names]) for k, names in lists.items()},
+        "numbers": {k: list_row(k, [*values.values()]) for k, values in lists.items()},
     }
 
 
-def hashes(measured: Measured) -> dict[str, str]:
+def hashes(measured):
     """The SHA-256 of the bytes of each tensor and output, with type and shape before them, and of
     the digits of each number."""
     named = {f"{part} {name}": each for part in measured for name, each in measured[part].items()}
@@ -290,7 +278,7 @@ def hashes(measured: Measured) -> dict[str, str]:
     return found
 
 
-def leaves(found: Any, at: str = "", but: tuple[str, ...] = ()) -> dict[str, Any]:
+def leaves(found, at="", but=()):
     """The numbers and words of a JSON value by their path, without the keys `but`."""
     if isinstance(found, dict):
         pairs = [(f"{at}.{k}".lstrip("."), v) for k, v in found.items() if k not in but]
@@ -301,7 +289,7 @@ def leaves(found: Any, at: str = "", but: tuple[str, ...] = ()) -> dict[str, Any
     return {path: leaf for key, value in pairs for path, leaf in leaves(value, key, but).items()}
 
 
-def numbers(found: Any) -> dict[str, float]:
+def numbers(found):
     """The numbers of a JSON value by their path: measures, and the facts of a model file."""
     every = leaves(found, but=PASSED_OVER)
     return {path: leaf for path, leaf in every.items() if type(leaf) in (int, float)}
@@ -317,37 +305,37 @@ class Page(HTMLParser):
 
     INSIDE = re.compile(r'(<svg[^>]*>).*?</svg>|<style>.*?</style>|id="repeat".*', re.DOTALL)
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
-        self.text: list[str] = []
-        self.images: list[Array] = []
+        self.text = []
+        self.images = []
         self.feed(self.INSIDE.sub(r"\1", html))
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.text += data.split()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         about = dict(attrs)
         self.text += (about.get("alt") or about.get("aria-label") or "").split()
         if tag == "img":
-            with Image.open(io.BytesIO(b64decode(about["src"].partition(",")[2]))) as image:
-                self.images.append(np.asarray(image).ravel())
+            content = io.BytesIO(b64decode(about["src"].partition(",")[2]))
+            self.images.append(np.asarray(Image.open(content)).ravel())
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self):
         """Numbers and images by name."""
         printed = re.findall(r"\d[\d,]*(?:\.\d+)?", " ".join(self.text))
         numbers = [float(number.replace(",", "")) for number in printed]
         return {"page.numbers": np.float32(numbers), "page.images": np.concatenate(self.images)}
 
 
-def measure(name: str, twice: Callable[..., str] = by_torchrun) -> Measured:
-    """Run a case in the working directory, which `furnish` has filled, and measure it.
+def measure(name, twice=by_torchrun):
+    """Run a case in the working directory, which `furnish` has filled.
 
-    These are model files, pictures, arrays and sounds in `samples/`, the folder `exported`, an
-    evaluation page, and the numbers that lines with `--json` print. `twice` runs `diffuse` in two
-    processes.
+    Return the tensors, outputs (`images`) and numbers, each by name: of model files, of `samples/`,
+    of the folder `exported`, of an evaluation page, and of lines with `--json`. `twice` runs
+    `diffuse` in two processes.
     """
-    measured: Measured = {"tensors": {}, "images": {}, "numbers": {}}
+    measured = {"tensors": {}, "images": {}, "numbers": {}}
     for line in CASES[name]:
         out = run(line, twice)
         if "--json" in line:
@@ -366,28 +354,20 @@ def measure(name: str, twice: Callable[..., str] = by_torchrun) -> Measured:
     return measured
 
 
-def read_image(path: Path) -> Array:
-    """Read the pixels of an image."""
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def read_sound(path: Path) -> Array:
+def read_sound(path):
     """Read the levels of a sound, from -1 to 1."""
     with wave.open(str(path)) as sound:
         levels = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
         return (levels / 2**15).astype(np.float32)
 
 
-READERS: dict[str, Callable[[Path], Array]] = {
-    ".png": read_image, ".wav": read_sound, ".npy": np.load
-}  # fmt: skip
+READERS = {".png": lambda path: np.asarray(Image.open(path)), ".wav": read_sound, ".npy": np.load}
 
 
 # -- comparing -------------------------------------------------------------------------------------
 
 
-def differences(expected: Recorded, measured: Recorded) -> list[str]:
+def differences(expected, measured):
     """What is not as recorded, beyond `DRIFT`."""
     wrong = [
         f"{part} {key}: {was} became {measured[part].get(key)}"
@@ -403,7 +383,7 @@ def differences(expected: Recorded, measured: Recorded) -> list[str]:
     return wrong + new
 
 
-def _agree(was: Any, now: Any) -> bool:
+def _agree(was, now):
     if isinstance(was, list) and isinstance(now, list) and isinstance(was[0], str):
         (kind, *was), (other, *now) = was, now
         most = (IMAGE_DRIFT if kind.startswith("uint8") else DRIFT) * max(was[1], LEAST)

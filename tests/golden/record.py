@@ -8,19 +8,16 @@ what is recorded holds everywhere. The files in `fixtures/` are not written agai
 older code left.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import goldens
 
 
-def written(record: dict[str, goldens.Recorded]) -> str:
+def written(record):
     """JSON with a line for each block of tensors, output and number, in columns, so that a change
     shows in a diff and can be read there."""
     cases = []
@@ -34,7 +31,7 @@ def written(record: dict[str, goldens.Recorded]) -> str:
     return "{\n" + ",\n".join(cases) + "\n}\n"
 
 
-def _columns(value: Any) -> str:
+def _columns(value):
     """A row in columns, or numbers and words as they are."""
     if not isinstance(value, list) or not isinstance(value[0], str):
         return json.dumps(value)
@@ -42,7 +39,7 @@ def _columns(value: Any) -> str:
     return f"[{json.dumps(kind) + ',':22} {', '.join(f'{json.dumps(v):>11}' for v in numbers)}]"
 
 
-def recorded(name: str) -> goldens.Recorded:
+def recorded(name):
     """Run a case in a folder of its own, and return its rows by part, without empty parts."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -52,7 +49,7 @@ def recorded(name: str) -> goldens.Recorded:
     return {part: values for part, values in parts.items() if values}
 
 
-def main(names: list[str]) -> None:
+def main(names):
     """Measure the named cases, or all."""
     record = json.loads(goldens.GOLDEN.read_text()) if names else {}
     for name in names or goldens.CASES:

@@ -44,38 +44,35 @@ SHAPES = {
 }  # fmt: skip
 
 
+SAME = ("norm_eps", "downsample_padding", "freq_shift", "flip_sin_to_cos")
+
+
 def twin(made):
     """The same network in diffusers."""
     diffusers = pytest.importorskip("diffusers")
-    attends, widths, by_resnet = made.attends, made.config.widths, made.config.resblock_updown
-    head_width = made.config.head_width
-    if made.config.heads is not None:
+    config, attends, widths = made.config, made.attends, made.config.widths
+    by_resnet, head_width = config.resblock_updown, config.head_width
+    if config.heads is not None:
         (attending,) = {w for w, a in zip(widths, attends, strict=True) if a} | {widths[-1]}
-        head_width = attending // made.config.heads
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-    plain = plain if by_resnet else ("DownBlock2D", "UpBlock2D")
+        head_width = attending // config.heads
+    kind = "Resnet{}sampleBlock2D" if by_resnet else "{}Block2D"
     return diffusers.UNet2DModel(
         sample_size=made.space.size,
         in_channels=made.space.channels,
         out_channels=made.out_channels,
-        down_block_types=["AttnDownBlock2D" if a else plain[0] for a in attends],
-        up_block_types=["AttnUpBlock2D" if a else plain[1] for a in reversed(attends)],
+        down_block_types=["AttnDownBlock2D" if a else kind.format("Down") for a in attends],
+        up_block_types=["AttnUpBlock2D" if a else kind.format("Up") for a in reversed(attends)],
         downsample_type="resnet" if by_resnet else "conv",
         upsample_type="resnet" if by_resnet else "conv",
         block_out_channels=widths,
-        layers_per_block=made.config.blocks,
+        layers_per_block=config.blocks,
         attention_head_dim=head_width,
-        norm_num_groups=made.config.groups,
-        attn_norm_num_groups=made.config.groups,
-        norm_eps=made.config.norm_eps,
-        downsample_padding=made.config.downsample_padding,
-        freq_shift=made.config.freq_shift,
-        flip_sin_to_cos=made.config.flip_sin_to_cos,
-        time_embedding_type={"sinusoidal": "positional"}.get(
-            made.config.time_embedding, made.config.time_embedding
-        ),
-        resnet_time_scale_shift="scale_shift" if made.config.scale_shift else "default",
+        norm_num_groups=config.groups,
+        attn_norm_num_groups=config.groups,
+        time_embedding_type=config.time_embedding.replace("sinusoidal", "positional"),
+        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
         num_class_embeds=made.num_classes + 1 if made.num_classes else None,
+        **{name: getattr(config, name) for name in SAME},
     ).eval()
 
 
@@ -210,18 +207,17 @@ def test_a_network_that_cannot_be_is_refused(wrong):
         plan(**{**SMALL, **wrong}).build()
 
 
-def test_heads_must_suit_the_levels_that_have_attention_alone():
-    config = plan(**{**SMALL, "width": 12, "attention": (4,), "head_width": 8})
-    assert config.build().mid_block.attentions[0].heads == 3
-
-
-def test_the_way_up_can_have_other_heads():
-    net = plan(**{**SMALL, "attention": (8, 4), "heads": 2, "heads_up": 4}).build()
+def test_levels_attend_where_they_have_a_resolution_with_their_own_heads():
+    net = plan(**{**SMALL, "attention": (8, 4, 7, 32), "heads": 2, "heads_up": 4}).build()
     heads = {
         part: {m.heads for m in getattr(net, part).modules() if isinstance(m, SpatialAttention)}
         for part in ("down_blocks", "mid_block", "up_blocks")
     }
     assert heads == {"down_blocks": {2}, "mid_block": {2}, "up_blocks": {4}}
+    net = plan(**{**SMALL, "width": 12, "attention": (4, 7, 32), "head_width": 8}).build()
+    assert net.mid_block.attentions[0].heads == 3
+    assert [level.attend for level in net.down_blocks] == [False, True]
+    assert [level.attend for level in net.up_blocks] == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "fourier"])
@@ -231,9 +227,3 @@ def test_the_time_can_have_a_width_other_than_the_first_levels(kind, block):
     assert net.time_embedding.linear_2.weight.shape == (96, 96)
     assert net.conv_in.weight.shape[0] == SMALL["width"]
     assert net(torch.zeros(2, 3, 8, 8), torch.tensor([1.0, 9.0])).shape[0] == 2
-
-
-def test_a_resolution_that_no_level_has_is_passed_over():
-    net = plan(**SMALL, attention=(4, 7, 32)).build()
-    assert [level.attend for level in net.down_blocks] == [False, True]
-    assert [level.attend for level in net.up_blocks] == [True, False]
