@@ -171,27 +171,29 @@ def test_a_weighting_makes_all_targets_train_the_same(
 def reference(sampler, schedule, variance, respaced):
     """Images in float64 from the exact denoiser, over times of the full process."""
     process = process_of(schedule, T)
-    x, draws = start()
     times = process.times(N if respaced else T)
-    denoise = exact_denoise(process, variance)
-    return last(SAMPLERS[sampler](denoise, process, x, times, noise=lambda k: draws[k]))
+    return run(sampler, exact_denoise(process, variance), process, times)
 
 
-def start():
-    draws = torch.randn(T + 1, 3, *SHAPE, generator=generator(7), dtype=torch.float64)
-    return draws[T], draws
+DRAWS = torch.randn(T + 1, 3, *SHAPE, generator=generator(7), dtype=torch.float64)
+
+
+def run(sampler, denoise, process, times, dtype=torch.float64):
+    draws = DRAWS.to(dtype)
+    return last(SAMPLERS[sampler](denoise, process, draws[T], times, noise=lambda k: draws[k]))
+
+
+def close(found, exact):
+    assert (found.shape, found.dtype) == (exact.shape, torch.float32)
+    assert float((found - exact).abs().max() / exact.abs().max()) < 1e-3
 
 
 @covers(sampler=SAMPLERS)
 def test_a_sampler_gives_the_same_images(schedule, target, variance, respaced, sampler):
     denoiser = denoiser_of(schedule, target, variance, respaced)
-    x, draws = (value.float() for value in start())
     times = list(reversed(range(denoiser.process.num_timesteps)))
-    found = last(SAMPLERS[sampler](denoiser, denoiser.process, x, times, noise=lambda k: draws[k]))
-    exact = reference(sampler, schedule, variance, respaced)
-    assert found.shape == x.shape
-    assert found.dtype == torch.float32
-    assert float((found - exact).abs().max() / exact.abs().max()) < 1e-3
+    found = run(sampler, denoiser, denoiser.process, times, torch.float32)
+    close(found, reference(sampler, schedule, variance, respaced))
 
 
 @covers(sampler=["ddpm", "ddim"])
@@ -227,10 +229,7 @@ def test_the_variance_follows_its_recursion(schedule, target, variance, respaced
             log_var = known.get(variance, VARIANCES[variance](pair, spoken))
             spread += math.exp(float(log_var))
     size = len(times)
-    unit = torch.eye(size + 1)
-    draws = iter(unit)
-    x = next(draws).reshape(-1, 1, 1, 1)
-    rows = [row.reshape(-1, 1, 1, 1) for row in draws]
+    x, *rows = torch.eye(size + 1).reshape(size + 1, -1, 1, 1, 1)
     steps = list(reversed(range(size)))
     made = last(SAMPLERS[sampler](denoiser, denoiser.process, x, steps, noise=lambda k: rows[k]))
     assert float(made.square().sum()) == pytest.approx(spread, rel=1e-3)
@@ -241,18 +240,12 @@ def test_the_variance_follows_its_recursion(schedule, target, variance, respaced
 )
 def test_a_sampler_takes_the_times_of_every_spacing(sampler, spacing, target):
     process = process_of("cosine", T)
-    x, draws = start()
     times = process.times(N, spacing)
     if target in STEPWISE:
         times = list(dict.fromkeys(round(t) for t in times))
-    exact = last(
-        SAMPLERS[sampler](exact_denoise(process), process, x, times, noise=lambda k: draws[k])
-    )
     denoiser = Denoiser(exact_net(process, target), process, target)
-    found = last(
-        SAMPLERS[sampler](denoiser, process, x.float(), times, noise=lambda k: draws[k].float())
-    )
-    assert float((found - exact).abs().max() / exact.abs().max()) < 1e-3
+    exact = run(sampler, exact_denoise(process), process, times)
+    close(run(sampler, denoiser, process, times, torch.float32), exact)
 
 
 # -- zero SNR -------------------------------------------------------------------------------------
@@ -264,12 +257,6 @@ def test_a_sampler_takes_the_times_of_every_spacing(sampler, spacing, target):
 )
 def test_at_zero_snr_the_targets_agree_too(schedule, target, variance, sampler):
     process = Process(zero_terminal_snr(SCHEDULES[schedule](T)))
-    x, draws = start()
-    times = process.times(N)
-    exact = exact_denoise(process, variance)
-    wanted = last(SAMPLERS[sampler](exact, process, x, times, noise=lambda k: draws[k]))
+    wanted = run(sampler, exact_denoise(process, variance), process, process.times(N))
     denoiser = exact_denoiser(process, target, variance)
-    found = last(
-        SAMPLERS[sampler](denoiser, process, x.float(), times, noise=lambda k: draws[k].float())
-    )
-    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-3
+    close(run(sampler, denoiser, process, process.times(N), torch.float32), wanted)

@@ -88,33 +88,25 @@ def test_few_steps_from_it_keep_the_brightness_and_its_variance(sampler):
     mean = 0.3 * torch.ones(side * side, dtype=torch.float64)
     covariance = basis.T @ torch.diag(variance) @ basis
     denoise = gaussian_denoise(process, mean, covariance)
-    table = torch.zeros(1, 8, 8, dtype=torch.float64)
-    table[0, 0, 0] = 80.0
-    means = torch.zeros(1, 8, 8, dtype=torch.float64)
-    means[0, 0, 0] = 0.3 * side
-    found = DataGaussian((side, side), ((1.0,),), tuple(means.tolist()), tuple(table.tolist()))
-    draw = generator(0)
-    noise = torch.randn(4000, 1, side, side, generator=draw, dtype=torch.float64)
+    tables = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    tables[:, 0, 0, 0] = torch.tensor([0.3 * side, 80.0])
+    found = DataGaussian((side, side), ((1.0,),), *map(tuple, tables.tolist()))
+    noise = torch.randn(4000, 1, side, side, generator=generator(0), dtype=torch.float64)
     noise[:, 0] -= noise.mean((1, 2, 3))[:, None, None]
     noise[:, 0] += torch.linspace(-1, 1, 4000, dtype=torch.float64)[:, None, None] / side * 3**0.5
 
     def spread(log_snr, begun):
         times = process.times(5, log_snr=log_snr)
         alpha, sigma = process.alpha_sigma(times[0], like=noise)
-        x = found.make_initial_noise(noise, alpha, sigma) if begun else noise
-        later = generator(3)
-
-        def fresh(k):
-            return torch.randn(noise.shape, generator=later, dtype=torch.float64)
-
+        x, later = found.make_initial_noise(noise, alpha, sigma) if begun else noise, generator(3)
+        fresh = lambda k: torch.randn(noise.shape, generator=later, dtype=torch.float64)  # noqa: E731
         *_, last = SAMPLERS[sampler](denoise, process, x, times, noise=fresh)
         brightness = last.x.flatten(1).mean(1)
         return float(brightness.mean()), float(brightness.std())
 
-    wanted = math.sqrt(80.0) / side
     mean_found, deviation = spread(found.log_snr, True)
     assert mean_found == pytest.approx(0.3, abs=0.02)
-    assert deviation == pytest.approx(wanted, rel=0.12)
+    assert deviation == pytest.approx(math.sqrt(80.0) / side, rel=0.12)
     assert spread(-math.inf, False)[1] < 0.8 * deviation
 
 
@@ -148,18 +140,17 @@ def test_batches_are_measured_as_one_and_it_is_the_same_after_json():
         measure(list)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("colors", [[1.0]], "colors must be finite numbers of shape"),
-        ("colors", None, "colors must be a table"),
-        ("mean", [[0.0, "1"]], "mean must be a table"),
-        ("mean", [[math.nan] * 4] * 2, "mean must be finite"),
-        ("variance", [[-1.0] * 4] * 2, "variance must not be negative"),
-        ("bands", [[-1.0] * 4] * 2, "bands must not be negative"),
-        ("bands", [[1.0] * 3] * 2, "bands must be finite numbers of shape"),
-    ],
-)
+TABLES = [
+    ("colors", [[1.0]], "colors must be finite numbers of shape"),
+    ("colors", None, "colors must be a table"), ("mean", [[0.0, "1"]], "mean must be a table"),
+    ("mean", [[math.nan] * 4] * 2, "mean must be finite"),
+    ("variance", [[-1.0] * 4] * 2, "variance must not be negative"),
+    ("bands", [[-1.0] * 4] * 2, "bands must not be negative"),
+    ("bands", [[1.0] * 3] * 2, "bands must be finite numbers of shape"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "said"), TABLES)
 def test_other_tables_are_refused(name, value, said):
     plain = {**measure(lambda: [samples((2, 4))]).plain, name: value}
     with pytest.raises(InvalidArgument) as caught:
@@ -223,7 +214,6 @@ def test_a_band_has_the_mean_variance_of_its_frequencies():
     own = (x @ cosines((1, 40)).T).square().mean((0, 1))
     for band in range(8, int(bands.max()) + 1):
         expected = float(own[bands == band].mean())
-        assert found.bands is not None
         assert found.bands[0][band] == pytest.approx(expected, rel=1e-5)
 
 
@@ -255,7 +245,6 @@ def test_a_network_sees_the_estimate_and_adds_its_output_in_its_scale(target):
         assert torch.allclose(guess.x0, (wiener + added).expand_as(x), atol=1e-6)
         assert torch.allclose(alpha * guess.x0 + sigma * guess.eps, x, atol=1e-6)
         exact = {"x0": guess.x0, "eps": guess.eps}.get(target)
-        assert guess.raw is not None
         assert exact is None or torch.allclose(guess.raw, exact, atol=1e-6)
     few = denoiser.respaced([0, 400, 900])
     assert torch.allclose(few(x, 1).x0, denoiser(x, 400).x0, atol=1e-6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import exact_denoise, exact_denoiser, exact_net, generator, process_of, zero_snr
 
-from diffuse_cli.core import TARGETS, Denoiser, Prediction
+from diffuse_cli.core import TARGETS, Denoiser
 from diffuse_cli.core.parameterization import STEPWISE
 from diffuse_cli.core.registry import InvalidArgument
 
@@ -68,7 +68,12 @@ def test_a_respaced_mu_keeps_the_coefficients_it_was_trained_with():
     assert torch.allclose(twice(x, 1).x0, exact(x, 2).x0, rtol=1e-9)
 
 
-def test_eps_alone_is_refused_at_zero_snr():
+def test_eps_alone_is_refused_at_zero_snr_and_names_must_be_known():
+    denoiser = Denoiser(None, FULL)
+    assert (denoiser.target, denoiser.variance) == ("eps", "small")
+    for names, match in [({"target": "epsilon"}, "'eps'"), ({"variance": "smal"}, "'small'")]:
+        with pytest.raises(InvalidArgument, match=f"^{next(iter(names))}.*Did you mean {match}"):
+            Denoiser(None, FULL, **names)
     with pytest.raises(InvalidArgument, match="'eps' is undefined"):
         Denoiser(lambda x, t: x, zero_snr(100), "eps")
     Denoiser(lambda x, t: x, zero_snr(100).respaced(range(99)), "eps")
@@ -81,21 +86,6 @@ def test_predictions_have_the_dtype_of_the_images(t):
         for dtype in (torch.float64, torch.float32):
             prediction = Denoiser(net, FULL, target)(images(dtype=dtype), t)
             assert prediction.x0.dtype == prediction.eps.dtype == dtype
-
-
-@pytest.mark.parametrize(
-    ("names", "match"),
-    [({"target": "epsilon"}, "^target.*Did you mean 'eps'"), ({"variance": "smal"}, "'small'")],
-)
-def test_unknown_names_are_usage_errors(names, match):
-    with pytest.raises(InvalidArgument, match=match):
-        Denoiser(lambda x, t: x, FULL, **names)
-
-
-def test_the_defaults_are_those_of_ho_et_al():
-    denoiser = Denoiser(exact_net(FULL, "eps"), FULL)
-    assert (denoiser.target, denoiser.variance) == ("eps", "small")
-    assert Prediction(images(), images()).log_var is None
 
 
 def test_mu_between_timesteps_is_read_at_the_nearest():

@@ -77,11 +77,6 @@ def mean_of_window(x, t, **cond):
     return x.mean((1, 2), keepdim=True).expand_as(x)
 
 
-def test_a_window_as_large_as_the_sample_is_the_network_alone():
-    x = large(4, 4)
-    assert tile_network(lambda x, t: x, (4, 4))(x, torch.zeros(2)) is x
-
-
 def test_windows_count_most_in_their_middle():
     x = large(6, batch=1)
     first, second = x[0, 0, :4].mean(), x[0, 0, 2:].mean()
@@ -92,7 +87,6 @@ def test_windows_count_most_in_their_middle():
 
 def test_windows_are_told_their_own_condition():
     """An array is cut like x_t, a label of each sample repeated, anything else handed on."""
-
     counts = []
 
     def told(x, t, more, *, given, label, none, hint):
@@ -220,9 +214,10 @@ def test_samplers_go_with_windows(sampler):
     assert torch.isfinite(last.x).all()
 
 
-def test_windows_on_meta():
+def test_windows_on_meta_and_as_large_as_the_sample():
     x = torch.empty(2, 1, 7, 10, device="meta", requires_grad=True)
     net = tile_network(lambda x, t: x.sin(), (4, 4), room=lambda: 2)
     merged = net(x, torch.empty(2, device="meta"))
-    assert merged.is_meta
     assert torch.autograd.grad(merged.sum(), x)[0].is_meta
+    x = large(4, 4)
+    assert tile_network(lambda x, t: x, (4, 4))(x, torch.zeros(2)) is x
