@@ -83,18 +83,13 @@ def test_conditions_that_are_none_are_refused(wrong):
         Conditions(**wrong)
 
 
-def widened(made, given):
-    """The same U-Net, that is given an array, and its input's weights for that."""
-    conditions = dataclasses.replace(made.conditions, given=given)
-    return dataclasses.replace(made, conditions=conditions)
-
-
 @pytest.mark.parametrize("size", [(8,), (8, 12), (4, 8, 4)])
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_unet_reads_what_is_given_beside_its_input(size, patch):
     settings = {"width": 8, "multipliers": (1,), "groups": 4, "blocks": 1, "patch": patch}
     plain = plan(size, channels=2, num_classes=2, **settings)
-    net, told = randomized(plain), randomized(widened(plain, ConditioningArray(channels=3)))
+    both = dataclasses.replace(plain.conditions, given=ConditioningArray(channels=3))
+    net, told = randomized(plain), randomized(dataclasses.replace(plain, conditions=both))
     weights = dict(net.state_dict())
     own = told.state_dict()["conv_in.weight"].clone()
     cut = weights["conv_in.weight"].shape[1]

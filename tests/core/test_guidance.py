@@ -1,12 +1,13 @@
 """Wrappers of a denoiser."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from oracles import exact_denoiser, generator, process_of, sigma_process, zero_snr
+from oracles import generator, process_of, sigma_process, zero_snr
 
-from diffuse_cli.core import Denoiser, Prediction
+from diffuse_cli.core import Denoiser
 from diffuse_cli.core.guidance import (
     autoguide,
     clip,
@@ -23,17 +24,13 @@ LABEL = torch.tensor([0, 1, 2])
 
 
 @pytest.mark.parametrize("t", [0, 20, 20.5, 49, torch.tensor([0, 20, 49])], ids=str)
-def test_clip_bounds_the_image_and_keeps_x_t(t):
-    prediction = clip(Denoiser(lambda x, t: 2 * x, FULL, "x0", "large"), FULL)(X, t)
+def test_clip_bounds_the_image_and_keeps_x_t_and_leaves_what_is_inside(t):
+    denoiser = Denoiser(lambda x, t: 2 * x, FULL, "x0", "large")
+    prediction = clip(denoiser, FULL)(X, t)
     alpha, sigma = FULL.alpha_sigma(t, like=X)
     assert float(prediction.x0.abs().max()) == 1
     assert torch.allclose(alpha * prediction.x0 + sigma * prediction.eps, X, rtol=1e-10)
-
-
-def test_clip_leaves_what_is_inside():
-    denoiser = exact_denoiser(FULL, "v", "large")
-    small = X / 30
-    plain, clipped = denoiser(small, 20), clip(denoiser, FULL)(small, 20)
+    plain, clipped = denoiser(X / 30, t), clip(denoiser, FULL)(X / 30, t)
     assert torch.allclose(plain.x0, clipped.x0)
     assert torch.allclose(plain.eps, clipped.eps, rtol=1e-8)
 
@@ -63,24 +60,23 @@ def conditional(x, t, *, label=None):
 
 @pytest.mark.parametrize("t", [5, torch.tensor([5, 20, 49])], ids=str)
 def test_guidance_interpolates_and_extrapolates_linearly(t):
+    """And has the variance of the conditional prediction."""
     denoiser = Denoiser(conditional, FULL, "x0", "large")
+
+    def denoise(x, t, /, label=None):
+        said = "free" if label is None else "given"
+        return replace(denoiser(x, t, label=label), log_var=lambda t, s: said)
+
     given, free = denoiser(X, t, label=LABEL), denoiser(X, t)
+    alpha, sigma = FULL.alpha_sigma(t, like=X)
     for scale in (0, 0.5, 1, 3.0, -1.0):
-        guided = guide(denoiser, scale)(X, t, label=LABEL)
-        alpha, sigma = FULL.alpha_sigma(t, like=X)
+        guided = guide(denoise, scale)(X, t, label=LABEL)
         assert torch.allclose(guided.x0, free.x0 + scale * (given.x0 - free.x0))
         assert torch.allclose(guided.eps, free.eps + scale * (given.eps - free.eps))
         assert torch.allclose(alpha * guided.x0 + sigma * guided.eps, X)
+        assert guided.log_var(5, 4) == "given"
         bounded = clip(guide(denoiser, scale), FULL)(X, t, label=LABEL)
         assert torch.equal(bounded.x0, guided.x0.clamp(-1, 1))
-
-
-def test_the_variance_is_the_conditional_models():
-    def denoise(x, t, /, label=None):
-        return Prediction(x, x, x, lambda t, s: "free" if label is None else "given")
-
-    for scale in (0, 1, 4):
-        assert guide(denoise, scale)(X, 5, label=LABEL).log_var(5, 4) == "given"
 
 
 # -- a weaker model -------------------------------------------------------------------------------
@@ -172,7 +168,7 @@ def test_threshold_scales_each_image_back_by_its_own_percentile(t):
 # -- guidance in an interval ----------------------------------------------------------------------
 
 
-def test_an_interval_is_of_noise_levels_open_below():
+def test_an_interval_is_of_noise_levels_open_below_and_holds_pure_noise_if_it_has_no_end():
     """sigma / alpha of 0.5, 1, 2, 4 at t = 0 ... 3."""
     process = sigma_process([0.5, 1.0, 2.0, 4.0])
     asked = []
@@ -185,11 +181,6 @@ def test_an_interval_is_of_noise_levels_open_below():
     level = math.exp(-process.log_snr(1) / 2)
     interval(*both, level, 9, process)(X, 1)
     interval(*both, 0, level, process)(X, 1)
-    assert [name for name, _, _ in asked[-2:]] == ["o", "i"]
-
-
-def test_an_interval_without_end_holds_pure_noise():
-    process = zero_snr(50)
-    inside, outside = (lambda x, t: "inside"), (lambda x, t: "outside")
-    assert interval(inside, outside, 1, math.inf, process)(X, 49) == "inside"
-    assert interval(inside, outside, 1, 1e9, process)(X, 49) == "outside"
+    interval(*both, 1, math.inf, zero_snr(50))(X, 49)
+    interval(*both, 1, 1e9, zero_snr(50))(X, 49)
+    assert [name for name, _, _ in asked[-4:]] == ["o", "i", "i", "o"]

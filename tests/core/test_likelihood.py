@@ -84,26 +84,17 @@ def test_the_mean_term_of_gaussian_data_is_its_expectation():
         assert float(term.mean()) == pytest.approx(expected, rel=0.04)
 
 
-def test_clipping_changes_a_guess_that_leaves_the_range():
-    denoiser = Denoiser(lambda x, t: X0 + 9, FULL, "x0")
-    clipped = bits_per_dim(denoiser, X0, noise=draw)
-    free = bits_per_dim(denoiser, X0, noise=draw, clip=False)
+def test_clipping_changes_a_guess_that_leaves_the_range_and_a_perfect_one_costs_the_decoder():
+    seen, label = [], torch.arange(3)
+    far = Denoiser(lambda x, t, **cond: seen.append(cond) or X0 + 9, FULL, "x0")
+    clipped = bits_per_dim(far, X0, noise=draw, label=label)
+    assert seen == [{"label": label}] * 50
+    free = bits_per_dim(far, X0, noise=draw, clip=False)
     assert bool((clipped.total < free.total).all())
     assert torch.equal(clipped.prior, free.prior)
-
-
-def test_a_perfect_guess_costs_the_decoder_alone():
     bits = bits_per_dim(Denoiser(lambda x, t: X0, FULL, "x0"), X0, noise=draw)
     assert float(bits.terms[:, 1:].abs().max()) < 1e-9
     assert bool((bits.terms[:, 0] > 0).all())
-
-
-def test_conditions_reach_the_network():
-    seen = []
-    label = torch.arange(3)
-    net = lambda x, t, **cond: seen.append(cond) or x  # noqa: E731
-    bits_per_dim(Denoiser(net, FULL, "v"), X0, noise=draw, label=label)
-    assert seen == [{"label": label}] * 50
 
 
 # -- strata ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Tables list the names of other packages' entries, and import an entry when it is looked up."""
 
+import itertools
 import os
 from importlib.metadata import EntryPoint, EntryPoints
 from types import SimpleNamespace
@@ -28,11 +29,8 @@ def loaded(monkeypatch):
             names.append(self.group)
             return max
 
-    points = [
-        Point(name, f"somewhere:{name}", f"diffuse.{group}")
-        for group in GROUPS
-        for name in ("added", "own")
-    ]
+    pairs = itertools.product(GROUPS, ("added", "own"))
+    points = [Point(name, f"somewhere:{name}", f"diffuse.{group}") for group, name in pairs]
     monkeypatch.setattr(registry, "entry_points", lambda: EntryPoints(points))
     forget()
     yield names
@@ -49,22 +47,19 @@ def forget():
 def table(request, tmp_path):
     if request.param == "registry":
         return Registry("things", {"own": min})
-    (tmp_path / "own.py").touch()
-    (tmp_path / "_part.py").touch()
-    (tmp_path / "shared.py").touch()
+    for name in ("own", "_part", "shared"):
+        (tmp_path / f"{name}.py").touch()
     return Modules("things", "package", [str(tmp_path)], helpers=("shared",))
 
 
-def test_names_are_listed_without_an_import(table, loaded):
+def test_names_are_listed_without_an_import_and_an_entry_is_imported_when_it_is_looked_up(
+    table, loaded
+):
     assert list(table) == list(table.keys()) == ["own", "added"]
-    assert len(table) == 2
+    assert len(table) == len(table.items()) == 2
     assert "added" in table
     assert "other" not in table
-    assert table.items()
     assert loaded == []
-
-
-def test_an_entry_is_imported_when_it_is_looked_up(table, loaded):
     assert table["added"] is table.get("added") is max
     assert set(loaded) == {"diffuse.things"}
     with pytest.raises(KeyError):

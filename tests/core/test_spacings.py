@@ -107,12 +107,10 @@ def test_the_default_spacing_keeps_detail(n, fine, coarse, least):
         assert least < kept(process_of(schedule, 1000), "unipc", spread, n) < 1.08
 
 
-@pytest.mark.parametrize("n", [-1, 0, 51])
-def test_more_times_than_timesteps_are_refused(n):
-    with pytest.raises(InvalidArgument, match=r"^steps must be 1 to 50"):
-        process_of("linear", 50).times(n)
-
-
-def test_an_unknown_spacing_is_refused():
-    with pytest.raises(InvalidArgument, match="Did you mean 'trailing'"):
-        process_of("linear", 50).times(5, "trailling")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [*(((n,), r"^steps must be 1 to 50") for n in (-1, 0, 51)), ((5, "trailling"), "'trailing'")],
+)
+def test_more_times_than_timesteps_and_unknown_spacings_are_refused(arguments, said):
+    with pytest.raises(InvalidArgument, match=said):
+        process_of("linear", 50).times(*arguments)

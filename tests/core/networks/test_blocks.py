@@ -28,9 +28,7 @@ TINY = {
     "multipliers": (1, 2), "attention": (4,), "num_classes": 2,
 }  # fmt: skip
 
-HEADS = {
-    "one head": {}, "heads": {"heads": 2}, "head_width": {"head_width": 4},
-}  # fmt: skip
+HEADS = {"one head": {}, "heads": {"heads": 2}, "head_width": {"head_width": 4}}
 
 PRODUCT = {
     " ".join((block, f"{scale_shift=}", f"{updown=}", time, heads)): plan(
@@ -231,9 +229,6 @@ def test_patches_are_channels_at_a_smaller_size():
     expected = F.pixel_shuffle(cut(F.pixel_unshuffle(x, 2), t, label), 2)
     assert expected.shape == (3, 4, 16, 16)
     assert torch.allclose(whole(x, t, label), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_size_must_be_whole_patches_at_every_level():
     with pytest.raises(InvalidArgument, match=r"halves 1 times patches of 3x3, which 8x8"):
         plan(**TINY, patch=3).build()
     assert plan(**{**TINY, "size": 12}, patch=3).attends == [True, False]

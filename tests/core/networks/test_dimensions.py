@@ -19,8 +19,6 @@ dimensions = pytest.mark.parametrize("dims", list(SIZES))
 
 UNET = {"width": 8, "groups": 4, "multipliers": (1, 2), "blocks": 1, "attention": (2,)}
 VIT = {"network": "vit", "width": 24, "depth": 2, "head_width": 12, "patch": 2}
-
-
 NETS = {"unet": UNET, "cut": {**UNET, "patch": 2, "block": "convnext"}, "vit": VIT}
 ONCE = [(2, "unet"), (1, "cut"), (3, "vit")]
 OTHERS = sorted({*product(SIZES, NETS)} - {*ONCE})
