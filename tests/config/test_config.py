@@ -247,9 +247,7 @@ def test_what_is_not_toml_is_a_usage_error(tmp_path, content):
 
 
 def test_an_unknown_key_is_told_the_nearest():
-    with pytest.raises(
-        UsageError, match=r"toml: there is no option 'step'. Did you mean 'steps'"
-    ):
+    with pytest.raises(UsageError, match=r"toml: there is no option 'step'. Did you mean 'steps'"):
         from_dict(TrainConfig, {"data": "x", "step": 7}, "c.toml")
     for name, said in {"cosin": "Did you mean 'cosine'", "zzz": "from: linear, cosine"}.items():
         with pytest.raises(UsageError, match=f"--schedule: there is no '{name}'.*{said}"):

@@ -24,7 +24,7 @@ LABEL = torch.tensor([0, 1, 2])
 
 
 @pytest.mark.parametrize("t", [0, 20, 20.5, 49, torch.tensor([0, 20, 49])], ids=str)
-def test_clip_bounds_the_image_and_keeps_x_t_and_leaves_what_is_inside(t):
+def test_clip_bounds_the_image_and_keeps_x_t(t):
     denoiser = Denoiser(lambda x, t: 2 * x, FULL, "x0", "large")
     prediction = clip(denoiser, FULL)(X, t)
     alpha, sigma = FULL.alpha_sigma(t, like=X)

@@ -4,13 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import (
-    exact_denoiser,
-    exact_net,
-    generator,
-    process_of,
-    zero_snr,
-)
+from oracles import exact_denoiser, exact_net, generator, process_of, zero_snr
 
 from diffuse_cli.core import LOSSES, TARGETS, WEIGHTINGS, Denoiser, Process, losses
 from diffuse_cli.core.losses import weights

@@ -85,8 +85,7 @@ def sampled(sampler, denoise, process, n):
 def errors(method, form, sampler, n, iterations=None, process=COSINE):
     """Of the mean, by how far y moves it; of the covariance, by its own size.
 
-    Args:
-        iterations: as many as solve it exactly by default, one for each number that is observed.
+    By default in as many iterations as solve it exactly, one for each number that is observed.
     """
     a, matrix, y = degraded(form)
     exact = gaussian_denoise(process, MEAN, COVARIANCE)
@@ -94,12 +93,8 @@ def errors(method, form, sampler, n, iterations=None, process=COSINE):
     wrapped = RESTORATIONS[method](exact, process, a, y, **(told if method == "mmps" else {}))
     mean, covariance = sampled(sampler, wrapped, process, n)
     true_mean, true_covariance = posterior(matrix, y, a.sigma)
-    moved = (true_mean - MEAN).norm()
-    size = true_covariance.norm()
-    return (
-        float((mean - true_mean).norm() / moved),
-        float((covariance - true_covariance).norm() / size),
-    )
+    off = (mean - true_mean).norm() / (true_mean - MEAN).norm()
+    return float(off), float((covariance - true_covariance).norm() / true_covariance.norm())
 
 
 FORMS = ["mask:half", "low-res:2", "grey", "mask:half+noise:0.2", "blur:0.7+noise:0.1",
