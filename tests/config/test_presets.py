@@ -275,3 +275,11 @@ def test_transformers_have_256_patches_and_heads_of_64(name, heads):
         config = network(train(), name, (size, size), 3)
         assert (config.patch, config.heads, config.depth) == (size // 16, heads, 12)
         assert config.bottleneck == (128 if size >= 128 else None)
+
+
+def test_the_baseline_has_the_values_of_ho_et_al():
+    preset = PRESETS["ddpm-cifar10"]
+    training = {"schedule": "linear", "target": "eps", "loss": "simple", "variance": "large",
+                "lr": 2e-4, "batch_size": 128, "warmup": 5000, "ema_decay": 0.9999}  # fmt: skip
+    assert training.items() <= preset.train.items()
+    assert (preset.settings["dropout"], preset.settings["attention"]) == (0.1, (16,))

@@ -143,8 +143,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
 
 
 def kept_bytes(folder: str) -> int:
-    """Bytes of a set that are kept, in memory or in a temporary file. Others are decoded again for
-    each measurement."""
+    """Return the bytes to keep, in memory or a temporary file. Others are decoded repeatedly."""
     return max(MAP_OVER, files.free_space(Path(folder)) // 2)
 
 
