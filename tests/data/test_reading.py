@@ -314,10 +314,7 @@ def test_a_file_that_becomes_a_fifo_or_vanishes(tmp_path):
     (tmp_path / "001.png").unlink()
     with within(120):
         skipped = finish(work).summary.skipped
-    assert skipped == {
-        reasons.IRREGULAR: (1, ("000.png",)),
-        reasons.VANISHED: (1, ("001.png",)),
-    }
+    assert skipped == {reasons.IRREGULAR: (1, ("000.png",)), reasons.VANISHED: (1, ("001.png",))}
 
 
 def test_a_folder_that_cannot_be_listed_is_counted(tmp_path, monkeypatch):

@@ -21,14 +21,7 @@ import pytest
 from image_corpus import encoded, fill, noise, read, zipped
 
 from diffuse_cli.data import decoding_threads, is_images, read_cells, read_images
-from diffuse_cli.data.sources import (
-    SOURCES,
-    Entry,
-    find_source_kind,
-    open_source,
-    parquet,
-    tar,
-)
+from diffuse_cli.data.sources import SOURCES, Entry, find_source_kind, open_source, parquet, tar
 from diffuse_cli.data.sources import tar as headers
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import INSTALL, DataError

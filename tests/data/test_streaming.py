@@ -13,16 +13,8 @@ import pytest
 from image_corpus import encoded, fill, noise, npy, zipped
 
 from diffuse_cli import system
-from diffuse_cli.data import (
-    Dataset,
-    decoding_pass,
-    open_index,
-    read_images,
-    save_index,
-)
-from diffuse_cli.data import (
-    stream as streaming,
-)
+from diffuse_cli.data import Dataset, decoding_pass, open_index, read_images, save_index
+from diffuse_cli.data import stream as streaming
 from diffuse_cli.data.store import find_stream
 from diffuse_cli.data.stream import Stream
 from diffuse_cli.media import file_errors

@@ -19,10 +19,7 @@ from diffuse_cli.media import MEDIA, ReadSettings, array
 from diffuse_cli.media import audio as medium
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import BANDS, LOUD, QUIET, spectrogram
-from diffuse_cli.media.audio import (
-    find_loudest,
-    resample_sound,
-)
+from diffuse_cli.media.audio import find_loudest, resample_sound
 from diffuse_cli.media.file_errors import Unusable
 
 soundfile = pytest.importorskip("soundfile", reason="of the extra [audio]")
@@ -224,8 +221,7 @@ np.savez(NPZ := io.BytesIO(), x=np.zeros(1200, np.float32))
 
 @pytest.mark.parametrize("below", [False, True])
 @pytest.mark.parametrize(
-    ("own", "data", "size"),
-    [(medium, WHOLE, 600 * 2 * 4), (array, NPZ.getvalue(), 1200 * 4 + 128)],
+    ("own", "data", "size"), [(medium, WHOLE, 600 * 2 * 4), (array, NPZ.getvalue(), 1200 * 4 + 128)]
 )
 def test_what_is_large_is_unpacked_alone(monkeypatch, own, data, size, below):
     locked: list[bool] = []

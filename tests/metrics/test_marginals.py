@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 from conftest import mostly_slow
 
-from diffuse_cli.metrics import (
-    Facts,
-    Words,
-    channel_distributions,
-    estimates,
-    marginals,
-    remarks,
-)
+from diffuse_cli.metrics import Facts, Words, channel_distributions, estimates, marginals, remarks
 
 RNG = np.random.default_rng(4)
 

@@ -237,8 +237,7 @@ def repeated(name: str, draw, times: int) -> tuple[dict[str, np.ndarray], dict[s
 
 
 @pytest.mark.parametrize(
-    "case",
-    mostly_slow([(24, 200, 0.5, 1.2), (64, 50, 1, 1), (24, 200, 0, 1), (64, 300, 0.2, 1.1)]),
+    "case", mostly_slow([(24, 200, 0.5, 1.2), (64, 50, 1, 1), (24, 200, 0, 1), (64, 300, 0.2, 1.1)])
 )
 def test_frechet_errors_cover_repeated_draws(case):
     """Also of the line, whose points come from the same images."""
@@ -468,8 +467,7 @@ def is_found(found: dict[str, float], n: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "case",
-    mostly_slow([(1000, 100, 0.1), (300, 60, 0.15), (1000, 500, 0.03), (1000, 2000, 0.02)]),
+    "case", mostly_slow([(1000, 100, 0.1), (300, 60, 0.15), (1000, 500, 0.03), (1000, 2000, 0.02)])
 )
 def test_copies_are_noticed_with_the_stated_probability_and_honest_samples_are_not(case):
     """Distances to the nearest of 200 points in eight dimensions, of new points each time."""

@@ -9,14 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffuse_cli.metrics import (
-    METRICS,
-    Facts,
-    Words,
-    estimates,
-    remarks,
-    spectrum,
-)
+from diffuse_cli.metrics import METRICS, Facts, Words, estimates, remarks, spectrum
 
 SIZES = [(64,), (7,), (16, 16), (12, 31), (1, 9), (6, 7, 8), (4, 10, 3)]
 
