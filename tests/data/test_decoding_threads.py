@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import wave
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from diffuse_cli.data import Dataset, decoding_threads
 
 
 @pytest.fixture(autouse=True)
-def several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def several_threads(monkeypatch):
     """Decode small files in several threads, too."""
     monkeypatch.setattr(decoding_threads, "SMALL", 0)
 
@@ -45,7 +44,7 @@ def same(one: Dataset, two: Dataset) -> bool:
     return equal and (one.names, one.summary) == (two.names, two.summary)
 
 
-SETS: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
+SETS = {
     "every kind": (corpus(), {}),
     "grey over a background": (corpus(), {"channels": 1, "background": "navy"}),
     "a size": ({**corpus(), "c.png": encoded(noise(9, (90, 70)))}, {"size": (5, 7)}),

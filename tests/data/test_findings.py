@@ -8,7 +8,6 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
 
-def warnings(source: Path, **options: Any) -> list[str]:
+def warnings(source, **options):
     found = read_images(source, **options)
     return [event.text for event in found if isinstance(event, Notice) and event.warning]
 
@@ -119,19 +118,19 @@ def test_a_file_of_another_program_has_the_conversion_as_a_hint(diffuse, lab, su
 class Package(ModuleType):
     """A package whose every function returns the array of a file, under any name."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
         return self
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments):
         assert arguments in ((), (self.path,))
         return self
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key):
         return self
 
-    def __array__(self, *arguments: Any, **options: Any) -> np.ndarray:
+    def __array__(self, *arguments, **options):
         return np.arange(12.0).reshape(3, 4)
 
 
@@ -233,9 +232,9 @@ def test_pages_of_floats_are_of_one_size_and_kind_and_large_together(tmp_path, m
     with pytest.raises(DataError, match=reasons.PAGES):
         read(tmp_path)
     first.save(tmp_path / "all.tif", save_all=True, append_images=[first] * 2)
-    locked: list[bool] = []
+    locked = []
 
-    def lock(large: bool) -> contextlib.AbstractContextManager[None]:
+    def lock(large):
         locked.append(large)
         return contextlib.nullcontext()
 

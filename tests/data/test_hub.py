@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from hub_server import COMMIT, Hub, serving
+from hub_server import COMMIT, serving
 from image_corpus import fill
 from test_sources import corpus, parquet_file, parquet_files, sharded
 
@@ -30,7 +29,7 @@ def contents(folder: Path, under: str = "") -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def parts(tmp_path_factory):
     """A data set in three shards, with a test split."""
     folder = tmp_path_factory.mktemp("hub")
     parquet_files(folder / "data", corpus(12))
@@ -39,16 +38,16 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def served() -> Iterator[Hub]:
+def served():
     with serving() as server:
         yield server
 
 
 @pytest.fixture
-def info(process: Callable[..., Any], served: Hub, tmp_path: Path) -> Callable[..., Any]:
+def info(process, served, tmp_path):
     """Run `diffuse info`, or another command, with the server as the hub."""
 
-    def run(*arguments: Any, offline: bool = False) -> Any:
+    def run(*arguments, offline=False):
         env = served.environment(tmp_path, offline)
         return process(*arguments, env=env)
 
@@ -125,17 +124,17 @@ Chosen = Callable[..., tuple[list[str], Path]]
 
 
 @pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Chosen:
+def chosen(monkeypatch, tmp_path):
     """Open a data set of so many files; which are downloaded, and what of them is opened."""
     monkeypatch.setattr(HubListing, "snapshot", tmp_path)
-    got: list[str] = []
-    opened: list[Path] = []
+    got = []
+    opened = []
 
-    def open_it(path: Path) -> SimpleNamespace:
+    def open_it(path):
         opened.append(path.relative_to(tmp_path))
         return SimpleNamespace()
 
-    def choose(names: list[str], path: str = "") -> tuple[list[str], Path]:
+    def choose(names, path=""):
         got.clear()
         listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
         with monkeypatch.context() as patch:
@@ -187,10 +186,10 @@ def test_what_is_not_clear_is_asked_for(chosen, names, path, said):
 
 
 @pytest.fixture
-def listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]], Path]:
+def listed(monkeypatch, tmp_path):
     """Let the cache, in `tmp_path`, have files of a data set; its name."""
 
-    def list_files(names: list[str]) -> Path:
+    def list_files(names):
         listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
         monkeypatch.setattr(HubListing, "snapshot", tmp_path)
         monkeypatch.setattr(hub, "list_repository", lambda *_: listing)

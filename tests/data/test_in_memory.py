@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from image_corpus import npy
 from PIL import Image
 
-from diffuse_cli.data import Dataset, read_cells, read_images
+from diffuse_cli.data import read_cells, read_images
 from diffuse_cli.data.sources import open_source
 from diffuse_cli.data.sources.in_memory import register_samples
 from diffuse_cli.media.file_errors import Unusable
@@ -22,7 +21,7 @@ DRAW = np.random.default_rng(3)
 COLOR = [DRAW.integers(0, 256, (6, 5, 3), np.uint8) for _ in range(44)]
 
 
-def read(samples: Any, **options: Any) -> Dataset:
+def read(samples, **options):
     with register_samples(samples) as name:
         found = finish(read_images(name, **options))
         found.stored[:]  # as long as they are held
@@ -30,14 +29,14 @@ def read(samples: Any, **options: Any) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     for k, values in enumerate(COLOR):
         Image.fromarray(values).save(folder / f"{k:03d}.png")
     return folder
 
 
-FORMS: dict[str, Any] = {
+FORMS = {
     "arrays": lambda values: values,
     "channels first": lambda values: values.transpose(2, 0, 1),
     "images": Image.fromarray,
@@ -60,13 +59,13 @@ def test_they_are_the_samples_of_the_files(files, form):
 class Lazy:
     """A data set that notes what it is asked for, and when."""
 
-    def __init__(self) -> None:
-        self.asked: list[int] = []
+    def __init__(self):
+        self.asked = []
 
     def __len__(self) -> int:
         return len(COLOR)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index):
         self.asked.append(index)
         return COLOR[index], index % 3
 
@@ -135,7 +134,7 @@ def test_arrays_whose_channels_may_be_first_or_last_are_refused(kind, shape):
 
 # -- a .npy file -----------------------------------------------------------------------------------
 
-STACKS: dict[str, Any] = {
+STACKS = {
     "N x C x H x W": FIRST,
     "N x H x W x C": FLOATS,
     "N x H x W": FLOATS[..., 0],

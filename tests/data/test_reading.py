@@ -11,7 +11,6 @@ import threading
 import tracemalloc
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ from diffuse_cli.system.errors import DataError, OutputError
 from diffuse_cli.system.events import Notice, Progress, finish
 
 
-def many(count: int, **options: Any) -> dict[str, bytes]:
+def many(count, **options):
     return {f"{k:03d}.png": encoded(noise(k, **options)) for k in range(count)}
 
 
@@ -56,7 +55,7 @@ def test_pixels_labels_and_names(tmp_path):
 
 def test_a_subset_follows_no_pattern_of_the_names():
     class Numbers(Source):
-        def read(self, entry: Entry) -> bytes:
+        def read(self, entry):
             return entry.key.encode()
 
     entries = [Entry(f"{k}.wav", 1, str(k)) for k in range(600)]
@@ -131,7 +130,7 @@ def test_strict_ends_at_the_first_bad_file(tmp_path):
 def test_whatever_is_raised_for_a_file_is_a_reason(tmp_path, monkeypatch, where, error, reason):
     original, calls = pkgutil.resolve_name(f"diffuse_cli.{where}"), itertools.count()
 
-    def fail(*arguments: Any) -> Any:
+    def fail(*arguments):
         if next(calls) == 1:
             raise error
         return original(*arguments)
@@ -173,7 +172,7 @@ def test_nothing_usable(tmp_path):
 # -- sizes and channels ---------------------------------------------------------------------------
 
 
-def notices(source: Path, **options: Any) -> list[str]:
+def notices(source, **options):
     found = read_images(source, **options)
     return [event.text for event in found if isinstance(event, Notice)]
 
@@ -320,7 +319,7 @@ def test_a_file_that_becomes_a_fifo_or_vanishes(tmp_path):
 def test_a_folder_that_cannot_be_listed_is_counted(tmp_path, monkeypatch):
     original = os.scandir
 
-    def scandir(path: str) -> Any:
+    def scandir(path):
         if path.endswith("secret"):
             raise PermissionError(13, "Permission denied")
         return original(path)
@@ -435,7 +434,7 @@ def test_progress_is_throttled(tmp_path):
     assert len(found) < 100
 
 
-def refuse(self: Store, pixels: object) -> None:
+def refuse(self, pixels):
     raise OSError(28, "No space left on device")
 
 
@@ -499,7 +498,7 @@ def test_the_index_round_trips(tmp_path, cached):
 def test_an_index_without_its_pixels_is_refused(tmp_path):
     folder, cache = fill(tmp_path / "in", many(5)), tmp_path / "cache"
 
-    def check_refused(words: str | None = None) -> None:
+    def check_refused(words=None):
         with pytest.raises(DataError, match=words):
             open_index(cache)
 

@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import environment
@@ -40,7 +39,7 @@ FOUND = """if True:
 """
 
 
-def measured(tmp_path: Path, *folders: Path) -> list[tuple[int, dict[str, Any]]]:
+def measured(tmp_path, *folders):
     """Bytes by which a process grows as it reads each of the folders, and what it finds there."""
     small = fill(tmp_path / "small", {"a.png": encoded(noise(1))}) / "a.png"
     line = [sys.executable, "-c", FOUND, ROOT / "tests", small, *folders]
@@ -96,11 +95,11 @@ def test_a_large_image_takes_few_bytes_a_pixel(tmp_path):
 
 @pytest.mark.parametrize("what", ["pixels", "bytes", "frames", "neither"])
 def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch, what):
-    inside: list[int] = []
-    most: list[int] = []
+    inside = []
+    most = []
     original = ImageFile.ImageFile.load
 
-    def slowly(image: Any) -> Any:
+    def slowly(image):
         if image.tile:  # not decoded yet
             inside.append(1)
             most.append(len(inside))
@@ -126,7 +125,7 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch, what):
 
 
 @pytest.fixture
-def mixed(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+def mixed(tmp_path):
     """Rubbish among 30 good images; the reasons, by name."""
     expected = place(write_images(tmp_path / "mixed", 30) / "dark")
     return tmp_path / "mixed", {f"dark/{name}": reason for name, reason in expected.items()}

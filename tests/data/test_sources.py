@@ -9,10 +9,9 @@ import os
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ import pytest
 from image_corpus import encoded, fill, noise, read, zipped
 
 from diffuse_cli.data import decoding_threads, is_images, read_cells, read_images
-from diffuse_cli.data.sources import SOURCES, Entry, find_source_kind, open_source, parquet, tar
+from diffuse_cli.data.sources import SOURCES, find_source_kind, open_source, parquet, tar
 from diffuse_cli.data.sources import tar as headers
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import INSTALL, DataError
@@ -30,7 +29,7 @@ from diffuse_cli.system.events import finish
 Files = Mapping[str, bytes]
 
 
-def tarred(path: Path, files: Files, form: int = tarfile.PAX_FORMAT) -> Path:
+def tarred(path, files, form=tarfile.PAX_FORMAT):
     with tarfile.open(path, "w", format=form) as archive:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
@@ -39,7 +38,7 @@ def tarred(path: Path, files: Files, form: int = tarfile.PAX_FORMAT) -> Path:
     return path
 
 
-def sharded(folder: Path, files: Files, count: int = 3) -> Path:
+def sharded(folder, files, count=3):
     """Shards that the files are dealt to in turn."""
     folder.mkdir(parents=True)
     for k in range(count):
@@ -53,10 +52,10 @@ def corpus(count: int = 60) -> dict[str, bytes]:
     return {name: encoded(noise(k)) for k, name in enumerate(sorted(names))}
 
 
-def rows_of(files: Files, **columns: Any) -> pa.Table:
+def rows_of(files, **columns):
     """A table as Hugging Face's image folders become one; a class is the first folder."""
     names = sorted({name.partition("/")[0] for name in files})
-    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    features = {"image": {"_type": "Image"}}
     features["label"] = {"_type": "ClassLabel", "names": names}
     image = [{"bytes": data, "path": name} for name, data in files.items()]
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -66,13 +65,13 @@ def rows_of(files: Files, **columns: Any) -> pa.Table:
     return pa.table(found).replace_schema_metadata({"huggingface": said})
 
 
-def parquet_file(path: Path, files: Files, rows: int = 25, **columns: Any) -> Path:
+def parquet_file(path, files, rows=25, **columns):
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(rows_of(files, **columns), path, row_group_size=rows)
     return path
 
 
-def parquet_files(folder: Path, files: Files, count: int = 3) -> Path:
+def parquet_files(folder, files, count=3):
     """Shards in the order of the files."""
     each = -(-len(files) // count)
     for k in range(count):
@@ -81,7 +80,7 @@ def parquet_files(folder: Path, files: Files, count: int = 3) -> Path:
     return folder
 
 
-MAKERS: dict[str, Callable[[Path, Files], Path]] = {
+MAKERS = {
     "folder": lambda path, files: fill(path / "folder", dict(files)),
     "zip": lambda path, files: zipped(path / "files.zip", dict(files)),
     "tar": lambda path, files: tarred(path / "files.tar", files),
@@ -147,7 +146,7 @@ def test_headers_are_read_as_tarfile_reads_them(tmp_path, form):
     if form != tarfile.USTAR_FORMAT:
         files |= {long: b"12345", "x" * 300 + ".png": b"1", "caf\udce9.png": b"raw"}
     path = tarred(tmp_path / "x.tar", files, form)
-    members: dict[str, Entry] = {}
+    members = {}
     assert headers.list_members(path, members) == ""
     with tarfile.open(path) as archive:
         found = [
@@ -188,10 +187,10 @@ def test_members_that_are_no_files_or_too_large_are_named(tmp_path, monkeypatch)
     }
 
 
-def changed(size: bytes) -> Callable[[bytearray], object]:
+def changed(size):
     """A header that claims another size, with the right checksum."""
 
-    def change(data: bytearray) -> None:
+    def change(data):
         data[124:136] = size
         data[148:156] = b" " * 8
         data[148:156] = b"%06o\0 " % sum(data[:512])
@@ -199,12 +198,12 @@ def changed(size: bytes) -> Callable[[bytearray], object]:
     return change
 
 
-def long_name(data: bytearray) -> None:
+def long_name(data):
     data[156:157] = b"L"
     changed(b"77777777777\0")(data)
 
 
-DAMAGE: dict[str, Callable[[bytearray], object]] = {
+DAMAGE = {
     "cut in a member": lambda data: data.__delitem__(slice(600, None)),
     "cut in a header": lambda data: data.__delitem__(slice(300, None)),
     "a wrong checksum": lambda data: data.__setitem__(slice(5, 6), b"?"),
@@ -369,7 +368,7 @@ def test_threads_read_one_source(tmp_path):
 # -- parquet and saved datasets -------------------------------------------------------------------
 
 
-def table(**columns: Any) -> pa.Table:
+def table(**columns):
     """Four plain images, without anything of Hugging Face's."""
     return pa.table({"jpg": pa.array([encoded(noise(k), "JPEG") for k in range(4)]), **columns})
 
@@ -411,7 +410,7 @@ def test_a_group_is_decoded_once_in_any_order(tmp_path, monkeypatch):
     path = parquet_file(tmp_path / "x.parquet", files, 20)
     monkeypatch.setattr(parquet, "MOST_ROWS", 6)
 
-    def counted(self: Any, *args: Any, row_groups: list[int], **options: Any) -> Any:
+    def counted(self, *args, row_groups, **options):
         begun.extend(row_groups)
         return original(self, *args, row_groups=row_groups, **options)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
@@ -16,17 +15,16 @@ from diffuse_cli import system
 from diffuse_cli.data import Dataset, decoding_pass, open_index, read_images, save_index
 from diffuse_cli.data import stream as streaming
 from diffuse_cli.data.store import find_stream
-from diffuse_cli.data.stream import Stream
 from diffuse_cli.media import file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
 
-def read(source: Path, **options: Any) -> Dataset:
+def read(source, **options):
     return finish(read_images(source, workers=2, **options))
 
 
-def streamed(source: Path, keep: int = 0, **options: Any) -> tuple[Dataset, Stream]:
+def streamed(source, keep=0, **options):
     images = read(source, keep=keep, **options)
     stream = find_stream(images.stored)
     assert stream is not None
@@ -48,25 +46,25 @@ def corpus() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """A folder that no test changes."""
     return fill(tmp_path_factory.mktemp("streaming"), corpus())
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own(tmp_path):
     """60 images of one size, to be changed."""
     files = {f"{k:02d}.png": encoded(noise(k)) for k in range(60)}
     return fill(tmp_path / "own", files)
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def decoded(monkeypatch):
     """The names of the files that are decoded as a set is read."""
-    names: list[str] = []
+    names = []
     original = decoding_pass.decode_all
 
-    def decode_all(plan: Any, entries: Any, workers: int) -> Any:
+    def decode_all(plan, entries, workers):
         for result in original(plan, entries, workers):
             names.append(result.entry.name)
             yield result
@@ -169,7 +167,7 @@ def test_what_was_looked_up_is_remembered_within_its_bound(own, monkeypatch):
     whole, seen = read(own).stored, []
     original = streaming.decode_all
 
-    def decode_all(reading: Any, entries: Any, workers: int) -> Any:
+    def decode_all(reading, entries, workers):
         seen.extend(int(entry.name[:2]) for entry in entries)
         return original(reading, entries, workers)
 
@@ -182,15 +180,15 @@ def test_what_was_looked_up_is_remembered_within_its_bound(own, monkeypatch):
 # -- samples that go or change --------------------------------------------------------------------
 
 
-def gone(path: Path) -> None:
+def gone(path):
     path.unlink()
 
 
-def cut(path: Path) -> None:
+def cut(path):
     os.truncate(path, 40)
 
 
-def another(path: Path) -> None:
+def another(path):
     path.write_bytes(encoded(noise(1000)))
 
 

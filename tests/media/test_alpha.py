@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ DRAW = np.random.default_rng(6)
 WHITE, TEAL = (255, 255, 255), (0, 128, 130)
 
 
-def straight(channels: int, dtype: Any = np.uint8, side: int = 16) -> np.ndarray:
+def straight(channels, dtype=np.uint8, side=16):
     top = np.iinfo(dtype).max
     values = DRAW.integers(0, top + 1, (channels, side, side)).astype(dtype)
     values[-1, :4] = 0

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +77,7 @@ def describe(config, space):
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Path:
+def package(tmp_path):
     """A folder with an installed distribution that has both."""
     site = tmp_path / "site"
     info = site / "dots-1.0.dist-info"
@@ -109,9 +107,7 @@ Path("said.json").write_text(json.dumps([ran(line) for line in LINES]))
 """Runs commands before that of the process, and writes what they said."""
 
 
-def test_they_train_resume_sample_and_evaluate(
-    package: Path, tmp_path: Path, process: Callable[..., Any]
-) -> None:
+def test_they_train_resume_sample_and_evaluate(package, tmp_path, process):
     draw = np.random.default_rng(1)
     for k in range(60):
         path = tmp_path / "data" / "ab"[k % 2] / f"{k:02d}.dots"
@@ -163,7 +159,7 @@ def test_they_train_resume_sample_and_evaluate(
     assert page.count("data:image/png;base64,") == 6 + 4 + 2 * 6
 
 
-def test_a_module_without_a_medium_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_without_a_medium_is_refused(monkeypatch):
     points = {"media": {"dots": EntryPoint("dots", "json", "diffuse.media")}}
     monkeypatch.setattr(registry, "extension_points", lambda: points)
     with pytest.raises(InvalidArgument, match="dots cannot be loaded: it has no MEDIUM"):

@@ -6,7 +6,6 @@ import contextlib
 import io
 import struct
 import zipfile
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,20 +21,20 @@ from diffuse_cli.media.file_errors import Unusable
 DRAW = np.random.default_rng(1)
 
 
-def npz(compress: bool = False, **arrays: Any) -> bytes:
+def npz(compress=False, **arrays):
     file = io.BytesIO()
     (np.savez_compressed if compress else np.savez)(file, **arrays)
     return file.getvalue()
 
 
-def headed(descr: Any, shape: Any, body: bytes = b"", fortran: Any = False) -> bytes:
+def headed(descr, shape, body=b"", fortran=False):
     """A .npy whose header says anything."""
     text = repr({"descr": descr, "fortran_order": fortran, "shape": shape}).encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + body
 
 
-def reason(data: bytes, **asked: Any) -> str:
+def reason(data, **asked):
     with pytest.raises(Unusable) as caught:
         medium.read(data, ReadSettings(**asked))
     return caught.value.reason

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,38 +22,38 @@ from diffuse_cli.system.events import finish
 DRAW = np.random.default_rng(3)
 
 
-def save(folder: Path, count: int, shape: tuple[int, ...], change: Callable[..., Any]) -> Path:
+def save(folder, count, shape, change):
     draw = np.random.default_rng(3)  # the same in whatever order tests run
     return write_folder(folder, [change(draw.normal(size=shape)) for _ in range(count)])
 
 
-def write_folder(path: Path, arrays: Any) -> Path:
+def write_folder(path, arrays):
     path.mkdir()
     for k, values in enumerate(arrays):
         np.save(path / f"{k:03d}.npy", values)
     return path
 
 
-def write_archive(path: Path, arrays: Any) -> Path:
+def write_archive(path, arrays):
     return Path(shutil.make_archive(str(path), "tar", write_folder(path, arrays)))
 
 
-def write_file(path: Path, arrays: Any) -> Path:
+def write_file(path, arrays):
     np.save(path, arrays)
     return path.with_suffix(".npy")
 
 
-def write_npz(path: Path, arrays: Any) -> Path:
+def write_npz(path, arrays):
     np.savez_compressed(path, x=arrays)
     return path.with_suffix(".npz")
 
 
-def write_members(path: Path, arrays: Any) -> Path:
+def write_members(path, arrays):
     np.savez(path, **{f"{k:03d}": values for k, values in enumerate(arrays)})
     return path.with_suffix(".npz")
 
 
-KINDS: dict[str, tuple[tuple[int, ...], Callable[..., Any], list[Any], Any]] = {
+KINDS = {
     "signals": ((16,), lambda x: 5 + 2 * x, [], np.float32),
     "fields": ((3, 8, 8), lambda x: np.sinh(x), ["--transform", "asinh"], np.float32),
     "last": ((8, 8, 2), lambda x: np.exp(x), ["--layout", "HWC", "--transform", "log"], np.float32),

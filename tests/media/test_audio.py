@@ -6,7 +6,6 @@ import contextlib
 import io
 import struct
 import wave
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ soundfile = pytest.importorskip("soundfile", reason="of the extra [audio]")
 DRAW = np.random.default_rng(5)
 
 
-def sound(values: Any, rate: int = 8000, kind: str = "WAV", subtype: str = "PCM_16") -> bytes:
+def sound(values, rate=8000, kind="WAV", subtype="PCM_16"):
     file = io.BytesIO()
     soundfile.write(file, np.asarray(values), rate, format=kind, subtype=subtype)
     return file.getvalue()
@@ -40,11 +39,11 @@ def headed(size: int, body: bytes, rate: int = 8000, channels: int = 1) -> bytes
     return b"RIFF" + struct.pack("<I", min(len(chunks), 2**32 - 1)) + chunks
 
 
-def tone(rate: int, hertz: float, seconds: float, phase: float = 0.3) -> Any:
+def tone(rate, hertz, seconds, phase=0.3):
     return np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate + phase)[None]
 
 
-def reason(data: bytes, **asked: Any) -> str:
+def reason(data, **asked):
     with pytest.raises(Unusable) as caught:
         medium.read(data, ReadSettings(**asked))
     return caught.value.reason
@@ -75,7 +74,7 @@ def test_what_is_written_is_the_same_through_the_model_s_numbers():
     import torch
 
     values = medium.read(sound(LEVELS[:, 0]), ReadSettings()).values
-    floats: dict[str, Any] = {"levels": None, "mean": (0.01,), "std": (0.07,)}
+    floats = {"levels": None, "mean": (0.01,), "std": (0.07,)}
     space = Space(channels=1, size=(600,), medium="audio", rate=8000, **floats)
     back = space.to_stored(space.to_model(torch.from_numpy(values[None]))).numpy()[0]
     assert medium.encode(back, space) == medium.encode(values, space)
@@ -224,9 +223,9 @@ np.savez(NPZ := io.BytesIO(), x=np.zeros(1200, np.float32))
     ("own", "data", "size"), [(medium, WHOLE, 600 * 2 * 4), (array, NPZ.getvalue(), 1200 * 4 + 128)]
 )
 def test_what_is_large_is_unpacked_alone(monkeypatch, own, data, size, below):
-    locked: list[bool] = []
+    locked = []
 
-    def lock(large: bool) -> contextlib.AbstractContextManager[None]:
+    def lock(large):
         locked.append(large)
         return contextlib.nullcontext()
 
@@ -244,7 +243,7 @@ def test_silent_and_clipped_sounds_are_remarked_on():
 
 
 def test_spaces_that_are_no_sound():
-    floats: dict[str, Any] = {"levels": None, "mean": (0.0,), "std": (1.0,), "medium": "audio"}
+    floats = {"levels": None, "mean": (0.0,), "std": (1.0,), "medium": "audio"}
     for change in (
         {"size": (8, 8)},
         {"rate": None},

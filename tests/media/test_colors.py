@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import struct
-from typing import Any
 
 import icc_profiles
 import numpy as np
@@ -28,7 +27,7 @@ def remarks(data: bytes) -> tuple[str, ...]:
     return decode_image(data, WHITE).remarks
 
 
-def off(found: Any, expected: Any) -> float:
+def off(found, expected):
     return float(np.abs(np.asarray(found, float) - np.asarray(expected, float)).max())
 
 

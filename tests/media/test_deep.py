@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import icc_profiles
 import numpy as np
@@ -18,7 +16,7 @@ from odd_files import tiff as made
 from PIL import Image, ImageOps
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Dataset, read_images
+from diffuse_cli.data import read_images
 from diffuse_cli.media import ReadSettings, image
 from diffuse_cli.media.image.planes import (
     SIGNATURE,
@@ -50,7 +48,7 @@ def tiff(values: np.ndarray, mode: str = "I;16") -> bytes:
     return file.getvalue()
 
 
-def read(data: bytes, **asked: Any) -> np.ndarray:
+def read(data, **asked):
     return image.read(data, ReadSettings(**asked)).values
 
 
@@ -172,7 +170,7 @@ def test_another_color_space_has_eight_bits(profile, dtype):
         assert read(data, numbers="uint16").dtype == np.uint16
 
 
-def save(folder: Path, kinds: str) -> None:
+def save(folder, kinds):
     """Files of a letter each: `1` grey of 16 bits, `3` color of 16 bits, `8` grey of 8 bits."""
     folder.mkdir()
     for k, kind in enumerate(kinds):
@@ -181,8 +179,8 @@ def save(folder: Path, kinds: str) -> None:
         (folder / f"{k:03d}.png").write_bytes(data)
 
 
-def gathered(folder: Path, **options: Any) -> tuple[Dataset, list[str]]:
-    events: list[Any] = []
+def gathered(folder, **options):
+    events = []
     images = finish(read_images(folder, **options), events.append)
     return images, [event.text for event in events if isinstance(event, Notice)]
 
@@ -282,7 +280,7 @@ def test_a_model_of_them_draws_their_levels(diffuse, recipe):
     assert 0 < bits.json["bits_per_dim"] < 16
 
 
-def of_camera(folder: Path, change: Callable[[np.ndarray], np.ndarray], count: int = 8) -> Path:
+def of_camera(folder, change, count=8):
     """The images of a camera with other levels."""
     camera(folder, count)
     for path in folder.iterdir():

@@ -147,7 +147,7 @@ def test_readable(value, words):
 def test_a_sheet_shows_images_dot_by_dot_whatever_the_matplotlibrc_says():
     import matplotlib
 
-    def drawn() -> np.ndarray:
+    def drawn():
         sheet = figures.Sheet(2.03, 1.51, 97)
         sheet.text(0.1, 0.2, "$x_t$ of 図.png")
         sheet.axes(1, 1, 0.5, 0.3).plot([0, 1, 2], [2, 1, 0], linewidth=1)

@@ -24,7 +24,7 @@ from diffuse_cli.system.events import Notice, finish
 NAVY = (0, 0, 128)
 
 
-def read(folder: Path, **options: Any) -> np.ndarray:
+def read(folder, **options):
     return finish(read_images(folder, **options)).stored
 
 
@@ -134,7 +134,7 @@ def test_a_fit_changes_neither_fingerprint_nor_held_out_part(tmp_path):
 
 
 @pytest.fixture
-def wide(tmp_path: Path) -> Path:
+def wide(tmp_path):
     return fill(tmp_path / "wide", {f"{k:02d}.png": encoded(noise(k, (16, 9))) for k in range(50)})
 
 

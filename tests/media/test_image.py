@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +67,7 @@ def test_16_bit_is_scaled_and_not_clipped():
         assert np.asarray(image).tolist() == expected.tolist()
 
 
-def two_bands(kind: int, photometric: int, *more: Any) -> bytes:
+def two_bands(kind, photometric, *more):
     """A TIFF of one pixel with a second band of a kind: 1 alpha in the first, 2 alpha beside it."""
     size = [(256, 4, [1]), (257, 4, [1]), (258, 3, [8, 8]), (259, 3, [1])]
     kinds = [(262, 3, [photometric]), (277, 3, [2]), (338, 3, [kind])]
@@ -192,7 +191,7 @@ def test_exif_orientation_is_applied(orientation, kind):
 
 
 def test_a_bomb_is_not_decoded(monkeypatch):
-    loaded: list[object] = []
+    loaded = []
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", loaded.append)
     for data in (BOMB, png(9500, 9500, 8, 0, b"\0" * 100)):
         with pytest.raises(Unusable, match=reasons.BOMB):
@@ -220,7 +219,7 @@ def test_pixels_of_32_bits_are_unsupported(mode, value):
     ],
 )
 def test_whatever_pillow_raises_is_a_reason(monkeypatch, where, error, reason):
-    def fail(*arguments: object, **options: object) -> None:
+    def fail(*arguments, **options):
         raise error
 
     data = encoded(palette_image())

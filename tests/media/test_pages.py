@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +36,7 @@ def test_what_is_written_is_read(pages, dtype):
     assert (seen.dtype, seen.shape[:2]) == (np.uint8, (1, 1))
 
 
-def stack(pages: list[Image.Image], **options: Any) -> bytes:
+def stack(pages, **options):
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:], **options)
     return file.getvalue()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 import wave
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from lab import Lab
 
 from diffuse_cli.commands.noise_demo import forward_process
 from diffuse_cli.media import ReadSettings, settings_for
@@ -22,7 +20,7 @@ pytest.importorskip("soundfile", reason="of the extra [audio]")
 RATE, LENGTH = 4000, 64
 
 
-def write(path: Path, levels: Any, rate: int = RATE, channels: int = 1) -> None:
+def write(path, levels, rate=RATE, channels=1):
     path.parent.mkdir(parents=True, exist_ok=True)
     with wave.open(str(path), "wb") as file:
         file.setnchannels(channels)
@@ -32,7 +30,7 @@ def write(path: Path, levels: Any, rate: int = RATE, channels: int = 1) -> None:
 
 
 @pytest.fixture
-def sounds(tmp_path: Path) -> Path:
+def sounds(tmp_path):
     """Tones of two heights, in class folders, shorter and longer than `LENGTH`."""
     draw = np.random.default_rng(2)
     for k in range(60):
@@ -43,7 +41,7 @@ def sounds(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sound(lab: Lab) -> Path:
+def sound(lab):
     """A model of sounds of 256 samples at 8,000 Hz."""
     return lab["sound"]
 

@@ -49,7 +49,7 @@ KINDS = {
 class Draw:
     """Noise of the samples of one side, and of the numbers of each of them."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng):
         self.features = rng.normal(size=(N, COLUMNS))
         self.bright, self.strong = rng.normal(size=(2, N, 1, 1, 1))
         self.pixels = rng.normal(size=(N, 1, 8, 8))
@@ -68,9 +68,9 @@ class Side:
 
     floats = True
 
-    def __init__(self, real: Draw, fake: Draw, common: Draw, bad: float) -> None:
+    def __init__(self, real, fake, common, bad):
         self.real, self.fake, self.common, self.bad = real, fake, common, bad
-        self.baseline_features: dict[str, np.ndarray] = {}
+        self.baseline_features = {}
 
     def _features(self, of: Draw, bad: float) -> np.ndarray:
         own = (of.features + 0.1 * bad) / (1 + np.arange(COLUMNS)) ** 0.5
@@ -141,7 +141,7 @@ def pair(kind: str, seed: int) -> tuple[Side, Side]:
 def repeated(name: str, kind: str, times: int) -> dict[str, np.ndarray]:
     """By key the difference, its error, who wins, -1 for A, 1 for B, else 0, and the error if the
     models had nothing in common; (times, 4)."""
-    rows: dict[str, list[tuple[float, float, int, float]]] = {}
+    rows = {}
     for seed in range(times):
         sides = pair(kind, seed)
         values = [METRICS[name].compute(side) for side in sides]

@@ -6,7 +6,6 @@ import io
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from diffuse_cli.system.events import Notice, Progress, finish
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch):
     """Where features are kept in this test; not made yet."""
     monkeypatch.setenv("DIFFUSE_CACHE", str(tmp_path / "kept"))
     return tmp_path / "kept"
@@ -28,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Counting:
     """A feature network that knows how many images it was shown."""
 
-    def __init__(self, name: str = "counting", weights: str = "w" * 64) -> None:
+    def __init__(self, name="counting", weights="w" * 64):
         self.shown = 0
         self.network = FeatureNetwork(name, 3, weights, torch.device("cpu"), self._forward)
 
@@ -122,7 +121,7 @@ def test_another_network_or_version_of_the_program_has_its_own(folder, monkeypat
     assert measure.shown == 12
 
 
-def packed(**arrays: Any) -> bytes:
+def packed(**arrays):
     np.savez(file := io.BytesIO(), **arrays)
     return file.getvalue()
 
@@ -189,7 +188,7 @@ def test_where_features_are_kept(tmp_path, monkeypatch):
 
 def test_the_least_recently_used_go_first(folder, monkeypatch):
     measure = Counting()
-    known: set[Path] = set()
+    known = set()
     for seed in range(3):
         measure(noise(seed))
         (path,) = {*kept(folder)} - known

@@ -26,7 +26,7 @@ NAME = "network-weights.pth"
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers by the first part of the path."""
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         way = self.path.split("/")[1]
         self.server.asked.append(self.path)
         if way == "moved":
@@ -44,14 +44,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content[: len(content) // 3] if way == "cut" else content)
 
-    def log_message(self, *_) -> None:
+    def log_message(self, *_):
         pass
 
 
 class Silent(Handler):
     """Says nothing after half of the content."""
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self.send_response(200)
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
@@ -82,7 +82,7 @@ def server():
 def published(server):
     """The weights, as they are published under a way of the server."""
 
-    def at(way: str) -> PublishedWeights:
+    def at(way):
         return PublishedWeights(
             network="some-network",
             file=NAME,
@@ -134,7 +134,7 @@ FAILURES = {
 }
 
 
-def check_fails(what: PublishedWeights, reason: str) -> None:
+def check_fails(what, reason):
     with pytest.raises(ModelFileError) as caught:
         finish(what.find())
     assert caught.value.exit_code == 4

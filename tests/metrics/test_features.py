@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from diffuse_cli.metrics.features import efficientnet_lite0 as lite
 from diffuse_cli.metrics.features import (
-    FeatureNetwork,
     extract_features,
     find_weights,
     load_network,
     use_float32,
 )
-from diffuse_cli.metrics.features import efficientnet_lite0 as lite
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import Progress, finish
 
@@ -29,12 +28,12 @@ def weights() -> Path:
 
 
 @pytest.fixture(scope="module")
-def network() -> FeatureNetwork:
+def network():
     return load_network(NAME, "cpu", weights())
 
 
 @pytest.fixture(scope="module")
-def vector() -> np.ndarray:
+def vector():
     """The image of NUMBERS, "Fidelity"."""
     values = (np.sin(0.37 * np.arange(3 * 32 * 32)) + 1) * 127.5
     return np.rint(values).astype(np.uint8).reshape(1, 3, 32, 32)
@@ -44,7 +43,7 @@ def grey(n: int, side: int = 28) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, 1, side, side), dtype=np.uint8)
 
 
-def check_vector(network: FeatureNetwork, vector: np.ndarray) -> None:
+def check_vector(network, vector):
     features = finish(extract_features(network, vector))
     assert features.shape == (1, 1280)
     assert features.dtype == np.float32

@@ -25,7 +25,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", list(FEATURES))
-def test_features_read_nothing_back(name: str):
+def test_features_read_nothing_back(name):
     with torch.device("meta"):
         network = NETWORKS[name]().eval()
         pixels = torch.zeros(2, 3, 40, 56, dtype=torch.uint8)

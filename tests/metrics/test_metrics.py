@@ -349,7 +349,7 @@ def test_the_four_are_the_definition_whatever_the_block(n, m, block, monkeypatch
 
 
 @pytest.mark.parametrize(("n", "m"), [(200, 30), (30, 200), (60, 60)])
-def test_the_coverage_of_equal_distributions_is_known(n: int, m: int):
+def test_the_coverage_of_equal_distributions_is_known(n, m):
     runs = [measured("precision-recall", drawn(2 * k, n), drawn(2 * k + 1, m)) for k in range(40)]
     found = np.array([run["coverage"] for run in runs])
     error = found.std(ddof=1) / len(found) ** 0.5
@@ -388,7 +388,7 @@ def test_errors_of_the_four_cover_repeated_draws(draw):
 
 
 @pytest.mark.parametrize(("real", "fake"), [(40, 30), (7, 60), (60, 9)])
-def test_the_recall_alone_is_that_among_all(real: int, fake: int):
+def test_the_recall_alone_is_that_among_all(real, fake):
     draw = np.random.default_rng(0)
     a, b = draw.normal(size=(real, 5)), draw.normal(size=(fake, 5))
     alone, among = (
@@ -475,7 +475,7 @@ def test_copies_are_noticed_with_the_stated_probability_and_honest_samples_are_n
     rng = np.random.default_rng(0)
     train = rng.normal(size=(200, 8))
 
-    def distances(count: int) -> np.ndarray:
+    def distances(count):
         apart = rng.normal(size=(count, 1, 8)) - train
         return np.sqrt(np.square(apart).sum(-1).min(1))
 

@@ -83,7 +83,7 @@ def test_what_differs_is_found_and_what_does_not_is_not(shape):
     """Smooth samples, and noise of the same deviation."""
     axes = tuple(range(-len(shape) + 1, 0))
 
-    def smooth(seed: int) -> np.ndarray:
+    def smooth(seed):
         drawn = draws(seed, 80, shape)
         for axis in axes:
             drawn = (drawn + np.roll(drawn, 1, axis)) / np.float32(np.sqrt(2))
