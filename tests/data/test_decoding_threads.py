@@ -1,7 +1,5 @@
 """Threads that decode: the samples, the summary and the order are those of one thread."""
 
-from __future__ import annotations
-
 import io
 import wave
 

@@ -1,7 +1,5 @@
 """What is said of files that are not read, and of what is wrong with images that are used."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import re

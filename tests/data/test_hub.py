@@ -1,7 +1,5 @@
 """Data sets of the hub: a server of the tests' own answers, in processes that ask it."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Samples that a program holds are read as the same samples in files."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Columns: their kinds, their codes, and what may be typed of them."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pairs: which file belongs to which, and what is said of those alone."""
 
-from __future__ import annotations
-
 import zipfile
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From folders and zip files to `Dataset`: what is found, in which order, at which size."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """Folders full of rubbish: every file has its outcome, memory is bounded, training goes on."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Every source gives the same samples of the same files, and names what it cannot give."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Samples that are decoded as they are looked up are those that memory would hold."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables beside images: both formats, which row is whose, and broken ones."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Transparency as a channel: stored on a background, and written as straight colors."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from pathlib import Path

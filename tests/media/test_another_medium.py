@@ -1,7 +1,5 @@
 """A second medium and a second network, from another package, with no file of ours touched."""
 
-from __future__ import annotations
-
 import json
 import os
 from importlib.metadata import EntryPoint

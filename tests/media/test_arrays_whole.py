@@ -1,7 +1,5 @@
 """Arrays from files to a model and back, as a user runs it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

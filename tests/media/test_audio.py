@@ -1,7 +1,5 @@
 """Sounds: what each kind of file holds, what is refused and why, and what is written."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import struct

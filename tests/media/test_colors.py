@@ -1,7 +1,5 @@
 """Embedded ICC profiles: which are converted, how exactly, and what becomes of broken ones."""
 
-from __future__ import annotations
-
 import io
 import random
 import struct

@@ -1,7 +1,5 @@
 """Images of 16 bits: every kind of file exactly, scaled, and in sets with others."""
 
-from __future__ import annotations
-
 import io
 import zlib
 from pathlib import Path

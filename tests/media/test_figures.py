@@ -1,7 +1,5 @@
 """Pixels, grids, PNG and GIF: exact levels, right places, the same bytes every time."""
 
-from __future__ import annotations
-
 import io
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """--fit: where a picture of another shape comes to lie, and that it does so everywhere alike."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any, cast

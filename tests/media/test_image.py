@@ -1,7 +1,5 @@
 """Every kind of pixel, exactly; files that hold none are in data/test_rubbish.py."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct

@@ -1,7 +1,5 @@
 """Images of 16 bits and with transparency from files to a model and back, as a user runs it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Image files changed at random: an image, or a known reason why not, and nothing else."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from random import Random

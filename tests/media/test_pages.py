@@ -1,7 +1,5 @@
 """TIFF stacks: pages as channels, of 8 and 16 bits."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Sounds from files to a model and back, as a user runs it."""
 
-from __future__ import annotations
-
 import sys
 import wave
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Features of real images between evaluations: the same numbers, and never a reason to fail."""
 
-from __future__ import annotations
-
 import io
 import os
 from dataclasses import replace

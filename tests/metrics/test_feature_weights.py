@@ -1,7 +1,5 @@
 """Weights from a folder, from the cache, or over the network, which fails in every way."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import http.server

@@ -1,7 +1,5 @@
 """The feature network against its check vector, and what surrounds it."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

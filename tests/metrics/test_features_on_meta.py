@@ -1,7 +1,5 @@
 """Feature networks on the meta device: what mixes devices or reads a number back fails."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """PSNR, SSIM, distances, inconsistency and diversity of images that are drawn from something."""
 
-from __future__ import annotations
-
 import math
 from itertools import product
 from types import SimpleNamespace

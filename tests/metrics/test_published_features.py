@@ -1,7 +1,5 @@
 """The published networks, with random weights: against torch-fidelity, and written out by hand."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Features of random weights: of any shape, always the same, and sensitive to what differs."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is said of numbers: nothing that flatters, and nothing that is not significant."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 
