@@ -1,13 +1,12 @@
 """The numbers of samples: exact distances, errors over repeated draws, plain words."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import mostly_slow
+from test_metrics import spread
 
 from diffuse_cli.metrics import Facts, Words, channel_distributions, estimates, marginals, remarks
 
@@ -35,11 +34,9 @@ def pictures(seed: int, n: int, shift: float = 0.0, spread: float = 30.0) -> np.
 
 
 def found(real: np.ndarray, fake: np.ndarray, more: np.ndarray | None = None):
-    side = SimpleNamespace(
-        marginals=channel_distributions.measure_marginals(
-            real, fake, real[:0] if more is None else more
-        )
-    )
+    more = real[:0] if more is None else more
+    measured = channel_distributions.measure_marginals(real, fake, more)
+    side = SimpleNamespace(marginals=measured)
     return marginals.compute(side), marginals.details(side)
 
 
@@ -66,8 +63,7 @@ def test_the_distance_of_levels_is_exact(real, fake):
             assert channel[name]["mean"] == pytest.approx(own.mean(), rel=1e-12)
             assert channel[name]["deviation"] == pytest.approx(own.std(), rel=1e-12)
             for q in channel[name]["quantiles"]:
-                wanted = np.quantile(own, q["share"], method="inverted_cdf")
-                assert q["value"] == wanted
+                assert q["value"] == np.quantile(own, q["share"], method="inverted_cdf")
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e9])
@@ -99,20 +95,15 @@ def test_a_shift_is_the_shift_and_its_distance():
 
 
 @pytest.mark.parametrize(
-    "case", mostly_slow([(0, 30, 0.85, 2.2), (10, 15, 0.8, 1.7), (25, 30, 0.8, 1.25)])
+    ("shift", "wide", "low", "high"),
+    mostly_slow([(0, 30, 0.85, 2.2), (10, 15, 0.8, 1.7), (25, 30, 0.8, 1.25)]),
 )
-def test_errors_cover_repeated_draws_of_samples(case):
+def test_errors_cover_repeated_draws_of_samples(shift, wide, low, high):
     """Near equality never too small; an error over numbers would be twenty times too small."""
-    shift, spread, low, high = case
-    runs = [
-        found(pictures(2 * i, 40), pictures(2 * i + 1, 50, shift, spread))[0] for i in range(60)
-    ]
+    runs = [found(pictures(2 * i, 40), pictures(2 * i + 1, 50, shift, wide))[0] for i in range(60)]
     for key in ("wasserstein", "mean_shift", "mean_variety"):
-        values = np.array([r[key] for r in runs])
-        errors = np.array([r[f"{key}_standard_error"] for r in runs])
-        ratio = np.sqrt(np.square(errors).mean()) / values.std(ddof=1)
         most = high if key == "wasserstein" else 1.4  # the largest of two shifts wanders less
-        assert low < ratio < most, (key, ratio)
+        assert low < spread(runs, key)[2] < most, key
 
 
 def test_quantiles_have_errors_over_samples():
@@ -121,8 +112,7 @@ def test_quantiles_have_errors_over_samples():
         for q in run["quantiles"]:
             run[q["share"]], run[f"{q['share']}_standard_error"] = q["value"], q["standard_error"]
     for key in ("mean", "deviation", *(q["share"] for q in runs[0]["quantiles"])):
-        values, errors = (np.array([r[k] for r in runs]) for k in (key, f"{key}_standard_error"))
-        assert 0.6 < np.sqrt(np.square(errors).mean()) / values.std() < 1.6, key
+        assert 0.6 < spread(runs, key)[2] < 1.6, key
 
 
 def test_the_order_and_the_block_change_nothing(monkeypatch):
@@ -163,9 +153,8 @@ def test_the_variety_of_means_that_are_equal_is_not_measured(dtype, offset):
     fake = normalized(1, 40, dtype, offset) + np.arange(40).astype(dtype)[:, None, None, None]
     values, _ = found(real, fake)
     assert not {"mean_variety", "mean_variety_standard_error"} & {*values}
-    level, words = said(real, fake)["variety of means"]
-    assert level == "caution"
-    assert words == "not measured, because all real images have the same mean"
+    words = "not measured, because all real images have the same mean"
+    assert said(real, fake)["spread of sample means"] == ("caution", words)
     values, _ = found(fake, real)
     assert 0 <= values["mean_variety"] < 1e-2
     level, words = said(fake, real)["variety of means"]
@@ -241,13 +230,10 @@ def said(real, fake, words=IMAGE, of=256):
 def test_a_shift_is_called_what_it_is():
     real = pictures(0, 400)
     darker = (real.astype(int) - np.array([11, 0])[:, None, None]).clip(0, 255).astype(np.uint8)
-    level, words = said(real, darker)["mean"]
-    assert level == "poor"
-    assert words == "generated images are too dark by 11.0 ± 2.1 levels in red"
-    level, words = said(darker, real)["mean"]
-    assert words == "generated images are too bright by 11.0 ± 2.1 levels in red"
-    level, _ = said(real, pictures(1, 400))["mean"]
-    assert level == "fine"
+    for sides, way in (((real, darker), "dark"), ((darker, real), "bright")):
+        words = f"generated images are too {way} by 11.0 ± 2.1 levels in red"
+        assert said(*sides)["mean"] == ("poor", words)
+    assert said(real, pictures(1, 400))["mean"][0] == "fine"
     floats = said(real.astype(np.float32), darker.astype(np.float32), Words("arrays"), None)
     assert floats["mean"][1] == "generated arrays are too low by 11.0 ± 2.1 in channel 0"
 

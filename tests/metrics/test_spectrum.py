@@ -1,13 +1,12 @@
 """Power by frequency: white noise, waves, power laws, Parseval, and what is said of it."""
 
-from __future__ import annotations
-
 import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from test_metrics import spread
 
 from diffuse_cli.metrics import METRICS, Facts, Words, estimates, remarks, spectrum
 
@@ -118,13 +117,10 @@ def test_distances_are_what_the_definition_says():
 @pytest.mark.parametrize(("slope", "low", "high"), [(2.0, 0.85, 2.2), (1.5, 0.8, 1.25)])
 def test_errors_cover_repeated_draws(slope, low, high):
     size = (12, 12)
-    runs = [
-        found(fields(2 * i, 30, size, 2), fields(2 * i + 1, 40, size, slope))[0] for i in range(60)
-    ]
+    sides = ((fields(2 * i, 30, size, 2), fields(2 * i + 1, 40, size, slope)) for i in range(60))
+    runs = [found(*both)[0] for both in sides]
     for key, most in (("spectral_distance", high), ("fine_detail", 1.3)):
-        values = np.array([r[key] for r in runs])
-        errors = np.array([r[f"{key}_standard_error"] for r in runs])
-        assert low < np.sqrt(np.square(errors).mean()) / values.std(ddof=1) < most, key
+        assert low < spread(runs, key)[2] < most, key
 
 
 def test_the_order_and_the_block_change_nothing(monkeypatch):
@@ -173,7 +169,7 @@ def test_blur_and_noise_are_named():
     assert level == "poor"
     assert words.startswith("too low, as in blurred images: in waves shorter than 4 pixels")
     assert "dB less" in words
-    level, words = said(fields(1, 150, (24, 24), 2) + 4 * noise(2, 150, (1, 24, 24)))
-    assert level == "poor"
-    assert "too high, as in noisy images" in words
-    assert said(fields(1, 150, (24, 24), 2))[0] == "fine"
+    drawn = fields(1, 150, (24, 24), 2)
+    level, words = said(drawn + 4 * noise(2, 150, (1, 24, 24)))
+    assert (level, "too high, as in noisy images" in words) == ("poor", True)
+    assert said(drawn)[0] == "fine"
