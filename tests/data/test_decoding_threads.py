@@ -6,14 +6,9 @@ import wave
 import numpy as np
 import pytest
 from image_corpus import BOMB, encoded, fill, noise, read, zipped
+from test_streaming import same
 
-from diffuse_cli.data import Dataset, decoding_threads
-
-
-@pytest.fixture(autouse=True)
-def several_threads(monkeypatch):
-    """Decode small files in several threads, too."""
-    monkeypatch.setattr(decoding_threads, "SMALL", 0)
+from diffuse_cli.data import decoding_threads
 
 
 def corpus() -> dict[str, bytes]:
@@ -36,12 +31,6 @@ def sound(seed: int, rate: int) -> bytes:
     return buffer.getvalue()
 
 
-def same(one: Dataset, two: Dataset) -> bool:
-    arrays = ("stored", "labels", "digests")
-    equal = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in arrays)
-    return equal and (one.names, one.summary) == (two.names, two.summary)
-
-
 SETS = {
     "every kind": (corpus(), {}),
     "grey over a background": (corpus(), {"channels": 1, "background": "navy"}),
@@ -53,7 +42,8 @@ SETS = {
 
 
 @pytest.mark.parametrize(("name", "packed"), [(name, k % 2 == 1) for k, name in enumerate(SETS)])
-def test_threads_give_what_one_gives(tmp_path, name, packed):
+def test_threads_give_what_one_gives(tmp_path, monkeypatch, name, packed):
+    monkeypatch.setattr(decoding_threads, "SMALL", 0)
     data, options = SETS[name]
     source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
     assert same(read(source, workers=3, **options), read(source, workers=1, **options))

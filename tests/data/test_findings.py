@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -33,8 +34,7 @@ def test_kinds_that_are_not_read_are_counted_with_what_to_do(tmp_path, packed):
     data = {**PHONE, "a.png": encoded(noise(1)), "notes.txt": b"", "b.heic": b"", "none": b""}
     source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
     found = read(source).summary
-    assert found.others == 16
-    assert found.unread == {".heic": 13, ".mov": 1}
+    assert (found.others, found.unread) == (16, {".heic": 13, ".mov": 1})
     assert found.lines()[1:] == [
         "ignored 13 .heic (convert them to JPEG or PNG, for example with magick mogrify -format "
         "jpg *.heic)",
@@ -60,11 +60,12 @@ def test_a_folder_of_nothing_else_ends_with_the_advice(tmp_path, packed, more, s
     assert caught.value.hint.startswith("Convert them to JPEG or PNG")
 
 
-@pytest.mark.parametrize("name", ["CR2", "dng", "psd", "svg", "pdf", "jxl", "webm", "tar", "eps"])
-def test_there_is_advice(tmp_path, name):
-    data = {"a.png": encoded(noise(1)), f"b.{name}": b""}
-    (line,) = read(fill(tmp_path, data)).summary.lines()[1:]
-    assert line.startswith(f"ignored 1 .{name.lower()} (")
+def test_there_is_advice(tmp_path):
+    names = ["CR2", "dng", "psd", "svg", "pdf", "jxl", "webm", "tar", "eps"]
+    data = {"a.png": encoded(noise(1)), **{f"b.{name}": b"" for name in names}}
+    lines = read(fill(tmp_path, data)).summary.lines()[1:]
+    said = sorted(f"ignored 1 .{name.lower()} (" for name in names)
+    assert sorted(line.partition("(")[0] + "(" for line in lines) == said
     assert not any("{" in text for text in advice().values())
 
 
@@ -188,7 +189,6 @@ def test_what_is_wrong_with_images_that_are_used_is_a_warning(tmp_path):
         f"7 of 11 images, blank on the background: {blank}; try --background black",
     ]
     found = read(folder, strict=False).summary
-    assert found.remarks[reasons.PROFILE] == (2, ("odd0.png", "odd1.png"))
     assert found.to_dict()["remarks"][reasons.BLANK]["count"] == 7
     (text,) = [w for w in warnings(folder, background="#050505") if "blank" in w]
     assert text == ("1 of 11 images, blank on the background: black.png; try --background white")
@@ -203,15 +203,12 @@ def test_what_is_wrong_with_images_that_are_used_is_a_warning(tmp_path):
 
 def test_floats_among_images_are_left_out_and_arrays_by_themselves(tmp_path):
     values = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    first, *rest = map(Image.fromarray, values)
+    first.save(tmp_path / "all.tiff", save_all=True, append_images=rest)
+    assert np.array_equal(read(tmp_path).stored, values[None])
+    (tmp_path / "all.tiff").unlink()
     for k, each in enumerate(values):
         Image.fromarray(each).save(tmp_path / f"{k}.tif")
-    first, *rest = map(Image.fromarray, values)
-    pages = tmp_path / "pages"
-    pages.mkdir()
-    first.save(pages / "all.tiff", save_all=True, append_images=rest)
-    found = read(pages)
-    assert np.array_equal(found.stored, values[None])
-    (pages / "all.tiff").unlink()
     found = read(tmp_path)
     assert (found.medium, found.stored.dtype) == ("array", np.float32)
     assert np.array_equal(found.stored[:, 0], values)
@@ -230,16 +227,11 @@ def test_pages_of_floats_are_of_one_size_and_kind_and_large_together(tmp_path, m
     with pytest.raises(DataError, match=reasons.PAGES):
         read(tmp_path)
     first.save(tmp_path / "all.tif", save_all=True, append_images=[first] * 2)
-    locked = []
-
-    def lock(large):
-        locked.append(large)
-        return contextlib.nullcontext()
-
+    lock = Mock(return_value=contextlib.nullcontext())
     monkeypatch.setattr(decoding, "lock_large", lock)
     monkeypatch.setattr(decoding, "LARGE", 6 * 5 * 2)
     assert read(tmp_path).stored.shape == (1, 3, 5, 6)
-    assert locked[-1]
+    lock.assert_called_with(True)
 
 
 def test_the_index_keeps_what_was_found(tmp_path):

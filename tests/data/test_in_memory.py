@@ -172,9 +172,7 @@ def test_a_npy_file_alone_is_a_set_but_where_one_sample_is_asked_for(tmp_path):
     assert one.stored.shape == (1, 3, 16, 20)
 
 
-def npz() -> bytes:
-    np.savez(file := io.BytesIO(), FLOATS)
-    return file.getvalue()
+np.savez(NPZ := io.BytesIO(), FLOATS)
 
 
 def headed(shape: str) -> bytes:
@@ -193,7 +191,7 @@ SHAPES = ("(True, 4, 4)", f"({2**70}, 1, 1)", f"({2**40}, {2**40}, 4)", "((")
         (npy(np.zeros((0, 4, 4))), "an array of 0 x 4 x 4, not of samples"),
         (npy(np.zeros(())), "an array of one number"),
         (npy(np.array([{}], object)), "Python objects in dtype"),
-        (npz(), r"cannot read .*all\.npy: the magic string"),
+        (NPZ.getvalue(), r"cannot read .*all\.npy: the magic string"),
         *((npy(FLOATS)[:size], r"cannot read .*all\.npy") for size in (0, 5, 100, 500)),
         *((headed(shape), r"cannot read .*all\.npy") for shape in SHAPES),
     ],

@@ -4,11 +4,11 @@ import itertools
 import json
 import os
 import pkgutil
-import socket
 import threading
 import tracemalloc
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -41,9 +41,7 @@ def test_pixels_labels_and_names(tmp_path):
     assert images.names == ("a/x/one.PNG", "b/three.JPeG", "b/two.png", "loose.png")
     assert images.class_names == ("a", "b")
     assert images.labels.tolist() == [0, 1, 1, -1]
-    assert images.labels.dtype == np.int64
-    assert images.stored.dtype == np.uint8
-    assert images.stored.shape == (4, 1, 8, 8)
+    assert (images.labels.dtype, images.stored.dtype) == (np.int64, np.uint8)
     assert images.stored[2, 0].tolist() == np.asarray(noise(0)).tolist()
     assert (images.space.size, images.space.channels, len(images)) == ((8, 8), 1, 4)
     summary = images.summary
@@ -76,17 +74,13 @@ def test_common_folders_and_those_without_usable_images_are_no_classes(tmp_path)
     assert one.labels.tolist() == [-1] * 3
 
 
-@pytest.mark.parametrize("labeled", [False, True])
-def test_classes_are_in_the_order_of_their_bytes(labeled):
+def test_classes_are_in_the_order_of_their_bytes():
     names = ("apple", "Bee", "ant", "Zebra", "été")
     files = [f"{name}/{k}.png" for k, name in enumerate(names)]
-    entries = [
-        Entry(file, 1, file, label=name if labeled else None)
-        for file, name in zip(files, names, strict=True)
-    ]
-    labels, classes = find_classes(files, entries)
-    assert classes == ("Bee", "Zebra", "ant", "apple", "été")
-    assert labels == [3, 0, 2, 1, 4]
+    for labels in (names, [None] * 5):
+        entries = [Entry(f, 1, f, label=label) for f, label in zip(files, labels, strict=True)]
+        expected = ([3, 0, 2, 1, 4], ("Bee", "Zebra", "ant", "apple", "été"))
+        assert find_classes(files, entries) == expected
 
 
 def test_every_reason_is_counted_and_five_are_named(tmp_path):
@@ -100,17 +94,9 @@ def test_every_reason_is_counted_and_five_are_named(tmp_path):
         reasons.NOT_AN_IMAGE: (7, tuple(f"text{k}.jpg" for k in range(5))),
     }
     lines = images.summary.lines()
-    assert lines[1].startswith("skipped 7 files, not an image: text0.jpg, text1.jpg,")
-    assert lines[1].endswith(", ...")
+    names = ", ".join(f"text{k}.jpg" for k in range(5))
+    assert lines[1] == f"skipped 7 files, not an image: {names}, ..."
     assert "skipped 1 file, decompression bomb: bomb.png" in lines
-    json.dumps(images.summary.to_dict())
-
-
-def test_strict_ends_at_the_first_bad_file(tmp_path):
-    fill(tmp_path, {**many(3), "001.png": b"hello", "002.png": b""})
-    with pytest.raises(DataError, match=r"001\.png: not an image") as caught:
-        read(tmp_path, strict=True)
-    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize(
@@ -182,10 +168,8 @@ def test_a_small_size_is_kept_and_a_large_one_becomes_64(tmp_path):
     large = fill(tmp_path / "large", many(2, size=(65, 64)))
     assert read(large).space.size == (64, 64)
     (text,) = notices(large)
-    assert (
-        "all images are 64 high x 65 wide: resized to 64x64, cropped at the center by up to 2 %; "
-        "pass --size" in text
-    )
+    assert "all images are 64 high x 65 wide: resized to 64x64, cropped at the center by" in text
+    assert "up to 2 %; pass --size" in text
 
 
 def test_a_size_and_channels_that_are_asked_for(tmp_path):
@@ -292,16 +276,6 @@ def test_links_are_followed_once(tmp_path):
     assert images.summary.skipped[reasons.UNREADABLE] == (1, ("c/self.png",))
 
 
-def test_only_regular_files_are_opened(tmp_path):
-    fill(tmp_path, {"good.png": encoded(noise(1))})
-    os.mkfifo(tmp_path / "fifo.png")
-    (tmp_path / "device.png").symlink_to("/dev/zero")
-    with socket.socket(socket.AF_UNIX) as server, within(120):  # opening a FIFO waits for ever
-        server.bind(str(tmp_path / "socket.png"))
-        found = read(tmp_path, workers=1).summary.skipped
-    assert found == {reasons.IRREGULAR: (3, ("device.png", "fifo.png", "socket.png"))}
-
-
 def test_a_file_that_becomes_a_fifo_or_vanishes(tmp_path):
     fill(tmp_path, many(3))
     work = read_images(tmp_path, workers=1)
@@ -367,26 +341,21 @@ def test_a_manifest_of_samples_lists_the_images(tmp_path, kind):
 
 
 def test_bad_members_are_skipped(tmp_path):
-    names = ("good.png", "secret.png", "huge.png", "crc.png", "link.png", "../up.png")
+    names = ("good.png", "secret.png", "huge.png", "crc.png", "link.png", "../up.png", "é.png")
     path = zipped(tmp_path / "x.zip", {name: encoded(noise(1)) for name in names})
     raw = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as file:
         offsets = {info.filename: info.header_offset for info in file.infolist()}
-    for name in names:  # the central directory is what zipfile believes
-        at = raw.rindex(name.encode()) - 46
-        local = offsets[name]
-        if name == "secret.png":
-            raw[at + 8] |= 1
-            raw[local + 6] |= 1
-        elif name == "huge.png":
-            raw[at + 24 : at + 28] = (2**30).to_bytes(4, "little")
-        elif name == "crc.png":
-            raw[local + 30 + len(name) + 60] ^= 1
-        elif name == "link.png":
-            raw[at + 38 : at + 42] = (0o120777 << 16).to_bytes(4, "little")
+    # The central directory is what zipfile believes.
+    secret, huge, link = (raw.rindex(name) - 46 for name in (b"secret", b"huge", b"link"))
+    raw[secret + 8] |= 1
+    raw[offsets["secret.png"] + 6] |= 1
+    raw[huge + 24 : huge + 28] = (2**30).to_bytes(4, "little")
+    raw[offsets["crc.png"] + 30 + len("crc.png") + 60] ^= 1
+    raw[link + 38 : link + 42] = (0o120777 << 16).to_bytes(4, "little")
     path.write_bytes(raw)
     images = read(path)
-    assert images.names == ("good.png", "up.png")
+    assert images.names == ("good.png", "up.png", "é.png")
     assert {reason: names[0] for reason, (_, names) in images.summary.skipped.items()} == {
         reasons.ENCRYPTED: "secret.png",
         reasons.TOO_LARGE: "huge.png",
@@ -394,6 +363,9 @@ def test_bad_members_are_skipped(tmp_path):
         reasons.IRREGULAR: "link.png",
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.zip"]
+    path.write_bytes(raw.replace("é".encode(), b"\xff\xff"))  # said to be UTF-8
+    with pytest.raises(DataError, match=r"cannot read the zip file .*x\.zip"):
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -432,10 +404,6 @@ def test_progress_is_throttled(tmp_path):
     assert len(found) < 100
 
 
-def refuse(self, pixels):
-    raise OSError(28, "No space left on device")
-
-
 @pytest.mark.parametrize("how", ["first", "last", "closed", "sync", "full"])
 def test_an_error_leaves_neither_threads_nor_files(tmp_path, monkeypatch, how):
     """A bad file, a reader that is closed, or a full disk."""
@@ -449,8 +417,9 @@ def test_an_error_leaves_neither_threads_nor_files(tmp_path, monkeypatch, how):
         with pytest.raises(DataError, match="empty file"):
             finish(work)
     else:
+        full = Mock(side_effect=OSError(28, "No space left on device"))
         seam = (files, "operation", failing("sync", FULL)) if how == "sync" else ()
-        monkeypatch.setattr(*(seam or (Store, "append", refuse)))
+        monkeypatch.setattr(*(seam or (Store, "append", full)))
         with pytest.raises(OutputError, match="No space left"):
             finish(work)
     assert threading.active_count() == before
@@ -460,9 +429,8 @@ def test_an_error_leaves_neither_threads_nor_files(tmp_path, monkeypatch, how):
 def test_a_map_equals_memory(tmp_path):
     folder = fill(tmp_path / "in", {**many(50), "bad.png": b""})
     memory, mapped = read(folder), read(folder, cache=tmp_path / "cache")
-    assert isinstance(mapped.stored, np.memmap)
+    assert [isinstance(each.stored, np.memmap) for each in (memory, mapped)] == [False, True]
     assert not mapped.stored.flags.writeable
-    assert not isinstance(memory.stored, np.memmap)
     assert mapped.stored.tolist() == memory.stored.tolist()
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["pixels.u8"]
     assert (tmp_path / "cache" / "pixels.u8").stat().st_size == 50 * 64
@@ -496,27 +464,24 @@ def test_the_index_round_trips(tmp_path, cached):
 def test_an_index_without_its_pixels_is_refused(tmp_path):
     folder, cache = fill(tmp_path / "in", many(5)), tmp_path / "cache"
 
-    def check_refused(words=None):
-        with pytest.raises(DataError, match=words):
-            open_index(cache)
-
-    check_refused()
+    with pytest.raises(DataError):
+        open_index(cache)
     save_index(read(folder, cache=cache), cache)
     with (cache / "pixels.u8").open("ab") as file:
         file.write(b"x")
-    check_refused("do not match the index")
+    with pytest.raises(DataError, match="do not match the index"):
+        open_index(cache)
     (cache / "index.npz").write_bytes(b"hello")
-    check_refused()
+    with pytest.raises(DataError):
+        open_index(cache)
     save_index(read(folder, cache=cache), cache)
     read(folder, cache=cache)  # forgets the index
-    check_refused()
+    with pytest.raises(DataError):
+        open_index(cache)
 
 
 @pytest.mark.parametrize(("count", "said"), [(3, "1 MiB"), (2**14, "48 MiB"), (2**20, "3.0 GiB")])
 def test_memory_that_is_not_there_is_said_in_units_that_are_not_0(monkeypatch, count, said):
-    def empty(*_):
-        raise MemoryError
-
-    monkeypatch.setattr(store.np, "empty", empty)
+    monkeypatch.setattr(store.np, "empty", Mock(side_effect=MemoryError))
     with pytest.raises(DataError, match=f"need {said} of memory"):
         Store(None, count, (3, 32, 32), np.dtype("u1"))

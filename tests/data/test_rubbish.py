@@ -122,24 +122,17 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch, what):
 # -- the command ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def mixed(tmp_path):
-    """Rubbish among 30 good images; the reasons, by name."""
-    expected = place(write_images(tmp_path / "mixed", 30) / "dark")
-    return tmp_path / "mixed", {f"dark/{name}": reason for name, reason in expected.items()}
-
-
-def test_training_goes_to_its_end_and_says_what_it_skipped(diffuse, mixed):
+def test_training_goes_to_its_end_and_says_what_it_skipped(diffuse, tmp_path):
     """With --strict it ends at the first of them."""
-    folder, expected = mixed
+    folder = write_images(tmp_path / "mixed", 30)
+    expected = {f"dark/{name}": reason for name, reason in place(folder / "dark").items()}
     line = ("train", folder, "--config", QUICK, "--size", 8, "--steps", 2)
     ran = diffuse(*line, "--strict", "-q")
     assert ran.code == 3
     assert f"{min(expected)}: {expected[min(expected)]}" in ran.line
     assert not Path("model.run").exists()
     ran = diffuse(*line, "--json").ok()
-    assert ran.json["step"] == 2
-    assert ran.json["images"] == 30 + len(odd()) + 1
+    assert (ran.json["step"], ran.json["images"]) == (2, 30 + len(odd()) + 1)
     for reason, count in Counter(expected.values()).items():
         plural = "file" if count == 1 else "files"
         first = next(name for name in sorted(expected) if expected[name] == reason)

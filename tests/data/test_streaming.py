@@ -33,14 +33,9 @@ def corpus() -> dict[str, bytes]:
     """Every kind of result: sizes, modes and faults, with samples enough to hold some out."""
     data = {f"{'ab'[k % 2]}/{k:02d}.png": encoded(noise(k)) for k in range(60)}
     data |= {"a/cut.png": encoded(noise(1))[:-30], "b/empty.png": b""}
-    data |= {
-        "a/10.png": encoded(noise(7, (12, 9), "RGB")),
-        "b/wide.png": encoded(noise(8, (90, 30))),
-    }
-    return data | {
-        "a/clear.png": encoded(noise(7, mode="RGBA")),
-        "b/jpeg.jpg": encoded(noise(9), "JPEG"),
-    }
+    data |= {"a/10.png": encoded(noise(7, (12, 9), "RGB")), "b/jpeg.jpg": encoded(noise(9), "JPEG")}
+    data |= {"a/clear.png": encoded(noise(7, mode="RGBA"))}
+    return data | {"b/wide.png": encoded(noise(8, (90, 30)))}
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +67,13 @@ def decoded(monkeypatch):
 
 
 def same(one: Dataset, two: Dataset) -> bool:
-    every = np.arange(len(one))
     facts = ("names", "class_names", "medium", "fingerprint", "class_fingerprints", "space")
+    every = np.arange(len(one))
+    left, right = ((x.labels, x.held_out, x.digests, x.stored[every]) for x in (one, two))
     return (
-        all(getattr(one, name) == getattr(two, name) for name in facts)
-        and one.summary == two.summary
-        and np.array_equal(one.labels, two.labels)
-        and np.array_equal(one.held_out, two.held_out)
-        and one.stored.shape == two.stored.shape
-        and one.stored.dtype == two.stored.dtype
-        and np.array_equal(one.stored[every], two.stored[every])
+        all(getattr(one, name) == getattr(two, name) for name in (*facts, "summary"))
+        and [own.dtype for own in left] == [own.dtype for own in right]
+        and all(map(np.array_equal, left, right))
     )
 
 
@@ -110,9 +102,8 @@ def test_a_streamed_set_is_the_set(folder, tmp_path, kept, mapped, options):
 def test_a_size_found_late_gives_the_samples_of_a_resumed_run(tmp_path, options, last):
     if "cache" in options:
         options = {**options, "cache": tmp_path / options["cache"]}
-    files = {
-        f"{k:02d}.png": encoded(noise(k, (32, 32) if k < last else (40, 40))) for k in range(60)
-    }
+    sides = [32] * last + [40] * (60 - last)
+    files = {f"{k:02d}.png": encoded(noise(k, (side, side))) for k, side in enumerate(sides)}
     folder = fill(tmp_path / "in", files)
     first = read(folder, **options)
     assert first.stored.shape[2:] == (64, 64)
@@ -126,10 +117,8 @@ def test_a_zip_and_floats(folder, tmp_path):
     packed = zipped(tmp_path / "set.zip", corpus())
     images, _ = streamed(packed)
     assert np.array_equal(images.stored[:], read(packed).stored)
-    draw, fields = np.random.default_rng(0), tmp_path / "fields"
-    fields.mkdir()
-    for k in range(50):
-        np.save(fields / f"{k}.npy", draw.normal(3, 2, (2, 6, 6)).astype(np.float32))
+    values = np.random.default_rng(0).normal(3, 2, (50, 2, 6, 6)).astype(np.float32)
+    fields = fill(tmp_path / "fields", {f"{k}.npy": npy(own) for k, own in enumerate(values)})
     one, two = streamed(fields, transform="asinh")[0], read(fields, transform="asinh")
     assert same(one, two)
     assert one.space.mean
@@ -178,30 +167,22 @@ def test_what_was_looked_up_is_remembered_within_its_bound(own, monkeypatch):
 # -- samples that go or change --------------------------------------------------------------------
 
 
-def gone(path):
-    path.unlink()
+SPOILT = {
+    file_errors.VANISHED: Path.unlink,
+    file_errors.CORRUPT: lambda path: os.truncate(path, 40),
+    file_errors.CHANGED: lambda path: path.write_bytes(encoded(noise(1000))),
+}
 
 
-def cut(path):
-    os.truncate(path, 40)
-
-
-def another(path):
-    path.write_bytes(encoded(noise(1000)))
-
-
-SPOILT = {gone: file_errors.VANISHED, cut: file_errors.CORRUPT, another: file_errors.CHANGED}
-
-
-@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_a_successor_of_its_part_takes_the_place_of_a_sample(own, spoil):
+@pytest.mark.parametrize("fault", SPOILT)
+def test_a_successor_of_its_part_takes_the_place_of_a_sample(own, fault):
     images, stream = streamed(own)
     before = read(own).stored
     for part in (images.held_out, ~images.held_out):
         lost, heir = np.flatnonzero(part)[[0, 1]]
-        spoil(own / images.names[lost])
+        SPOILT[fault](own / images.names[lost])
         assert np.array_equal(images.stored[[lost, heir, lost]], before[[heir, heir, heir]])
-        assert stream.faults() == [(images.names[lost], SPOILT[spoil])]
+        assert stream.faults() == [(images.names[lost], fault)]
         assert stream.faults() == []
     assert np.array_equal(images.stored[[lost]], before[[heir]])
     assert stream.faults() == []  # named once
@@ -325,11 +306,9 @@ def test_a_run_that_goes_on_has_the_set_of_its_index(own, tmp_path, decoded, mon
 
 
 def test_a_number_is_the_size_of_any_number_of_sides(tmp_path, decoded):
-    folder, index = tmp_path / "volumes", tmp_path / "index.jsonl"
-    folder.mkdir()
-    for k in range(4):
-        (folder / f"{k}.npy").write_bytes(npy(np.full((8, 8, 8), k, np.float32)))
-    options = {"index": index, "medium": "array", "layout": "DHW"}
+    files = {f"{k}.npy": npy(np.full((8, 8, 8), k, np.float32)) for k in range(4)}
+    folder = fill(tmp_path / "volumes", files)
+    options = {"index": tmp_path / "index.jsonl", "medium": "array", "layout": "DHW"}
     names = streamed(folder, size=(8, 8), **options)[0].names
     (folder / "3.npy").unlink()
     assert streamed(folder, size=(8, 8, 8), goes_on=True, **options)[0].names == names

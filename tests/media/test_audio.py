@@ -4,6 +4,7 @@ import contextlib
 import io
 import struct
 import wave
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -95,12 +96,10 @@ def test_every_way_to_store_a_sample(subtype):
 
 def test_a_sound_has_one_digest_whatever_holds_it_and_to_whatever_it_is_cut():
     own = medium.read(sound(LEVELS), ReadSettings()).digest
-    assert (
-        own == medium.read(sound(LEVELS, kind="FLAC"), ReadSettings(size=(64,), rate=4000)).digest
-    )
-    assert own != medium.read(sound(LEVELS, 11_025), ReadSettings()).digest
-    assert own != medium.read(sound(LEVELS[:-1]), ReadSettings()).digest
-    assert own != medium.read(sound(LEVELS[:, :1]), ReadSettings()).digest
+    cut = medium.read(sound(LEVELS, kind="FLAC"), ReadSettings(size=(64,), rate=4000))
+    assert own == cut.digest
+    for other in (sound(LEVELS, 11_025), sound(LEVELS[:-1]), sound(LEVELS[:, :1])):
+        assert own != medium.read(other, ReadSettings()).digest
 
 
 def test_stereo_becomes_its_mean_and_mono_fills_both_channels():
@@ -148,9 +147,8 @@ def test_a_shorter_sound_ends_in_silence_and_pad_refuses_a_longer_one():
     assert not read.values[:, 600:].any()
     assert read.size == (600,)
     assert reason(sound(LEVELS), size=(599,), fit="pad") == reasons.LONGER
-    assert medium.read(sound(LEVELS), ReadSettings(size=(300,), rate=4000, fit="pad")).size == (
-        300,
-    )
+    slow = ReadSettings(size=(300,), rate=4000, fit="pad")
+    assert medium.read(sound(LEVELS), slow).size == (300,)
     wide = medium.fit(read.values, ReadSettings(size=(900,)))
     assert wide.shape == (2, 900)
 
@@ -221,23 +219,17 @@ np.savez(NPZ := io.BytesIO(), x=np.zeros(1200, np.float32))
     ("own", "data", "size"), [(medium, WHOLE, 600 * 2 * 4), (array, NPZ.getvalue(), 1200 * 4 + 128)]
 )
 def test_what_is_large_is_unpacked_alone(monkeypatch, own, data, size, below):
-    locked = []
-
-    def lock(large):
-        locked.append(large)
-        return contextlib.nullcontext()
-
+    lock = Mock(return_value=contextlib.nullcontext())
     monkeypatch.setattr(own, "lock_large", lock)
     monkeypatch.setattr(own, "LARGE", size - below)
     assert own.read(data, ReadSettings()).values.size == 1200
-    assert locked == [below]
+    lock.assert_called_once_with(below)
 
 
 def test_silent_and_clipped_sounds_are_remarked_on():
-    assert medium.read(sound(np.zeros(9)), ReadSettings()).remarks == (reasons.SILENT,)
-    loud = np.array([0, 9000, 32767, 32767, 32767, 5])
-    assert medium.read(sound(loud.astype(np.int16)), ReadSettings()).remarks == (reasons.CLIPPED,)
-    assert medium.read(sound(loud[:4].astype(np.int16)), ReadSettings()).remarks == ()
+    loud = np.array([0, 9000, 32767, 32767, 32767, 5], np.int16)
+    for values, said in ((0 * loud, (reasons.SILENT,)), (loud, (reasons.CLIPPED,)), (loud[:4], ())):
+        assert medium.read(sound(values), ReadSettings()).remarks == said
 
 
 def test_spaces_that_are_no_sound():

@@ -3,6 +3,7 @@
 import io
 import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import icc_profiles
 import numpy as np
@@ -28,8 +29,6 @@ from diffuse_cli.metrics import paired
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.models.model_file import load
 from diffuse_cli.system.events import Notice, finish
-
-STRIP = (273, 4, [-1])
 
 DRAW = np.random.default_rng(5)
 
@@ -67,24 +66,22 @@ def test_a_tiff_keeps_its_levels(mode):
     assert np.array_equal(read(tiff(values, mode))[0], values)
 
 
-def test_twelve_bits_are_spread_over_sixteen():
-    tags = [
-        (tag, kind, [12] if tag == 258 else v)
-        for tag, kind, v in grey(2, 1, 1, STRIP, (279, 4, [3]))
-    ]
-    ends = read(made(tags, b"\x00\x1f\xff"))  # 1 and 4095
-    assert ends[0, 0].tolist() == [16, 65_535]
-    rounded = read(made(tags, b"\x08\x80\x89"))  # 136 and 137, at 2176.498 and 2192.502
-    assert rounded[0, 0].tolist() == [2176, 2193]
+def row(count, body, **named):
+    """The levels of a TIFF of one row, some of whose tags are others."""
+    other = {"bits": (258, 3), "white": (262, 3)}
+    changed = [(*other[name], [value]) for name, value in named.items()]
+    known = [tag for tag in grey(count, 1, 1) if tag[0] not in {own[0] for own in changed}]
+    return read(made([*known, *changed, (273, 4, [-1]), (279, 4, [len(body)])], body))[
+        0, 0
+    ].tolist()
 
 
-def test_white_may_be_zero():
+def test_twelve_bits_are_spread_over_sixteen_and_white_may_be_zero():
+    assert row(2, b"\x00\x1f\xff", bits=12) == [16, 65_535]  # 1 and 4095
+    # 136 and 137 are at 2176.498 and 2192.502.
+    assert row(2, b"\x08\x80\x89", bits=12) == [2176, 2193]
     for bits, body in ((8, b"\x00\x40\xff"), (16, b"\x00\x00\x00\x40\xff\xff")):
-        tags = [(258, 3, [bits]), (262, 3, [0]), (279, 4, [len(body)]), STRIP]
-        known = {tag for tag, _, _ in tags}
-        tags += [tag for tag in grey(3, 1, 1) if tag[0] not in known]
-        found = read(made(tags, body))
-        assert found.tolist() == [[[2**bits - 1, 3 * 2**bits // 4 - 1, 0]]]
+        assert row(3, body, bits=bits, white=0) == [2**bits - 1, 3 * 2**bits // 4 - 1, 0]
 
 
 @pytest.mark.parametrize("channels", [2, 4])
@@ -99,11 +96,8 @@ def test_transparency_is_laid_on_the_background(channels):
 
 def test_only_the_transparent_color_is_laid_on_the_background():
     """Others that share a channel with it are opaque."""
-    values = levels(3, 2, 2)
-    values[:, 0, 0] = (300, 2, 65_000)
-    values[:, 0, 1] = (300, 2, 64_999)
-    values[:, 1, 0] = (300, 9, 8)
-    values[:, 1, 1] = (7, 2, 65_000)
+    rows = [[(300, 2, 65_000), (300, 2, 64_999)], [(300, 9, 8), (7, 2, 65_000)]]
+    values = np.moveaxis(np.array(rows, np.uint16), -1, 0)
     found = read(tagged(values, b"tRNS", values[:, 0, 0].astype(">u2").tobytes()))
     assert found[:, 0, 0].tolist() == [65_535] * 3
     opaque = np.array([[False, True], [True, True]])
@@ -168,15 +162,6 @@ def test_another_color_space_has_eight_bits(profile, dtype):
         assert read(data, numbers="uint16").dtype == np.uint16
 
 
-def save(folder, kinds):
-    """Files of a letter each: `1` grey of 16 bits, `3` color of 16 bits, `8` grey of 8 bits."""
-    folder.mkdir()
-    for k, kind in enumerate(kinds):
-        values = levels(3 if kind == "3" else 1, 6, 6)
-        data = encode_png(rescale_levels(values, "uint8") if kind == "8" else values)
-        (folder / f"{k:03d}.png").write_bytes(data)
-
-
 def gathered(folder, **options):
     events = []
     images = finish(read_images(folder, **options), events.append)
@@ -206,7 +191,12 @@ def test_a_profile_that_costs_bits_is_named(tmp_path):
     ],
 )
 def test_a_set_has_the_bits_that_all_its_images_have(kinds, bits, dtype, channels, tmp_path):
-    save(folder := tmp_path / "data", kinds)
+    """Files of a letter each: `1` grey of 16 bits, `3` color of 16 bits, `8` grey of 8 bits."""
+    (folder := tmp_path / "data").mkdir()
+    for k, kind in enumerate(kinds):
+        values = levels(3 if kind == "3" else 1, 6, 6)
+        data = encode_png(rescale_levels(values, "uint8") if kind == "8" else values)
+        (folder / f"{k:03d}.png").write_bytes(data)
     found, notices = gathered(folder, bits=bits)
     assert (found.stored.dtype.name, found.stored.shape[1]) == (dtype, channels)
     lost = dtype == "uint8" and bits is None
@@ -289,13 +279,13 @@ def of_camera(folder, change, count=8):
 def test_a_model_of_other_limits_is_no_teacher_and_a_beginning_that_is_told(diffuse, recipe):
     data, other = camera(Path("data"), 8), of_camera(Path("other"), lambda values: values * 2)
     assert diffuse("train", data, "--config", recipe, "--steps", 2, "-q").code == 0
-    ran = diffuse("distill", "model.safetensors", other, "--steps", 2, "-q")
+    line = ("distill", "model.safetensors", "--steps", 2, "-q")
+    ran = diffuse(*line, other)
     assert ran.code == 2
     assert "was trained on levels 120 to 2,600, not levels 240 to 5,200" in ran.line
-    assert diffuse("distill", "model.safetensors", data, "--steps", 2, "-q").code == 0
-    ran = diffuse(
-        "train", other, "--init", "model.safetensors", "--steps", 1, "-o", "n.safetensors"
-    ).ok()
+    diffuse(*line, data).ok()
+    line = ("train", other, "--init", "model.safetensors", "--steps", 1, "-o", "n.safetensors")
+    ran = diffuse(*line).ok()
     assert "levels 120 to 2,600 become levels 240 to 5,200" in ran.err
     assert load("n.safetensors").blueprint.space.limits == (240, 5200)
 
@@ -320,22 +310,16 @@ def test_a_run_that_goes_on_keeps_its_levels(diffuse, recipe, limits):
     assert (space.levels, space.limits) == (65_536, limits)
 
 
-def test_psnr_has_the_range_of_the_limits(diffuse, recipe, monkeypatch):
-    spans, measure = [], paired.compute_pixel_metrics
-    monkeypatch.setattr(
-        paired, "compute_pixel_metrics", lambda *args: spans.append(args[-1]) or measure(*args)
-    )
+def test_pairs_have_limits_of_their_own_and_psnr_has_the_range_of_the_samples(
+    diffuse, recipe, monkeypatch
+):
+    measured = Mock(side_effect=paired.compute_pixel_metrics)
+    monkeypatch.setattr(paired, "compute_pixel_metrics", measured)
     data = camera(Path("data"), 8)
-    line = ("--config", recipe, "--given", "low-res:2", "--steps", 2, "-q")
-    diffuse("train", data, *line).ok()
-    line = ("-n", 4, "--steps", 2, "--metrics", "answers", "-q")
-    diffuse("eval", "model.safetensors", data, *line).ok()
-    assert set(spans) == {2480}
-
-
-def test_pairs_have_limits_of_their_own(diffuse, recipe):
     beside = of_camera(Path("beside"), lambda values: values // 10 + 9000)
-    line = ("train", camera(Path("data"), 8), "--config", recipe, "--given", beside, "--steps", 2)
-    assert diffuse(*line, "-q").code == 0
+    line = ("--given", beside, "--steps", 2, "-q")
+    diffuse("train", data, "--config", recipe, *line).ok()
     encoder = Conditioner.from_blueprint(load("model.safetensors").blueprint)
     assert (encoder.space.limits, encoder.input_space.limits) == ((120, 2600), (9012, 9260))
+    diffuse("eval", "model.safetensors", data, *line, "-n", 4, "--metrics", "answers").ok()
+    assert {call.args[-1] for call in measured.call_args_list} == {2480}
