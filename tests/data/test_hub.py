@@ -121,11 +121,22 @@ Chosen = Callable[..., tuple[list[str], Path]]
 
 
 @pytest.fixture
-def chosen(monkeypatch, tmp_path):
+def listed(monkeypatch, tmp_path):
+    """Let the cache, in `tmp_path`, have files of a data set; its name."""
+
+    def list_files(names):
+        listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
+        monkeypatch.setattr(HubListing, "snapshot", tmp_path)
+        monkeypatch.setattr(hub, "list_repository", lambda *_: listing)
+        return Path(f"hf://datasets/{next(NAMES)}")
+
+    return list_files
+
+
+@pytest.fixture
+def chosen(monkeypatch, tmp_path, listed):
     """Open a data set of so many files; which are downloaded, and what of them is opened."""
-    monkeypatch.setattr(HubListing, "snapshot", tmp_path)
-    got = []
-    opened = []
+    got, opened = [], []
 
     def open_it(path):
         opened.append(path.relative_to(tmp_path))
@@ -133,14 +144,12 @@ def chosen(monkeypatch, tmp_path):
 
     def choose(names, path=""):
         got.clear()
-        listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
+        name = listed(names)
         with monkeypatch.context() as patch:
-            patch.setattr(hub, "list_repository", lambda *_: listing)
             patch.setattr(hub, "download_file", lambda _, file: got.append(file.name))
             patch.setattr(sources, "open_source", open_it)
             patch.setattr(hub_dataset, "Folder", lambda path, names: open_it(path))
-            name = f"hf://datasets/{next(NAMES)}/{path}".rstrip("/")
-            hub_dataset.HubDataset.open(Path(name))
+            hub_dataset.HubDataset.open(name / path)
         return sorted(got), opened[-1]
 
     return choose
@@ -174,19 +183,6 @@ def test_which_files_are_meant(chosen):
 def test_what_is_not_clear_is_asked_for(chosen, names, path, said):
     with pytest.raises(DataError, match=said):
         chosen(names, path)
-
-
-@pytest.fixture
-def listed(monkeypatch, tmp_path):
-    """Let the cache, in `tmp_path`, have files of a data set; its name."""
-
-    def list_files(names):
-        listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
-        monkeypatch.setattr(HubListing, "snapshot", tmp_path)
-        monkeypatch.setattr(hub, "list_repository", lambda *_: listing)
-        return Path(f"hf://datasets/{next(NAMES)}")
-
-    return list_files
 
 
 def test_files_that_another_command_downloaded_are_not_used(listed, tmp_path):

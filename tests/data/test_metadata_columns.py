@@ -138,20 +138,15 @@ def test_typed_values_are_told_each_with_each():
     assert parse_rows(odd, ["a=b=c=d"]) == ((0,),)
 
 
-@pytest.mark.parametrize(
-    ("on", "said"),
-    [
-        ("agee=4", "Did you mean 'age'?"),
+def test_what_is_not_known_is_refused():
+    for on, said in (
         ("age=old", "--on age=old: not a number. Pass a number from 20 to 60"),
         ("age=inf", "not a number"),
-        ("site=pari", "Did you mean 'paris'?"),
+        ("site=pari", "Did you mean 'paris'"),
         ("site=", "Choose from: oslo, paris"),
-    ],
-)
-def test_what_is_not_known_is_refused(on, said):
-    with pytest.raises(UsageError) as caught:
-        parse_rows(TABLE, [on])
-    assert said in str(caught.value)
+    ):
+        with pytest.raises(UsageError, match=said):
+            parse_rows(TABLE, [on])
 
 
 def test_numbers_out_of_range_are_told_of():

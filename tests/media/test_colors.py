@@ -85,10 +85,9 @@ def test_transparent_pixels_are_converted_and_the_background_is_not(mode):
     made = np.asarray(decode(encoded(Image.fromarray(pixels), icc_profile=profile), "#204060"))
     assert (made[:, ::2] == (0x20, 0x40, 0x60)).all()
     shown = np.asarray(Image.fromarray(pixels).convert("RGB"))[:, 1::2]
-    if mode == "RGBA":
-        assert off(made[:, 1::2], icc_profiles.converted(shown, "AdobeRGB", 2.2)) < 4
-    else:
-        assert off(made[:, 1::2], icc_profiles.srgb(icc_profiles.linear(shown / 255, 1.8))) < 2
+    grey, color = icc_profiles.linear(shown / 255, 1.8), (shown, "AdobeRGB", 2.2)
+    expected = icc_profiles.converted(*color) if mode == "RGBA" else icc_profiles.srgb(grey)
+    assert off(made[:, 1::2], expected) < (4 if mode == "RGBA" else 2)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
