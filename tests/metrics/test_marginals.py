@@ -154,7 +154,7 @@ def test_the_variety_of_means_that_are_equal_is_not_measured(dtype, offset):
     values, _ = found(real, fake)
     assert not {"mean_variety", "mean_variety_standard_error"} & {*values}
     words = "not measured, because all real images have the same mean"
-    assert said(real, fake)["spread of sample means"] == ("caution", words)
+    assert said(real, fake)["variety of means"] == ("caution", words)
     values, _ = found(fake, real)
     assert 0 <= values["mean_variety"] < 1e-2
     level, words = said(fake, real)["variety of means"]

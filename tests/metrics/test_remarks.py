@@ -210,4 +210,4 @@ def test_why_copies_were_not_looked_for():
 def test_a_ratio_has_few_digits():
     for decibels, power in ((6.0, "3.98 times"), (700.0, "1e+70 times")):
         values = {"fine_detail": decibels, "fine_detail_standard_error": 0.1}
-        assert f"have {power} the power of real" in said("high-frequency power", **values)[1]
+        assert f"have {power} the power of real" in said("fine detail", **values)[1]
