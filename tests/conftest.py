@@ -49,6 +49,12 @@ class Ran:
         assert self.code == 0, self.err
         return self
 
+    def fails(self, code: int, *words: str) -> Ran:
+        """The same, of a command that ended with this code and one line with these words."""
+        assert self.code == code, self.err
+        assert [each for each in words if each not in self.line] == []
+        return self
+
     @property
     def line(self) -> str:
         """stderr, which is one line and nothing else."""

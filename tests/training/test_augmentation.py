@@ -25,8 +25,7 @@ def augmentations(path: Path = MODEL) -> Any:
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    mostly_slow([(("--config", QUICK),), (("--preset", "slim", "--width", 8),)], always=1),
+    "recipe", mostly_slow([(("--config", QUICK),), (("--preset", "slim", "--width", 8),)], always=1)
 )
 def test_the_model_file_is_that_of_a_model_without(diffuse, images, recipe):
     """It has no tensor for what only training tells, and the training learns from it."""
@@ -98,8 +97,7 @@ def test_a_stream_and_parts_of_a_batch_change_nothing(quick):
 @pytest.mark.slow
 def test_two_processes_draw_what_one_does(pair, images, quick):
     line = ("--steps", 4, "--augment", ",".join(ALL))
-    ran = pair("train", images, "--config", QUICK, *line, "-o", WHOLE)
-    assert ran.code == 0, ran.err
+    pair("train", images, "--config", QUICK, *line, "-o", WHOLE).ok()
     assert quick(*line).code == 0
     own, other = load_file(WHOLE), load_file(MODEL)
     assert all(torch.allclose(own[name], other[name], atol=1e-5) for name in own)
@@ -121,8 +119,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_few_images_that_are_seen_often_are_augmented_and_it_is_said(quick, few):
-    ran = quick("--steps", 40, "--stop-at", 1, "--augment", "auto")
-    assert ran.code == 0
+    ran = quick("--steps", 40, "--stop-at", 1, "--augment", "auto").ok()
     said = "each of 54 images is seen 6 times, so they are augmented by flip, zoom, rotate, shift"
     assert said in ran.err
     assert augmentations() == list(ALL)
@@ -140,22 +137,19 @@ def test_it_is_the_number_of_passes_that_decides(quick, monkeypatch, steps, most
     """54 images in batches of 8: 2,700 steps are 400 passes. Many images are not augmented."""
     if most:
         monkeypatch.setattr(decisions, "AUGMENTED", most)
-    ran = quick("--steps", steps, "--stop-at", 1, "--augment", "auto")
-    assert ran.code == 0
+    ran = quick("--steps", steps, "--stop-at", 1, "--augment", "auto").ok()
     assert ("so they are augmented" in ran.err) == augmented
 
 
 @pytest.mark.parametrize("preset", ["ddpm-cifar10", "iddpm-imagenet64"])
 def test_models_of_papers_have_none(diffuse, images, step_takes, preset):
     step_takes(1.0)
-    ran = diffuse("train", images, "--preset", preset, "--dry-run", "--json")
-    assert ran.code == 0
+    ran = diffuse("train", images, "--preset", preset, "--dry-run", "--json").ok()
     assert "augmented" not in ran.err
 
 
 def test_arrays_are_only_moved(diffuse, lab, few):
-    ran = diffuse("train", lab["fields"], "--preset", "slim", "--width", 8, "--steps", 2)
-    assert ran.code == 0
+    ran = diffuse("train", lab["fields"], "--preset", "slim", "--width", 8, "--steps", 2).ok()
     assert "augmented by flip, shift" in ran.err
 
 
@@ -177,14 +171,11 @@ def test_a_run_sees_each_image_1000_times_in_1000_to_5000_steps():
 def test_few_images_take_fewer_steps_by_default_and_it_is_said(quick, monkeypatch, options, steps):
     monkeypatch.setattr(decisions, "plan_steps", lambda count, batch_size: count // batch_size + 1)
     assert quick("--steps", 2).code == 0
-    ran = quick("--overwrite", *options)
-    assert ran.code == 0, ran.err
+    ran = quick("--overwrite", *options).ok()
     assert model_file.load(ran.out.strip()).training["steps"] == steps
     assert ("7 steps for 54 images" in ran.err) == (steps == 7)
 
 
 def test_minutes_leave_no_word_of_fewer_steps(quick, step_takes):
     step_takes(1.0)
-    ran = quick("--minutes", 0.05, "--dry-run")
-    assert ran.code == 0, ran.err
-    assert "may become copies" not in ran.err
+    assert "may become copies" not in quick("--minutes", 0.05, "--dry-run").ok().err

@@ -84,8 +84,7 @@ def test_a_run_that_began_with_captions_as_classes_resumes(diffuse, monkeypatch)
         patch.setattr(metadata_columns, "FEWEST_LABELED", 100)
         line = ("train", data, "--config", QUICK, "--classes", "--steps", 2, "--stop-at", 1, "-q")
         assert diffuse(*line).code == 0
-    ran = diffuse("train", data, "--resume", "-q")
-    assert ran.code == 0, ran.err
+    diffuse("train", data, "--resume", "-q").ok()
 
 
 # -- labels ---------------------------------------------------------------------------------------
@@ -241,8 +240,7 @@ def test_dry_run_of_a_conditional_model_fed_back_gives_the_same_model(train, dif
 
 def test_init_of_a_conditional_model_keeps_its_classes_and_variance(diffuse, images, conditional):
     still = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
-    ran = diffuse("train", images, "--init", conditional, *still)
-    assert ran.code == 0, ran.err
+    diffuse("train", images, "--init", conditional, *still).ok()
     before, after = load_file(conditional), load_file(MODEL)
     assert before[EMBEDDING].shape[0] == 3
     assert all(after[name].equal(before[name]) for name in before if not name.startswith("raw."))
@@ -259,8 +257,7 @@ def test_init_of_a_conditional_model_on_more_classes_keeps_the_old_ones(
     (other / "grey").mkdir()
     for path in sorted((other / "dark").iterdir())[:3]:
         path.rename(other / "grey" / path.name)
-    ran = diffuse("train", other, "--init", conditional, "--steps", 1, "-q")
-    assert ran.code == 0, ran.err
+    diffuse("train", other, "--init", conditional, "--steps", 1, "-q").ok()
     before, after = (load_file(path)[EMBEDDING] for path in (conditional, MODEL))
     assert (before.shape[0], after.shape[0]) == (3, 4)
     shutil.rmtree(other / "dark")
@@ -274,8 +271,7 @@ def test_init_of_a_conditional_model_on_more_classes_keeps_the_old_ones(
 
 def test_a_learned_variance_learns_from_hybrid_and_from_vlb(train):
     for k, loss in enumerate(([], ["--loss", "vlb"])):
-        ran = train("--variance", "learned", *loss, "--steps", 3, "-o", f"{k}.safetensors")
-        assert ran.code == 0
+        ran = train("--variance", "learned", *loss, "--steps", 3, "-o", f"{k}.safetensors").ok()
         assert "does not train" not in ran.err
         mean, spread = raw(f"{k}.safetensors")["conv_out.weight"].chunk(2)
         assert mean.shape == spread.shape == (1, 8, 3, 3)

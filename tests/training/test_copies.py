@@ -57,8 +57,7 @@ def step_of(path: Path) -> int:
 
 def test_the_last_weights_without_copies_are_kept_and_it_is_said(quick, looks):
     asked = looks(8, 10, 12)
-    ran = quick(*LINE, "--json")
-    assert ran.code == 0
+    ran = quick(*LINE, "--json").ok()
     assert asked == [2, 4, 6, 8, 10, 12]
     assert step_of(MODEL) == 6
     assert (ran.json["step"], ran.json["kept"], ran.json["copies_from"]) == (12, 6, 8)
@@ -96,8 +95,7 @@ def test_the_lowest_kid_is_not_that_of_copies(quick, looks, monkeypatch):
     """Copies have the best KID."""
     looks(8, 10, 12)
     measure_by_step(monkeypatch, {4: 0.5, 6: 0.7, 8: 0.3, 12: 0.1}, lambda step: None)
-    ran = quick(*LINE, "--eval-every", 2, "--eval-images", 6, "--json")
-    assert ran.code == 0
+    ran = quick(*LINE, "--eval-every", 2, "--eval-images", 6, "--json").ok()
     assert ran.json["best"]["step"] == step_of(BEST) == step_of(MODEL) == 4
     assert quick(*LINE, "--eval-every", 2, "--keep", "last", "--overwrite").code == 0
     assert step_of(MODEL) == 12
@@ -110,8 +108,7 @@ def test_keep_best_is_the_lowest_kid(quick, looks, monkeypatch):
     assert quick(*LINE, "--eval-every", 2, "--keep", "best").code == 0
     assert step_of(MODEL) == 4
     assert quick(*LINE, "--stop-at", 2, "--overwrite").code == 0
-    ran = quick("--resume", "--eval-every", 2, "--json")
-    assert ran.code == 0, ran.err
+    ran = quick("--resume", "--eval-every", 2, "--json").ok()
     assert ran.json["best"]["step"] == step_of(BEST) == 4
     assert step_of(MODEL) == 12
 
@@ -176,8 +173,7 @@ def test_a_run_of_equal_images_has_no_references(diffuse, tmp_path, monkeypatch)
     for k in range(10):
         Image.new("L", (8, 8), 100).save(tmp_path / f"same/{k}.png")
     monkeypatch.setattr(chores, "plan_looks", lambda plan, steps: chores.Looks(2, 4))
-    ran = diffuse("train", tmp_path / "same", "--config", QUICK, "--steps", 2)
-    assert ran.code == 0, ran.err
+    ran = diffuse("train", tmp_path / "same", "--config", QUICK, "--steps", 2).ok()
     assert "no signs of copies, of which there are too few images to be sure" in ran.err
 
 

@@ -43,8 +43,7 @@ def in_memory(lab):
 
 @pytest.mark.parametrize("cache", ["0", "1KiB"])
 def test_a_streamed_run_equals_one_from_memory(run, in_memory, cache):
-    ran = run("--cache", cache)
-    assert ran.code == 0, ran.err
+    run("--cache", cache).ok()
     assert MODEL.read_bytes() == in_memory.read_bytes()
     before = in_memory.with_suffix(".run")
     assert logged("loss") == logged("loss", before)
@@ -93,9 +92,7 @@ def test_two_processes_each_decode_their_own(pair, folder, monkeypatch, tmp_path
 
 def test_minutes_and_dry_runs(diffuse, images, untimed):
     line = ("train", images, "--config", QUICK, "--minutes", 0.02)
-    ran = diffuse(*line, "--cache", "1KiB", "--dry-run")
-    assert ran.code == 0, ran.err
-    assert "cache" not in ran.out
+    assert "cache" not in diffuse(*line, "--cache", "1KiB", "--dry-run").ok().out
     assert not RUN.exists()
     assert diffuse(*line, "--cache", 0).code == 0
 
@@ -121,8 +118,7 @@ def test_a_lost_image_is_replaced_and_named_also_after_resume(run, folder, monke
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(training_batches, "STEPS_AHEAD", 1)
     line = ("--cache", 0, "--steps", 15, "--log-every", 1)
-    ran = run(*line, "-o", "whole.safetensors")
-    assert ran.code == 0, ran.err
+    ran = run(*line, "-o", "whole.safetensors").ok()
     for name, reason in (
         ("dark/000.png", "vanished"),
         ("light/003.png", "changed since it was listed"),
@@ -132,8 +128,7 @@ def test_a_lost_image_is_replaced_and_named_also_after_resume(run, folder, monke
     shutil.rmtree(folder)
     write_images(folder)
     assert run(*line, "--stop-at", 2).code == 0
-    again = run(*line, "--resume")
-    assert again.code == 0
+    again = run(*line, "--resume").ok()
     assert again.err.count("dark/000.png: vanished: the next readable image") == 1
     assert "have changed since this run started" not in again.err
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()

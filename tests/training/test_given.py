@@ -107,8 +107,7 @@ def test_two_processes_are_told_what_one_is_and_resume_exactly(pair, quick, imag
     options = ("--steps", 4, "--log-every", 1, "--flip", "--accumulation", 2)
     options += ("--given", negatives, "--given-noise", 0.3)
     line = ("train", images, "--config", QUICK, *options)
-    ran = pair(*line, "-o", WHOLE, "--json")
-    assert ran.code == 0, ran.err
+    ran = pair(*line, "-o", WHOLE, "--json").ok()
     assert ran.json["processes"] == 2
     quick(*options, "-o", "one.safetensors")
     for name in ("loss", "grad_norm"):
@@ -200,8 +199,7 @@ def test_the_axes_of_pairs_are_those_of_data_or_have_a_channel_elsewhere(
     assert len(model_file.load(MODEL).blueprint.conditions.given.mean) == channels
     line = ("--given", "pairs", "-n", 8, "--steps", 2)
     assert diffuse("sample", MODEL, *line, "-o", "samples", "-q").code == 0
-    ran = diffuse("eval", MODEL, "data", *line, "--metrics", "marginals")
-    assert ran.code == 0, ran.err
+    diffuse("eval", MODEL, "data", *line, "--metrics", "marginals").ok()
 
 
 def test_other_pairs_are_refused_on_resume(quick, negatives, tmp_path):
@@ -213,20 +211,15 @@ def test_other_pairs_are_refused_on_resume(quick, negatives, tmp_path):
     data = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(data)
-    ran = quick("--resume", "--given", moved, "-q")
-    assert ran.code == 2
-    assert "have changed since this run started" in ran.line
-    ran = quick("--resume", "--given", "low-res:2", "-q")
-    assert ran.code == 2
-    assert "low-res:2 differs from the run's" in ran.line
+    quick("--resume", "--given", moved, "-q").fails(2, "have changed since this run started")
+    quick("--resume", "--given", "low-res:2", "-q").fails(2, "low-res:2 differs from the run's")
 
 
 def test_images_without_a_pair_are_left_out_and_named(quick, negatives, tmp_path, shown):
     some = shutil.copytree(negatives, tmp_path / "some")
     for path in sorted((some / "dark").iterdir())[:12]:
         path.unlink()
-    ran = quick("--steps", 12, "--given", some)
-    assert ran.code == 0
+    ran = quick("--steps", 12, "--given", some).ok()
     assert "12 images of" in ran.err
     assert "left out: dark/000.png" in ran.err
     for x0, cond in shown:
@@ -248,8 +241,7 @@ def test_a_name_of_a_degradation_and_of_a_folder_is_refused_with_both_spellings(
     spellings = re.findall(r"--given (\S+) for", ran.line)
     assert spellings == [f"./{name}", spec]
     for spelling, what in zip(spellings, ("pairs", spec), strict=True):
-        done = quick(*line, "--given", spelling, "--overwrite")
-        assert done.code == 0, done.err
+        quick(*line, "--given", spelling, "--overwrite").ok()
         assert model_file.load(MODEL).blueprint.conditions.given.what == what
 
 
@@ -269,8 +261,7 @@ def test_a_degradation_that_is_resolved_stays_one_beside_a_folder_of_its_name(
     shutil.copy(RUN / "config.toml", "run.toml")
     Path("mask").symlink_to(negatives)
     out = MODEL if "--resume" in road else WHOLE
-    ran = diffuse("train", images, *road.split(), "-o", out, "-q")
-    assert ran.code == 0, ran.err
+    diffuse("train", images, *road.split(), "-o", out, "-q").ok()
     assert model_file.load(out).blueprint.conditions.given.what == "mask"
     assert diffuse("sample", out, "--given", images, "--degrade", "-n", 1, "-q").code == 0
 

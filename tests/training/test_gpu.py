@@ -96,15 +96,13 @@ def test_a_resumed_run_equals_one_in_one_go(train, precision, compiled):
         (*flags, "-o", parts, "--stop-at", 3),
         (*flags, "-o", parts, "--resume"),
     ):
-        ran = train(*line)
-        assert ran.code == 0, ran.err
+        train(*line).ok()
     assert whole.read_bytes() == parts.read_bytes()
 
 
 def test_it_draws_the_same_pictures_twice(model, diffuse):
     found = []
     for out in ("one", "two"):
-        ran = diffuse("sample", model, "-n", 4, "--steps", 4, "-o", out, "-q")
-        assert ran.code == 0, ran.err
+        diffuse("sample", model, "-n", 4, "--steps", 4, "-o", out, "-q").ok()
         found.append([p.read_bytes() for p in sorted(Path(out).glob("0*.png"))])
     assert found[0] == found[1]

@@ -111,24 +111,19 @@ def while_reading(monkeypatch):
 def test_an_image_that_changes_as_it_is_read_is_skipped(run, folder, images, while_reading, spoil):
     """With --strict it ends the run before it begins."""
     while_reading(lambda: spoil(folder / FIRST))
-    ran = run("--steps", 1, "--strict", "-q")
-    assert ran.code == 3
-    assert f"{FIRST}: {SPOILT[spoil]}" in ran.line
+    run("--steps", 1, "--strict", "-q").fails(3, f"{FIRST}: {SPOILT[spoil]}")
     assert not MODEL.exists()
     assert not RUN.exists()
     shutil.rmtree(folder)
     shutil.copytree(images, folder)
-    ran = run("--steps", 1, "--json")
-    assert ran.code == 0, ran.err
+    ran = run("--steps", 1, "--json").ok()
     assert f"skipped 1 file, {SPOILT[spoil]}: {FIRST}" in ran.err
     assert ran.json["images"] == 59
 
 
 def test_a_folder_that_goes_as_it_is_read_is_no_data(run, folder, while_reading):
     while_reading(lambda: shutil.rmtree(folder))
-    ran = run("--steps", 2, "-q")
-    assert ran.code == 3
-    assert "60 vanished" in ran.line
+    run("--steps", 2, "-q").fails(3, "60 vanished")
 
 
 # -- during the run -------------------------------------------------------------------------------
@@ -150,8 +145,7 @@ def test_a_run_goes_on_without_its_images(run, folder, whole, monkeypatch, mappe
     monkeypatch.setattr(Trainer, "step", step)
     if mapped:
         monkeypatch.setattr(training_data, "free_memory", lambda device: 0)
-    ran = run("--steps", 8, "--preview-every", 4)
-    assert ran.code == 0, ran.err
+    run("--steps", 8, "--preview-every", 4).ok()
     assert seen == [mapped]
     assert MODEL.read_bytes() == whole
     assert not (RUN / "cache").exists()
@@ -171,12 +165,7 @@ def test_decoded_images_are_kept_in_memory_or_on_the_disk(monkeypatch, tmp_path)
 
 # -- before resume --------------------------------------------------------------------------------
 
-DIFFERENT = [
-    gone,
-    text,
-    another,
-    lambda path: shutil.copy(path, path.with_name("copy.png")),
-]
+DIFFERENT = [gone, text, another, lambda path: shutil.copy(path, path.with_name("copy.png"))]
 
 
 @pytest.mark.parametrize("change", DIFFERENT, ids=["gone", "text", "another", "copied"])
@@ -187,8 +176,7 @@ def test_resume_warns_of_images_that_are_not_those_of_the_run(run, folder, stopp
     assert ran.code == 3
     assert "have changed since this run started" in ran.line or f"{FIRST}: " in ran.line
     assert MODEL.read_bytes() == before
-    ran = run("--resume")
-    assert ran.code == 0, ran.err
+    ran = run("--resume").ok()
     assert "warning: the images in" in ran.err
     assert "have changed since this run started" in ran.err
     assert MODEL.read_bytes() != before
@@ -201,9 +189,7 @@ def test_resume_takes_no_notice_of_names_dates_and_formats(run, folder, stopped)
     for path in folder.rglob("*.png"):
         os.utime(path, (4e9, 4e9))  # in the future
     os.utime(folder / SECOND, (0, 0))
-    ran = run("--resume", "--strict")
-    assert ran.code == 0, ran.err
-    assert "warning" not in ran.err
+    assert "warning" not in run("--resume", "--strict").ok().err
 
 
 # -- clocks that jump -----------------------------------------------------------------------------

@@ -145,8 +145,7 @@ def test_train_warns_of_a_narrow_network_once_and_not_when_it_goes_on(
     path = tmp_path / "patches.toml"
     path.write_text(f"{recipe.read_text()}patch = 4\n")
     line = ("train", images, "--config", path, "-o", "old.safetensors")
-    ran = diffuse(*line, "--steps", 1)
-    assert ran.code == 0
+    ran = diffuse(*line, "--steps", 1).ok()
     assert ran.err.count("warning: the network is too narrow") == 1
     assert "Set [unet] patch = 2 in --config" in ran.err
     assert "narrow" not in diffuse(*line[:2], "--resume", "--steps", 2, *line[-2:]).err
@@ -195,8 +194,7 @@ def test_a_run_goes_on_and_starts_others_with_its_own_width(train, diffuse, imag
     for more in (("same.safetensors", "--width", 12), ("none.safetensors",)):
         assert diffuse(*start, *more).code == 0
         assert model_file.load(more[0]).blueprint.config == config
-    ran = diffuse(*start, "other.safetensors", "--width", 16)
-    assert (ran.code, "another network" in ran.line) == (2, True)
+    diffuse(*start, "other.safetensors", "--width", 16).fails(2, "another network")
 
 
 # -- Fourier frequencies --------------------------------------------------------------------------

@@ -261,9 +261,7 @@ def test_a_longer_run_thins_them(quick, kept, copy_run, lab):
 
 def test_lengths_cannot_begin_in_the_middle(quick, lab, copy_run):
     copy_run(*lab.quick, "--steps", 4, "--stop-at", 2)
-    ran = quick("--resume", *KEEP, "-q")
-    assert ran.code == 2
-    assert "--ema-lengths 4 differs from the run's None" in ran.line
+    quick("--resume", *KEEP, "-q").fails(2, "--ema-lengths 4 differs from the run's None")
 
 
 def test_a_snapshot_is_whole_or_not_there(tmp_path, monkeypatch):

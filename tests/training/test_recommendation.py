@@ -204,9 +204,7 @@ def test_the_default_is_kept_where_nothing_wins(quick, trying, options):
     """Without early weights, nothing else is tried. Of 20 timesteps, a Gaussian start leaves out
     the noisiest."""
     tried = trying({})
-    ran = quick(*RUN, *options)
-    assert ran.code == 0, ran.err
-    assert "recommended" not in ran.err
+    assert "recommended" not in quick(*RUN, *options).ok().err
     found = [(None, 20)] if "--no-keep-weak" in options else [(None, 20), (GAUSSIAN, 10)]
     assert [(c.start, c.steps) for c in tried][:2] == found
     assert len(tried) == (1 if "--no-keep-weak" in options else 5)
@@ -217,8 +215,7 @@ def test_the_default_is_kept_where_nothing_wins(quick, trying, options):
 def test_random_features_choose_no_guidance(diffuse, trying):
     tried = trying({(2.0, GAUSSIAN): 0.3})
     np.save("fields.npy", np.random.default_rng(0).normal(size=(40, 1, 8, 8)).astype(np.float32))
-    ran = diffuse("train", "fields.npy", "--config", QUICK, *RUN, "-q")
-    assert ran.code == 0, ran.err
+    diffuse("train", "fields.npy", "--config", QUICK, *RUN, "-q").ok()
     assert [c.weak_guidance for c in tried] == [None]
     assert model_file.load(MODEL).weak_step == 3
 
@@ -264,9 +261,7 @@ def test_a_run_ends_without_a_feature_network(quick, monkeypatch):
     monkeypatch.setattr(chores, "FEWEST_TRIED", 2)
     monkeypatch.setattr(chores, "TRIALS_SHARE", 1e-3)
     monkeypatch.setattr(validation, "choose_network", missing)
-    ran = quick(*RUN)
-    assert ran.code == 0
-    assert "no sampling settings were tried: the weights are missing" in ran.err
+    assert "no sampling settings were tried: the weights are missing" in quick(*RUN).ok().err
     assert model_file.load(MODEL).sampling is None
 
 

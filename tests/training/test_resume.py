@@ -25,8 +25,7 @@ def test_data_in_a_folder_whose_name_is_not_utf_8(diffuse, images):
     except (OSError, UnicodeEncodeError):
         pytest.skip("this file system has only names in UTF-8")
     assert diffuse("train", name, "--config", QUICK, "--steps", 2, "--stop-at", 1, "-q").code == 0
-    ran = diffuse("train", "--resume", "-o", MODEL, "-q")
-    assert ran.code == 0, ran.err
+    diffuse("train", "--resume", "-o", MODEL, "-q").ok()
 
 
 OFTEN = ("--steps", 6, "--save-every", 2, "--log-every", 1)
@@ -81,12 +80,10 @@ def test_stopped_and_resumed_equals_one_go(quick, recipe, transformer, options, 
     options = options.format(transformer=transformer)
     Path("dropout.toml").write_text(recipe.read_text() + "dropout = 0.3\n")
     quick(*options.split(), "-o", WHOLE)
-    ran = quick(*options.split(), "--stop-at", stop, "--json", "--log-every", 1)
-    assert ran.code == 0
+    ran = quick(*options.split(), "--stop-at", stop, "--json", "--log-every", 1).ok()
     assert ran.json["step"] == stop
     half = MODEL.read_bytes()
-    ran = quick(*options.split(), "--resume", "--log-every", 1)
-    assert ran.code == 0
+    ran = quick(*options.split(), "--resume", "--log-every", 1).ok()
     assert f"resuming from step {stop}" in ran.err
     assert MODEL.read_bytes() == WHOLE.read_bytes() != half
     last = int(options.split()[1])
@@ -141,8 +138,7 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(quick, lab, copy_run, often
     copy_run(*lab.quick, *OFTEN, "--stop-at", 5)
     assert checkpoints() == ["step-00000004", "step-00000005"]
     damage(5, name)
-    ran = quick(*OFTEN, "--resume")
-    assert ran.code == 0
+    ran = quick(*OFTEN, "--resume").ok()
     assert "step-00000005 is damaged" in ran.err
     assert "resuming from step 4" in ran.err
     assert MODEL.read_bytes() == often
@@ -196,15 +192,12 @@ def test_an_option_that_differs_is_refused_with_both_values(diffuse, images, sto
         ("--precision bf16", "bf16", "fp32"),
         ("--config other.toml", "16", "8"),
     ]:
-        ran = diffuse("train", images, "--resume", *line.split())
-        assert ran.code == 2
-        assert typed in ran.line
+        ran = diffuse("train", images, "--resume", *line.split()).fails(2, typed)
         assert stored in ran.line.split(typed, 1)[1]
     Path("odd.toml").write_text("stepps = 3\n")
     assert "Did you mean 'steps'?" in diffuse("train", "--resume", "--config", "odd.toml").line
     (RUN / "config.toml").write_text("steps = [")
-    ran = diffuse("train", "--resume")
-    assert (ran.code, "the run's model.run/config.toml is not TOML" in ran.line) == (2, True)
+    diffuse("train", "--resume").fails(2, "the run's model.run/config.toml is not TOML")
 
 
 @pytest.fixture
@@ -218,8 +211,7 @@ def test_options_that_are_the_same_or_cannot_matter_are_accepted(train, stopped)
     with (RUN / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     options = "--log-every 1 --save-every 2 --preview-every 2 --workers 1 --precision auto"
-    ran = train("--resume", *options.split(), "--size", 8, "--seed", 0, "--schedule", "cosine")
-    assert ran.code == 0, ran.err
+    train("--resume", *options.split(), "--size", 8, "--seed", 0, "--schedule", "cosine").ok()
     assert steps_of() == [2, 3, 4]
 
 
@@ -231,12 +223,9 @@ def test_resume_needs_neither_data_nor_configuration(diffuse, stopped, lab):
 def test_more_steps_extend_the_run_and_fewer_than_are_done_are_refused(quick, copy_run, lab):
     copy_run(*lab.quick, "--steps", 4)
     before = (RUN / "config.toml").read_text()
-    ran = quick("--steps", 3, "--resume", "-q")
-    assert ran.code == 2
-    assert "the 4 steps already taken" in ran.line
+    quick("--steps", 3, "--resume", "-q").fails(2, "the 4 steps already taken")
     assert (RUN / "config.toml").read_text() == before
-    ran = quick("--steps", 6, "--resume", "--json")
-    assert ran.code == 0
+    ran = quick("--steps", 6, "--resume", "--json").ok()
     assert "6 steps instead of 4" in ran.err
     assert ran.json["step"] == 6
     assert tomllib.loads((RUN / "config.toml").read_text())["steps"] == 6
@@ -261,9 +250,7 @@ def test_a_finished_run_is_left_alone_and_writes_a_missing_model_again(
 def test_a_model_without_a_run_directory_cannot_be_resumed(train, model):
     shutil.copy(model, MODEL)
     for flag in ("--resume", "--auto-resume"):
-        ran = train("--steps", 4, flag, "-q")
-        assert ran.code == 5
-        assert "--init model.safetensors" in ran.line
+        train("--steps", 4, flag, "-q").fails(5, "--init model.safetensors")
         assert MODEL.read_bytes() == model.read_bytes()
 
 
@@ -284,9 +271,7 @@ def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(quick, lost):
         assert "--init model.safetensors" in ran.err
         assert [path.read_bytes() for path in kept] == before
     MODEL.unlink()
-    ran = quick("--resume")
-    assert ran.code == 0
-    assert "starting at step 0" in ran.err
+    assert "starting at step 0" in quick("--resume").ok().err
     assert MODEL.read_bytes() == before[0]
 
 
@@ -301,12 +286,8 @@ def test_no_run_to_resume_is_refused_with_those_that_are_there(train, stopped):
 def test_auto_resume_begins_where_there_is_nothing_and_goes_on_where_there_is(quick, often):
     """The loop of a job that is queued again until it is done: the same line each time."""
     line = ("--steps", 6, "--auto-resume")
-    ran = quick(*line, "--stop-at", 3)
-    assert ran.code == 0
-    assert "starting at step 0" in ran.err
-    ran = quick(*line)
-    assert ran.code == 0
-    assert "resuming from step 3" in ran.err
+    assert "starting at step 0" in quick(*line, "--stop-at", 3).ok().err
+    assert "resuming from step 3" in quick(*line).ok().err
     assert MODEL.read_bytes() == often
     assert quick(*line).code == 0
     assert quick(*line, "--seed", 7).code == 2
@@ -326,8 +307,7 @@ def test_auto_resume_warns_of_what_a_new_run_warns_of(quick, monkeypatch):
 def test_a_resume_that_takes_no_step_says_why_and_what_to_do(train, stopped):
     assert train("--resume", "--stop-at", 5).code == 2
     for stop in (1, 2):
-        ran = train("--resume", "--stop-at", stop)
-        assert ran.code == 0, ran.err
+        ran = train("--resume", "--stop-at", stop).ok()
         text = f"--stop-at {stop} is not after step 2, which the run has taken: nothing to do"
         assert text in ran.err
         assert "finished" not in ran.err
@@ -336,16 +316,14 @@ def test_a_resume_that_takes_no_step_says_why_and_what_to_do(train, stopped):
     assert (ran.code, ran.out) == (0, f"{MODEL}\n")
     line = "the run is finished, at step 4. To train more, resume with --steps 8\n"
     assert line in ran.err
-    ran = train("--resume", "--steps", 8)
-    assert ran.code == 0, ran.err
+    ran = train("--resume", "--steps", 8).ok()
     assert "step 8 of 8" in ran.err
     assert "is finished" not in ran.err
 
 
 def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quick, step_takes):
     step_takes(100.0)
-    ran = quick("--minutes", 10, "--stop-at", 41)
-    assert ran.code == 0
+    ran = quick("--minutes", 10, "--stop-at", 41).ok()
     assert "--stop-at 41 is beyond the end of the run, 40 steps" in ran.err
 
 

@@ -43,8 +43,7 @@ def state_of(page: str) -> str:
 
 def test_a_run_has_a_page_of_its_data_previews_curves_and_commands(quick):
     """Also where it is stopped and resumed."""
-    ran = quick(*LINE, "--stop-at", 4, plots=True)
-    assert ran.code == 0
+    ran = quick(*LINE, "--stop-at", 4, plots=True).ok()
     assert "Watch the run in a browser: model.run/index.html" in ran.err
     page = PAGE.read_text()
     assert state_of(page) == "Finished after 4 of 8 steps"
@@ -85,8 +84,7 @@ def test_a_page_that_cannot_be_written_is_a_warning_once_and_changes_nothing(
         write(path, text)
 
     monkeypatch.setattr(files, "write_text", refuse)
-    ran = quick(*LINE)
-    assert ran.code == 0
+    ran = quick(*LINE).ok()
     assert ran.err.count("the page of the run cannot be written") == 1
     assert not PAGE.exists()
     assert MODEL.read_bytes() == lab.trained(*lab.quick, *LINE).read_bytes()

@@ -81,15 +81,13 @@ def test_each_image_is_told_its_own_row(learn, shown):
 def test_rows_and_classes_and_what_is_given_go_together(numbered, diffuse):
     """Training drops columns and classes together, so tasks take them together."""
     line = ("train", numbered, "--config", QUICK, "--steps", 2, *BOTH, "--classes")
-    ran = diffuse(*line, "--given", "low-res:2", "--strict")
-    assert ran.code == 0, ran.err
+    diffuse(*line, "--given", "low-res:2", "--strict").ok()
     conditions = model_file.load(MODEL).blueprint.conditions
     assert conditions.classes
     assert conditions.given
     assert len(conditions.table) == 2
     told = ("--class", "dark", "--on", "level=3", "--given", numbered, "--degrade")
-    ran = diffuse("sample", MODEL, *told, "-n", 1, "--steps", 2, "--json")
-    assert ran.code == 0, ran.err
+    diffuse("sample", MODEL, *told, "-n", 1, "--steps", 2, "--json").ok()
     assert set(map(str, manifest()["on"])) == {"{'level': 3.0}"}
     assert diffuse(*line, "--overwrite").code == 0
     picture = numbered / "dark/000.png"
@@ -133,8 +131,7 @@ def test_a_column_may_be_left_out(diffuse, follower):
 
 def test_nothing_told_is_drawn_once_a_step_and_guidance_can_be_asked_for(diffuse, follower, shades):
     for n, line in enumerate([(), ("--guidance", 3), ("--on", "side=left", "--guidance", 3)]):
-        ran = diffuse("sample", follower, "-n", 2, "--steps", 2, *line, "-o", f"s{n}")
-        assert ran.code == 0, ran.err
+        diffuse("sample", follower, "-n", 2, "--steps", 2, *line, "-o", f"s{n}").ok()
         found = manifest(f"s{n}")
         assert found["guidance"] == (3 if n else 1)
         assert ("on" in found) == (n == 2)
@@ -174,8 +171,7 @@ def test_stopped_and_resumed_equals_one_go(learn, options):
 @pytest.mark.slow
 def test_two_processes_are_told_what_one_is(pair, learn, shades):
     line = ("--steps", 3, "--log-every", 1, "--accumulation", 2, "--label-dropout", 0.3, *BOTH)
-    ran = pair("train", shades, "--config", QUICK, *line, "--json")
-    assert ran.code == 0, ran.err
+    ran = pair("train", shades, "--config", QUICK, *line, "--json").ok()
     assert ran.json["processes"] == 2
     learn(*line, "-o", "one.safetensors")
     for name in ("loss", "grad_norm"):
@@ -192,9 +188,7 @@ def test_a_run_goes_on_with_the_columns_that_it_began_with(learn, mine):
     assert learn("--resume", "--stop-at", 3, data=mine).code == 0
     rows[7][1] = "61"
     write_table(mine, rows)
-    ran = learn("--resume", "-q", data=mine)
-    assert ran.code == 2
-    assert "has changed since this run started" in ran.line
+    learn("--resume", "-q", data=mine).fails(2, "has changed since this run started")
     ran = learn("--resume", "--condition-on", "side", "-q", data=mine)
     assert ran.code == 2
     assert "--condition-on side differs from the run's level,side" in ran.line
@@ -243,8 +237,7 @@ def test_init_takes_columns_and_labels_by_their_names(follower, diffuse, mine):
     rows = [(*row[:2], renamed[row[2]], k) for k, row in enumerate(read_table(mine))]
     write_table(mine, rows[:150], "place")
     line = ("train", mine, "--init", follower, "--steps", 1, "--lr", 0)
-    ran = diffuse(*line, "--condition-on", "place,side,level")
-    assert ran.code == 0, ran.err
+    ran = diffuse(*line, "--condition-on", "place,side,level").ok()
     assert "50 images without a row in metadata.csv, so without a condition: 150.png" in ran.err
     old, new = model_file.load(follower), model_file.load(MODEL)
     theirs = old.blueprint.conditions.table.columns[0]
@@ -266,8 +259,7 @@ def test_init_takes_columns_and_labels_by_their_names(follower, diffuse, mine):
 
 def test_columns_that_are_left_out_leave_what_was_drawn_without_them(follower, diffuse, shades):
     line = ("train", shades, "--init", follower, "--steps", 1, "--lr", 0)
-    ran = diffuse(*line, "--condition-on", "level")
-    assert ran.code == 0, ran.err
+    ran = diffuse(*line, "--condition-on", "level").ok()
     assert "left out: side, at first like a model run without them" in ran.err
     old, new = model_file.load(follower), model_file.load(MODEL)
     x, t, row = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500]), torch.tensor([[0.5], [-1]])
@@ -296,8 +288,7 @@ def test_tasks_tell_columns(diffuse, learn, follower, shades):
     varied = ("vary", follower, picture, "--strength", 1, *line, "--guidance", 1)
     for level in (80, 200):
         on = ("--on", f"level={level}", "--on", "side=left", "-o", f"v{level}")
-        ran = diffuse(*varied, *on)
-        assert ran.code == 0, ran.err
+        diffuse(*varied, *on).ok()
     (_, dark, told), (_, light, _) = (halves(f"v{level}") for level in (80, 200))
     assert told == [{"level": 80, "side": "left"}] * 2
     assert dark.mean() + 40 < light.mean()
@@ -310,16 +301,14 @@ def test_tasks_tell_columns(diffuse, learn, follower, shades):
 def test_info_of_images_shows_columns_and_what_would_be_refused(diffuse, mine):
     rows = [(*row, f"caption {k}", 5) for k, row in enumerate(read_table(mine))]
     write_table(mine, rows, "caption", "same")
-    ran = diffuse("info", mine, "--json")
-    assert ran.code == 0, ran.err
+    ran = diffuse("info", mine, "--json").ok()
     found = ran.json["columns"]
     assert found["level"].startswith("6")
     assert found["side"] == "2 labels: left, right"
     assert found["same"] == "every training image has 5, so there is nothing to learn"
     assert "not named as images" not in diffuse("info", mine).out
     (mine / "metadata.csv").write_text("broken")
-    ran = diffuse("info", mine, "--json")
-    assert ran.code == 0
+    ran = diffuse("info", mine, "--json").ok()
     assert "metadata.csv has no column file_name" in ran.err
     assert "columns" not in ran.json
 
@@ -329,9 +318,7 @@ def test_info_of_images_shows_columns_and_what_would_be_refused(diffuse, mine):
 
 def test_tables_that_are_broken_are_refused_in_a_line(learn, mine):
     def refuse(said):
-        ran = learn("--steps", 1, "--condition-on", "level", "-q", data=mine)
-        assert ran.code == 3
-        assert said in ran.line
+        learn("--steps", 1, "--condition-on", "level", "-q", data=mine).fails(3, said)
 
     (mine / "metadata.csv").write_text("file_name,level\n000.png,1\n000.png,2\n")
     refuse("metadata.csv, line 3: 000.png already has a row, in line 2")
@@ -344,8 +331,7 @@ def test_tables_that_are_broken_are_refused_in_a_line(learn, mine):
 
 def test_images_without_rows_are_told_of_and_with_strict_refused(learn, mine):
     write_table(mine, [*read_table(mine)[:190], ("gone.png", 1, "left")])
-    ran = learn("--steps", 1, *BOTH, data=mine)
-    assert ran.code == 0
+    ran = learn("--steps", 1, *BOTH, data=mine).ok()
     assert "10 images without a row in metadata.csv, so without a condition: 190.png" in ran.err
     assert "1 row of metadata.csv without an image: gone.png" in ran.err
     ran = learn("--steps", 1, *BOTH, "--strict", "-o", "b.safetensors", "-q", data=mine)

@@ -259,8 +259,7 @@ def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
     monkeypatch.setattr(run_length, "SLOW", -1)
     monkeypatch.setattr(run_length, "MINUTE", 0)
     monkeypatch.setattr(run_length, "DAY", 0)
-    ran = quick("--steps", 4)
-    assert ran.code == 0
+    ran = quick("--steps", 4).ok()
     assert ran.err.count("s per step: 0.0 minutes left\n") == 1
     assert ran.err.count("warning: 3 steps of 0.") == 1
 

@@ -69,8 +69,7 @@ def test_a_distilled_model_has_the_filter_of_its_teacher(patched, diffuse, image
     patched()
     few = tmp_path / "few"
     shutil.copytree(images / "dark", few)
-    ran = diffuse("distill", MODEL, few, "--steps", 2, "--batch-size", 2, "-o", OTHER, "-q")
-    assert ran.code == 0, ran.err
+    diffuse("distill", MODEL, few, "--steps", 2, "--batch-size", 2, "-o", OTHER, "-q").ok()
     own, other = (model_file.load(path).blueprint for path in (MODEL, OTHER))
     assert other.gaussian == own.gaussian
     assert diffuse("sample", OTHER, "-n", 1, "-q").code == 0
@@ -97,11 +96,9 @@ def test_grey_and_color_networks_read_their_own_estimate(patched, diffuse, image
     """A grey model becomes one for color, with input weights for both."""
     patched()
     line = ("train", images, "--init", MODEL, "--steps", 1, "-q", "-o", OTHER)
-    ran = diffuse(*line, "--no-wiener")
-    assert (ran.code, "was trained with --wiener" in ran.line) == (2, True)
+    diffuse(*line, "--no-wiener").fails(2, "was trained with --wiener")
     still = ("--lr", 0, "--weight-decay", 0, "--precision", "fp32")
-    ran = diffuse(*line, "--channels", 3, *still)
-    assert ran.code == 0, ran.err
+    diffuse(*line, "--channels", 3, *still).ok()
     own, other = map(model_file.load, (MODEL, OTHER))
     assert other.blueprint.wiener
     grey, color = (found.ema["conv_in.weight"] for found in (own, other))
