@@ -9,12 +9,10 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import MODEL, PREVIEW_STEPS, RUN, WHOLE, logged, pixels
-from lab import QUICK, write_images
+from lab import QUICK, write_images, write_rows
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -36,50 +34,29 @@ def raw(path=MODEL):
 # -- captions -------------------------------------------------------------------------------------
 
 
-def write_captioned(road, folder):
-    """64 images whose labels are 60 different captions, under `folder`, and the path of DATA."""
-    images = [Image.fromarray(np.full((8, 8), 3 * k, np.uint8)) for k in range(64)]
+def write_captioned(folder):
+    """64 images in folders whose names are 60 different captions, with a table of these."""
     texts = [f"a photo of thing {max(k, 4)}" for k in range(64)]
-    for k, (image, text) in enumerate(zip(images, texts, strict=True)):
-        own = folder / text if road == "class folders" else folder
-        own.mkdir(parents=True, exist_ok=True)
-        image.save(own / f"{k:02d}.png")
-        if road == "tar":
-            (folder / f"{k:02d}.cls").write_text(text)
-    if road == "metadata.csv":
-        rows = "".join(f"{k:02d}.png,{text}\n" for k, text in enumerate(texts))
-        (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
-    if road == "tar":
-        return Path(shutil.make_archive("all", "tar", folder))
-    if road != "parquet":
-        return folder
-    data = [(folder / f"{k:02d}.png").read_bytes() for k in range(64)]
-    pq.write_table(pa.table({"image": pa.array(data, pa.binary()), "label": texts}), "all.parquet")
-    return Path("all.parquet")
+    for k, text in enumerate(texts):
+        (folder / text).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 3 * k, np.uint8)).save(folder / text / f"{k:02d}.png")
+    rows = [(f"{text}/{k:02d}.png", text) for k, text in enumerate(texts)]
+    write_rows(folder, [("file_name", "label"), *rows])
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("road", "option"),
-    [
-        ("class folders", "--classes"),
-        ("tar", "--classes"),
-        ("parquet", "--classes"),
-        ("parquet", "--condition-on label"),
-        ("metadata.csv", "--condition-on label"),
-    ],
-)
-def test_captions_are_refused_as_labels(diffuse, road, option):
-    data = write_captioned(road, Path("captioned"))
-    ran = diffuse("train", data, "--config", QUICK, *option.split(), "--steps", 1, "-q")
-    assert ran.code == 3
+@pytest.mark.parametrize("option", ["--classes", "--condition-on label"])
+def test_captions_are_refused_as_labels(diffuse, option):
+    data = write_captioned(Path("captioned"))
+    line = ("train", data, "--config", QUICK, *option.split(), "--steps", 1, "-q")
+    ran = diffuse(*line).fails(3, "cannot learn a label from one image")
     text = r"\d\d images have \d\d different labels, such as 'a photo of thing 10'"
     assert re.search(f"{option}: {text}", ran.line)
-    assert "cannot learn a label from one image" in ran.line
     assert not RUN.exists()
 
 
 def test_a_run_that_began_with_captions_as_classes_resumes(diffuse, monkeypatch):
-    data = write_captioned("tar", Path("captioned"))
+    data = write_captioned(Path("captioned"))
     with monkeypatch.context() as patch:
         patch.setattr(metadata_columns, "FEWEST_LABELED", 100)
         line = ("train", data, "--config", QUICK, "--classes", "--steps", 2, "--stop-at", 1, "-q")
@@ -162,16 +139,6 @@ def test_classes_are_no_more_than_a_condition(quick, shown):
     assert tomllib.loads((RUN / "config.toml").read_text())["classes"] is True
 
 
-def test_one_class_is_no_class(diffuse, images):
-    few = Path("few")
-    shutil.copytree(images / "dark", few / "dark")
-    shutil.copy(next(few.rglob("*.png")), few)
-    ran = diffuse("train", few, "--config", QUICK, "--classes", "--steps", 1, "-q")
-    assert ran.code == 3
-    assert "not in class folders" in ran.line
-    assert not RUN.exists()
-
-
 def test_classes_that_are_not_used_and_copies_are_named(diffuse, folder, step_takes):
     step_takes(1.0)
     line = ("train", folder, "--config", QUICK, "--steps", 2, "--dry-run")
@@ -224,20 +191,6 @@ def test_a_preview_shows_the_classes_in_turn(diffuse, conditional):
 # -- going on, and starting from ------------------------------------------------------------------
 
 
-def test_dry_run_of_a_conditional_model_fed_back_gives_the_same_model(train, diffuse, step_takes):
-    step_takes(1.0)
-    options = "--steps 3 --classes --label-dropout 0.3 --variance learned"
-    text = train(*options.split(), "--timestep-draw", "importance", "--dry-run").out
-    config = tomllib.loads(text)
-    assert config["loss"] == "hybrid"
-    assert (config["channels"], config["network"]) == (1, "unet")
-    assert (config["label_dropout"], config["timestep_draw"]) == (0.3, "importance")
-    Path("run.toml").write_text(text)
-    train(*options.split(), "--timestep-draw", "importance")
-    assert diffuse("train", "--config", "run.toml", "-o", WHOLE).code == 0
-    assert WHOLE.read_bytes() == MODEL.read_bytes()
-
-
 def test_init_of_a_conditional_model_keeps_its_classes_and_variance(diffuse, images, conditional):
     still = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
     diffuse("train", images, "--init", conditional, *still).ok()
@@ -262,21 +215,19 @@ def test_init_of_a_conditional_model_on_more_classes_keeps_the_old_ones(
     assert (before.shape[0], after.shape[0]) == (3, 4)
     shutil.rmtree(other / "dark")
     shutil.rmtree(other / "grey")
-    ran = diffuse("train", other, "--init", conditional, "--steps", 1, "-q", "-o", "b.safetensors")
-    assert ran.code == 3
+    diffuse("train", other, "--init", conditional, "-q", "-o", "b.safetensors").fails(3)
 
 
 # -- the learned variance -------------------------------------------------------------------------
 
 
 def test_a_learned_variance_learns_from_hybrid_and_from_vlb(train):
-    for k, loss in enumerate(([], ["--loss", "vlb"])):
-        ran = train("--variance", "learned", *loss, "--steps", 3, "-o", f"{k}.safetensors").ok()
+    for loss in ("hybrid", "vlb"):
+        ran = train("--variance", "learned", "--loss", loss, "--steps", 3, "--overwrite").ok()
         assert "does not train" not in ran.err
-        mean, spread = raw(f"{k}.safetensors")["conv_out.weight"].chunk(2)
+        mean, spread = raw()["conv_out.weight"].chunk(2)
         assert mean.shape == spread.shape == (1, 8, 3, 3)
-        assert float(mean.abs().max()) > 1e-3
-        assert float(spread.abs().max()) > 1e-3
+        assert min(float(half.abs().max()) for half in (mean, spread)) > 1e-3
 
 
 def test_simple_trains_no_variance_and_says_so(train):

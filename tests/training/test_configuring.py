@@ -6,15 +6,17 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import MODEL, WHOLE
 from lab import QUICK
 from PIL import Image
 
 from diffuse_cli.config.options import from_dict, to_dict
-from diffuse_cli.config.presets import BATCH, DEFAULT_RATE, PRESETS, Preset, scale_learning_rate
+from diffuse_cli.config.presets import DEFAULT_RATE, PRESETS, Preset
 from diffuse_cli.config.train_options import WEIGHTED, to_file
 from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS, Conditions, Space
 from diffuse_cli.core.losses import OF_LEARNED
@@ -43,12 +45,6 @@ def made(typed, filed=None, num_classes=0):
 
 def without(values):
     return {name: value for name, value in values.items() if value is not None}
-
-
-def test_times_are_drawn_by_weight_where_there_are_weights():
-    assert made({"timestep_draw": "weight"}).timestep_draw == "weight"
-    with pytest.raises(UsageError, match="needs the weights of --weighting"):
-        made({"timestep_draw": "weight", "loss": "vlb", "variance": "learned"})
 
 
 @pytest.mark.parametrize("variance", sorted(set(VARIANCES) - MEASURED))
@@ -178,34 +174,11 @@ class Wide(Settings):
 class Told(torch.nn.Linear):
     """A network that must be told a class."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(8, 8)
 
     def forward(self, x, t, label):
         return super().forward(x) + label.reshape(-1, 1, 1, 1)
-
-
-@pytest.fixture
-def wide(monkeypatch):
-    """A network whose width has no default, and a preset of it that says little."""
-    module = SimpleNamespace(Config=Wide, build=lambda *_: Told(), describe=lambda *_: [])
-    monkeypatch.setitem(sys.modules, "wide", module)
-    monkeypatch.setitem(NETWORKS.entries, "wide", "wide")
-    monkeypatch.setitem(PRESETS.entries, "plain", Preset("", {"width": 4}, {}, network="wide"))
-    monkeypatch.setitem(PRESETS.entries, "bare", Preset("", {}, {}))
-
-
-@pytest.fixture
-def on_a_gpu(monkeypatch):
-    """A machine whose device is a GPU, with Triton or without."""
-
-    def set_triton(is_there: bool) -> None:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if is_there else None)
-
-    monkeypatch.setattr(decisions.devices, "device_type", lambda wanted: "cuda")
-    monkeypatch.setattr(decisions.devices, "resolve_precision", lambda *_: "bf16")
-    set_triton(True)
-    return set_triton
 
 
 @pytest.mark.parametrize(
@@ -215,14 +188,17 @@ def on_a_gpu(monkeypatch):
         ({"compile": False}, False), ({"steps": 1, "compile": True}, True),
     ],
 )  # fmt: skip
-def test_long_runs_on_a_gpu_are_compiled(on_a_gpu, typed, compiled):
+def test_long_runs_on_a_gpu_with_triton_are_compiled(monkeypatch, typed, compiled):
+    monkeypatch.setattr(decisions.devices, "device_type", lambda wanted: "cuda")
+    monkeypatch.setattr(decisions.devices, "resolve_precision", lambda *_: "bf16")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     config = made(typed)
     assert config.compile is compiled
     assert made({}, to_file(config)).compile is compiled
     # Once decided it stays, whatever the length becomes.
     later = dataclasses.replace(config, steps=10**6, minutes=None)
     assert complete_config(later, GREY, Conditions())[0].compile is compiled
-    on_a_gpu(False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert made(typed).compile is typed.get("compile", False)
 
 
@@ -231,15 +207,16 @@ def test_nothing_is_compiled_by_default_on_a_cpu():
     assert made({"compile": True}).compile is True
 
 
-def test_a_width_without_a_default_is_a_width(wide):
-    space, conditions = Space(channels=1, size=(8, 8)), Conditions(classes=("a", "b"))
-    once, blueprint = complete_config(
-        configure({"data": "x", "preset": "plain"}), space, conditions
-    )
-    assert (once.width, once.lr) == (4, DEFAULT_RATE)
-    assert complete_config(once, space, conditions)[0] == once
+def test_a_width_without_a_default_is_a_width(monkeypatch):
+    """Of a network from elsewhere, with a preset of it that says little."""
+    module = SimpleNamespace(Config=Wide, build=lambda *_: Told(), describe=lambda *_: [])
+    monkeypatch.setitem(sys.modules, "wide", module)
+    monkeypatch.setitem(NETWORKS.entries, "wide", "wide")
+    monkeypatch.setitem(PRESETS.entries, "plain", Preset("", {"width": 4}, {}, network="wide"))
+    config, blueprint = planned({"preset": "plain"}, num_classes=2)
+    assert (config.width, config.lr) == (4, DEFAULT_RATE)
+    assert complete_config(config, GREY, blueprint.conditions)[0] == config
     assert count_kept_bytes(blueprint, False, False).total_bytes(2) > 0
-    assert scale_learning_rate("bare", 128, BATCH) == DEFAULT_RATE
 
 
 def test_the_rate_of_a_model_follows_the_batch_size(model):
@@ -259,3 +236,19 @@ def test_a_few_images_of_many_sizes_may_not_belong_together(
         Image.new("RGB", (16 + k % sizes, 16)).save(tmp_path / f"{k}.png")
     ran = diffuse("train", tmp_path, "--config", QUICK, "--steps", 1, "--dry-run").ok()
     assert (f"only {count} images of {sizes} sizes" in ran.err) == warned
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ("images", "--classes --label-dropout 0.3 --variance learned --timestep-draw importance"),
+        ("images", "--given {negatives} --given-noise 0.1"),
+        ("shades", "--condition-on level --condition-on side:label"),
+    ],
+)
+def test_a_dry_run_that_is_fed_back_gives_the_same_model(diffuse, lab, untimed, data, options):
+    line = ("train", lab[data], "--config", QUICK, "--steps", 2, *options.format_map(lab).split())
+    Path("back.toml").write_text(diffuse(*line, "--dry-run").out)
+    diffuse(*line).ok()
+    diffuse("train", "--config", "back.toml", "-o", WHOLE).ok()
+    assert MODEL.read_bytes() == WHOLE.read_bytes()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,13 +28,13 @@ COPIES, NONE = Signs("serious", 9), Signs("", 0)
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Callable[..., list[int]]:
+def looks(monkeypatch, undrawn):
     """Let the looks find copies at these steps; return the steps of the looks."""
     monkeypatch.setattr(chores, "plan_looks", lambda plan, steps: chores.Looks(2, 4))
     asked: list[int] = []
 
-    def find(*steps: int) -> list[int]:
-        def found(self: monitor.Monitor) -> Generator[Any, Any, Any]:
+    def find(*steps):
+        def found(self):
             yield from ()
             step = self.trainer.ema.updates
             asked.append(step)
@@ -48,7 +46,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Callable[..., list[
     return find
 
 
-def step_of(path: Path) -> int:
+def step_of(path):
     return model_file.load(path).step
 
 
@@ -142,7 +140,7 @@ def test_a_resumed_run_keeps_the_same(quick, looks, stop):
 
 
 @pytest.fixture
-def plan(quick, trainers) -> Any:
+def plan(quick, trainers):
     """The plan of a run on the images."""
     assert quick("--steps", 1).code == 0
     return trainers[0].plan

@@ -21,14 +21,14 @@ def test_decay_warms_up_and_never_exceeds_the_largest():
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.layer = nn.Linear(2, 1)
         self.register_buffer("table", torch.zeros(3))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
 
-def set_to(net: nn.Module, value: float) -> None:
+def set_to(net, value):
     with torch.no_grad():
         for p in net.parameters():
             p.fill_(value)

@@ -14,7 +14,6 @@ from lab import QUICK
 from PIL import Image
 
 from diffuse_cli.core.conditions import ConditioningArray
-from diffuse_cli.core.networks.unet import ENDS
 from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
@@ -36,11 +35,13 @@ def test_a_pair_is_mirrored_together_and_told_everywhere(quick, images, negative
         pixels = ((x0[:, 0] + 1) * 127.5).round().numpy().astype(np.uint8)
         assert all({v.tobytes(), v[:, ::-1].tobytes()} & stored for v in pixels)
         mirrored += [v.tobytes() not in stored for v in pixels]
-    assert 0 < sum(mirrored) < len(mirrored)
+    assert 0.25 < np.mean(mirrored) < 0.75
 
 
-def test_a_degradation_is_made_of_the_mirrored_image_and_drawn_for_each(quick, shown):
-    assert quick("--steps", 8, "--given", "mask:random", "--given-dropout", 0, "--flip").code == 0
+@pytest.mark.parametrize("augment", ["flip", "flip,zoom,rotate,shift,color"])
+def test_a_degradation_is_made_of_the_changed_image_and_drawn_for_each(quick, shown, augment):
+    line = ("--given", "mask:random", "--given-dropout", 0, "--augment", augment)
+    assert quick("--steps", 8, *line).code == 0
     masks = []
     for x0, cond in shown:
         values, known = cond["given"][:, :-1], cond["given"][:, -1:]
@@ -84,42 +85,6 @@ def test_it_learns_what_is_given(lab):
 # -- exactness ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("given", "options"),
-    [
-        ("negatives", "--flip --accumulation 2 --given-noise 0.2"),
-        ("mask:random+noise:0.1", "--classes --given-dropout 0.4"),
-    ],
-)
-def test_stopped_and_resumed_equals_one_go(quick, negatives, given, options):
-    line = ("--given", negatives if given == "negatives" else given, "--steps", 4)
-    line += (*options.split(), "--preview-every", 3)
-    assert quick(*line, "-o", WHOLE).code == 0
-    assert quick(*line, "--stop-at", 2).code == 0
-    assert quick("--resume", "--log-every", 1).code == 0
-    assert MODEL.read_bytes() == WHOLE.read_bytes()
-    last = "previews/step-00000004.png"
-    assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
-
-
-@pytest.mark.slow
-def test_two_processes_are_told_what_one_is_and_resume_exactly(pair, quick, images, negatives):
-    options = ("--steps", 4, "--log-every", 1, "--flip", "--accumulation", 2)
-    options += ("--given", negatives, "--given-noise", 0.3)
-    line = ("train", images, "--config", QUICK, *options)
-    ran = pair(*line, "-o", WHOLE, "--json").ok()
-    assert ran.json["processes"] == 2
-    quick(*options, "-o", "one.safetensors")
-    for name in ("loss", "grad_norm"):
-        two, one = logged(name, Path("whole.run")), logged(name, Path("one.run"))
-        assert len(two) == 4
-        assert two == pytest.approx(one, rel=1e-3)
-    assert pair(*line, "--stop-at", 2).code == 0
-    half = MODEL.read_bytes()
-    assert pair(*line, "--resume").code == 0
-    assert MODEL.read_bytes() == WHOLE.read_bytes() != half
-
-
 def test_a_preview_shows_what_is_given_its_samples_and_the_image(quick, images, negatives):
     assert quick("--steps", 4, "--given", negatives).code == 0
     sheet = np.asarray(Image.open(RUN / "previews/step-00000004.png"))
@@ -152,20 +117,6 @@ def test_a_model_file_says_what_is_given_and_only_then_is_newer(quick, images, n
     shown = diffuse("info", MODEL)
     assert "input       pairs: 8x8, grey; dropped from 10%, with noise of up to 0.25" in shown.out
     assert diffuse("info", MODEL, "--json").json["given"]["noise"] == 0.25
-
-
-def test_a_model_that_was_given_nothing_begins_as_it_was(quick, model, negatives, images, diffuse):
-    line = ("train", images, "--init", model, "--steps", 1, "--lr", 0, "--given")
-    for given in (negatives, "low-res:2"):
-        assert diffuse(*line, given, "--overwrite").code == 0
-        before, after = model_file.load(model), model_file.load(MODEL)
-        old, new = (m.ema[ENDS.input] for m in (before, after))
-        assert torch.equal(new[:, :1], old)
-        assert not new[:, 1:].any()
-        assert all(torch.equal(after.ema[n], v) for n, v in before.ema.items() if n != ENDS.input)
-    line = ("train", images, "--init", MODEL, "--steps", 1, "-o", WHOLE)
-    assert diffuse(*line).code == 0
-    assert model_file.load(WHOLE).blueprint.conditions.given.what == "low-res:2"
 
 
 # -- what is refused ------------------------------------------------------------------------------
@@ -225,8 +176,7 @@ def test_images_without_a_pair_are_left_out_and_named(quick, negatives, tmp_path
     for x0, cond in shown:
         values, known = cond["given"][:, :-1], cond["given"][:, -1:]
         assert torch.allclose(values, -x0 * known, atol=1e-6)
-    ran = quick("--steps", 1, "--given", some, "--strict", "-o", "b.safetensors", "-q")
-    assert ran.code == 3
+    quick("--steps", 1, "--given", some, "--strict", "-o", "b.safetensors", "-q").fails(3)
 
 
 @pytest.mark.parametrize(("name", "spec"), [("mask", "mask:half"), ("grey", "grey+noise:0")])
@@ -293,21 +243,12 @@ def test_conditioning_images_of_few_levels_are_warned_of(
     assert (f"pass --given scaled after {command}\n" in ran.err) is bool(levels)
 
 
-def test_a_dry_run_is_fed_back(quick, negatives, images, diffuse, untimed):
-    line = ("--steps", 2, "--given", negatives, "--given-noise", 0.1)
-    Path("back.toml").write_text(quick(*line, "--dry-run").out)
-    assert quick(*line).code == 0
-    assert diffuse("train", images, "--config", "back.toml", "-o", WHOLE).code == 0
-    assert MODEL.read_bytes() == WHOLE.read_bytes()
-
-
 def test_pairs_of_held_out_images_only_are_refused(quick, images, negatives, tmp_path):
     found = finish(read_images(str(images)))
     name = found.names[int(np.flatnonzero(found.held_out)[0])]
     pairs = tmp_path / "pairs"
     (pairs / name).parent.mkdir(parents=True)
     shutil.copy(negatives / name, pairs / name)
-    ran = quick("--steps", 2, "--given", pairs, "-q")
-    assert ran.code == 3
-    assert "all images with a conditioning image are held out. Add more pairs" in ran.line
+    said = "all images with a conditioning image are held out. Add more pairs"
+    quick("--steps", 2, "--given", pairs, "-q").fails(3, said)
     assert not RUN.exists()

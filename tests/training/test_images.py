@@ -35,50 +35,24 @@ def whole(lab):
     return lab.trained(*lab.quick, "--steps", 8).read_bytes()
 
 
-def gone(path):
-    path.unlink()
+def instead(make):
+    """Remove the file and make something else in its place."""
+    return lambda path: (path.unlink(), make(path))
 
 
-def text(path):
-    path.write_text("not an image any more")
-
-
-def cut(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def fifo(path):
-    path.unlink()
-    os.mkfifo(path)
-
-
-def folder_of_its_name(path):
-    path.unlink()
-    path.mkdir()
-
-
-def loop(path):
-    path.unlink()
-    path.symlink_to(path)
+SPOILT = {
+    "gone": (Path.unlink, "vanished"),
+    "text": (lambda path: path.write_text("not an image any more"), "not an image"),
+    "cut": (lambda path: os.truncate(path, path.stat().st_size // 2), "truncated or corrupt"),
+    "empty": (lambda path: path.write_bytes(b""), "empty file"),
+    "fifo": (instead(os.mkfifo), "not a regular file"),
+    "folder": (instead(Path.mkdir), "not a regular file"),
+    "loop": (instead(lambda path: path.symlink_to(path)), "unreadable"),
+}
 
 
 def another(path):
     Image.new("L", (8, 8), 7).save(path)
-
-
-SPOILT = {
-    gone: "vanished",
-    text: "not an image",
-    cut: "truncated or corrupt",
-    empty: "empty file",
-    fifo: "not a regular file",
-    folder_of_its_name: "not a regular file",
-    loop: "unreadable",
-}
 
 
 # -- before the first step ------------------------------------------------------------------------
@@ -107,17 +81,19 @@ def while_reading(monkeypatch):
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_an_image_that_changes_as_it_is_read_is_skipped(run, folder, images, while_reading, spoil):
+@pytest.mark.parametrize(("spoil", "reason"), SPOILT.values(), ids=SPOILT)
+def test_an_image_that_changes_as_it_is_read_is_skipped(
+    run, folder, images, while_reading, spoil, reason
+):
     """With --strict it ends the run before it begins."""
     while_reading(lambda: spoil(folder / FIRST))
-    run("--steps", 1, "--strict", "-q").fails(3, f"{FIRST}: {SPOILT[spoil]}")
+    run("--steps", 1, "--strict", "-q").fails(3, f"{FIRST}: {reason}")
     assert not MODEL.exists()
     assert not RUN.exists()
     shutil.rmtree(folder)
     shutil.copytree(images, folder)
     ran = run("--steps", 1, "--json").ok()
-    assert f"skipped 1 file, {SPOILT[spoil]}: {FIRST}" in ran.err
+    assert f"skipped 1 file, {reason}: {FIRST}" in ran.err
     assert ran.json["images"] == 59
 
 
@@ -165,10 +141,15 @@ def test_decoded_images_are_kept_in_memory_or_on_the_disk(monkeypatch, tmp_path)
 
 # -- before resume --------------------------------------------------------------------------------
 
-DIFFERENT = [gone, text, another, lambda path: shutil.copy(path, path.with_name("copy.png"))]
+DIFFERENT = {
+    "gone": Path.unlink,
+    "text": SPOILT["text"][0],
+    "another": another,
+    "copied": lambda path: shutil.copy(path, path.with_name("copy.png")),
+}
 
 
-@pytest.mark.parametrize("change", DIFFERENT, ids=["gone", "text", "another", "copied"])
+@pytest.mark.parametrize("change", DIFFERENT.values(), ids=DIFFERENT)
 def test_resume_warns_of_images_that_are_not_those_of_the_run(run, folder, stopped, change):
     before = MODEL.read_bytes()
     change(folder / FIRST)

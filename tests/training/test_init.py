@@ -130,16 +130,6 @@ def test_color_becomes_grey_and_is_the_mean_of_what_it_was_of_grey(patch, varian
     close(new(noise(1), T), drawn.unflatten(1, (-1, 3)).mean(2))
 
 
-def test_grey_there_and_back_is_what_it_was():
-    model = trained(blueprint(1, patch=2, variance="learned"))
-    color = blueprint(3, patch=2, variance="learned")
-    back = weight_transfer.transfer(
-        replace(model, blueprint=color, ema=weight_transfer.transfer(model, color)), model.blueprint
-    )
-    for name, tensor in model.ema.items():
-        torch.testing.assert_close(back[name], tensor)
-
-
 @patches
 @torch.no_grad()
 def test_a_channel_more_is_not_read_and_not_drawn_and_one_fewer_is_left_out(patch):

@@ -131,17 +131,6 @@ def test_a_model_goes_on_at_another_size(diffuse, undrawn, tmp_path, first, then
     assert list(table(ran)) == ["size", "the rest"]
 
 
-def test_a_size_that_the_levels_do_not_halve_is_refused(diffuse, images, recipe, tmp_path):
-    path = tmp_path / "levels.toml"
-    path.write_text(recipe.read_text().replace("multipliers = [1]", "multipliers = [1, 1]"))
-    assert (
-        diffuse("train", images, "--config", path, "--steps", 1, "-o", "old.safetensors").code == 0
-    )
-    ran = diffuse("train", images, "--init", "old.safetensors", "--size", 9, *STILL, "-q")
-    assert ran.code == 2
-    assert "multiple of 2" in ran.line
-
-
 def test_a_dry_run_says_it_and_writes_nothing(diffuse, colors, model, step_takes):
     step_takes(1.0)
     line = ("train", colors, "--init", model, "--dry-run", "--schedule", "linear")

@@ -141,19 +141,14 @@ def test_tensorboard_gets_the_previews_and_the_kid(quick):
 def test_each_tracker_gets_a_picture_as_it_takes_it():
     got = {}
 
-    class Taking:
-        def __init__(self, name):
-            self.name = name
+    def taking(name):
+        def log_images(values, step=None, **more):
+            got[name] = (values["preview"].shape, step, more)
 
-        def log_images(self, values, step=None, **more):
-            got[self.name] = (values["preview"].shape, step, more)
+        return SimpleNamespace(name=name, log_images=log_images)
 
     grid = figures.arrange_grid(np.zeros((3, 1, 64, 64), np.uint8))
-    without = SimpleNamespace(name="mlflow")
-    trackers = [*map(Taking, ("tensorboard", "wandb")), without]
+    trackers = [taking("tensorboard"), taking("wandb"), SimpleNamespace(name="mlflow")]
     log_image(SimpleNamespace(trackers=trackers), "preview", grid, 7)
-    one = (130, 130, 3)
-    assert got == {
-        "tensorboard": ((1, *one), 7, {"dataformats": "NHWC"}),
-        "wandb": ((1, *one), 7, {}),
-    }
+    shape = (1, 130, 130, 3)
+    assert got == {"tensorboard": (shape, 7, {"dataformats": "NHWC"}), "wandb": (shape, 7, {})}

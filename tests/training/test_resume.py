@@ -13,6 +13,7 @@ from file_operations import watching
 from lab import QUICK
 from safetensors.torch import load_file
 
+from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.system import devices, files
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
@@ -29,7 +30,7 @@ def test_data_in_a_folder_whose_name_is_not_utf_8(diffuse, images):
 
 
 OFTEN = ("--steps", 6, "--save-every", 2, "--log-every", 1)
-STOPPED = ("--steps", 4, "--stop-at", 2)
+AUGMENT = ",".join(MEDIA["image"].augmentations)
 
 
 def steps_of():
@@ -51,43 +52,59 @@ def damage(step, name="model.safetensors"):
 
 
 @pytest.mark.parametrize(
-    ("options", "stop"),
+    ("data", "options", "stop"),
     mostly_slow(
         [
-            ("--steps 4 --classes --variance learned --config {transformer}", 2),
+            ("images", "--steps 4 --classes --variance learned --config {transformer}", 2),
             (
+                "images",
                 "--steps 14 --timestep-draw importance --num-timesteps 3 --classes --flip "
                 "--variance learned --label-dropout 0.5 --accumulation 2",
                 9,
             ),
-            ("--steps 5 --save-every 2 --weighting none --loss vlb --config dropout.toml", 3),
-            ("--steps 16 --batch-size 7 --log-every 9 --timestep-draw weight", 11),
+            ("images", "--steps 5 --save-every 2 --weighting none --loss vlb --config own.toml", 3),
+            ("images", "--steps 16 --batch-size 7 --log-every 9 --timestep-draw weight", 11),
+            ("images", "--steps 4 --given {negatives} --given-noise .2 --flip --accumulation 2", 2),
             (
+                "shades",
+                "--steps 4 --condition-on level,side --label-dropout 0.3 --given mask:half "
+                "--flip --accumulation 2 --preview-every 3",
+                2,
+            ),
+            ("images", f"--steps 8 --augment {AUGMENT} --accumulation 2 --classes", 3),
+            (
+                "images",
                 "--steps 4 --accumulation 2 --flip --weighting min-snr --target eps "
                 "--schedule linear",
                 2,
             ),
-            ("--steps 4 --warmup 10 --target x0 --variance large", 1),
-            ("--steps 14 --timestep-draw importance --num-timesteps 3", 2),
-            ("--steps 4 --precision bf16 --gradient-checkpointing --config dropout.toml", 2),
-            ("--steps 4 --ema-decay 0.5 --batch-size 54 --lr 0.01 --optimizer muon", 2),
+            ("images", "--steps 4 --warmup 10 --target x0 --variance large", 1),
+            ("images", "--steps 14 --timestep-draw importance --num-timesteps 3", 2),
+            ("images", "--steps 4 --precision bf16 --gradient-checkpointing --config own.toml", 2),
+            ("images", "--steps 4 --ema-decay 0.5 --batch-size 54 --lr 0.01 --optimizer muon", 2),
+            ("images", "--steps 4 --given mask:random+noise:0.1 --classes --given-dropout 0.4", 2),
+            ("shades", "--steps 4 --condition-on level,side --gradient-checkpointing", 2),
+            ("images", f"--steps 8 --augment {AUGMENT} --ema-lengths 4", 3),
         ],
-        always=4,
+        always=7,
     ),
 )
-def test_stopped_and_resumed_equals_one_go(quick, recipe, transformer, options, stop):
+def test_stopped_and_resumed_equals_one_go(diffuse, lab, data, options, stop):
     """Of the U-Net where it drops out, of the transformer that does too, else of the quickest."""
-    options = options.format(transformer=transformer)
-    Path("dropout.toml").write_text(recipe.read_text() + "dropout = 0.3\n")
-    quick(*options.split(), "-o", WHOLE)
-    ran = quick(*options.split(), "--stop-at", stop, "--json", "--log-every", 1).ok()
-    assert ran.json["step"] == stop
+    Path("own.toml").write_text(
+        lab["tiny"].read_text() + 'dropout = 0.3\ntime_embedding = "fourier"\n'
+    )
+    line = ("train", lab[data], "--config", QUICK, *options.format_map(lab).split())
+    diffuse(*line, "-o", WHOLE)
+    assert diffuse(*line, "--stop-at", stop, "--json", "--log-every", 1).ok().json["step"] == stop
     half = MODEL.read_bytes()
-    ran = quick(*options.split(), "--resume", "--log-every", 1).ok()
+    ran = diffuse("train", lab[data], "--resume", "--log-every", 1).ok()
     assert f"resuming from step {stop}" in ran.err
     assert MODEL.read_bytes() == WHOLE.read_bytes() != half
     last = int(options.split()[1])
     assert steps_of() == list(range(1, last + 1))
+    previews = [run / f"previews/step-{last:08d}.png" for run in (RUN, WHOLE.with_suffix(".run"))]
+    assert previews[0].read_bytes() == previews[1].read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -110,19 +127,6 @@ def test_dropout_is_in_effect(train, recipe):
     train("--steps", 4, "--config", "dropout.toml")
     plain, dropped = load_file(WHOLE), load_file(MODEL)
     assert not plain["conv_out.weight"].equal(dropped["conv_out.weight"])
-
-
-def test_the_history_of_losses_decides_the_timesteps_after_a_while(quick):
-    """What the runs above resume is in effect: after 9 steps the draw is no longer uniform."""
-    options = ("--steps", 14, "--num-timesteps", 3, "--stop-at", 9)
-    quick(*options, "--timestep-draw", "importance")
-    saved = RunDirectory(MODEL).load()[0]
-    assert int(saved.history["counts"].sum()) == 9 * 8
-    assert int(saved.history["counts"].min()) >= 10
-    assert saved.history["losses"].shape == (3, 10)
-    quick(*options, "-o", WHOLE)
-    assert RunDirectory(WHOLE).load()[0].history == {}
-    assert MODEL.read_bytes() != WHOLE.read_bytes()
 
 
 @pytest.fixture
@@ -191,6 +195,9 @@ def test_an_option_that_differs_is_refused_with_both_values(diffuse, images, sto
         ("--variance learned", "learned", "small"),
         ("--precision bf16", "bf16", "fp32"),
         ("--config other.toml", "16", "8"),
+        ("--ema-lengths 4", "4", "None"),
+        ("--augment color", "color", "none"),
+        ("--given low-res:2", "low-res:2", "None"),
     ]:
         ran = diffuse("train", images, "--resume", *line.split()).fails(2, typed)
         assert stored in ran.line.split(typed, 1)[1]
@@ -203,7 +210,7 @@ def test_an_option_that_differs_is_refused_with_both_values(diffuse, images, sto
 @pytest.fixture
 def stopped(lab, copy_run):
     """A run of 4 steps that stopped after 2, in the folder of the test."""
-    copy_run(*lab.tiny, *STOPPED)
+    copy_run(*lab.tiny, "--steps", 4, "--stop-at", 2)
 
 
 def test_options_that_are_the_same_or_cannot_matter_are_accepted(train, stopped):
@@ -265,10 +272,8 @@ def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(quick, lost):
     kept = [MODEL, Path("model.best.safetensors"), RUN / "config.toml", RUN / "metrics.jsonl"]
     before = [path.read_bytes() for path in kept]
     for flag in ("--resume", "--auto-resume"):
-        ran = quick("--steps", 4, flag)
-        assert ran.code == 5
-        assert "model.safetensors exists, but model.run has no complete checkpoint" in ran.err
-        assert "--init model.safetensors" in ran.err
+        said = "model.safetensors exists, but model.run has no complete checkpoint"
+        quick("--steps", 4, flag, "-q").fails(5, said, "--init model.safetensors")
         assert [path.read_bytes() for path in kept] == before
     MODEL.unlink()
     assert "starting at step 0" in quick("--resume").ok().err
@@ -277,9 +282,8 @@ def test_a_model_that_no_checkpoint_leads_to_is_not_replaced(quick, lost):
 
 def test_no_run_to_resume_is_refused_with_those_that_are_there(train, stopped):
     before = sorted(Path().iterdir())
-    ran = train("--steps", 3, "--resume", "-o", "modle.safetensors", "-q")
-    assert ran.code == 5
-    assert "there is no run modle.run to resume. Did you mean 'model.safetensors'?" in ran.line
+    said = "there is no run modle.run to resume. Did you mean 'model.safetensors'?"
+    train("--steps", 3, "--resume", "-o", "modle.safetensors", "-q").fails(5, said)
     assert sorted(Path().iterdir()) == before
 
 

@@ -9,9 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from threading import Event
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +33,7 @@ LINE = ("--steps", 8, "--preview-every", 2, "--log-every", 1)
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
-def state_of(page: str) -> str:
+def state_of(page):
     found = re.search(r'id="state"[^>]*><strong>(.*?)</strong>', page, re.DOTALL)
     assert found
     return found[1]
@@ -65,7 +63,7 @@ def test_a_run_has_a_page_of_its_data_previews_curves_and_commands(quick):
 
 
 def test_a_failed_run_says_why(quick, monkeypatch):
-    def fail(self: Any, step: int) -> None:
+    def fail(self, step):
         raise UsageError("the machine is on fire", "Leave")
 
     monkeypatch.setattr("diffuse_cli.training.trainer.Trainer.step", fail)
@@ -78,7 +76,7 @@ def test_a_page_that_cannot_be_written_is_a_warning_once_and_changes_nothing(
 ):
     write = files.write_text
 
-    def refuse(path: Path, text: str) -> None:
+    def refuse(path, text):
         if path.name == "index.html":
             raise ValueError("cannot be plotted")
         write(path, text)
@@ -100,16 +98,15 @@ def test_hostile_names_are_text_and_few_steps_are_warned_of(diffuse, images, tmp
     assert "too few: samples will be noise" in page
 
 
-def start(**more: Any) -> Started:
-    known: dict[str, Any] = {
-        "step": 0, "steps": 9, "data": (HOSTILE,), "network": HOSTILE, "sheet": b"png",
-        "lines": {"resume": HOSTILE}, "page": PAGE,
-    }  # fmt: skip
-    return Started(**{**known, **more})
+def start():
+    return Started(
+        step=0, steps=9, data=(HOSTILE,), network=HOSTILE, sheet=b"png", lines={"resume": HOSTILE},
+        page=PAGE,
+    )  # fmt: skip
 
 
 @pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPage:
+def page(tmp_path, monkeypatch):
     """The page of a run that has started."""
     monkeypatch.chdir(tmp_path)
     RUN.mkdir()
@@ -135,34 +132,23 @@ def test_only_its_own_script_may_run(page):
 
 
 def test_looks_and_steps_write_it_only_if_that_takes_little_time(page, monkeypatch):
+    """It waits as long for news as pages take."""
     now = [1000.0]
     monkeypatch.setattr(run_page.time, "monotonic", lambda: now[0])
-    finish(page.write("running"))
-    page.took = 0.2
-    step, look = Step(3, 9, 0.1, 0.1, 0.1, 5.0, 60.0), Previewed(3, None, None)
-    for event in (step, look):
-        assert not page.note(event)
-    now[0] += 99
-    for event in (step, look):
-        assert not page.note(event)
-    now[0] += 2
-    for event in (step, look):
-        assert page.note(event)
-    page.took = 0.005
-    page.written = now[0] - 3
+    for late, pause in ((120, 10), (120, 1000), (6000, 0)):
+        finish(page.write("running"))
+        assert f'data-late="{late}"' in PAGE.read_text()
+        now[0] += pause
+    page.took, page.written = 0.2, now[0]
+    events = step, look = Step(3, 9, 0.1, 0.1, 0.1, 5.0, 60.0), Previewed(3, None, None)
+    for pause, written in ((0, False), (99, False), (2, True)):
+        now[0] += pause
+        assert [page.note(event) for event in events] == [written, written]
+    page.took, page.written = 0.005, now[0] - 3
     assert page.note(look)
     assert not page.note(step), "previews show more than a step does"
     assert not page.note(Notice("x"))
     assert "1.0 minutes left" in page.render("running")
-
-
-def test_it_waits_as_long_for_news_as_pages_take(page, monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(run_page.time, "monotonic", lambda: now[0])
-    for late in (120, 120, 6000):
-        finish(page.write("running"))
-        assert f'data-late="{late}"' in PAGE.read_text()
-        now[0] += 10 if late == 120 and page.interval == 0 else 1000
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -170,12 +156,12 @@ def test_open_shows_it_in_a_browser(page, monkeypatch, opened):
     """Beside the run, which does not wait for it."""
     shown, begun, closed = list[str](), Event(), Event()
 
-    def browser(url: str) -> bool:
+    def browser(url):
         shown.append(url)
         begun.set()
         return closed.wait(60)
 
-    def work() -> Any:
+    def work():
         yield start()
         assert PAGE.exists()
         yield Step(1, 9)
@@ -202,14 +188,14 @@ def test_an_abandoned_run_is_stopped(page):
 # -- previews -------------------------------------------------------------------------------------
 
 
-def write_previews(folder: Path, picture: Image.Image, steps: range) -> None:
+def write_previews(folder, picture, steps):
     folder.mkdir()
     picture.save(folder / "first.png")
     for step in steps:
         shutil.copy(folder / "first.png", folder / f"step-{step:08}.png")
 
 
-def shown_pictures(folder: Path) -> list[tuple[int, str, Image.Image]]:
+def shown_pictures(folder):
     """The step, the type and the picture of each preview on the page."""
     shown = []
     for preview in read_previews(folder):

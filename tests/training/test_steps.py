@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import MODEL, RUN, logged
+from conftest import MODEL, RUN, WHOLE, logged
 from lab import QUICK
-from PIL import Image
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import LOSSES
@@ -146,11 +143,10 @@ def test_a_resume_between_two_moves_of_the_average_is_exact(quick, spoil, monkey
     """The steps since the last move, one of them bad, are part of the state."""
     monkeypatch.setattr(ema_weights, "EAGER", 0)
     spoil(lambda call: call in (5, 15))
-    quick("--steps", 10, "-o", "whole.safetensors")
+    quick("--steps", 10, "-o", WHOLE)
     quick("--steps", 10, "--stop-at", 6)
     quick("--steps", 10, "--resume")
-    whole, resumed = (model_file.load(path).ema for path in ("whole.safetensors", MODEL))
-    assert all(whole[name].equal(resumed[name]) for name in whole)
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
 
 
 def test_ten_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(quick, spoil):
@@ -211,15 +207,6 @@ def test_debug_says_where_no_module_was(quick, spoil):
     assert "every module's output was finite, the gradient was not" in ran.err.splitlines()[0]
 
 
-def test_flip_mirrors_about_half_of_the_images(quick, images, shown):
-    stored = {np.asarray(Image.open(path)).tobytes() for path in images.rglob("*.png")}
-    quick("--steps", 10, "--flip")
-    levels = ((torch.cat([x0 for x0, _ in shown]) + 1) * 127.5).round().numpy().astype(np.uint8)
-    plain = [one.tobytes() in stored for one in levels]
-    assert plain == [one[..., ::-1].tobytes() not in stored for one in levels]
-    assert 20 <= plain.count(False) <= 60
-
-
 @pytest.fixture
 def at_once(lab):
     """The run directory of 6 steps without accumulation."""
@@ -278,8 +265,6 @@ def test_a_warmup_that_is_cut_is_said(quick, step_takes):
 
 def test_a_short_run_samples_from_sensible_averaged_weights(images, model):
     """The average is not worse than the raw weights on held-out images, far from the start."""
-    config = tomllib.loads((model.with_suffix(".run") / "config.toml").read_text())
-    assert config["ema_decay"] == 0.999
     model = model_file.load(model)
     pixels = finish(read_images(str(images), workers=1)).stored
     x0 = torch.from_numpy(pixels).float().repeat(4, 1, 1, 1) / 127.5 - 1

@@ -8,40 +8,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system.events import Progress, finish
 from diffuse_cli.training import cost_estimate, decisions, run_length, step_cost
 from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.configuration import configure
-from diffuse_cli.training.cost_estimate import (
-    QUICK,
-    WARM_UP,
-    TrainingEstimate,
-    count_at_half_size,
-    measure_step_seconds,
-)
+from diffuse_cli.training.cost_estimate import TrainingEstimate, count_at_half_size
 from diffuse_cli.training.decisions import complete_config
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.run_length import (
-    Forecast,
-    warn_of_few_minutes,
-    warn_of_few_steps,
-    warn_of_long_run,
-)
+from diffuse_cli.training.run_length import warn_of_few_minutes, warn_of_few_steps
 from diffuse_cli.training.time_budget import ENOUGH, FIRST, Budget
 from diffuse_cli.training.training_data import TrainingData
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    stored: np.ndarray
 
 
 def plan_of(side=32, channels=1, **given):
     config = configure({"data": "x", "preset": "tiny", **given})
     space = Space(channels=channels, size=(side, side))
     config, blueprint = complete_config(config, space, Conditions())
-    images = Images(np.zeros((4, channels, side, side), np.uint8))
+    images = SimpleNamespace(stored=np.zeros((4, channels, side, side), np.uint8))
     return Plan(config, blueprint, TrainingData(images, np.arange(4), np.arange(0)))
 
 
@@ -77,8 +62,8 @@ def machine(monkeypatch):
 def measure(machine, **given):
     """Measure the time of a step, and return the events."""
     events = []
-    plan = plan_of(**given)
-    return finish(measure_step_seconds(plan, machine.accelerator), events.append), events
+    work = cost_estimate.measure_step_seconds(plan_of(**given), machine.accelerator)
+    return finish(work, events.append), events
 
 
 # -- measuring ------------------------------------------------------------------------------------
@@ -88,14 +73,14 @@ def test_steps_are_measured_in_seconds_without_the_first(machine):
     fake = machine(each=0.001, cold=30)
     seconds, events = measure(fake, batch_size=64)
     assert seconds == pytest.approx(0.064)
-    count = WARM_UP + cost_estimate.ENOUGH
+    count = cost_estimate.WARM_UP + cost_estimate.ENOUGH
     assert len(fake.steps) == count
     assert events[-1] == Progress(cost_estimate.TASK, count, count)
     before = fake.now[0]
     fake = machine(each=0.5)
     seconds, _ = measure(fake, batch_size=4)
     assert seconds == pytest.approx(2.0)
-    assert fake.now[0] - before <= QUICK + 2 * 2.0
+    assert fake.now[0] - before <= cost_estimate.QUICK + 2 * 2.0
 
 
 def test_a_dry_run_predicts_steps_that_are_too_slow_to_time(machine):
@@ -117,10 +102,8 @@ def filled(minutes, processes=1, **given):
 
 def test_minutes_are_filled_with_steps_of_the_predicted_time():
     config = filled(10, batch_size=8)
-    plan = plan_of(minutes=10, batch_size=8)
-    seconds = step_cost.predict_seconds(plan.config, plan.blueprint, 8, 1)
-    assert config.steps == round(600 / seconds)
-    assert config.minutes == 10
+    seconds = step_cost.predict_seconds(config, plan_of(minutes=10).blueprint, 8, 1)
+    assert (config.steps, config.batch_size, config.minutes) == (round(600 / seconds), 8, 10)
     assert filled(0.01, batch_size=8, side=64, preset="base").steps == FIRST
 
 
@@ -130,6 +113,8 @@ def test_the_batch_does_not_depend_on_the_speed_of_a_busy_machine(monkeypatch):
     large = {"side": 128, "channels": 3, "precision": "fp32"}
     batches = {m: filled(m, **large).batch_size for m in (12, 25, 60)}
     assert batches == {12: 8, 25: 16, 60: 32}
+    rate = PRESETS["tiny"].train["lr"]
+    assert filled(60, **large).lr == pytest.approx(rate * (32 / 64) ** 0.5)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     assert filled(12, **large).batch_size == 16
 
@@ -172,9 +157,8 @@ def config_of(**given):
 def test_too_few_steps_to_draw_anything_are_called_so(given, seconds, says):
     init = given.pop("init", None)
     config = dataclasses.replace(config_of(**given), init=init)
-    found = [(n.warning, says in n.text) for n in warn_of_few_steps(config, seconds) if says]
-    assert found == [(True, True)] * bool(says)
-    assert bool([*warn_of_few_steps(config, seconds)]) == bool(says)
+    found = [n.warning and (says or "") in n.text for n in warn_of_few_steps(config, seconds)]
+    assert found == [True] * bool(says)
 
 
 def test_the_minutes_that_are_named_draw_something():
@@ -195,8 +179,8 @@ def test_the_minutes_that_are_named_draw_something():
 
 def test_days_are_called_so():
     config = config_of(side=128)
-    assert not list(warn_of_long_run(config, 17.0, 5000))
-    found = list(warn_of_long_run(config, 57.0, 5000))
+    assert not list(run_length.warn_of_long_run(config, 17.0, 5000))
+    found = list(run_length.warn_of_long_run(config, 57.0, 5000))
     assert [(n.text, n.warning) for n in found] == [
         ("5,000 steps of 57 s take 3 days. Try --size 16, or --minutes 290.", True)
     ]
@@ -209,7 +193,7 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
     def said(seconds, steps, start=0, **given):
         """By step, what is said of a run of such steps."""
         config = dataclasses.replace(config_of(side=128), **given)
-        forecast, found = Forecast(config, start, steps), {}
+        forecast, found = run_length.Forecast(config, start, steps), {}
         for step in range(start + 1, min(steps, start + 200) + 1):
             now[0] += seconds + 3 * (step == 1)
             for notice in forecast.report(step):
@@ -250,15 +234,13 @@ def test_a_dry_run_of_a_resume_counts_the_steps_that_are_left(quick, step_takes)
     left = quick("--resume", *dry).json
     assert whole["seconds"] - left["seconds"] == pytest.approx(3, abs=0.11)
     assert (whole["images_seen"], left["images_seen"]) == (32, 8)
-    ran = quick("--steps", 2, "--resume", "--dry-run", "-q")
-    assert ran.code == 2
-    assert "--steps 2 is less than the 3 steps already taken" in ran.line
+    said = "--steps 2 is less than the 3 steps already taken"
+    quick("--steps", 2, "--resume", "--dry-run", "-q").fails(2, said)
 
 
 def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
-    monkeypatch.setattr(run_length, "SLOW", -1)
-    monkeypatch.setattr(run_length, "MINUTE", 0)
-    monkeypatch.setattr(run_length, "DAY", 0)
+    for name, seconds in (("SLOW", -1), ("MINUTE", 0), ("DAY", 0)):
+        monkeypatch.setattr(run_length, name, seconds)
     ran = quick("--steps", 4).ok()
     assert ran.err.count("s per step: 0.0 minutes left\n") == 1
     assert ran.err.count("warning: 3 steps of 0.") == 1
