@@ -249,6 +249,5 @@ def test_a_run_ends_without_a_feature_network(quick, short, monkeypatch):
         raise ModelFileError("the weights are missing")
 
     monkeypatch.setattr(validation, "choose_network", missing)
-    ran = quick(*RUN).ok()
-    assert "no sampling settings were tried: the weights are missing" in ran.err
+    assert "no sampling settings were tried: the weights are missing" in quick(*RUN).ok().err
     assert model_file.load(MODEL).sampling is None
