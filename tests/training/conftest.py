@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import pytest
-from lab import Lab
 
 from diffuse_cli.training import monitor, previews
 from diffuse_cli.training.trainer import Trainer
 
 
 @pytest.fixture
-def folder(images: Path, tmp_path: Path) -> Path:
+def folder(images, tmp_path):
     """The images, to be changed."""
     return shutil.copytree(images, tmp_path / "own")
 
 
-def measure_by_step(
-    patch: pytest.MonkeyPatch, kids: Mapping[int, float], before: Callable[[int], Any]
-) -> None:
+def measure_by_step(patch, kids, before):
     """Let evaluations find KIDs by the number of updates behind the EMA weights, of which each is
     passed to `before`."""
 
-    def measure(self: monitor.Monitor) -> Generator[Any, Any, dict[str, float]]:
+    def measure(self):
         yield from ()
         step = self.trainer.ema.updates
         before(step)
@@ -36,32 +30,27 @@ def measure_by_step(
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def undrawn(monkeypatch):
     """Looks without a picture."""
-
-    def draw(trainer: Any) -> Iterator[None]:
-        yield from ()
-
-    monkeypatch.setattr(previews, "draw_preview", draw)
+    monkeypatch.setattr(previews, "draw_preview", lambda trainer: iter(()))
 
 
 @pytest.fixture(scope="session")
-def negatives(lab: Lab) -> Path:
+def negatives(lab):
     """The negative of each image, under its name."""
     return lab["negatives"]
 
 
 @pytest.fixture
-def copy_run(lab: Lab, tmp_path: Path) -> Callable[..., None]:
+def copy_run(lab, tmp_path):
     """Copy the model and the run of a command line of the lab into the folder of the test."""
     return lambda *line: shutil.copytree(lab.trained(*line).parent, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture
-def trainers(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
+def trainers(monkeypatch):
     """Every trainer that is made."""
-    made: list[Trainer] = []
-    start = Trainer.__init__
+    made, start = [], Trainer.__init__
     monkeypatch.setattr(
         Trainer, "__init__", lambda self, *a: (made.append(self), start(self, *a))[1]
     )

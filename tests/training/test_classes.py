@@ -246,28 +246,21 @@ def test_simple_trains_no_variance_and_says_so(train):
 ADAPTED = ("--num-timesteps", 4, "--timestep-draw", "importance")
 
 
-@pytest.fixture
-def known_loss(monkeypatch):
-    """A loss that is (t + 1)^2 times a weight of 1, beside which nothing is learned."""
-    times = []
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
+    quick, monkeypatch, trainers, accumulation
+):
+    """A replay from the draws alone: timesteps, the loss that is logged, and the history. The loss
+    is (t + 1)^2 times a weight of 1, beside which nothing is learned."""
+    steps, times = 20, []
 
     def loss(denoiser, x0, t, noise, weight=None, **cond):
         y = denoiser(x0, t, **cond).raw.flatten(1).mean(1)
-        value = (t + 1) ** 2 + 0 * y
         if y.requires_grad:
             times.append(t)
-        return value
+        return (t + 1) ** 2 + 0 * y
 
     monkeypatch.setitem(LOSSES, "simple", loss)
-    return times
-
-
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
-    quick, known_loss, trainers, accumulation
-):
-    """A replay from the draws alone: timesteps, the loss that is logged, and the history."""
-    steps = 20
     quick(*ADAPTED, "--steps", steps, "--log-every", 1, "--accumulation", accumulation)
     draw, history = TIMESTEP_DRAWS["importance"], History(4, 10)
     losses, adapted = [], 0
@@ -275,7 +268,7 @@ def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
         chances = draw.probabilities(history, None)
         u = training_draws(0, step, range(8), shape=(1, 8, 8), device=torch.device("cpu")).u
         t = locate_timesteps(chances.cumsum(0), u)
-        mine = torch.cat(known_loss[step * accumulation : (step + 1) * accumulation])
+        mine = torch.cat(times[step * accumulation : (step + 1) * accumulation])
         assert torch.equal(mine, t)
         plain = ((t + 1) ** 2).double()
         losses.append(float((plain / (4 * chances[t])).mean()))
@@ -285,7 +278,7 @@ def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
     assert logged("loss") == pytest.approx(losses, rel=1e-5)
     assert torch.equal(trainers[0].history.losses, history.losses)
     assert torch.equal(trainers[0].history.counts, history.counts)
-    late = torch.cat(known_loss[-5 * accumulation :])
+    late = torch.cat(times[-5 * accumulation :])
     assert float((late == 3).double().mean()) > 0.35
 
 

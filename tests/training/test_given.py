@@ -97,7 +97,7 @@ def test_a_preview_shows_what_is_given_its_samples_and_the_image(quick, images, 
 # -- the model file, and where to begin -----------------------------------------------------------
 
 
-def test_a_model_file_says_what_is_given_and_only_then_is_newer(quick, images, negatives, diffuse):
+def test_a_model_file_says_what_is_given(quick, images, negatives, diffuse):
     """The page evaluates with the pairs."""
     assert quick("--steps", 3, "--given", negatives, "--given-noise", 0.25).code == 0
     model = model_file.load(MODEL)
@@ -109,11 +109,7 @@ def test_a_model_file_says_what_is_given_and_only_then_is_newer(quick, images, n
     assert set(model.data["given"]) == {"fingerprint"}
     page = Path("model.run/index.html").read_text(encoding="utf-8")
     assert f"diffuse eval model.safetensors {images} --given {negatives}" in page
-    assert quick("--steps", 3, "--no-keep-weak", "-o", "plain.safetensors").code == 0
-    given, plain = (p.read_bytes()[:9000] for p in (MODEL, Path("plain.safetensors")))
-    assert rb"\"version\":4" in given
-    assert rb"\"version\":2" in plain
-    assert b"given" not in plain
+    assert rb"\"version\":4" in MODEL.read_bytes()[:9000]
     shown = diffuse("info", MODEL)
     assert "input       pairs: 8x8, grey; dropped from 10%, with noise of up to 0.25" in shown.out
     assert diffuse("info", MODEL, "--json").json["given"]["noise"] == 0.25

@@ -111,8 +111,9 @@ def test_the_width_is_the_one_dial():
 
 def narrow(typed, filed=None, channels=3):
     """The warnings of a network that is too narrow for noise in every dimension."""
-    config, blueprint = planned(typed, filed, channels)
-    return [notice.text for notice in warn_of_narrow_network(config, blueprint)]
+    asked = configure({"data": "images", **typed}, filed)
+    blueprint = planned(typed, filed, channels)[1]
+    return [notice.text for notice in warn_of_narrow_network(asked, blueprint)]
 
 
 @pytest.mark.parametrize(

@@ -239,15 +239,17 @@ def test_stopped_and_resumed_keeps_the_same_snapshots(quick, kept, stop):
     assert MODEL.read_bytes() == (kept / MODEL).read_bytes()
 
 
-def test_snapshots_of_a_course_that_was_left_go(quick):
-    quick("--steps", 16, *KEEP, "--stop-at", 6)
+def test_snapshots_and_previews_of_a_course_that_was_left_go(quick):
+    quick("--steps", 16, *KEEP, "--preview-every", 4, "--stop-at", 6)
     shutil.copytree(RUN, "kept")
     quick("--resume", "--stop-at", 14)
-    shutil.copytree(RUN / "ema", "kept/ema", dirs_exist_ok=True)
+    for name in ("ema", "previews"):
+        shutil.copytree(RUN / name, f"kept/{name}", dirs_exist_ok=True)
     shutil.rmtree(RUN)
     shutil.move("kept", RUN)
     quick("--resume", "--stop-at", 7)
     assert [*saved()] == [4]
+    assert sorted(int(path.stem[5:]) for path in (RUN / "previews").iterdir()) == [4, 6, 7]
     quick("--steps", 16, "--overwrite")
     assert not (RUN / "ema").exists()
 

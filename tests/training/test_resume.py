@@ -346,15 +346,3 @@ def test_another_version_is_said_and_kept_in_the_run(quick, often, monkeypatch):
     kept = RunDirectory(MODEL).load()[0].state["versions"]
     assert kept == [{**older, "step": 0}, {**here, "step": 2}]
     assert MODEL.read_bytes() == often
-
-
-def test_previews_of_steps_to_be_taken_again_are_removed(tmp_path):
-    run = RunDirectory(tmp_path / MODEL)
-    run.previews.mkdir(parents=True)
-    run.snapshots.mkdir()
-    for step in (4, 8):
-        (run.previews / f"step-{step:08d}.png").touch()
-        (run.snapshots / f"step-{step:08d}.safetensors").touch()
-    run.rewind(4)
-    assert [p.name for p in run.previews.iterdir()] == ["step-00000004.png"]
-    assert [p.name for p in run.snapshots.iterdir()] == ["step-00000004.safetensors"]
