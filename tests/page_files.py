@@ -156,6 +156,7 @@ def trained(*arguments: str) -> Callable[[Path], None]:
 NAMED: dict[str, Callable[[Path], Any]] = {
     "images": folder_of(SIDE),
     "photos": folder_of(SIDE),
+    "hands": folder_of(SIDE),
     "edges": folder_of(SIDE, "L"),
     "emoji": folder_of(SIDE, "RGBA"),
     "fashion": folder_of(SIDE, "L"),

@@ -49,10 +49,10 @@ def run(config: TrainConfig, console: Console) -> None:
         console.say(_summary(trained))
         if trained.copies_from is not None:
             console.say(_describe_copies(trained, MEDIA[trained.medium].many))
-        if trained.advice:
-            console.say(trained.advice)
         if trained.medium == "image":
             console.say("What longer runs give: docs/expect.md")
+        if trained.advice:
+            console.say(trained.advice)
         values = {**vars(trained), "model": str(trained.model), "run": str(trained.run)}
         del values["advice"]
         console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})

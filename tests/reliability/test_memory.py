@@ -267,9 +267,10 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
 LARGE = [("tiny", 256), ("base", 256), ("tiny", 512), ("small", 512), ("base", 512)]
 
 
-@pytest.mark.parametrize("large", mostly_slow(LARGE), ids=str)
-def test_a_run_or_the_one_that_is_suggested_instead_fits(diffuse, images, has, step_takes, large):
-    preset, size = large
+@pytest.mark.parametrize(("preset", "size"), mostly_slow(LARGE))
+def test_a_run_or_the_one_that_is_suggested_instead_fits(
+    diffuse, images, has, step_takes, preset, size
+):
     step_takes(1.0)
     line = ("train", images, "--preset", preset, "--dry-run", "-q", "--batch-size", 8)
     has(8 * 2**30)
