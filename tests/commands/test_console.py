@@ -121,7 +121,7 @@ def test_a_terminal_breaks_a_cell_within_its_column(monkeypatch, capfd):
     lines = [line for line in capfd.readouterr().err.splitlines() if line]
     assert {len(line) for line in lines} == {24}
     cells = [line.split("│")[2].strip() for line in lines if "│" in line]
-    assert cells == ["what", "levels,", "patches and", "attention stay"]
+    assert cells == ["what", "levels,", "patches and", "attention", "stay"]
 
 
 def test_a_terminal_wraps_between_words(monkeypatch, capfd):
