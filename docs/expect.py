@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,37 +42,45 @@ class Run:
         images: the number of training images.
         size: the side of the samples.
         minutes: the CPU minutes of one core.
+        says: what the samples look like.
         options: further options of `train`.
-        picture: the name of its picture, if another page has it.
+        picture: the path of its picture, if another page has it.
     """
 
     data: str
     images: int
     size: int
     minutes: int
+    says: str = ""
     options: tuple[str, ...] = ()
     picture: str = ""
 
     @property
     def time(self) -> str:
         """The time that it takes."""
-        return {10: "10 minutes", 60: "1 hour of one core", 108: "1 hour of two cores"}[
-            self.minutes
-        ]
+        return TIMES[self.minutes]
 
 
-TIMES = {10: "10 minutes", 60: "1 hour of one core", 108: "1 hour of two cores"}
+TIMES = {10: "10 minutes of one core", 60: "1 hour of one core", 108: "1 hour of two cores"}
 HANDS, PETS, KAGGLE = "hands", "dogs and cats", "Kaggle's dogs and cats"
 
 RUNS = {
     "hands-300-32": Run(HANDS, 300, 32, 10),
     "hands-300-64": Run(HANDS, 300, 64, 10),
     "hands-32": Run(HANDS, 1546, 32, 10),
-    "hands-64": Run(HANDS, 1546, 64, 10),
-    "pets-64": Run(PETS, 1119, 64, 10),
+    "hands-64": Run(HANDS, 1546, 64, 10, "Sharp hands, some with a wrong finger."),
+    "pets-64": Run(PETS, 1119, 64, 10, "Fur and colors, and no animal that you would name."),
     "pets-128": Run(PETS, 1119, 128, 10),
-    "cats-dogs-64": Run(KAGGLE, 20000, 64, 60),
-    "cats-dogs-128": Run(KAGGLE, 20000, 128, 108, picture="images/cats-dogs-128.png"),
+    "cats-dogs-64": Run(KAGGLE, 20000, 64, 60, "You recognize a third of the animals."),
+    "cats-dogs-128": Run(
+        KAGGLE,
+        20000,
+        128,
+        108,
+        "You recognize half of the animals. "
+        "[Two models](conditions.md#images-from-images), and 24 samples of both classes in turn.",
+        picture="images/cats-dogs-128.png",
+    ),
 }
 """Runs by name, with the seed 0."""
 
@@ -128,15 +137,18 @@ def render(rows: list[dict[str, Any]]) -> str:
     for row in sorted(rows, key=lambda row: list(RUNS).index(row["run"])):
         run = RUNS[row["run"]]
         picture = run.picture or f"images/expect/{row['run']}.png"
-        parts.append(
-            f"### {run.images:,} photos of {run.data}, {run.size}×{run.size}, {run.time}\n\n"
-            f'<img src="{picture}" width="{700 if run.size > 32 else 400}" '
-            f'alt="samples of {run.data}">\n\n'
-            f"{row['images_seen']:,} images seen. KID × 1000: **{1000 * row['kid']:.0f} ± "
-            f"{1000 * row['kid_standard_error']:.0f}** (blurred photos "
-            f"{1000 * row['kid_of_blurred']:,.0f}, noise {1000 * row['kid_of_noise']:,.0f}). "
-            f"Recall {row['recall']:.2f}, copies {row['copies']:.0%}.\n"
-        )
+        kid, error = 1000 * row["kid"], 1000 * row["kid_standard_error"]
+        blurred, noise = 1000 * row["kid_of_blurred"], 1000 * row["kid_of_noise"]
+        words = (
+            f"{run.says} {row['images_seen']:,} images seen. KID × 1000: **{kid:.0f} ± "
+            f"{error:.0f}** (blurred photos {blurred:,.0f}, noise {noise:,.0f}). Recall "
+            f"{row['recall']:.2f}, copies {row['copies']:.0%}."
+        ).strip()
+        title = f"### {run.images:,} photos of {run.data}, {run.size}×{run.size}, {run.time}"
+        width = 700 if run.size > 32 else 400
+        image = f'<img src="{picture}" width="{width}" alt="samples of {run.data}">'
+        wrapped = textwrap.fill(words, 120, break_long_words=False, break_on_hyphens=False)
+        parts.append(f"{title}\n\n{image}\n\n{wrapped}\n")
     return "\n".join(parts)
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 import traceback
 import zipfile
@@ -29,6 +30,7 @@ from diffuse_cli.core import NETWORKS, Conditions
 from diffuse_cli.media import MEDIA
 from diffuse_cli.media.image.image_metadata import FORMATS
 from diffuse_cli.models import model_header, tensor_file
+from diffuse_cli.training.cost_estimate import EXPECTED
 
 ROOT = Path(__file__).parents[1]
 THEORY = ROOT / "docs" / "theory.md"
@@ -46,7 +48,7 @@ def script(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # for its dataclasses
     spec.loader.exec_module(module)
     return module
 
@@ -425,6 +427,13 @@ def test_formats_lists_the_keys_of_a_run_of_two_steps(
 
     manifest = json.loads(Path("samples/manifest.json").read_text())
     check_listed("key of `manifest.json`", {*manifest})
+
+
+def test_a_dry_run_names_runs_of_the_page_of_expectations():
+    rows = json.loads((ROOT / "benchmarks/results/expect.json").read_text())
+    runs = script("expect").RUNS
+    shown = {(runs[r["run"]].size, r["images_seen"], runs[r["run"]].time) for r in rows}
+    assert {*EXPECTED} <= shown
 
 
 PRINTED: dict[str, tuple[str, ...]] = {

@@ -39,6 +39,7 @@ are needed."""
 EXPECTED = (
     (64, 150_368, "10 minutes of one core"),
     (64, 1_015_040, "1 hour of one core"),
+    (128, 1_556_288, "1 hour of two cores"),
 )
 """Runs of docs/expect.md: the side, the images seen and the time."""
 

@@ -15,6 +15,7 @@ import torch
 from conftest import MODEL, RUN, log_rows, mostly_slow
 from lab import QUICK, write_images
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core.space import Space
@@ -24,7 +25,7 @@ from diffuse_cli.models import model_file
 from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system import files
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import checkpoints, previews, validation
+from diffuse_cli.training import checkpoints, ema_weights, previews, validation
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import measure_by_step
@@ -329,6 +330,20 @@ def test_a_run_without_evaluations_keeps_nothing_of_them(quick, monkeypatch):
     [newest] = (RUN / "checkpoints").iterdir()
     assert not (newest / "best.safetensors").exists()
     assert not BEST.exists()
+
+
+def test_the_estimate_of_disk_grows_by_best_models_and_snapshots(quick, monkeypatch):
+    """Each checkpoint has the weights, and the best model is replaced next to the old one."""
+    totals = []
+    monkeypatch.setattr(files, "check_room", lambda folder, total, largest: totals.append(total))
+    for more in ((), EVAL, ("--ema-lengths", 4)):
+        line = ("--steps", 2, "--no-keep-weak", "--keep", "last", "-q")
+        quick(*line, "-o", f"{len(totals)}.safetensors", *more)
+        model = sum(tensor.nbytes for tensor in load_file("0.safetensors").values())
+    assert totals[1] - totals[0] == (checkpoints.KEPT + 1 + 2) * model
+    weights = model // 2  # the model file has raw weights too
+    powers = len(ema_weights.KEPT_LENGTHS) * weights
+    assert totals[2] - totals[0] == (checkpoints.KEPT + 1 + 4 + 2) * powers
 
 
 @pytest.mark.parametrize("options", [EVAL, ("--ema-lengths", 4)])
