@@ -66,7 +66,7 @@ HANDS, PETS, KAGGLE = "hands", "dogs and cats", "Kaggle's dogs and cats"
 
 RUNS = {
     "hands-300-32": Run(HANDS, 300, 32, 10),
-    "hands-300-64": Run(HANDS, 300, 64, 10),
+    "hands-300-64": Run(HANDS, 300, 64, 10, "Most are hands, some blurred, with fewer poses."),
     "hands-32": Run(HANDS, 1546, 32, 10),
     "hands-64": Run(HANDS, 1546, 64, 10, "Sharp hands, some with a wrong finger."),
     "pets-64": Run(PETS, 1119, 64, 10, "Fur and colors, and no animal that you would name."),
