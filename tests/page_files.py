@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import tarfile
 import wave
 import zipfile
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import in_process
+from conftest import ROOT, in_process
 from openai_oracle import checkpoint
 from PIL import Image
 
@@ -75,10 +76,12 @@ def write_batch(path: Path) -> None:
 
 
 def write_phone(folder: Path) -> None:
-    """Write photos of several sizes, a copy, and a file that cannot be read."""
+    """Write photos of hands in several sizes, a copy, and a file that cannot be read."""
     folder.mkdir()
-    for k in range(COUNT):
-        image(24 + k % 3, seed=k).save(folder / f"IMG_{k:04d}.jpg")
+    with zipfile.ZipFile(ROOT / "examples" / "hands.zip") as archive:
+        for k, name in enumerate(archive.namelist()[:: 1546 // COUNT][:COUNT]):
+            with Image.open(io.BytesIO(archive.read(name))) as photo:
+                photo.resize((48, 48 + 8 * (k % 3))).save(folder / f"IMG_{k:04d}.jpg")
     (folder / "copy.jpg").write_bytes((folder / "IMG_0000.jpg").read_bytes())
     (folder / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
@@ -156,7 +159,6 @@ def trained(*arguments: str) -> Callable[[Path], None]:
 NAMED: dict[str, Callable[[Path], Any]] = {
     "images": folder_of(SIDE),
     "photos": folder_of(SIDE),
-    "hands": folder_of(SIDE),
     "edges": folder_of(SIDE, "L"),
     "emoji": folder_of(SIDE, "RGBA"),
     "fashion": folder_of(SIDE, "L"),
