@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffuse_cli import metrics
 from diffuse_cli.commands import COMMANDS as EVERY
-from diffuse_cli.commands.convert.exporters._graph import draw_inputs
+from diffuse_cli.commands.convert.network_graph import draw_inputs
 from diffuse_cli.media import MEDIA, ReadSettings, settings_for
 from diffuse_cli.metrics import METRICS, Facts, remarks
 from diffuse_cli.models import model_file

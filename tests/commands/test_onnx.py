@@ -14,8 +14,9 @@ from lab import ROOT
 from private_models import SMALLEST, model_of
 
 from diffuse_cli.app import main
-from diffuse_cli.commands.convert.exporters import _graph, onnx
-from diffuse_cli.commands.convert.exporters._graph import draw_inputs
+from diffuse_cli.commands.convert import network_graph
+from diffuse_cli.commands.convert.exporters import onnx
+from diffuse_cli.commands.convert.network_graph import draw_inputs
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.conditions import ConditioningArray, LabelColumn, MetadataTable, NumberColumn
@@ -135,7 +136,7 @@ def test_a_file_is_written_only_if_it_computes_the_same(
     diffuse, written: Path, monkeypatch: pytest.MonkeyPatch
 ):
     data = (written / "classes.onnx").read_bytes()
-    monkeypatch.setattr(_graph, "onnx_file", lambda *parts: data)
+    monkeypatch.setattr(network_graph, "onnx_file", lambda *parts: data)
     model = model_of(**MODELS["classes"])
     next(iter(model.ema.values())).add_(1)
     model_file.save(Path("model.safetensors"), model)

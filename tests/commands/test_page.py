@@ -29,7 +29,8 @@ from PIL import Image
 from private_models import POINTWISE, SMALL, SMALLEST, model_of
 
 import diffuse_cli
-from diffuse_cli.commands.convert.exporters import _web_runtime, page
+from diffuse_cli.commands.convert import web_runtime
+from diffuse_cli.commands.convert.exporters import page
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import NETWORKS, Conditions, Space
@@ -64,13 +65,13 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like that of the runtime, with other contents, which are expected here."""
-    contents = {name: name.encode() for name in _web_runtime.HASHES}
+    contents = {name: name.encode() for name in web_runtime.HASHES}
     folder = tmp_path / "runtime"
     (folder / "dist").mkdir(parents=True)
     for name, content in contents.items():
         (folder / "dist" / name).write_bytes(content)
-    hashes = {name: _web_runtime.hashlib.sha256(c).hexdigest() for name, c in contents.items()}
-    monkeypatch.setattr(_web_runtime, "HASHES", hashes)
+    hashes = {name: web_runtime.hashlib.sha256(c).hexdigest() for name, c in contents.items()}
+    monkeypatch.setattr(web_runtime, "HASHES", hashes)
     return folder
 
 
@@ -84,7 +85,7 @@ def test_a_folder_or_one_file_has_everything(diffuse, stored, untraced):
     ran = diffuse("convert", "model.safetensors", "out", "--to", "page", "--runtime", stored)
     assert (ran.code, ran.out) == (0, "out\n"), ran.err
     names = {path.name for path in Path("out").iterdir()}
-    assert names == {page.INDEX, page.MODEL, page.LICENSE, *_web_runtime.HASHES}
+    assert names == {page.INDEX, page.MODEL, page.LICENSE, *web_runtime.HASHES}
     text = (Path("out") / page.INDEX).read_text()
     assert "connect-src 'self'" in text.replace("&#39;", "'")
     for path in Path("out").iterdir():
@@ -177,7 +178,7 @@ def test_a_demo_that_cannot_be_made_replaces_nothing(
     line = ["push", model, "hf://some/name", "--license", "mit", "--demo", "--samples", "grid.png"]
     if cause == "npm":  # as it is without a network
         fails = subprocess.CalledProcessError(1, "npm")
-        monkeypatch.setattr(_web_runtime.subprocess, "run", Mock(side_effect=fails))
+        monkeypatch.setattr(web_runtime.subprocess, "run", Mock(side_effect=fails))
     else:
         line += ["--runtime", stored if cause == "export" else "grid.png"]
     if cause == "export":
@@ -189,7 +190,7 @@ def test_a_demo_that_cannot_be_made_replaces_nothing(
 
 def test_a_runtime_is_checked_by_its_hash(diffuse, stored):
     save(config=SMALL)
-    _, binary = _web_runtime.FILES[_web_runtime.WEBGPU]
+    _, binary = web_runtime.FILES[web_runtime.WEBGPU]
     line = ("convert", "model.safetensors", "--to", "page", "-q", "--runtime")
     (stored / "dist" / binary).write_bytes(b"other")
     ran = diffuse(*line, stored)
@@ -201,8 +202,8 @@ def test_npm_is_named_and_asked_twice_at_most(diffuse, monkeypatch):
     """By default, it waits for more than a minute for a network that is not there."""
     fetch = Mock(side_effect=subprocess.CalledProcessError(1, "npm"))
     save(config=SMALL)
-    monkeypatch.setattr(_web_runtime.shutil, "which", lambda name: name)
-    monkeypatch.setattr(_web_runtime.subprocess, "run", fetch)
+    monkeypatch.setattr(web_runtime.shutil, "which", lambda name: name)
+    monkeypatch.setattr(web_runtime.subprocess, "run", fetch)
     line = ("convert", "model.safetensors", "--to", "page")
     ran = diffuse(*line)
     assert ran.code == 2
@@ -211,7 +212,7 @@ def test_npm_is_named_and_asked_twice_at_most(diffuse, monkeypatch):
     assert "pass the file with --runtime" in ran.err
     waits = {"npm_config_fetch_retries": "1", "npm_config_fetch_retry_mintimeout": "1000"}
     assert waits.items() <= fetch.call_args.kwargs["env"].items()
-    monkeypatch.setattr(_web_runtime.shutil, "which", lambda name: None)
+    monkeypatch.setattr(web_runtime.shutil, "which", lambda name: None)
     assert "npm is not installed" in diffuse(*line, "-q").line
 
 
@@ -240,7 +241,7 @@ def test_a_demo_is_pushed_with_the_facts_and_metrics(
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package of the runtime. Tests that need it are skipped where npm cannot fetch it."""
     folder = tmp_path_factory.mktemp("npm")
-    name = f"{_web_runtime.PACKAGE}@{_web_runtime.VERSION}"
+    name = f"{web_runtime.PACKAGE}@{web_runtime.VERSION}"
     if not shutil.which("npm"):
         pytest.skip("npm is not installed")
     line = ["npm", "pack", "--silent", name]

@@ -103,7 +103,7 @@ def test_the_initial_noise_is_that_of_the_gaussian(shape):
     noise = torch.randn(1, *shape, generator=draw)
     low = measure(lambda: [data], bands=False)
     expected = low.make_initial_noise(noise, 0.3, 0.9)
-    told = json.dumps(page._describe_gaussian(shape, low))
+    told = json.dumps(page.describe_gaussian(shape, low))
     code = f"Array.from(makeInitialNoise({noise.flatten().tolist()}, [0, 0.3, 0.9], {told}))"
     (values,) = evaluate("sampler", code)
     assert np.abs(np.array(values) - expected.flatten().numpy()).max() < 1e-5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diffuse_cli.commands.convert.exporters._graph import draw_inputs
+from diffuse_cli.commands.convert.network_graph import draw_inputs
 from diffuse_cli.models import model_file
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffuse_cli.commands.convert.exporters._graph import CompleteNetwork, draw_inputs
+from diffuse_cli.commands.convert.network_graph import CompleteNetwork, draw_inputs
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.models import model_file
 from diffuse_cli.training import plan

@@ -69,16 +69,16 @@ def make_file(file: ModelFile, weights: str) -> tuple[bytes, float]:
     Raises:
         ModelFileError: the weights do not fit, are missing, or onnxruntime computes something else.
     """
-    from diffuse_cli.commands.convert.exporters import _graph
+    from diffuse_cli.commands.convert import network_graph
 
     model = file.model
     tensors = model.tensors(weights)
     if sum(tensor.nbytes for tensor in tensors.values()) > MOST_BYTES:
         hint = "Its files are smaller than 2 GiB; --to diffusers has no limit"
         raise export_error(file, "ONNX", "parameters", f"{model.parameters:,}", hint)
-    net = _graph.complete(model, weights)
-    data = _graph.onnx_file(net, model.blueprint, _graph.metadata(model))
-    error = _graph.onnx_error(data, net, model.blueprint)
+    net = network_graph.complete(model, weights)
+    data = network_graph.onnx_file(net, model.blueprint, network_graph.metadata(model))
+    error = network_graph.onnx_error(data, net, model.blueprint)
     if not error <= CLOSE:
         text = f"{files.show(file.path)}: onnxruntime computes something else, by {error:.2g}"
         raise ModelFileError(text, "Try other versions of torch and onnxscript", path=file.path)

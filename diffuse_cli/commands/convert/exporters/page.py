@@ -14,7 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands.convert.exporters import _web_runtime, export_error, onnx
+from diffuse_cli.commands.convert import web_runtime
+from diffuse_cli.commands.convert.exporters import export_error, onnx
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import PAIRS, dimensions, parameterization, samplers, settings
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 OUT = "page"
 INDEX, MODEL, WEAK, LICENSE = "index.html", "model.onnx", "weak.onnx", "onnxruntime-license.txt"
-PARTS = (INDEX, MODEL, WEAK, LICENSE, *_web_runtime.HASHES)
+PARTS = (INDEX, MODEL, WEAK, LICENSE, *web_runtime.HASHES)
 MARK = (INDEX, '<meta name="generator" content="diffuse ')
 OPTIONS = ("runtime", "single_file")
 
@@ -41,7 +42,7 @@ STEPS, DISTILLED_STEPS = (5, 10, 20, 50), (1, 2, 4)
 FIRST = 16
 """Samples that the page shows before it generates any."""
 
-PROVIDERS = (_web_runtime.WASM,)
+PROVIDERS = (web_runtime.WASM,)
 """Execution providers of a page in one file, which stays small without WebGPU."""
 
 SCRIPTS = ("random", "sampler", "model")
@@ -59,7 +60,7 @@ FACTS = ("parameters", "network", "process", "classes", "columns", "input", "ste
 def check(config: ConvertConfig) -> None:
     """Refuse to begin without the packages or the runtime."""
     onnx.check_packages("--to page")
-    _web_runtime.check_available("--to page", config.runtime)
+    web_runtime.check_available("--to page", config.runtime)
 
 
 def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
@@ -106,12 +107,12 @@ def make_page(
         UsageError: there is no runtime.
     """
     check_shown(file)
-    providers = PROVIDERS if single else tuple(_web_runtime.FILES)
+    providers = PROVIDERS if single else tuple(web_runtime.FILES)
     if runtime is None:
-        yield Notice(_web_runtime.FETCHING)
-    contents = _web_runtime.read_runtime(runtime, providers)
+        yield Notice(web_runtime.FETCHING)
+    contents = web_runtime.read_runtime(runtime, providers)
     sampling = {**describe_sampling(file.model), "weights": weights}
-    sampling["providers"] = {name: _web_runtime.FILES[name] for name in providers}
+    sampling["providers"] = {name: web_runtime.FILES[name] for name in providers}
     networks = {"model": (MODEL, weights)}
     if sampling["weak"] is not None:
         networks["weak"] = (WEAK, "weak")
@@ -200,7 +201,7 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
         "optional": not model.always_told,
         "given": _describe_input(model),
         "gaussian": next(
-            (_describe_gaussian(blueprint.space.shape, s.start) for s in listed if s.start), None
+            (describe_gaussian(blueprint.space.shape, s.start) for s in listed if s.start), None
         ),
     }
 
@@ -258,7 +259,7 @@ def _describe_levels(model: StoredModel, choice: SamplingSettings) -> dict[str, 
     }
 
 
-def _describe_gaussian(shape: tuple[int, ...], start: DataGaussian) -> dict[str, Any]:
+def describe_gaussian(shape: tuple[int, ...], start: DataGaussian) -> dict[str, Any]:
     """Return the Gaussian of a start, with flat values."""
     import numpy as np
 

@@ -28,14 +28,14 @@ def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[st
     """Write the file. The metadata are extra files in it."""
     import torch
 
-    from diffuse_cli.commands.convert.exporters import _graph
+    from diffuse_cli.commands.convert import network_graph
 
     model = file.model
     yield Progress(TASK, 0, 1)
-    net = _graph.complete(model, config.weights or "ema")
-    program = _graph.trace_network(net, model.blueprint)
+    net = network_graph.complete(model, config.weights or "ema")
+    program = network_graph.trace_network(net, model.blueprint)
     yield Progress(TASK, 1, 1)
     data = io.BytesIO()
-    torch.export.save(program, data, extra_files=dict(_graph.metadata(model)))
+    torch.export.save(program, data, extra_files=dict(network_graph.metadata(model)))
     files.write_bytes(path, data.getvalue())
     return {"parameters": model.parameters}
