@@ -11,8 +11,8 @@ import pytest
 import torch
 from file_operations import FULL, failing
 
-from diffuse_cli.metrics.features import _weights
-from diffuse_cli.metrics.features._weights import PublishedWeights, download
+from diffuse_cli.metrics.features import published_weights
+from diffuse_cli.metrics.features.published_weights import PublishedWeights, download
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import BusyError, ModelFileError, OutputError
 from diffuse_cli.system.events import Notice, Progress, finish
@@ -149,7 +149,7 @@ def test_what_is_not_the_published_file_is_not_kept(published, cache, way):
 
 def test_without_a_network_one_line_says_what_to_do(published, cache, monkeypatch):
     """A server that falls silent is not waited for."""
-    monkeypatch.setattr(_weights, "PATIENCE", 0.2)
+    monkeypatch.setattr(published_weights, "PATIENCE", 0.2)
     with serving(Silent) as server:
         for url, reason in (
             ("http://127.0.0.1:1/w.pth", "Connection refused"),
@@ -178,7 +178,7 @@ def test_the_folder_of_the_variable_comes_first(server, published, tmp_path, mon
     assert finish(published("good").find()) == folder / NAME
     assert len(server.asked) == 1
     with pytest.raises(ModelFileError, match="SHA-256"):
-        _weights.build_network(torch.nn.Identity, folder / NAME, published("good"), "-")
+        published_weights.build_network(torch.nn.Identity, folder / NAME, published("good"), "-")
     assert (folder / NAME).read_bytes() == b"other"
 
 

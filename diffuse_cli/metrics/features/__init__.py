@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core import Space
     from diffuse_cli.media import Array
-    from diffuse_cli.metrics.features._weights import Weights
+    from diffuse_cli.metrics.features.published_weights import Weights
 
 
 KIDS = ("kid", "kid_random")
@@ -105,7 +105,7 @@ class FeatureModule(Protocol):
 
 
 FEATURES: Mapping[str, FeatureModule] = Modules(
-    "features", __name__, __path__, helpers=("feature_cache", "feature_choice")
+    "features", __name__, __path__, helpers=("feature_cache", "feature_choice", "published_weights")
 )
 
 

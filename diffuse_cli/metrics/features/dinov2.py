@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.metrics.features._weights import PublishedWeights, build_network
+from diffuse_cli.metrics.features.published_weights import PublishedWeights, build_network
 
 PUBLISHED = PublishedWeights(
     network="dinov2",

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.metrics.features._weights import build_network, fold
+from diffuse_cli.metrics.features.published_weights import build_network, fold
 from diffuse_cli.system import ModelFileError, Work
 
 

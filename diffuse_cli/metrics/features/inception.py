@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import inception as blocks
 
-from diffuse_cli.metrics.features._weights import PublishedWeights, build_network, fold
+from diffuse_cli.metrics.features.published_weights import PublishedWeights, build_network, fold
 
 PUBLISHED = PublishedWeights(
     network="inception",
