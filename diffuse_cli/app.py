@@ -51,7 +51,7 @@ CHAPTERS = {
 
 
 @functools.cache
-def _build_command(name: str) -> Any:
+def build_command(name: str) -> Any:
     """Return the command of this name, made once: a process may run many command lines."""
     module = COMMANDS[name]
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -65,7 +65,7 @@ class Commands(Mapping[str, Any]):
     """The commands by name, each made when it is looked up."""
 
     def __getitem__(self, name: str) -> Any:
-        return _build_command(name)
+        return build_command(name)
 
     def __contains__(self, name: object) -> bool:
         return name in COMMANDS

@@ -156,7 +156,7 @@ def orthogonalize(stacks: Sequence[Tensor]) -> list[Tensor]:
     for places in alike.values():
         group = [lying[place] for place in places]
         if group[0].device.type == "cuda":
-            updates = [_iterate(x.bfloat16()).to(x.dtype) for x in group]
+            updates = [newton_schulz(x.bfloat16()).to(x.dtype) for x in group]
         else:
             factors = _factors(torch.cat([x @ x.mT for x in group]))
             updates = [f @ x for f, x in zip(factors.split([*map(len, group)]), group, strict=True)]
@@ -178,7 +178,7 @@ def _factors(gram: Tensor) -> Tensor:
     return factor
 
 
-def _iterate(x: Tensor) -> Tensor:
+def newton_schulz(x: Tensor) -> Tensor:
     """Iterate X (N, rows, columns), with rows <= columns."""
     a, b, c = COEFFICIENTS
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST)

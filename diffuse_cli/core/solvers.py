@@ -239,16 +239,16 @@ def _weights(ratios: list[float], h: float) -> list[float]:
     from numpy.linalg import solve
 
     powers = range(len(ratios))
-    rhs = [math.factorial(i + 1) * _phi(i + 2, -h) / _phi(1, -h) for i in powers]
+    rhs = [math.factorial(i + 1) * phi(i + 2, -h) / phi(1, -h) for i in powers]
     weights: list[float] = solve([[r**i for r in ratios] for i in powers], rhs).tolist()
     return weights
 
 
-def _phi(k: int, z: float) -> float:
+def phi(k: int, z: float) -> float:
     """Return phi_k, with phi_0 = e^z and phi_(k+1) = (phi_k - 1/k!) / z.
 
     For small z the series avoids cancellation.
     """
     if abs(z) < 1:
         return sum(z**i / math.factorial(i + k) for i in range(20))
-    return math.exp(z) if k == 0 else (_phi(k - 1, z) - 1 / math.factorial(k - 1)) / z
+    return math.exp(z) if k == 0 else (phi(k - 1, z) - 1 / math.factorial(k - 1)) / z

@@ -83,13 +83,13 @@ def decide_config(
     config = replace(config, precision=devices.apply_precision(accelerator, config.precision))
     config, room = yield from step_cost.find_room(config, blueprint, accelerator)
     if config.minutes is not None and config.steps is None:
-        config = _fill_minutes(config, blueprint, accelerator.num_processes)
+        config = fill_minutes(config, blueprint, accelerator.num_processes)
     config = yield from step_cost.split_batch(config, room, accelerator.num_processes)
     config = yield from _choose_augmentations(config, blueprint, data)
     return config, blueprint, room
 
 
-def _fill_minutes(config: TrainConfig, blueprint: Blueprint, processes: int) -> TrainConfig:
+def fill_minutes(config: TrainConfig, blueprint: Blueprint, processes: int) -> TrainConfig:
     """Decide on the batch size of --minutes, and on its first number of steps.
 
     Both come from predicted times, because measured times depend on the load of the machine. The

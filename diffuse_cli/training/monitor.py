@@ -270,7 +270,7 @@ class Monitor:
 
     def _compare(self, step: int) -> Work[None]:
         """Look for signs of copies, and keep the EMA weights if there are none."""
-        work = self._attempt(self._find_copies(), "looking for copies")
+        work = self._attempt(self.find_copies(), "looking for copies")
         compared = yield from run_until(self.stop, work)
         self.finished[chores.COPIES] = step
         if compared is None:
@@ -282,7 +282,7 @@ class Monitor:
             self.best = validation.BestWeights({"step": step}, self._copy_weights())
         yield run_events.Compared(step, signs, values.get("memorized_noticed"))
 
-    def _find_copies(self) -> Work[tuple[dict[str, float], memorization.Signs]]:
+    def find_copies(self) -> Work[tuple[dict[str, float], memorization.Signs]]:
         """Compare samples of the EMA weights with training images."""
         plan, device, looks = self.trainer.plan, self.trainer.device, self._looks
         assert self._copies is not None
@@ -300,7 +300,7 @@ class Monitor:
         Raises:
             Interrupted, Terminated: a signal arrived. The state stays unchanged.
         """
-        metrics = yield from run_until(self.stop, self._attempt(self._measure(), "evaluating"))
+        metrics = yield from run_until(self.stop, self._attempt(self.measure_kid(), "evaluating"))
         self.finished[chores.EVALUATION] = step
         if metrics is None:
             return
@@ -318,7 +318,7 @@ class Monitor:
             self.write_best()
         yield run_events.Validated(step, key, kid, error, self.run.best if better else None)
 
-    def _measure(self) -> Work[dict[str, float]]:
+    def measure_kid(self) -> Work[dict[str, float]]:
         """Return the KID of the EMA weights."""
         assert self._kid is not None
         plan, net, device = self.trainer.plan, self.trainer.ema_net, self.trainer.device

@@ -357,7 +357,7 @@ def _read_samples(
             workers=config.workers,
             cache=cache,
             map_over=held,
-            keep=_choose_kept_bytes(config, cache, held),
+            keep=choose_kept_bytes(config, cache, held),
             index=index if several is None or several.is_main_process else None,
             goes_on=config.resumes,
         )
@@ -382,7 +382,7 @@ def _print_everywhere() -> Iterator[None]:
         raise
 
 
-def _choose_kept_bytes(config: TrainConfig, cache: Path | None, held: int) -> int:
+def choose_kept_bytes(config: TrainConfig, cache: Path | None, held: int) -> int:
     """Return the bytes of decoded images to keep.
 
     It is --cache, or else `held` or a fraction of the free disk space of the run directory if more.

@@ -229,7 +229,7 @@ def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(shown: Shown) ->
 def test_the_right_plot_reads_both_variances(shown: Shown) -> None:
     scene = shown(num_timesteps=20)
     axes = figures.Sheet(4, 3, 50).axes(1, 1, 2, 1)
-    forward_process._variances(axes, scene.processes, [0])
+    forward_process.variances(axes, scene.processes, [0])
     for line, process in zip(axes.lines, scene.processes.values(), strict=True):
         assert np.asarray(line.get_ydata()) == pytest.approx(process.alpha_bars.numpy())
     axes.figure.canvas.draw()

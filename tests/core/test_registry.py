@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffuse_cli.app import _build_command, main
+from diffuse_cli.app import build_command, main
 from diffuse_cli.core import NETWORKS, registry
 from diffuse_cli.core.registry import InvalidArgument, Modules, Registry, SkippedExtension
 
@@ -40,7 +40,7 @@ def loaded(monkeypatch):
 def forget():
     """What has been found, and the commands whose help names it."""
     registry.extension_points.cache_clear()
-    _build_command.cache_clear()
+    build_command.cache_clear()
 
 
 @pytest.fixture(params=["registry", "modules"])

@@ -30,7 +30,7 @@ from diffuse_cli.core import SAMPLERS, Denoiser, Process
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.samplers import OF_DISTILLED, State, encode, sample, sampler_options
-from diffuse_cli.core.solvers import SolverStep, _phi
+from diffuse_cli.core.solvers import SolverStep, phi
 
 LINEAR = process_of("linear", 1000)
 COSINE = process_of("cosine", 1000)
@@ -291,7 +291,7 @@ def test_the_weights_of_unipc_rest_on_exact_integrals(k, z):
     nodes, weights = np.polynomial.legendre.leggauss(60)
     u = (nodes + 1) / 2
     exact = (weights / 2 * np.exp((1 - u) * z) * u ** (k - 1)).sum() / math.factorial(k - 1)
-    assert _phi(k, z) == pytest.approx(exact, rel=1e-12)
+    assert phi(k, z) == pytest.approx(exact, rel=1e-12)
 
 
 # -- the variance of stochastic samplers ----------------------------------------------------------

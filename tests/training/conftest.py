@@ -26,7 +26,7 @@ def measure_by_step(patch, kids, before):
         before(step)
         return {"kid": kids.get(step, 1.0), "kid_standard_error": 0.01}
 
-    patch.setattr(monitor.Monitor, "_measure", measure)
+    patch.setattr(monitor.Monitor, "measure_kid", measure)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def looks(monkeypatch, undrawn):
             asked.append(step)
             return {"memorized_pixels": 0.1}, COPIES if step in steps else NONE
 
-        monkeypatch.setattr(monitor.Monitor, "_find_copies", found)
+        monkeypatch.setattr(monitor.Monitor, "find_copies", found)
         return asked
 
     return find

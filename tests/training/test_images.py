@@ -131,7 +131,7 @@ def test_decoded_images_are_kept_in_memory_or_on_the_disk(monkeypatch, tmp_path)
     """Several processes have no memory for them, and a dry run has no folder."""
 
     def kept(cache, folder, held):
-        return training_data._choose_kept_bytes(TrainConfig(data="x", cache=cache), folder, held)
+        return training_data.choose_kept_bytes(TrainConfig(data="x", cache=cache), folder, held)
 
     monkeypatch.setattr(training_data.files, "free_space", lambda folder: 800)
     assert [kept(None, tmp_path, held) for held in (0, 500)] == [400, 500]

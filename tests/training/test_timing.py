@@ -97,7 +97,7 @@ def test_a_dry_run_predicts_steps_that_are_too_slow_to_time(machine):
 def filled(minutes, processes=1, **given):
     """The configuration that --minutes decide."""
     plan = plan_of(minutes=minutes, **given)
-    return decisions._fill_minutes(plan.config, plan.blueprint, processes)
+    return decisions.fill_minutes(plan.config, plan.blueprint, processes)
 
 
 def test_minutes_are_filled_with_steps_of_the_predicted_time():

@@ -85,7 +85,7 @@ class Scene:
             )
             for name, process in self.processes.items()
         ]
-        plots = [partial(p, processes=self.processes, times=times) for p in (log_snr, _variances)]
+        plots = [partial(p, processes=self.processes, times=times) for p in (log_snr, variances)]
         return demo_page.draw(self.title, FORMULA, rows, times, [*colors.items()], plots)
 
     def animate(self) -> Work[bytes]:
@@ -381,7 +381,7 @@ def log_snr(axes: Axes, processes: Mapping[str, Process], times: list[int]) -> l
     return lines
 
 
-def _variances(axes: Axes, processes: Mapping[str, Process], times: list[int]) -> None:
+def variances(axes: Axes, processes: Mapping[str, Process], times: list[int]) -> None:
     """alpha-bar over time, with 1 - alpha-bar on the right scale."""
     title = r"variance of signal $\bar\alpha_t$ (left) and noise $1-\bar\alpha_t$ (right)"
     _plot(axes, processes, title, times, lambda a: a)
