@@ -247,17 +247,21 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
-    [("reports.MAP_OVER", 0), ("reports.kept_bytes", lambda folder: 0), ("duplicates.BLOCK", 1)],
+    ("module", "name", "value"),
+    [
+        (reports, "MAP_OVER", 0),
+        (reports, "kept_bytes", lambda folder: 0),
+        (duplicates, "BLOCK", 1),
+    ],
     ids=["mapped", "not kept", "in blocks"],
 )
 @pytest.mark.parametrize("workers", [1, 2])
 def test_where_images_are_kept_and_read_changes_nothing(
-    messy, tmp_path, monkeypatch, temporary, place, value, workers
+    messy, tmp_path, monkeypatch, temporary, module, name, value, workers
 ):
     sheets = [tmp_path / "before.png", tmp_path / "after.png"]
     expected = look(messy, out=str(sheets[0]))
-    monkeypatch.setattr(f"diffuse_cli.commands.info.{place}", value)
+    monkeypatch.setattr(module, name, value)
     found = look(messy, workers=workers, out=str(sheets[1]))
     assert {**found, "contact_sheet": ""} == {**expected, "contact_sheet": ""}
     assert sheets[0].read_bytes() == sheets[1].read_bytes()

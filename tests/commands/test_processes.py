@@ -288,10 +288,13 @@ def test_machines_with_a_checkpoint_each_do_not_wait_for_each_other(
 
 
 def test_a_process_that_cannot_map_the_images_of_its_machine_says_why(tmp_path):
-    process: Any = SimpleNamespace(is_local_main_process=False, wait_for_everyone=lambda: None)
+    process: Any = SimpleNamespace(
+        num_processes=2, is_main_process=False, is_local_main_process=False,
+        wait_for_everyone=lambda: None,
+    )  # fmt: skip
     config, run = TrainConfig(data="data"), RunDirectory(tmp_path / "model.safetensors")
     with pytest.raises(DataError) as raised:
-        finish(training_data._read_samples(config, process, run))
+        finish(training_data.read_data(config, process, run, None, False))
     assert not raised.value.of_all
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import denoiser_with, generator, process_of
 
-from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
+from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser, tiling
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.tiling import Tiling, tile_network
@@ -23,7 +23,7 @@ def large(*whole, batch=2, channels=1):
 
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.75, 0.9])
 def test_windows_have_no_gaps_at_any_size_and_are_as_few_as_possible(monkeypatch, overlap):
-    monkeypatch.setattr("diffuse_cli.core.tiling.OVERLAP", overlap)
+    monkeypatch.setattr(tiling, "OVERLAP", overlap)
     for side, span in itertools.product(range(1, 25), range(60)):
         starts = Tiling((side + span,), (side,)).starts(0)
         steps = [b - a for a, b in itertools.pairwise(starts)]
@@ -32,9 +32,9 @@ def test_windows_have_no_gaps_at_any_size_and_are_as_few_as_possible(monkeypatch
         assert all(0 < step <= stride for step in steps), (side, span)
         assert len(starts) == 1 + math.ceil(span / stride)
     for whole in ((4,), (9, 4), (7, 4, 5)):
-        tiling, covered = Tiling(whole, (4,) * len(whole)), torch.zeros(1, 1, *whole)
-        for place in tiling.windows:
-            assert covered[place].shape[2:] == tiling.size
+        cut, covered = Tiling(whole, (4,) * len(whole)), torch.zeros(1, 1, *whole)
+        for place in cut.windows:
+            assert covered[place].shape[2:] == cut.size
             covered[place] += 1
         assert int(covered.min()) == 1
 

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import pkgutil
 import threading
 import tracemalloc
 import zipfile
@@ -20,8 +19,10 @@ from diffuse_cli.data import Dataset, open_index, read_images, save_index, store
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
 from diffuse_cli.data.sources import find_classes, read_subset
 from diffuse_cli.data.sources.base import Entry, Source
+from diffuse_cli.data.sources.folder import Folder
 from diffuse_cli.data.store import Store
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.image import planes
 from diffuse_cli.media.image.planes import fit_image as fit
 from diffuse_cli.media.image.planes import pixel_digest
 from diffuse_cli.system import files
@@ -109,17 +110,19 @@ def test_every_reason_is_counted_and_five_are_named(tmp_path):
     ],
 )
 @pytest.mark.parametrize(
-    "where", ["data.sources.folder.Folder.read", "media.image.planes.pixel_digest"]
+    ("owner", "name"), [(Folder, "read"), (planes, "pixel_digest")], ids=["read", "decoded"]
 )
-def test_whatever_is_raised_for_a_file_is_a_reason(tmp_path, monkeypatch, where, error, reason):
-    original, calls = pkgutil.resolve_name(f"diffuse_cli.{where}"), itertools.count()
+def test_whatever_is_raised_for_a_file_is_a_reason(
+    tmp_path, monkeypatch, owner, name, error, reason
+):
+    original, calls = getattr(owner, name), itertools.count()
 
     def fail(*arguments):
         if next(calls) == 1:
             raise error
         return original(*arguments)
 
-    monkeypatch.setattr(f"diffuse_cli.{where}", fail)
+    monkeypatch.setattr(owner, name, fail)
     images = read(fill(tmp_path, many(3)), workers=1)
     assert images.names == ("000.png", "002.png")
     assert images.summary.skipped == {reason: (1, ("001.png",))}

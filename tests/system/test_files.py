@@ -138,17 +138,17 @@ def test_room_is_that_of_the_disk_and_of_the_largest_file(tmp_path: Path, monkey
 
 
 def test_a_folder_that_another_process_replaces_meanwhile_is_a_folder(tmp_path: Path, monkeypatch):
-    folder, find = tmp_path / "folder", files._existing_parent
+    folder, is_folder = tmp_path / "folder", Path.is_dir
     folder.mkdir()
 
-    def replace(path: Path) -> Path:
-        found = find(path)
-        if found == folder:
+    def replace(path: Path) -> bool:
+        if path == folder and path.exists():
             folder.rmdir()
-        return found
+        return is_folder(path)
 
-    monkeypatch.setattr(files, "_existing_parent", replace)
+    monkeypatch.setattr(Path, "is_dir", replace)
     files.check_writable(folder / "file")
+    assert not folder.exists()
 
 
 # -- what a killed process left --------------------------------------------------------------------

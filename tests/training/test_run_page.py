@@ -27,6 +27,7 @@ from diffuse_cli.training import run_page
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Previewed, Started, Step
 from diffuse_cli.training.run_page import RunPage, follow_run, read_previews
+from diffuse_cli.training.trainer import Trainer
 
 PAGE = RUN / "index.html"
 LINE = ("--steps", 8, "--preview-every", 2, "--log-every", 1)
@@ -66,7 +67,7 @@ def test_a_failed_run_says_why(quick, monkeypatch):
     def fail(self, step):
         raise UsageError("the machine is on fire", "Leave")
 
-    monkeypatch.setattr("diffuse_cli.training.trainer.Trainer.step", fail)
+    monkeypatch.setattr(Trainer, "step", fail)
     assert quick(*LINE).code == 2
     assert state_of(PAGE.read_text()) == "Stopped after 0 of 8 steps: the machine is on fire"
 

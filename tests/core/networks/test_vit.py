@@ -18,7 +18,7 @@ from diffuse_cli.core.conditions import (
     NumberColumn,
 )
 from diffuse_cli.core.kernels import arrange_memory, arrange_weights, cast_weights
-from diffuse_cli.core.networks import _vit_modules, count_parameters, run_checkpointed
+from diffuse_cli.core.networks import count_parameters, run_checkpointed
 from diffuse_cli.core.networks.vit import Config, adapt
 from diffuse_cli.core.registry import InvalidArgument
 
@@ -55,6 +55,15 @@ def told(made):
     given = torch.randn(2, 2, *made.space.size, generator=generator(5))
     row = torch.tensor([[0.5, 1.0], [UNTOLD, UNTOLD]])
     return {"label": torch.tensor([0, 2]), "given": given, "row": row}
+
+
+def run_first_block(net, *inputs, **conditions):
+    """What the first block takes and gives where the network runs."""
+    calls = []
+    with net.blocks[0].register_forward_hook(lambda block, taken, h: calls.append((*taken, h))):
+        net(*inputs, **conditions)
+    (call,) = calls
+    return call
 
 
 # -- its formulas ---------------------------------------------------------------------------------
@@ -95,14 +104,12 @@ def by_hand(block, h, emb, at, heads):
 @dimensions
 @torch.no_grad()
 def test_a_block_is_its_formula(dims):
-    block = randomized(plan(SIZES[dims], **SMALL)).blocks[0]
-    grid = tuple(side // 2 for side in SIZES[dims])
+    made = plan(SIZES[dims], **SMALL)
+    net, grid = randomized(made), tuple(side // 2 for side in SIZES[dims])
     at = list(torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, dims).tolist())
-    h = torch.randn(2, len(at), 24, generator=generator(3))
-    emb = torch.randn(2, 24, generator=generator(4))
-    found = block(h, emb, *_vit_modules.rotary_angles(grid, 6, h.device))
+    h, emb, _, _, found = run_first_block(net, *batch(made))
     for own, one, expected in zip(h, emb, found, strict=True):
-        assert torch.allclose(by_hand(block, own, one, at, heads=2), expected, atol=1e-4)
+        assert torch.allclose(by_hand(net.blocks[0], own, one, at, heads=2), expected, atol=1e-4)
 
 
 @dimensions
@@ -114,11 +121,15 @@ def test_places_tell_where_a_patch_is_in_what_is_the_same_everywhere(dims):
     assert bool((corners.std(2) > 0.01).all())
 
 
+@torch.no_grad()
 def test_places_are_parts_of_the_side():
-    once, twice = (_vit_modules.embed_positions((n,), 32, torch.device("cpu")) for n in (8, 16))
-    assert torch.allclose(twice.unflatten(0, (8, 2)).mean(1), once, atol=0.2)
-    assert once.shape == (8, 32)
-    assert len(once.unique(dim=0)) == 8
+    """Which is all that a block takes of an image of zeros."""
+    net = plan(SIZES[1], **SMALL).build()
+    inputs = ((torch.zeros(1, 3, 2 * n), torch.zeros(1)) for n in (8, 16))
+    (once, *_), (twice, *_) = (run_first_block(net, *each) for each in inputs)
+    assert torch.allclose(twice[0].unflatten(0, (8, 2)).mean(1), once[0], atol=0.2)
+    assert once.shape == (1, 8, 24)
+    assert len(once[0].unique(dim=0)) == 8
 
 
 # -- every shape ----------------------------------------------------------------------------------
@@ -143,9 +154,10 @@ def test_it_trains_every_weight_and_blocks_that_run_again_for_the_gradient_give_
 def test_a_new_network_predicts_zero_and_it_is_itself_again_from_its_tensors_alone(made):
     net, (x, t) = made.build(), batch(made)
     assert not net(x, t, **told(made)).any()
-    h, grid = torch.randn(2, 4, 24, generator=generator(3)), (4, *[1] * (made.space.dims - 1))
-    turns = _vit_modules.rotary_angles(grid, 6, h.device)
-    assert torch.equal(net.blocks[0](h, torch.ones(2, 24), *turns), h)
+    h, emb, _, _, same = run_first_block(net, x, t, **told(made))
+    assert h.any()
+    assert emb.any()
+    assert torch.equal(same, h)
     net = randomized(made)
     with torch.device("meta"):
         again = made.build()
