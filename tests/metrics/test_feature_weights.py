@@ -64,10 +64,12 @@ def serving(handler):
         server.asked, server.stop = [], threading.Event()
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield server
-        server.stop.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.stop.set()
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
