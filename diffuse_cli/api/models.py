@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-import numpy as np
 from accelerate.utils import gather_object
 from torch import nn
 
@@ -24,13 +23,12 @@ from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import Denoiser, Space
 from diffuse_cli.evaluation import evaluation_run
 from diffuse_cli.evaluation.results import EvaluationResult
-from diffuse_cli.media import MEDIA, Array
+from diffuse_cli.media import MEDIA
 from diffuse_cli.metrics import METRICS, Measurement, read_measurement
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.cascade import load_cascade
-from diffuse_cli.sampling.journal import split_parts
+from diffuse_cli.sampling.cascade import generate_arrays
 from diffuse_cli.sampling.model_loading import choose_precision, make_denoiser
-from diffuse_cli.system import Progress, UsageError, Work, files, lookup, replace_nonfinite
+from diffuse_cli.system import Progress, UsageError, files, lookup, replace_nonfinite
 from diffuse_cli.system.accelerator import open_accelerator
 
 
@@ -129,19 +127,9 @@ class Model:
         typed |= {"classes": None if label is None else [*map(str, _list_values("label", label))]}
         with contextlib.ExitStack() as stack, convert_errors():
             config = from_dict(SampleConfig, calls.convert_keywords(typed, stack), "sample")
-            return calls.run_work(self._generate_samples(config), progress)
-
-    def _generate_samples(self, config: SampleConfig) -> Work[Samples]:
-        with open_accelerator(config.precision, config.device) as accelerator:
-            chain = yield from load_cascade(config, accelerator, file=self._file)
-            indices = chain.list_indices(config)
-            samples: list[Array] = []
-            for part in split_parts(indices, config.batch_size):
-                yield Progress("sampling", part.start - indices.start, len(indices))
-                samples.append(chain.generate_samples(part, accelerator))
-            yield Progress("sampling", len(indices), len(indices))
-        MEDIA[chain.space.medium].prepare()
-        return Samples(np.concatenate(samples), chain.space, indices.start)
+            samples, space, start = calls.run_work(generate_arrays(config, self._file), progress)
+            MEDIA[space.medium].prepare()
+        return Samples(samples, space, start)
 
     def denoiser(
         self, *, weights: str = "ema", precision: str = "fp32", device: str = "auto"

@@ -30,7 +30,8 @@ from diffuse_cli.sampling.model_loading import (
     describe_channels,
     load_denoiser,
 )
-from diffuse_cli.system import UsageError, Work, files
+from diffuse_cli.system import Progress, UsageError, Work, files
+from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.processes import rank
 from diffuse_cli.system.rng import key
 
@@ -157,6 +158,18 @@ def load_cascade(
         )
         stages.append((yield from load_stage(last_config, last, accelerator, turn=turn)))
     return Cascade(tuple(stages), given)
+
+
+def generate_arrays(config: SampleConfig, file: ModelFile) -> Work[tuple[Array, Space, int]]:
+    """Generate samples in memory. Returns them as stored, their space, and the first index."""
+    with open_accelerator(config.precision, config.device) as accelerator:
+        chain = yield from load_cascade(config, accelerator, file=file)
+        indices, samples = chain.list_indices(config), list[Array]()
+        for part in journal.split_parts(indices, config.batch_size):
+            yield Progress("sampling", part.start - indices.start, len(indices))
+            samples.append(chain.generate_samples(part, accelerator))
+        yield Progress("sampling", len(indices), len(indices))
+    return np.concatenate(samples), chain.space, indices.start
 
 
 def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:

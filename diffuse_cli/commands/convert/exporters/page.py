@@ -150,17 +150,14 @@ def check_shown(file: ModelFile) -> None:
 def draw_first(file: ModelFile, weights: str) -> Work[bytes | None]:
     """Return a picture of the first samples of seed 0. None if the model needs an input."""
     from diffuse_cli.media import figures, render_samples
-    from diffuse_cli.sampling.cascade import load_cascade
-    from diffuse_cli.system.accelerator import open_accelerator
+    from diffuse_cli.sampling.cascade import generate_arrays
 
     conditions, table = file.model.blueprint.conditions, file.model.blueprint.conditions.table
     if conditions.given or (table and file.model.always_told):
         return None
-    config = SampleConfig(model=str(file.path), weights=weights, precision="fp32")
-    with open_accelerator(config.precision, config.device) as accelerator:
-        chain = yield from load_cascade(config, accelerator, file=file)
-        samples = chain.generate_samples(range(FIRST), accelerator)
-    return figures.encode_png(figures.arrange_grid(render_samples(chain.space, samples)))
+    config = SampleConfig(model=str(file.path), n=FIRST, weights=weights, precision="fp32")
+    samples, space, _ = yield from generate_arrays(config, file)
+    return figures.encode_png(figures.arrange_grid(render_samples(space, samples)))
 
 
 # -- settings -------------------------------------------------------------------------------------
