@@ -137,6 +137,14 @@ def write_beside(folder: Path) -> None:
     pictures(folder, 255 - soft(1, 255, 8, 8).astype(np.uint8))
 
 
+def write_vectors(path: Path) -> None:
+    """A vector for each of the images of `write_grey`, by its name: its brightness, and noise."""
+    draw, values = np.random.default_rng(5), soft(1, 255, 8, 8).astype(np.uint8)
+    names = [f"{('dark', 'light')[k % 2]}/{k:02d}" for k in range(COUNT)]
+    vectors = {n: [v.mean(), *draw.normal(size=2)] for n, v in zip(names, values, strict=True)}
+    np.savez(path, **vectors)
+
+
 def write_negatives(folder: Path) -> None:
     """The negative of each of the images, under its name."""
     for path in write_images(folder).rglob("*.png"):
@@ -238,6 +246,14 @@ DATA: dict[str, Callable[[Path], object]] = {
     "pipeline": write_pipeline,
     "grey": write_grey,
     "beside": write_beside,
+    "vectors.npz": write_vectors,
+    "some.npz": lambda path: np.savez(path, names=["dark/00.png"], vectors=[[1.0, 2, 3]]),
+    "text.npz": lambda path: path.write_text("no vectors\n"),
+    "two.npy": lambda path: np.save(path, np.eye(2, 3)),
+    "long.npy": lambda path: np.save(path, np.ones((2, 4))),
+    "same.npy": lambda path: np.save(path, np.ones((COUNT, 3))),
+    "gaps.npy": lambda path: np.save(path, np.full((COUNT, 3), np.nan)),
+    "rows.npy": lambda path: np.save(path, soft(1, 1, 8, 8)),
     "clear": write_clear,
     "deep": write_deep,
     "pages": write_pages,
@@ -253,7 +269,7 @@ class Kind:
     Attributes:
         options: of `train`, or of `distill` where there is a teacher.
         data: what it is trained on, one of `DATA`.
-        beside: what lies beside that.
+        beside: what lies beside that: images, or a file of vectors.
         teacher: the kind that it is distilled from.
         recipe: the settings, one of `RECIPES`.
     """
@@ -269,6 +285,7 @@ KINDS: dict[str, Kind] = {
     "unconditional": Kind(),
     "classes": Kind(("--classes", "--augment", "flip,rotate")),
     "table": Kind(("--condition-on", "level,side")),
+    "vectors": Kind(beside="vectors.npz"),
     "pairs": Kind(("--augment", "shift,zoom"), beside="beside"),
     "degraded": Kind(("--given", "low-res:2", "--augment", "color")),
     "learned-variance": Kind(("--variance", "learned")),
@@ -333,8 +350,9 @@ class Lab:
         return self._make(path, lambda new: new.write_text(RECIPES[name]))
 
     def beside(self, kind: Kind) -> tuple[Any, ...]:
-        """Return the option that names the images beside those of a kind."""
-        return ("--given", self.data(kind.beside)) if kind.beside else ()
+        """Return the option that names what lies beside the data of a kind."""
+        flag = "--condition-on" if kind.beside.endswith(".npz") else "--given"
+        return (flag, self.data(kind.beside)) if kind.beside else ()
 
     def model(self, name: str) -> Path:
         """Return the model file of a kind, with its run directory beside it."""

@@ -45,6 +45,7 @@ class ImageSetsConfig(
     FeatureConfig,
     sample_options.ComputeConfig,
     sample_options.SeedConfig,
+    shared_options.ConditionsConfig,
     shared_options.ReadingConfig,
 ):
     """Numbers of generated and real images, and how to compare them."""
@@ -56,7 +57,6 @@ class ImageSetsConfig(
     fit: str | None = option.data.optional(
         shared_options.FIT, table="media.FITS", shown="the model's"
     )
-    given: str | None = option.data.optional(shared_options.BESIDE, place=True, metavar="PATH")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,7 @@ class BoundPlotConfig(BoundConfig):
 
 
 OF_MODELS = (
+    shared_options.ConditionsConfig,
     BoundPlotConfig,
     sample_options.StartConfig,
     sample_options.SamplerConfig,

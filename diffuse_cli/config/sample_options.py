@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config import parsers
+from diffuse_cli.config import parsers, vector_files
 from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
 from diffuse_cli.core.parameterization import MEASURED
 from diffuse_cli.core.samplers import sampler_options
@@ -30,8 +30,6 @@ WEAK_GUIDANCE = 1.5
 
 OWN = "self"
 """Value of `--guide-with` for the early EMA checkpoint in the model file."""
-
-ON = "Condition on a metadata column, for example age=40 (repeatable)."
 
 IMAGES = 16
 """Default number of images."""
@@ -242,7 +240,25 @@ class StartConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(StartConfig, DrawConfig, VarianceConfig):
+class ColumnsConfig(Options):
+    """The metadata columns to condition on."""
+
+    on: tuple[str, ...] = option.conditioning(
+        (),
+        "Condition on a metadata column, for example age=40 (repeatable).",
+        parse=parsers.parse_settings,
+        shown="unconditional",
+    )
+    on_vector: tuple[tuple[float, ...], ...] | None = option.conditioning.optional(
+        "Condition on the vectors of a .npy or .npz file in turn.",
+        parse=vector_files.parse_vectors,
+        metavar="FILE",
+        shown="unconditional",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(ColumnsConfig, StartConfig, DrawConfig, VarianceConfig):
     """Images from a model file."""
 
     model: str = argument("MODEL", MODEL)
@@ -269,9 +285,6 @@ class SampleConfig(StartConfig, DrawConfig, VarianceConfig):
         flag="--class",
         parse=parsers.parse_names,
         shown="all classes, alternating",
-    )
-    on: tuple[str, ...] = option.conditioning(
-        (), ON, parse=parsers.parse_settings, shown="unconditional"
     )
     given: str | None = option.conditioning.optional(
         "Conditioning image, folder or zip, already degraded unless --degrade is set.",

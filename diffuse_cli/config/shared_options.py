@@ -11,9 +11,7 @@ from diffuse_cli.system import UsageError
 
 FIT = "Crop, pad or stretch images of another shape."
 BACKGROUND = "Color behind transparent images and around padded images."
-BESIDE = "Folder or zip of conditioning images, for a model trained on pairs."
-"""Help of --fit and others, which several commands have; BESIDE is that of --given where a model's
-data is read again."""
+"""Help of --fit and --background, which several commands have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +23,20 @@ class ReadingConfig(Options):
     )
     workers: int | None = option.data.optional(
         "Threads that read images.", low=1, high=256, control=True, shown="all cores"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionsConfig(Options):
+    """Conditions of DATA, where the data of a model is read again."""
+
+    given: str | None = option.data.optional(
+        "Folder or zip of conditioning images, for a model trained on pairs.",
+        place=True,
+        metavar="PATH",
+    )
+    condition_on: str | None = option.data.optional(
+        "Vectors (.npz or .npy), for a model trained on such a file.", place=True, metavar="FILE"
     )
 
 

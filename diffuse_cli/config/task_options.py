@@ -58,7 +58,9 @@ def check_degradation(text: str, typed: bool) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTaskConfig(sample_options.DrawConfig, sample_options.WeightsConfig):
+class ImageTaskConfig(
+    sample_options.ColumnsConfig, sample_options.DrawConfig, sample_options.WeightsConfig
+):
     """Samples that start from an image."""
 
     model: str = argument("MODEL", MODEL)
@@ -71,9 +73,6 @@ class ImageTaskConfig(sample_options.DrawConfig, sample_options.WeightsConfig):
         flag="--class",
         parse=parsers.parse_names,
         shown="none",
-    )
-    on: tuple[str, ...] = option.conditioning(
-        (), sample_options.ON, parse=parsers.parse_settings, shown="unconditional"
     )
     size: Size | None = option.optional(
         "Size of the samples, in overlapping windows if larger than the model's.",
@@ -167,7 +166,9 @@ class VaryConfig(ImageTaskConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterpolateConfig(sample_options.ComputeConfig, sample_options.WeightsConfig):
+class InterpolateConfig(
+    sample_options.ColumnsConfig, sample_options.ComputeConfig, sample_options.WeightsConfig
+):
     """Images between two images."""
 
     model: str = argument("MODEL", MODEL)
@@ -185,9 +186,6 @@ class InterpolateConfig(sample_options.ComputeConfig, sample_options.WeightsConf
         flag="--class",
         metavar="NAME",
         shown="none",
-    )
-    on: tuple[str, ...] = option.conditioning(
-        (), sample_options.ON, parse=parsers.parse_settings, shown="unconditional"
     )
     out: str = option("interpolated", "Folder for the images.", flag="-o", metavar="FOLDER")
     fit: str | None = option.data.optional(

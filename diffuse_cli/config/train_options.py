@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config import parsers, shared_options
-from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option, to_dict
+from diffuse_cli.config.options import MODEL, OVERWRITE, argument, option, to_dict
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.core import NETWORKS
 from diffuse_cli.core.settings import setting
@@ -107,9 +107,9 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
         shown="none, or as the --init model (nothing: drop it)",
     )
     condition_on: tuple[str, ...] | None = option.conditioning.optional(
-        "Condition on columns of metadata.csv or metadata.jsonl, for example age,zip:label.",
+        "Condition on metadata columns, for example age,zip:label, or on vectors in a file.",
         parse=parsers.parse_listed,
-        metavar="COLUMN,...",
+        metavar="COLUMN|FILE,...",
         shown="none",
     )
     flip: bool = option.data(
@@ -341,7 +341,7 @@ DISTILL_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(Options):
+class DistillConfig(shared_options.ConditionsConfig):
     """Options of a distillation run that do not come from the model."""
 
     model: str = argument("MODEL", MODEL)
@@ -366,7 +366,6 @@ class DistillConfig(Options):
     )
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
     overwrite: bool = option(False, OVERWRITE)
-    given: str | None = option.data.optional(shared_options.BESIDE, metavar="PATH")
     batch_size: int | None = option.optimizer.optional(
         "Sampling trajectories per step, over all processes.",
         low=1,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         LabelColumn,
         MetadataTable,
         NumberColumn,
+        VectorColumn,
     )
     from diffuse_cli.core.data_gaussian import DataGaussian
     from diffuse_cli.core.degradations import DEGRADATIONS, Degradation
@@ -49,8 +50,8 @@ __all__ = [
     "WEIGHTINGS", "Bits", "ConditioningArray", "Conditions", "DataGaussian", "Degradation",
     "Denoise", "Denoiser", "Ends", "Gaussian", "InvalidArgument", "LabelColumn",
     "MetadataTable", "Modules", "NumberColumn", "Prediction", "Process", "Reference",
-    "Registry", "Settings", "Space", "State", "autoguide", "bits_per_dim", "clip", "dimensions",
-    "guide", "log_densities", "loss", "output_channels", "sample",
+    "Registry", "Settings", "Space", "State", "VectorColumn", "autoguide", "bits_per_dim",
+    "clip", "dimensions", "guide", "log_densities", "loss", "output_channels", "sample",
 ]  # fmt: skip
 
 MODULES = (

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import struct
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from hashlib import sha256
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import Settings, from_dict, setting
@@ -120,7 +123,7 @@ class Conditions(Settings):
         Args:
             labels: (B,), with -1 for "no class", which becomes K.
             given: the conditioning array (B, C', *size), if any.
-            row: the codes of the metadata (B, columns), if any.
+            row: the codes of the metadata (B, codes), if any.
         """
         cond = {}
         if self.classes:
@@ -157,7 +160,7 @@ class Conditions(Settings):
         return batch
 
     def _column_mask(self, u: Tensor, dropout: float) -> Any:
-        """Return a mask of the columns to keep, (B, columns), or (B, 1) for a single condition."""
+        """Return a mask of the codes to keep, (B, codes), or (B, 1) for a single condition."""
         import torch
 
         assert self.table
@@ -167,7 +170,7 @@ class Conditions(Settings):
         part = partial_dropout(dropout)
         # Uniform for u in [dropout, dropout + part). At a dropout of 1 there are no such u.
         within = ((u - dropout) / (part or 1.0) * 2**BITS).long()
-        places = torch.arange(len(self.table), device=u.device) % BITS
+        places = torch.tensor(self.table.places, device=u.device) % BITS
         left_out = ((within[:, None] >> places) & 1).bool()
         return mask & ~(left_out & (u < dropout + part)[:, None])
 
@@ -182,10 +185,10 @@ def partial_dropout(label_dropout: float) -> float:
 
 # -- tables ---------------------------------------------------------------------------------------
 
-# Metadata columns that a model can be conditioned on: a number or a label of each sample.
+# Metadata columns that a model can be conditioned on: a number, a label or a vector of each sample.
 
-MOST_COLUMNS, MOST_VALUES = 64, 1000
-"""The most columns of a table, and the most different labels in a column."""
+MOST_COLUMNS, MOST_VALUES, MOST_ENTRIES = 64, 1000, 8192
+"""The most columns of a table, different labels in a column, and entries of a vector."""
 
 UNTOLD = math.nan
 """Code of a missing value."""
@@ -193,7 +196,7 @@ UNTOLD = math.nan
 FARTHEST = 1000.0
 """Largest absolute code of a number, in standard deviations."""
 
-Value = float | str
+Value = float | str | tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,15 +215,17 @@ class NumberColumn(Settings):
     low: float = setting()
     high: float = setting()
     missing: float = setting(0.0, 0, 1)
+    width: ClassVar[int] = 1
 
     def code(self, value: Value) -> float:
         """Return the code of a finite number."""
+        assert not isinstance(value, tuple)
         score = (float(value) - self.mean) / self.deviation
         return max(-FARTHEST, min(FARTHEST, score))
 
-    def value(self, code: float) -> Value:
+    def value(self, codes: Sequence[float]) -> Value:
         """Return the number of a code."""
-        return self.mean + self.deviation * code
+        return self.mean + self.deviation * codes[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +240,7 @@ class LabelColumn(Settings):
     name: str = setting()
     values: tuple[str, ...] = setting()
     missing: float = setting(0.0, 0, 1)
+    width: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -252,17 +258,58 @@ class LabelColumn(Settings):
         """Return the code of a label, or `UNTOLD` if it is not among the values."""
         return float(self._places.get(str(value), UNTOLD))
 
-    def value(self, code: float) -> Value:
+    def value(self, codes: Sequence[float]) -> Value:
         """Return the label of a code."""
-        return self.values[int(code)]
+        return self.values[int(codes[0])]
 
 
-Column = NumberColumn | LabelColumn
+@dataclass(frozen=True, kw_only=True)
+class VectorColumn(Settings):
+    """Column of vectors, which have a code (value - mean) / deviation for each entry.
+
+    Attributes:
+        mean, deviation: statistics of each entry over the training samples that have a vector. A
+            deviation of 0 means that the entry never varies. Its code is always 0.
+        missing: the fraction of training samples without a vector.
+    """
+
+    name: str = setting()
+    mean: tuple[float, ...] = setting()
+    deviation: tuple[float, ...] = setting(low=0)
+    missing: float = setting(0.0, 0, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.width == len(self.deviation) <= MOST_ENTRIES:
+            problem = f"must be 1 to {MOST_ENTRIES:,} numbers, as many as the deviations"
+            raise InvalidArgument(problem, argument="mean")
+
+    @property
+    def width(self) -> int:
+        """The number of entries."""
+        return len(self.mean)
+
+    def code(self, value: Value) -> tuple[float, ...]:
+        """Return the codes of a vector of finite numbers."""
+        assert isinstance(value, tuple)
+        entries = zip(value, self.mean, self.deviation, strict=True)
+        scores = ((number - mean) / (deviation or math.inf) for number, mean, deviation in entries)
+        return tuple(max(-FARTHEST, min(FARTHEST, score)) for score in scores)
+
+    def value(self, codes: Sequence[float]) -> Value:
+        """Return a hash of some codes, which is short enough for a manifest."""
+        return sha256(struct.pack(f"<{self.width}f", *codes)).hexdigest()[:16]
+
+
+Column = NumberColumn | LabelColumn | VectorColumn
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataTable(Settings):
-    """Metadata columns of a model. Each sample has a row of codes, `UNTOLD` for missing values."""
+    """Metadata columns of a model, of which at most one has vectors.
+
+    Each sample has a row of codes, `UNTOLD` for missing values.
+    """
 
     columns: tuple[Column, ...] = setting()
 
@@ -275,6 +322,8 @@ class MetadataTable(Settings):
             raise InvalidArgument(problem, argument="columns")
         if len(self.names) < len(columns) or "" in self.names:
             raise InvalidArgument("must have different names", argument="columns")
+        if sum(isinstance(column, VectorColumn) for column in columns) > 1:
+            raise InvalidArgument("must be at most one of vectors", argument="columns")
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -284,20 +333,42 @@ class MetadataTable(Settings):
         """The columns by name."""
         return {column.name: column for column in self.columns}
 
+    @cached_property
+    def vector(self) -> VectorColumn | None:
+        """The column of vectors, if there is one."""
+        return next((c for c in self.columns if isinstance(c, VectorColumn)), None)
+
+    @cached_property
+    def places(self) -> tuple[int, ...]:
+        """The index of the column of each code in a row."""
+        return tuple(k for k, column in enumerate(self.columns) for _ in range(column.width))
+
+    def find(self, column: Column) -> Column | None:
+        """Return the column with the name and kind of another, and with its size for vectors."""
+        own = self.names.get(column.name)
+        return own if own and type(own) is type(column) and own.width == column.width else None
+
     def row(self, values: Mapping[str, Value]) -> tuple[float, ...]:
         """Return the codes of values by column name, `UNTOLD` for columns without a value."""
-        return tuple(c.code(values[c.name]) if c.name in values else UNTOLD for c in self.columns)
+        row: list[float] = []
+        for column in self.columns:
+            code = column.code(values[column.name]) if column.name in values else UNTOLD
+            row += code if isinstance(code, tuple) else [code] * column.width
+        return tuple(row)
 
     def values(self, row: Sequence[float]) -> dict[str, Value]:
         """Return the values of a row of codes, by column name."""
-        pairs = zip(self.columns, row, strict=True)
-        return {column.name: column.value(code) for column, code in pairs if code == code}
+        ends = pairwise(accumulate((column.width for column in self.columns), initial=0))
+        pairs = zip(self.columns, (row[start:end] for start, end in ends), strict=True)
+        return {c.name: c.value(codes) for c, codes in pairs if codes[0] == codes[0]}
 
 
 def _column(column: Any) -> Column:
     if isinstance(column, Mapping):  # as plain values
         kind: type[Column] = LabelColumn if "values" in column else NumberColumn
+        if isinstance(column.get("mean"), list | tuple):
+            kind = VectorColumn
         return from_dict(kind, column)
-    if not isinstance(column, NumberColumn | LabelColumn):
+    if not isinstance(column, Column):
         raise InvalidArgument("must be tables", argument="columns")
     return column

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.core import LabelColumn, MetadataTable, NumberColumn, conditions
+from diffuse_cli.config import vector_files
+from diffuse_cli.core import LabelColumn, MetadataTable, NumberColumn, VectorColumn, conditions
 from diffuse_cli.core.conditions import Column, Value
 from diffuse_cli.core.settings import digits
+from diffuse_cli.data.metadata_files import VECTOR, VECTOR_HINT
+from diffuse_cli.data.samples import NOISE
 from diffuse_cli.data.summary import format_names, plural
 from diffuse_cli.system import DataError, UsageError, closest_name, lookup, shorten
 
@@ -31,13 +34,26 @@ ALMOST = 0.9
 """Fraction of numeric cells above which a column is probably meant to be numeric, and of different
 labels above which each has too few images."""
 
+LARGEST_ENTRY = float(np.finfo(np.float32).max)
+"""The largest entry of a vector."""
+
 FEWEST_LABELED = 20
 """The fewest labeled images whose labels must repeat."""
 
 
-def example(column: Column) -> tuple[str, float | str]:
-    """Return the name of a column and one of its values in the training data."""
-    return column.name, column.low if isinstance(column, NumberColumn) else column.values[0]
+def examples(table: MetadataTable | None) -> dict[str, float | str]:
+    """Return a value of each column of numbers or labels in the training data, by its name."""
+    return {
+        c.name: c.low if isinstance(c, NumberColumn) else c.values[0]
+        for c in (table.columns if table else ())
+        if not isinstance(c, VectorColumn)
+    }
+
+
+def split_vector_file(columns: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """Return the columns of --condition-on, with a name for a file of vectors, and the file."""
+    file = next((c for c in columns if c.endswith(vector_files.EXTENSIONS)), None)
+    return tuple(VECTOR if c == file else c for c in columns), file
 
 
 def parse_column(text: str) -> tuple[str, str]:
@@ -96,6 +112,8 @@ def _column(name: str, kind: str, cells: Cells, train: Indices) -> Column:
         text = f"{texts[0].place}: {shorten(name)} is {shorten(texts[0].text)!r}, not a number"
         hint = "Leave the cell empty if the value is missing"
         raise DataError(text, hint, code="metadata_mismatch")
+    if not kind and any(cell.vector is not None for cell in filled):
+        return _vectors(name, filled, training_cells, missing)
     if kind == "label" or texts:
         return _labels(name, kind, training_cells, texts, len(filled), missing)
     return _number(name, filled, training_cells, len(train))
@@ -125,6 +143,41 @@ def _number(name: str, filled: Sequence[Cell], cells: Sequence[Cell], train: int
         high=high,
         missing=1 - len(values) / train,
     )
+
+
+def _vectors(
+    name: str, filled: Sequence[Cell], cells: Sequence[Cell], missing: float
+) -> VectorColumn:
+    size = next(len(cell.vector) for cell in filled if cell.vector is not None)
+    if size > conditions.MOST_ENTRIES:
+        text = f"--condition-on {shorten(name)}: vectors of {size:,} numbers"
+        hint = f"Use at most {conditions.MOST_ENTRIES:,}"
+        raise DataError(text, hint, code="option_unsuited")
+    if not cells:
+        raise _constant_error(name, "")
+    for cell in filled:
+        _read_vector(name, cell, size)
+    vectors, count = np.array([cell.vector for cell in cells]), len(cells)
+    # Sums that do not depend on the order of samples.
+    mean = np.array([math.fsum(entries.tolist()) / count for entries in vectors.T])
+    squares = np.square(vectors - mean).T
+    deviation = np.sqrt([math.fsum(entries.tolist()) / count for entries in squares])
+    deviation[deviation <= NOISE * np.abs(mean)] = 0
+    if not deviation.any():
+        raise _constant_error(name, "the same vector")
+    scale = {"mean": tuple(mean.tolist()), "deviation": tuple(deviation.tolist())}
+    return VectorColumn(name=name, missing=missing, **scale)
+
+
+def _read_vector(name: str, cell: Cell, size: int) -> tuple[float, ...]:
+    """Return the vector in a cell, or refuse a cell that has not `size` finite numbers."""
+    vector = cell.vector
+    if vector is None or len(vector) != size or not (np.abs(vector) <= LARGEST_ENTRY).all():
+        kind = "not finite" if vector is not None and len(vector) == size else shorten(cell.text)
+        text = f"{cell.place}: {shorten(name)} is {kind}, not a vector of {size:,} numbers"
+        hint = "Leave the cell empty if the vector is missing"
+        raise DataError(text, hint, code="metadata_mismatch")
+    return tuple(vector.tolist())
 
 
 def _labels(
@@ -191,21 +244,23 @@ def describe_columns(cells: Cells, train: Indices) -> dict[str, str]:
 
 
 def encode_rows(table: MetadataTable, cells: Cells) -> Rows:
-    """Return the codes of each sample, float32 (N, columns).
+    """Return the codes of each sample, float32 (N, codes).
 
     Raises:
         UsageError: a column is missing.
-        DataError: a cell of a numeric column is not a number.
+        DataError: a cell is not of its column's kind.
     """
     for name in table.names:
         if name not in cells.columns:
             column = f"column {shorten(name)}, which the model is conditioned on"
             text = f"{cells.tables_text} has no {column}"
-            raise UsageError(text, f"Its columns are: {cells.names}", code="metadata_mismatch")
-    return np.array(
-        [[*map(_code, itertools.repeat(c), cells.columns[c.name])] for c in table.columns],
-        np.float32,
-    ).T.copy()
+            hint = VECTOR_HINT if name == VECTOR else f"Its columns are: {cells.names}"
+            raise UsageError(text, hint, code="metadata_mismatch")
+    codes = [
+        np.array([*map(_code, itertools.repeat(c), cells.columns[c.name])], np.float32)
+        for c in table.columns
+    ]
+    return np.concatenate([part.reshape(len(part), -1) for part in codes], 1)
 
 
 def describe_unknown_labels(table: MetadataTable, cells: Cells) -> Iterator[str]:
@@ -222,7 +277,11 @@ def describe_unknown_labels(table: MetadataTable, cells: Cells) -> Iterator[str]
             yield f"{text}, not conditioned on it: {examples}"
 
 
-def _code(column: Column, cell: Cell | None) -> float:
+def _code(column: Column, cell: Cell | None) -> float | tuple[float, ...]:
+    if isinstance(column, VectorColumn):
+        if cell is None:
+            return (conditions.UNTOLD,) * column.width
+        return column.code(_read_vector(column.name, cell, column.width))
     if cell is None:
         return conditions.UNTOLD
     if isinstance(column, LabelColumn):
@@ -233,11 +292,14 @@ def _code(column: Column, cell: Cell | None) -> float:
     return conditions.UNTOLD if math.isnan(cell.number) else column.code(cell.number)
 
 
-def parse_rows(table: MetadataTable, on: Sequence[str]) -> tuple[tuple[float, ...], ...]:
-    """Return the rows of `--on NAME=VALUE`: every combination of the columns' values.
+def parse_rows(
+    table: MetadataTable, on: Sequence[str], vectors: Sequence[tuple[float, ...]] = ()
+) -> tuple[tuple[float, ...], ...]:
+    """Return the rows of `--on NAME=VALUE` and `--on-vector`: every combination of values.
 
     Raises:
-        UsageError: a column or label does not exist, or a value is not a number.
+        UsageError: a column or label does not exist, a value is not a number, or vectors do not
+            suit the model.
     """
     values_by_column: dict[str, list[Value]] = {}
     for words in on:
@@ -246,12 +308,22 @@ def parse_rows(table: MetadataTable, on: Sequence[str]) -> tuple[tuple[float, ..
             name = next((n for n in table.names if words.startswith(f"{n}=")), name)
             text = words.removeprefix(f"{name}=")
         column = lookup(table.names, name, "--on")
+        if isinstance(column, VectorColumn):
+            text = f"--on {shorten(name)}: the column has vectors"
+            raise UsageError(text, "Pass --on-vector FILE.npy", code="option_unsuited")
         values_by_column.setdefault(name, []).append(_value(column, text))
+    if vectors:
+        width, size = table.vector.width if table.vector else 0, len(vectors[0])
+        if table.vector is None or size != width:
+            known = f"takes vectors of {width:,}" if width else "was trained without vectors"
+            text = f"--on-vector: vectors of {size:,} numbers, but the model {known}"
+            raise UsageError(text, "Pass other vectors", code="model_mismatch")
+        values_by_column[table.vector.name] = [*vectors]
     rows = itertools.product(*values_by_column.values())
     return tuple(table.row(dict(zip(values_by_column, values, strict=True))) for values in rows)
 
 
-def _value(column: Column, text: str) -> Value:
+def _value(column: NumberColumn | LabelColumn, text: str) -> Value:
     if isinstance(column, LabelColumn):
         values = dict.fromkeys(column.values)
         lookup(values, text, f"--on {shorten(column.name)}={shorten(text)}")
@@ -283,25 +355,27 @@ def describe_out_of_range(table: MetadataTable, on: Sequence[str]) -> Iterator[s
 
 def find_missing_columns(table: MetadataTable, rows: Sequence[Sequence[float]]) -> list[str]:
     """Return the columns that some rows leave out, though every training sample has them."""
-    blank = (conditions.UNTOLD,) * len(table)
+    values = [table.values(row) for row in rows or [table.row({})]]
     return [
         column.name
-        for k, column in enumerate(table.columns)
-        if not column.missing and any(row[k] != row[k] for row in rows or [blank])
+        for column in table.columns
+        if not column.missing and any(column.name not in known for known in values)
     ]
 
 
 def decode_row(table: MetadataTable, row: Sequence[float]) -> dict[str, Any]:
     """Return the values of a row by column, for a manifest."""
     return {
-        name: shorten(value) if isinstance(value, str) else float(f"{value:.10g}")
+        name: float(f"{value:.10g}") if isinstance(value, float) else shorten(str(value))
         for name, value in table.values(row).items()
     }
 
 
 def describe_column(column: Column) -> str:
-    """Describe a column: its range or its labels."""
+    """Describe a column: its range, its labels or its size."""
     blank = f"; missing from {column.missing:.0%}" if column.missing else ""
+    if isinstance(column, VectorColumn):
+        return f"vectors of {plural(column.width, 'number')}{blank}"
     if isinstance(column, NumberColumn):
         spread = f"mean {column.mean:.4g}, standard deviation {column.deviation:.4g}"
         return f"{digits(column.low)} to {digits(column.high)}, {spread}{blank}"

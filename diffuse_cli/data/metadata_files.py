@@ -8,14 +8,21 @@ import io
 import json
 import math
 import posixpath
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffuse_cli.data.sources import base, open_source
+import numpy as np
+
+from diffuse_cli.config.parsers import to_plain
+from diffuse_cli.config.vector_files import read_vectors
+from diffuse_cli.data.samples import match_names
+from diffuse_cli.data.sources import base, find_source_kind, open_source
 from diffuse_cli.data.sources.base import Entry, MetadataRow, Source
 from diffuse_cli.data.summary import format_names, plural
+from diffuse_cli.media import Array
 from diffuse_cli.system import DataError, shorten, show
 
 FILE_NAME = "file_name"
@@ -23,14 +30,24 @@ FILE_NAME = "file_name"
 
 LARGEST_TABLE = 256 * 2**20
 
+SHORT = 8
+"""The most numbers of a list that can be a label."""
+
+VECTOR, VECTOR_HINT = "vector", "Pass the file of vectors with --condition-on FILE.npz"
+"""Column of the vectors of a file, and advice where it is missing."""
+
+ROWS = ("in_memory", "npy", "npz_batch")
+"""Sources of samples in the order of an array."""
+
 
 class Cell(NamedTuple):
-    """Cell of a table: its text, its number if it is one, and its table and line."""
+    """Cell of a table: its text, its table and line, and its number or vector if it is one."""
 
     text: str
     number: float | None
     table: str
     line: int
+    vector: Array | None = None
 
     @property
     def place(self) -> str:
@@ -68,21 +85,32 @@ class Cells:
 
 
 def read_cells(
-    path: str | Path, names: Sequence[str], selection: Collection[str] | None = None
+    path: str | Path,
+    names: Sequence[str],
+    selection: Collection[str] | None = None,
+    vectors: str | None = None,
 ) -> Cells:
     """Read the metadata of named samples from the tables in a folder or zip file.
 
     Args:
         selection: columns whose cells are kept; None for all.
+        vectors: a file with the cells of the column `VECTOR`.
 
     Raises:
-        DataError: there is no table, one is broken, or none has a row for these samples.
+        DataError: there is no table, one is broken, or none has a row for these samples, or a
+            sample has no vector.
     """
+    if vectors is not None:
+        file, others = _read_vector_cells(path, names, vectors), {*(selection or ())} - {VECTOR}
+        cells = read_cells(path, names, others) if others else Cells((), {})
+        every = {**cells.columns, **file.columns}
+        return Cells(cells.tables + file.tables, every, cells.lines + file.lines)
     with contextlib.closing(open_source(Path(path))) as source:
         entries = [e for e in source.entries() if e.name.rpartition("/")[2] in base.TABLES]
         if not entries and not source.tables:
             text = f"no {' or '.join(base.TABLES)} in {show(path)}"
             hint = f"Put one next to the images, with a column {FILE_NAME}"
+            hint = VECTOR_HINT if selection and VECTOR in selection else hint
             raise DataError(text, hint, code="metadata_unreadable", path=path)
         entries = sorted(entries, key=lambda e: base.encode_name(e.name))
         rows: dict[str, MetadataRow] = {}
@@ -95,6 +123,36 @@ def read_cells(
             rows[row.name] = row._replace(values=values)
         tables = (*(show(e.name) for e in entries), *source.tables)
     return _match_rows(tables, rows, columns, names)
+
+
+def _read_vector_cells(path: str | Path, names: Sequence[str], file: str) -> Cells:
+    """Read the vector of each sample by its name, or by its row if the data is an array."""
+    table, code = show(Path(file).name), "metadata_mismatch"
+    try:
+        vector_names, vectors = read_vectors(file)
+    except ValueError as error:
+        text = f"--condition-on {show(file)}: {error}"
+        raise DataError(text, code="metadata_unreadable", path=file) from error
+    if not vector_names:
+        with contextlib.closing(open_source(Path(path))) as source:
+            vector_names = tuple(entry.name for entry in source.entries())
+        if find_source_kind(Path(path)) not in ROWS or len(vector_names) != len(vectors):
+            text = f"{table} has {len(vectors):,} rows without names, and {show(path)} is not an "
+            text += "array of as many samples"
+            hint = "Save a .npz file with the vector of each file name"
+            raise DataError(text, hint, code=code, path=file)
+    rows = match_names(names, vector_names)
+    if unmatched := [name for name, row in zip(names, rows, strict=True) if row < 0]:
+        examples = format_names(unmatched, len(unmatched))
+        text = f"{plural(len(unmatched), 'image')} without a vector in {table}: {examples}"
+        example = shorten(vector_names[0])
+        hint = f"Name each vector as its image. The first vector is named {example}"
+        raise DataError(text, hint, code=code, path=file)
+    lines, unused = [], np.setdiff1d(np.arange(len(vector_names)), rows)
+    if len(unused):
+        examples = format_names([vector_names[k] for k in unused], len(unused))
+        lines.append(f"{plural(len(unused), 'vector')} of {table} without an image: {examples}")
+    return Cells((table,), {VECTOR: [_cell(vectors[k], table, k + 1) for k in rows]}, tuple(lines))
 
 
 def _read_rows(
@@ -238,6 +296,10 @@ def _jsonl(text: str, table: str) -> Iterator[tuple[int, Row]]:
 
 
 def _cell(value: Any, table: str, line: int) -> Cell | None:
+    if isinstance(value, np.ndarray) or _is_vector(value):
+        vector = np.asarray(value, np.float64)
+        text = json.dumps(to_plain(value)) if len(value) <= SHORT else f"{len(value):,} numbers"
+        return Cell(text, None, table, line, vector)
     if value is None or value == "":
         return None
     if isinstance(value, str):
@@ -248,6 +310,12 @@ def _cell(value: Any, table: str, line: int) -> Cell | None:
         except (OverflowError, ValueError):
             return Cell("a huge number", math.inf, table, line)
     return Cell(json.dumps(value), None, table, line)  # true or a list becomes a label
+
+
+def _is_vector(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(type(entry) in (int, float) and abs(entry) <= sys.float_info.max for entry in value)
 
 
 FORMATS: Mapping[str, Callable[[str, str], Iterator[tuple[int, Row]]]] = {

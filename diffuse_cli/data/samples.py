@@ -207,7 +207,7 @@ def match_pairs(samples: Dataset, given: Dataset) -> Pairs:
     """
     sides = samples.names, given.names
     for sample_names, given_names in (sides, [strip_common_folder(n, n) for n in sides]):
-        rows = _rows(sample_names, given_names)
+        rows = match_names(sample_names, given_names)
         if (rows >= 0).any():
             return Pairs(samples, given, rows)
     first = ", ".join(show(side.names[0]) for side in (samples, given))
@@ -219,10 +219,13 @@ def match_pairs(samples: Dataset, given: Dataset) -> Pairs:
     )
 
 
-def _rows(sample_names: Sequence[str], given_names: Sequence[str]) -> Indices:
-    """Return the index in `given_names` of each name of `sample_names`, -1 for none."""
+def match_names(sample_names: Sequence[str], given_names: Sequence[str]) -> Indices:
+    """Return the index in `given_names` of each name of `sample_names`, -1 for none.
+
+    Names match with or without their extensions.
+    """
     whole = {name: k for k, name in enumerate(given_names)}
-    stems = {splitext(name)[0]: k for k, name in reversed(list(enumerate(given_names)))}
+    stems = {splitext(name)[0]: k for k, name in reversed(list(enumerate(given_names)))} | whole
     return np.array([whole.get(n, stems.get(splitext(n)[0], -1)) for n in sample_names], np.int64)
 
 

@@ -57,8 +57,7 @@ def evaluate(
     began = time.monotonic()
     subject = Path(config.subject)
     folder = model_file is None and is_images(subject)
-    flag = "--given" if config.given else find_changed_flag(config, *OF_MODELS)
-    if folder and flag:
+    if folder and (flag := find_changed_flag(config, *OF_MODELS)):
         text = f"{flag} needs a model, and {files.show(subject)} is a folder of images"
         raise UsageError(text, "Remove it, or pass a model file", code="option_unsuited")
     if not folder and (flag := find_changed_flag(config, *OF_FOLDERS)):

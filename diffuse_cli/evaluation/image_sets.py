@@ -136,13 +136,17 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
     They are the held-out images if one of the models was trained on the others, else all images,
     or if too few are held out. Images without a pair are left out.
     """
+    tables = [model.model.blueprint.conditions.table for model in models]
+    if config.condition_on and not any(table and table.vector for table in tables):
+        text = "--condition-on: the model was trained without vectors"
+        raise UsageError(text, "Leave it out", code="option_unsuited")
     images = yield from _read_in_space(models[0].space, config.data, config, models[0])
     yield from _report_summaries(images)
     held_out = any(is_trained_on(model, images) for model in models)
     usable, read = np.ones(len(images), np.bool_), []
     words = Words.of(models[0].space)
     for model in models:
-        dataset = yield from _read_rows(config.data, images, model)
+        dataset = yield from _read_rows(config, images, model)
         pairs = yield from _read_pairs(config, images, model)
         if pairs is not None:
             usable &= pairs.matched
@@ -185,7 +189,7 @@ def kept_bytes() -> int:
     return memory.free_memory("cpu") // (2 * memory.count_local_processes())
 
 
-def _read_rows(data: str, images: Dataset, loaded: LoadedModel) -> Work[Dataset]:
+def _read_rows(config: MeasureConfig, images: Dataset, loaded: LoadedModel) -> Work[Dataset]:
     """Add the metadata columns of a model's condition to DATA, if it has any.
 
     Raises:
@@ -195,7 +199,8 @@ def _read_rows(data: str, images: Dataset, loaded: LoadedModel) -> Work[Dataset]
     table = loaded.model.blueprint.conditions.table
     if table is None:
         return images
-    cells = read_cells(data, images.names, table.names)
+    vectors = config.condition_on if table.vector else None
+    cells = read_cells(config.data, images.names, table.names, vectors)
     for line in (*cells.lines, *metadata_columns.describe_unknown_labels(table, cells)):
         yield Notice(line, warning=True)
     return replace(images, rows=metadata_columns.encode_rows(table, cells))

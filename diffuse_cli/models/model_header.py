@@ -30,7 +30,7 @@ from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system import ModelFileError, __version__, files, lookup
 
-VERSION = 11
+VERSION = 12
 """Newest version of the description.
 
 A file has the oldest version that can describe its model, so that an older `diffuse` reads it if
@@ -45,6 +45,7 @@ possible. Version 1 has no number, and one table for network and data. Later ver
 - 9: limits of levels.
 - 10: a Wiener filter.
 - 11: recommended noise levels of guidance.
+- 12: a column of vectors.
 """
 
 SAMPLING, WEAK_KEY, DISTILLED = "sampling", "weak", "distilled"
@@ -155,6 +156,7 @@ def _version(model: StoredModel) -> int:
     given, table = model.blueprint.conditions.given, model.blueprint.conditions.table
     deep = space.medium == "image" and space.levels != 256
     needed = {
+        12: (table and table.vector,),
         11: (sampling and sampling.guidance_interval,),
         10: (model.blueprint.wiener or None,),
         9: (space.limits, given and given.limits),

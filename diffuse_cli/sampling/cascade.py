@@ -155,6 +155,7 @@ def load_cascade(
             seed=key(config.seed, "then") & 0x7FFF_FFFF_FFFF_FFFF,
             classes=config.classes if conditions.classes else (),
             on=config.on if conditions.table else (),
+            on_vector=config.on_vector if conditions.table and conditions.table.vector else None,
         )
         stages.append((yield from load_stage(last_config, last, accelerator, turn=turn)))
     return Cascade(tuple(stages), given)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffuse_cli.config.sample_options import GUIDANCE, DrawConfig
-from diffuse_cli.core import NumberColumn
+from diffuse_cli.core import LabelColumn
 from diffuse_cli.core.conditions import partial_dropout
 from diffuse_cli.data import metadata_columns
 from diffuse_cli.system import Notice, UsageError, Work, lookup, shorten
@@ -77,6 +77,7 @@ def resolve_condition(
     names: Sequence[str] = (),
     on: Sequence[str] = (),
     *,
+    vectors: Sequence[tuple[float, ...]] = (),
     every: bool = True,
     has_input: bool | None = None,
     given: ConditioningInputs | None = None,
@@ -91,6 +92,7 @@ def resolve_condition(
     Args:
         names: classes to generate.
         on: metadata to condition on, each NAME=VALUE.
+        vectors: values of the column of vectors.
         every: whether no names mean every class, rather than no class.
         has_input: whether the model is conditioned on an input. None if the caller sets labels,
             rows and inputs later, which are then not checked here.
@@ -103,8 +105,8 @@ def resolve_condition(
     """
     conditions = model.blueprint.conditions
     labels = find_labels(conditions, names)
-    if on and not conditions.table:
-        text = "--on: the model was trained without columns"
+    if (on or vectors) and not conditions.table:
+        text = f"{'--on' if on else '--on-vector'}: the model was trained without columns"
         raise UsageError(text, "Train a model with --condition-on", code="option_unsuited")
     if not conditions:
         if config.guidance is not None:
@@ -115,7 +117,9 @@ def resolve_condition(
     scale = guidance_scale(config, model)
     if every:
         labels = labels or tuple(range(conditions.num_classes))
-    rows = metadata_columns.parse_rows(conditions.table, on) if conditions.table and on else ()
+    rows: tuple[tuple[float, ...], ...] = ()
+    if conditions.table and (on or vectors):
+        rows = metadata_columns.parse_rows(conditions.table, on, vectors)
     if has_input is not None:
         check_request(model, labels, rows, has_input, scale)
         if not (labels or rows or has_input):
@@ -185,10 +189,10 @@ def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
     """Return the default guidance scale of a conditional model.
 
     It is 1 without an unconditional prediction. It is also 1 for models conditioned on an input or
-    on numbers, because a larger scale would overshoot them.
+    on numbers or vectors, because a larger scale would overshoot them.
     """
-    numbers = conditions.table and any(
-        isinstance(c, NumberColumn) for c in conditions.table.columns
+    numbers = conditions.table and not all(
+        isinstance(c, LabelColumn) for c in conditions.table.columns
     )
     if conditions.given or numbers or not conditions.has_unconditional(label_dropout):
         return 1.0
@@ -233,6 +237,8 @@ def check_request(
     if why and missing:
         line = f"--on is missing for {', '.join(map(shorten, missing[:10]))}: the model {why}"
         hint = f"Pass --on {shorten(missing[0])}=VALUE"
+        if table and table.vector and missing[0] == table.vector.name:
+            hint = "Pass --on-vector FILE.npy"
         raise UsageError(line, hint, code="missing_argument")
     if (labels or rows) and given and not has_input and given.dropout <= dropout:
         option, what = ("--class", "a class") if labels else ("--on", "columns")

@@ -140,7 +140,7 @@ def load_stage(
     """Read the guidance model of a model, and resolve and report the settings.
 
     Args:
-        config: options of sampling, with `classes` and `on`.
+        config: options of sampling, with `classes`, `on` and `on_vector`.
         has_input: whether the model is conditioned on an input, None if it takes any.
         conditioning: see `resolve_condition`.
 
@@ -151,7 +151,8 @@ def load_stage(
     if has_input is None:
         has_input = loaded.model.blueprint.conditions.given is not None
     request = (config, loaded.model, config.classes, config.on)
-    settings = resolve_settings(*request, guide=guide, has_input=has_input, **conditioning)
+    conditioning |= {"guide": guide, "has_input": has_input, "vectors": config.on_vector or ()}
+    settings = resolve_settings(*request, **conditioning)
     yield from report_settings(settings)
     yield from report_out_of_range(loaded.model, config.on)
     return Stage(loaded, settings)

@@ -20,7 +20,7 @@ from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.core.settings import to_dict as plain
-from diffuse_cli.data.metadata_columns import parse_column_names
+from diffuse_cli.data.metadata_columns import parse_column_names, split_vector_file
 from diffuse_cli.system import OutputError, UsageError, files, finish, flag, lookup
 from diffuse_cli.system.errors import suggest
 from diffuse_cli.system.processes import rank
@@ -166,7 +166,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             either = " or ".join(map(flag, conditions))
             text = f"{flag(name)} needs {either}"
             raise UsageError(text, "Set both, or neither", code="option_needs")
-    parse_column_names(config.condition_on or ())
+    parse_column_names(split_vector_file(config.condition_on or ())[0])
     if config.given and is_degradation(config.given):
         check_degradation(config.given, typed="given" in flags)
     if config.loss in OF_LEARNED and config.variance not in LEARNED:
@@ -310,6 +310,9 @@ def _is_checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
     """Whether an option names files, which are compared by their content."""
     if name == "given":
         return not any(path is None or is_degradation(path) for path in (value, stored.given))
+    if name == "condition_on":
+        columns = value or (), stored.condition_on or ()
+        return len({split_vector_file(part)[0] for part in columns}) == 1
     return name == "init" and stored.distills
 
 
@@ -329,5 +332,6 @@ def _format_value(value: Any) -> str:
 
 def to_model_options(config: TrainConfig) -> dict[str, Any]:
     """Return the options that a model file keeps, without paths and control options."""
-    config = dataclasses.replace(config, architecture={})
+    columns = config.condition_on and split_vector_file(config.condition_on)[0]
+    config = dataclasses.replace(config, architecture={}, condition_on=columns)
     return train_options.to_file(config, control=False, places=False)

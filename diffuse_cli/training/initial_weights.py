@@ -288,7 +288,7 @@ def _find_column_changes(base: Blueprint, tuned: Blueprint, ends: Ends) -> Itera
         places = [[*table.names].index(name) for name in names]
         starts = tuple(f"{ends.columns}.{k}." for k in places)
         count = sum(math.prod(s) for name, s in owner.shapes.items() if name.startswith(starts))
-        reused = [name for name in names if name in old and type(old[name]) is type(new.get(name))]
+        reused = [n for n in names if old_table and n in new and old_table.find(new[n])]
         unmatched = [name for name in names if name not in reused]
         text = f"left out: {list_names(unmatched)}, at first like a model run without them"
         if not removed:

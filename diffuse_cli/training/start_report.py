@@ -15,7 +15,7 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import PAIRS, dimensions
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.data import Dataset, is_images, samples, summary
-from diffuse_cli.data.metadata_columns import example
+from diffuse_cli.data.metadata_columns import examples, split_vector_file
 from diffuse_cli.media import MEDIA, figures, render_samples
 from diffuse_cli.system import Notice, Work, files, run_reader
 from diffuse_cli.system.accelerator import redirect_trackers
@@ -149,9 +149,10 @@ def advise(plan: Plan, model: Path, flaw: str) -> str:
 def _list_condition_options(plan: Plan) -> Iterator[str]:
     """Yield the options that set a model's conditions."""
     conditions = plan.blueprint.conditions
-    for column in conditions.table.columns if conditions.table else ():
-        name, value = example(column)
+    for name, value in examples(conditions.table).items():
         yield from ("--on", f"{name}={value}")
+    if vectors := split_vector_file(plan.config.condition_on or ())[1]:
+        yield from ("--on-vector", vectors)
     if conditions.given is None:
         return
     unseen = int([*plan.data.held_out, *plan.data.train][0])

@@ -21,6 +21,7 @@ from diffuse_cli.core import (
     MetadataTable,
     NumberColumn,
     Space,
+    VectorColumn,
 )
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.data import (
@@ -59,19 +60,19 @@ def read_metadata(
         UsageError: a column does not exist.
     """
     assert config.condition_on is not None
-    cells = read_cells(
-        config.data, images.names, metadata_columns.parse_column_names(config.condition_on)
-    )
+    columns, vectors = metadata_columns.split_vector_file(config.condition_on)
+    names = metadata_columns.parse_column_names(columns)
+    cells = read_cells(config.data, images.names, names, vectors)
     for line in cells.lines:
         if config.strict:
             hint = "Remove --strict to train with them"
             raise DataError(line, hint, code="metadata_mismatch", path=config.data)
         yield Notice(line, warning=True)
     if table is None or not continued:
-        new = metadata_columns.make_table(config.condition_on, cells, train)
+        new = metadata_columns.make_table(columns, cells, train)
         table = _keep_scale(new, table)
     if not fits_header(to_dict(table)):
-        text = "--condition-on: the labels do not fit into a model file"
+        text = "--condition-on: the labels and vectors do not fit into a model file"
         raise DataError(text, "Choose other columns", code="option_unsuited")
     for line in metadata_columns.describe_unknown_labels(table, cells):
         yield Notice(line, warning=True)
@@ -82,11 +83,13 @@ def read_metadata(
 
 
 def _keep_scale(table: MetadataTable, model_table: MetadataTable | None) -> MetadataTable:
-    """Return the table with its numbers on the scale of a model that has the same columns."""
+    """Return the table with numbers and vectors on the scale of a model with the same columns."""
     columns = []
     for column in table.columns:
-        old = model_table.names.get(column.name) if model_table else None
+        old = model_table.find(column) if model_table else None
         if isinstance(column, NumberColumn) and isinstance(old, NumberColumn):
+            column = replace(column, mean=old.mean, deviation=old.deviation)
+        if isinstance(column, VectorColumn) and isinstance(old, VectorColumn):
             column = replace(column, mean=old.mean, deviation=old.deviation)
         columns.append(column)
     return MetadataTable(columns=tuple(columns))

@@ -197,11 +197,11 @@ def convert_columns(
     converted = {name: w for name, w in weights.items() if not name.startswith(f"{embedding}.")}
     places = {name: k for k, name in enumerate(old_table.names)} if old_table else {}
     for k, column in enumerate(new_table.columns if new_table else ()):
-        old = old_table.names.get(column.name) if old_table else None
+        old = old_table.find(column) if old_table else None
         for name in (n for n in shapes if n.startswith(f"{embedding}.{k}.")):
             suffix = name.removeprefix(f"{embedding}.{k}.")
             after = torch.zeros(shapes[name])
-            if old and type(old) is type(column):
+            if old:
                 before = weights[f"{embedding}.{places[column.name]}.{suffix}"]
                 after = _match_labels(before, after, old, column)
             elif suffix.startswith("linear_1."):  # the first layer; the last layer stays 0

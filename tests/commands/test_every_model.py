@@ -67,11 +67,14 @@ class Bench:
     @property
     def other_half(self) -> tuple[Any, ...]:
         """The other sample of a pair, as an option."""
-        return ("--given", self.lab.sample(self.kind.beside)) if self.kind.beside else ()
+        paired = self.kind.beside == "beside"
+        return ("--given", self.lab.sample(self.kind.beside)) if paired else ()
 
     @property
     def condition(self) -> tuple[Any, ...]:
         """The options that `sample` needs of a model that is conditioned on an input."""
+        if self.kind.beside == "vectors.npz":
+            return ("--on-vector", self.lab.data(self.kind.beside))
         degraded = "--given" in self.kind.options
         return ("--given", self.first, "--degrade") if degraded else self.other_half
 
@@ -269,6 +272,7 @@ COMMANDS: dict[str, tuple[str, Check]] = {
 
 UNKNOWN_TO_DIFFUSERS = {
     "table": "condition-on",
+    "vectors": "condition-on",
     "pairs": "given = pairs",
     "degraded": "given = low-res:2",
     "distilled": "distilled",

@@ -9,14 +9,17 @@ from networks import plan, randomized
 
 from diffuse_cli.core import Conditions, Denoiser, Process
 from diffuse_cli.core.conditions import (
+    FARTHEST,
     MOST_VALUES,
     UNTOLD,
     ConditioningArray,
     LabelColumn,
     MetadataTable,
     NumberColumn,
+    VectorColumn,
 )
 from diffuse_cli.core.guidance import guide, make_unconditional
+from diffuse_cli.core.networks.layers import RowEmbedding
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import SCHEDULES
 from diffuse_cli.core.settings import from_dict, to_dict
@@ -29,9 +32,13 @@ BOTH = Conditions(
 AGE = NumberColumn(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
 SITE = LabelColumn(name="site", values=("oslo", "paris", "rome"), missing=0.25)
 TOLD = Conditions(table=MetadataTable(columns=(AGE, SITE)))
+STYLE = VectorColumn(name="style", mean=(1.0, -2.0, 5.0), deviation=(2.0, 0.5, 0.0), missing=0.5)
+STYLED = Conditions(table=MetadataTable(columns=(AGE, STYLE, SITE)))
 
 
-@pytest.mark.parametrize("conditions", [Conditions(), Conditions(classes=("a",)), BOTH, TOLD])
+@pytest.mark.parametrize(
+    "conditions", [Conditions(), Conditions(classes=("a",)), BOTH, TOLD, STYLED]
+)
 def test_conditions_have_plain_values_and_come_back_from_them(conditions):
     plain = to_dict(conditions)
     assert from_dict(Conditions, plain) == conditions
@@ -74,6 +81,10 @@ def test_one_draw_drops_label_and_given_each_at_its_rate():
             ({"name": "a", "mean": 0, "deviation": 0, "low": 0, "high": 1},),
             ({"name": "a", "mean": float("nan"), "deviation": 1, "low": 0, "high": 1},),
             tuple({"name": f"{k}", "values": ["x"]} for k in range(65)),
+            *(({"name": "a", "mean": mean, "deviation": deviation},) for mean, deviation in [
+                ([], []), ([0], [1, 1]), ([0], [-1]), ([float("nan")], [1]), ([0] * 9000,) * 2,
+            ]),
+            tuple({"name": name, "mean": [0], "deviation": [1]} for name in "ab"),
         ]),
     ],
     ids=lambda wrong: str(wrong)[:60],
@@ -136,6 +147,56 @@ def test_codes_go_there_and_back():
     assert table.values(row) == {"age": 55, "site": "rome"}
     assert table.values(table.row({"site": "oslo"})) == {"site": "oslo"}
     assert table.values(table.row({"site": "nowhere"})) == {}
+
+
+def test_a_vector_has_a_code_for_each_entry_and_nothing_is_told_by_one_that_never_varies():
+    table = STYLED.table
+    row = table.row({"age": 55, "style": (3, -2, 7), "site": "rome"})
+    assert row == (1.5, 1, 0, 0, 2)
+    assert table.places == (0, 1, 1, 1, 2)
+    assert table.row({"style": (1e9, -2, 7)})[1] == FARTHEST
+    far, near = (table.values(table.row({"style": (x, 0, 0)})) for x in (3, 3.001))
+    assert far.keys() == {"style"}
+    assert far != near
+    assert table.values(table.row({"age": 50})) == {"age": 50}
+
+
+def test_the_entries_of_a_vector_are_dropped_together_and_columns_apart():
+    u = (torch.arange(2**14) + 0.5) / 2**14
+    row = torch.tensor(STYLED.table.row({"age": 55, "style": (3, -2, 7), "site": "rome"}))
+    told = STYLED.drop_conditions({"row": row.expand(len(u), 5)}, u, 0.25)["row"]
+    age, *style, site = told.isnan().T
+    assert torch.equal(style[0], style[1])
+    assert torch.equal(style[0], style[2])
+    found = {tuple(lacks) for lacks in torch.stack([age, style[0], site], 1).tolist()}
+    assert len(found) == 8
+    assert float(style[0].double().mean()) == 0.25 + 0.25 / 2
+
+
+def test_a_vector_is_embedded_by_one_linear_map_of_its_standardized_entries():
+    table = MetadataTable(columns=(STYLE,))
+    embed = randomized_embedding(table, 16)
+    vectors = torch.tensor([[3.0, -2.5, 5.0], [1.0, -2.0, 5.0], [-4.0, 7.0, 5.0]])
+    rows = torch.tensor([table.row({"style": tuple(v)}) for v in vectors.tolist()])
+    weight, untold = embed[0].weight.double(), embed[0].untold
+    mean, deviation = torch.tensor(STYLE.mean), torch.tensor([2.0, 0.5, 1.0])
+    expected = ((vectors - mean) / deviation).double() @ weight.T
+    assert torch.allclose(embed(rows).double(), expected, atol=1e-5)
+    assert torch.equal(embed(torch.full((1, 3), UNTOLD))[0], untold)
+    wide = VectorColumn(name="v", mean=(0.0,) * 64, deviation=(1.0,) * 64)
+    many = RowEmbedding(MetadataTable(columns=(wide,)), 256)
+    assert {name: p.numel() for name, p in many.named_parameters()} == {
+        "0.weight": 64 * 256, "0.untold": 256
+    }  # fmt: skip
+    # As far from zero as the row of a label.
+    assert float(many(torch.randn(2000, 64)).var()) == pytest.approx(1, rel=0.1)
+
+
+def randomized_embedding(table, width):
+    embed = RowEmbedding(table, width)
+    for parameter in embed.parameters():
+        torch.nn.init.normal_(parameter)
+    return embed.requires_grad_(False)
 
 
 @pytest.mark.parametrize(

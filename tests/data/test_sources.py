@@ -359,15 +359,20 @@ def test_other_columns_are_told(tmp_path):
     files = corpus(4)
     when = pa.array([1, 2, 3, 4], pa.timestamp("s"))
     path = parquet_file(tmp_path / "x.parquet", files, age=[1, 2.5, None, 4], when=when,
-                        nested=[[1], [2], [3], [4]])  # fmt: skip
+                        nested=[{"x": 1}] * 4,
+                        style=[[1, 2], [3, 4.5], None, [5, None]])  # fmt: skip
     found = read(path)
     assert found.summary.tables == ("x.parquet",)
     cells = read_cells(path, found.names, ["age", "label"])
-    assert [*cells.columns] == ["label", "age", "when"]
+    assert [*cells.columns] == ["label", "age", "when", "style"]
     assert [c and c.number for c in cells.columns["age"]] == [1, 2.5, None, 4]
     assert [c and c.text for c in cells.columns["label"]] == ["a", "a", "b", "b"]
     assert cells.columns["age"][1].place == "x.parquet, line 2"
-    assert read_cells(path, found.names).columns["when"][0].text == "1970-01-01 00:00:01"
+    every = read_cells(path, found.names).columns
+    assert every["when"][0].text == "1970-01-01 00:00:01"
+    assert [c and [c.text, *c.vector[:1]] for c in every["style"]] == [
+        ["[1.0, 2.0]", 1], ["[3.0, 4.5]", 3], None, ["[5.0, NaN]", 5]
+    ]  # fmt: skip
 
 
 def test_a_group_is_decoded_once_in_any_order(tmp_path, monkeypatch):

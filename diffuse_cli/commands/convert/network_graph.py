@@ -70,7 +70,7 @@ def complete(model: model_file.StoredModel, weights: str) -> nn.Module:
 
 def draw_inputs(blueprint: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:
     """Random inputs of a network, by name: `x` (n, C, *size) and `t` (n,); `label` (n,), `given`
-    (n, C', *size) and `row` (n, columns) for a model with metadata columns."""
+    (n, C', *size) and `row` (n, codes) for a model with metadata columns."""
     draw, conditions = torch.Generator().manual_seed(seed), blueprint.conditions
     last = float(blueprint.process.timesteps[-1])
     inputs = {
@@ -82,7 +82,7 @@ def draw_inputs(blueprint: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor
     if channels := conditions.given_channels:
         inputs["given"] = torch.randn(n, channels, *blueprint.space.size, generator=draw)
     if conditions.table:
-        inputs["row"] = torch.zeros(n, len(conditions.table))
+        inputs["row"] = torch.zeros(n, len(conditions.table.places))
         inputs["row"][0] = UNTOLD
     return inputs
 

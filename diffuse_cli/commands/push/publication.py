@@ -21,7 +21,7 @@ from diffuse_cli.config.exchange_options import PushConfig
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import PAIRS
 from diffuse_cli.data import summary
-from diffuse_cli.data.metadata_columns import example
+from diffuse_cli.data.metadata_columns import examples
 from diffuse_cli.evaluation.results import strip_folders
 from diffuse_cli.media import MEDIA, can_judge, describe_space, figures, suffix
 from diffuse_cli.media.image.planes import SIGNATURE
@@ -182,14 +182,14 @@ def _picture(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
             text = f"--samples {files.show(config.samples)} is not a PNG image"
             raise UsageError(text, code="invalid_value", path=config.samples)
         return picture, ""
-    if source.model.blueprint.conditions.given:
-        yield Notice(
-            "the card has no samples, because the model needs a conditioning image. Pass --samples"
-        )
-        return b"", ""
     table, on = source.model.blueprint.conditions.table, tuple[str, ...]()
-    if table and source.model.always_told:  # which needs all of them
-        on = tuple(f"{name}={value}" for name, value in map(example, table.columns))
+    if needs_columns := bool(table and source.model.always_told):
+        on = tuple(f"{name}={value}" for name, value in examples(table).items())
+    vector = table and needs_columns and table.vector
+    if source.model.blueprint.conditions.given or vector:
+        kind = "vector" if vector else "conditioning image"
+        yield Notice(f"the card has no samples, because the model needs a {kind}. Pass --samples")
+        return b"", ""
     sample_config = SampleConfig(model=str(source.path), n=DRAWN, on=on)
     with open_accelerator(sample_config.precision, sample_config.device) as accelerator:
         chain = yield from cascade.load_cascade(sample_config, accelerator, file=source)
@@ -273,11 +273,13 @@ def _use(name: str, source: ModelFile) -> str:
     The command and the program have the same options.
     """
     conditions, flags, keywords = source.model.blueprint.conditions, list[str](), ""
-    if conditions.table:
-        values = dict(map(example, conditions.table.columns))
+    if values := examples(conditions.table):
         for column, value in values.items():
             flags += ["--on", f"{column}={value}"]
         keywords += f", on={values!r}"
+    if conditions.table and conditions.table.vector:
+        flags += ["--on-vector", "vector.npy"]
+        keywords += ", on_vector='vector.npy'"
     if conditions.given:
         file = f"input{suffix(source.model.blueprint.space)}"
         flags += ["--given", file]

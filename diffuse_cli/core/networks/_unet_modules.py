@@ -81,7 +81,7 @@ class UNet(layers.ConditionedNetwork):
         Args:
             label: the class (B,), int64, for a network with classes. K or None means "no class".
             given: the conditioning array (B, C', *size). None means zeros.
-            row: the codes of the metadata (B, columns). NaN or None means a missing value.
+            row: the codes of the metadata (B, codes). NaN or None means a missing value.
             augment: the parameters of `core.augmentations`. None means no change.
         """
         emb = F.silu(self.embed_conditions(self.time_proj(t), label, row, augment))

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffuse_cli.core.conditions import UNTOLD, Conditions, LabelColumn, MetadataTable
+from diffuse_cli.core.conditions import (
+    UNTOLD,
+    Column,
+    Conditions,
+    LabelColumn,
+    MetadataTable,
+    VectorColumn,
+)
 from diffuse_cli.core.registry import Registry
 
 SPREAD = 2.0
@@ -27,13 +34,13 @@ class ConditionedNetwork(nn.Module):
 
     Attributes:
         given_channels: the number of channels of the conditioning array.
-        columns: the number of metadata columns.
+        codes: the number of codes of the metadata columns.
     """
 
     def __init__(self, conditions: Conditions) -> None:
         super().__init__()
         self.num_classes, self.given_channels = conditions.num_classes, conditions.given_channels
-        self.columns = len(conditions.table) if conditions.table else 0
+        self.codes = len(conditions.table.places) if conditions.table else 0
 
     def _embed(self, conditions: Conditions, features: int, width: int) -> None:
         """Make the embeddings of a width, for time inputs with a number of features."""
@@ -73,9 +80,9 @@ class ConditionedNetwork(nn.Module):
             if label is None:
                 label = torch.full_like(time[:, 0], self.num_classes, dtype=torch.long)
             emb = emb + self.class_embedding(label)
-        if self.columns:
+        if self.codes:
             if row is None:
-                row = torch.full((time.shape[0], self.columns), UNTOLD, device=time.device)
+                row = torch.full((time.shape[0], self.codes), UNTOLD, device=time.device)
             emb = emb + self.row_embedding(row)
         if augment is not None:
             emb = emb + self.augment_embedding(augment)
@@ -221,17 +228,21 @@ class RowEmbedding(nn.ModuleList):
     """Sum of the embeddings of all metadata columns."""
 
     def __init__(self, table: MetadataTable, width: int) -> None:
-        super().__init__(
-            LabelEmbedding(len(column.values), width)
-            if isinstance(column, LabelColumn)
-            else NumberEmbedding(width)
-            for column in table.columns
-        )
+        super().__init__(_embedding(column, width) for column in table.columns)
+        self.widths = [column.width for column in table.columns]
 
     def forward(self, row: Tensor) -> Tensor:
-        """Map codes (B, columns) to (B, width)."""
-        embeddings = [embed(code) for embed, code in zip(self, row.unbind(1), strict=True)]
-        return torch.stack(embeddings).sum(0)
+        """Map codes (B, codes) to (B, width)."""
+        parts = zip(self, row.split(self.widths, 1), strict=True)
+        return torch.stack([embed(codes) for embed, codes in parts]).sum(0)
+
+
+def _embedding(column: Column, width: int) -> nn.Module:
+    if isinstance(column, LabelColumn):
+        return LabelEmbedding(len(column.values), width)
+    if isinstance(column, VectorColumn):
+        return VectorEmbedding(column.width, width)
+    return NumberEmbedding(width)
 
 
 class NumberEmbedding(TimeEmbedding):
@@ -246,12 +257,12 @@ class NumberEmbedding(TimeEmbedding):
         self.untold = nn.Parameter(torch.zeros(width))
 
     def forward(self, code: Tensor) -> Tensor:
-        """Map (B,) to (B, width)."""
+        """Map (B, 1) to (B, width)."""
         is_known = ~code.isnan()
         powers = torch.arange(WAVES, dtype=torch.float32, device=code.device)
-        angles = code.where(is_known, 0.0).float()[:, None] * (2 * math.pi / LONGEST * 2**powers)
+        angles = code.where(is_known, 0.0).float() * (2 * math.pi / LONGEST * 2**powers)
         embedding = super().forward(concat_cos_sin(angles, cos_first=True))
-        return torch.where(is_known[:, None], embedding, self.untold.to(embedding))
+        return torch.where(is_known, embedding, self.untold.to(embedding))
 
 
 class LabelEmbedding(nn.Module):
@@ -263,8 +274,24 @@ class LabelEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.randn(labels + 1, width))
 
     def forward(self, code: Tensor) -> Tensor:
-        """Map (B,) to (B, width)."""
-        return F.embedding(code.where(~code.isnan(), self.none).long(), self.weight)
+        """Map (B, 1) to (B, width)."""
+        return F.embedding(code[:, 0].where(~code[:, 0].isnan(), self.none).long(), self.weight)
+
+
+class VectorEmbedding(nn.Module):
+    """Linear map of a vector, and another vector for a missing one."""
+
+    def __init__(self, entries: int, width: int) -> None:
+        super().__init__()
+        # Entries of variance 1 are embedded about as far from zero as a label.
+        self.weight = nn.Parameter(torch.randn(width, entries) / math.sqrt(entries))
+        self.untold = nn.Parameter(torch.zeros(width))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Map (B, entries) to (B, width)."""
+        is_known = ~codes.isnan()
+        embedding = F.linear(codes.where(is_known, 0.0), self.weight)
+        return torch.where(is_known[:, :1], embedding, self.untold.to(embedding))
 
 
 # -- patches --------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ class ColumnRoles:
         sample: the column of files.
         nested: the fields of its structure, one of them `bytes`. Empty for a column of bytes.
         label: the column of classes, if there is one.
-        plain: the columns of numbers and texts, including the column of classes.
+        plain: the columns of numbers, texts and vectors, including the column of classes.
         names: the class names that whole numbers stand for, by column.
     """
 
@@ -240,8 +240,12 @@ class ParquetShard:
 
     def values(self, column: str) -> list[Any]:
         """Return the values of a plain column, with class names instead of their numbers."""
-        names = self.roles.names.get(column)
-        values = self.columns([column]).column(column).to_pylist()
+        from pyarrow import types
+
+        names, cells = self.roles.names.get(column), self.columns([column]).column(column)
+        if types.is_nested(cells.type):
+            return [v.values.to_numpy(zero_copy_only=False) if v.is_valid else None for v in cells]
+        values = cells.to_pylist()
         if names is None:
             return [_to_plain(value) for value in values]
         return [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
@@ -329,7 +333,11 @@ def find_column_roles(schema: Any, path: str) -> ColumnRoles:
         if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
     }
     bare = (types.is_nested, types.is_null, types.is_fixed_size_binary)
-    plain = tuple(n for n, k in kinds.items() if n not in binary and not any(t(k) for t in bare))
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    entries = {n: k.value_type for n, k in kinds.items() if any(t(k) for t in lists)}
+    vectors = [n for n, k in entries.items() if types.is_integer(k) or types.is_floating(k)]
+    flat = [n for n, k in kinds.items() if n not in binary and not any(t(k) for t in bare)]
+    plain = tuple(n for n in kinds if n in flat or n in vectors)
     classes = [n for n in plain if n in names] + [n for n in plain if n in LABEL]
     values = {n: k.value_type if types.is_dictionary(k) else k for n, k in kinds.items()}
     class_types = (types.is_integer, types.is_string, types.is_large_string)

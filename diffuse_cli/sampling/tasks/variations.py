@@ -91,6 +91,7 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
             "weights": config.weights,
             "class": config.label,
             **({"on": list(config.on)} if config.on else {}),
+            **({"on_vector": list(config.on_vector[0])} if config.on_vector else {}),
             "inputs": [show(name) for name in names],
         }
         job = InterpolationJob(config, loaded, range(config.n), described, states, len(times), ends)
@@ -125,13 +126,13 @@ def _condition_denoiser(config: InterpolateConfig, loaded: LoadedModel) -> Denoi
     x_0 is not clipped, because a clipped step has no inverse.
     """
     names = () if config.label is None else (config.label,)
-    condition = resolve_condition(
-        DrawConfig(), loaded.model, names, config.on, every=False, has_input=False
-    )
+    request, vectors = (DrawConfig(), loaded.model, names, config.on), config.on_vector or ()
+    condition = resolve_condition(*request, vectors=vectors, every=False, has_input=False)
     if condition is None:
         return loaded.denoiser
     if len(set(condition.rows)) > 1:
-        raise UsageError("--on sets a column twice", "Set it once", code="invalid_value")
+        text = "--on and --on-vector set a column twice"
+        raise UsageError(text, "Set it once", code="invalid_value")
 
     def conditioned(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
         return condition.bind(loaded.denoiser, range(len(x_t)), x_t.device)(x_t, t)

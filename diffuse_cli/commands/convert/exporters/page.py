@@ -135,10 +135,12 @@ def check_shown(file: ModelFile) -> None:
         ModelFileError: names the setting.
     """
     blueprint = file.model.blueprint
-    space, given = blueprint.space, blueprint.conditions.given
+    space, given, table = blueprint.space, blueprint.conditions.given, blueprint.conditions.table
     masks = (_describe_input(file.model) or {}).get("masks")
     if space.dims > 2:
         raise export_error(file, "a page", "size", dimensions(space.size))
+    if table and table.vector:
+        raise export_error(file, "a page", "condition-on", "vectors")
     if given and space.medium != "image":
         raise export_error(file, "a page", "given", f"an {space.medium}")
     if given and not (given.what == PAIRS or masks):
