@@ -70,6 +70,11 @@ def write_scans(folder: Path) -> None:
         csv.writer(file).writerows(rows)
 
 
+def write_vectors(path: Path) -> None:
+    """Write a vector for each of the images of `write_scans`."""
+    np.savez(path, names=[*map(str, range(COUNT))], vectors=np.random.rand(COUNT, 64))
+
+
 def write_batch(path: Path) -> None:
     """Write images as guided-diffusion does."""
     np.savez(path, np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8))
@@ -166,6 +171,8 @@ NAMED: dict[str, Callable[[Path], Any]] = {
     "samples": folder_of(SIDE),
     "samples.npz": write_batch,
     "scans": write_scans,
+    "vectors.npz": write_vectors,
+    "new.npy": lambda path: np.save(path, np.ones((2, 64))),
     "fields": write_fields,
     "cells": write_cells,
     "words": write_words,
