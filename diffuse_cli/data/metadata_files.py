@@ -297,7 +297,8 @@ def _jsonl(text: str, table: str) -> Iterator[tuple[int, Row]]:
 
 def _cell(value: Any, table: str, line: int) -> Cell | None:
     if isinstance(value, np.ndarray) or _is_vector(value):
-        vector = np.asarray(value, np.float64)
+        vector = np.asarray(value)
+        vector = vector.astype(np.result_type(vector, np.float32), copy=False)
         text = json.dumps(to_plain(value)) if len(value) <= SHORT else f"{len(value):,} numbers"
         return Cell(text, None, table, line, vector)
     if value is None or value == "":

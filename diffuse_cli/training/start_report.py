@@ -44,8 +44,9 @@ def describe_start(plan: Plan, run: RunDirectory, trainer: Trainer, step: int) -
     indices = samples.select_evenly(data.train, SHEET)
     pictures = render_samples(plan.blueprint.space, data.read(indices))
     sheet = figures.shrink_image(figures.arrange_grid(pictures, SHEET // 2), SHEET_SIDE)
-    pairs = find_pairs(config.given)
+    pairs, (_, vectors) = find_pairs(config.given), split_vector_file(config.condition_on or ())
     arguments = [config.data, *(["--given", pairs] if pairs else [])]
+    arguments += ["--condition-on", vectors] if vectors else []
     in_memory = any(name.startswith(run_reader.MEMORY) for name in arguments)
     evaluate = shlex.join(["diffuse", "eval", str(run.model), *arguments])
     return Started(

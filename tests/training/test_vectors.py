@@ -13,10 +13,11 @@ from lab import QUICK
 from PIL import Image
 
 import diffuse_cli as api
+from diffuse_cli.data.samples import match_names
 from diffuse_cli.models import model_file
 
 CENTERS = np.array([[2.0, 0, -1, 5], [-2.0, 1, 3, 5]])
-"""Vectors of dark and of light images. Their last entry never varies."""
+"""Vectors of dark and of light images. Their last entry varies only by rounding."""
 
 LEVELS = (70, 190)
 COUNT = 60
@@ -31,7 +32,7 @@ def vectors():
     for k in range(COUNT):
         levels = draw.normal(LEVELS[k % 2], 5, (8, 8)).astype(np.uint8)
         Image.fromarray(levels).save(f"images/{k:02d}.png")
-        found[f"{k:02d}.png"] = CENTERS[k % 2] + draw.normal(0, 0.2, 4) * [1, 1, 1, 0]
+        found[f"{k:02d}.png"] = CENTERS[k % 2] + draw.normal(0, 0.2, 4) * [1, 1, 1, 1e-8]
     return found
 
 
@@ -41,9 +42,11 @@ def test_samples_follow_their_vectors_and_combine_with_columns(diffuse, vectors)
     sides = "".join(f"{name},{'ab'[k // 2 % 2]}\n" for k, name in enumerate(vectors))
     Path("images/metadata.csv").write_text(f"file_name,side\n{sides}")
     line = ("train", "images", "--config", QUICK, "--condition-on", "side,v.npz")
-    ran = diffuse(*line, "--steps", 50, "--batch-size", 16, "--width", 32, "--lr", 0.01).ok()
+    ran = diffuse(*line, "--steps", 50, "--batch-size", 8, "--width", 32, "--lr", 0.01).ok()
     assert "conditioned on vector: vectors of 4 numbers" in ran.err
     assert "--on side=a --on-vector v.npz" in ran.err
+    evaluate = "diffuse eval model.safetensors images --condition-on v.npz"
+    assert evaluate in (RUN / "index.html").read_text()
 
     _, column = model_file.load(MODEL).blueprint.conditions.table.columns
     stack = np.array([*vectors.values()])
@@ -78,6 +81,7 @@ def held_out(vectors):
 
 def save_by_name(vectors):
     np.savez("v.npz", **vectors)
+    assert match_names(["a.b.png", "c.png"], ["a.b", "b"]).tolist() == [0, -1]
     return "images", "v.npz"
 
 
