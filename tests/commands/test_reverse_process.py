@@ -89,6 +89,13 @@ def test_the_nearest_image_of_data_is_found(diffuse, model, images, picture, jou
     assert found.forward_near.distances[0] <= distance(found.forward.x0[0], found.image)
 
 
+def test_data_that_cannot_be_read_are_refused_before_the_model_computes(
+    diffuse, model, picture, instead_of_networks
+):
+    instead_of_networks()
+    diffuse("noise-demo", picture, "--model", model, "--data", "nowhere", "-q").fails(3, "nowhere")
+
+
 @pytest.mark.usefixtures("short")
 def test_a_page_shows_rows_for_the_model_and_writes_the_animation(
     diffuse, model, given, picture, images

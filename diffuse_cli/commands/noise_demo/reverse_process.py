@@ -250,18 +250,19 @@ def prepare(config: DemoConfig) -> Work[Trajectories]:
         space, fit = loaded.space, config.fit or loaded.fit
         config = replace(config, background=config.background or loaded.background)
         sample = yield from forward_process.read_sample(config, space, fit)
-        journey = yield from compute_trajectories(config, sample.values, loaded, accelerator.device)
-        if config.data is not None:
-            images = yield from read_images(
-                config.data,
-                **media.settings_for(space),
-                background=str(config.background),
-                fit=fit,
-                medium=space.medium,
-            )
-            forward, reverse = yield from nearest(journey, images.stored)
-            journey = replace(journey, forward_near=forward, reverse_near=reverse)
-    return journey
+        work = compute_trajectories(config, sample.values, loaded, accelerator.device)
+        if config.data is None:
+            return (yield from work)
+        images = yield from read_images(
+            config.data,
+            **media.settings_for(space),
+            background=str(config.background),
+            fit=fit,
+            medium=space.medium,
+        )
+        journey = yield from work
+        forward, reverse = yield from nearest(journey, images.stored)
+    return replace(journey, forward_near=forward, reverse_near=reverse)
 
 
 def compute_trajectories(
