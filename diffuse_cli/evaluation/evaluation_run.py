@@ -10,13 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from diffuse_cli import metrics
-from diffuse_cli.config.eval_options import (
-    OF_FOLDERS,
-    OF_MODELS,
-    EvalConfig,
-    MeasureConfig,
-    TuneConfig,
-)
+from diffuse_cli.config.eval_options import OF_FOLDERS, OF_MODELS, EvalConfig, TuneConfig
 from diffuse_cli.config.options import find_changed_flag
 from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, image_sets, input_builders, likelihood
@@ -194,25 +188,6 @@ def compute_metrics(evaluation: EvaluationRun) -> Work[dict[str, float]]:
         if evaluation.accelerator.is_main_process:
             values |= metric.compute(evaluation)
     return values
-
-
-def load_model(
-    config: MeasureConfig, weights: str, accelerator: Accelerator, *, alone: bool = False
-) -> Work[LoadedModel]:
-    """Load the model of a command that cannot measure a folder of images.
-
-    Args:
-        alone: as in `load_denoiser`.
-
-    Raises:
-        ModelFileError: the file does not exist, or is not a model file.
-        UsageError: the path is a folder of images.
-    """
-    if is_images(path := Path(config.subject)):
-        text = f"{files.show(path)} is a folder of images"
-        raise UsageError(text, "Pass a model file", code="model_missing", path=path)
-    subject, precision = config.subject, config.precision
-    return (yield from load_denoiser(subject, weights, accelerator, precision, alone=alone))
 
 
 def _measure_classes(run: EvaluationRun, names: Sequence[str]) -> dict[str, dict[str, float]]:

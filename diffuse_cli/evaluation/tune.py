@@ -53,7 +53,9 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         outputs.claim_option(config, "plot", ".png") as plot,
         reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
     ):
-        loaded = yield from evaluation_run.load_model(config, config.weights, accelerator)
+        loaded = yield from model_loading.load_denoiser(
+            config.subject, config.weights, accelerator, config.precision
+        )
         draw_config = make_draw_config(config, loaded.model)
         guide = yield from model_loading.load_guide(draw_config, loaded, accelerator)
         base = sampling_settings.resolve_settings(draw_config, loaded.model, guide=guide)

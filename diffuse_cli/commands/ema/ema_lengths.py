@@ -16,14 +16,14 @@ from diffuse_cli.config import train_options
 from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.core import Denoiser
-from diffuse_cli.evaluation import evaluation_run, image_sets
+from diffuse_cli.evaluation import image_sets
 from diffuse_cli.evaluation.image_sets import Sides
 from diffuse_cli.metrics import Measurement
 from diffuse_cli.metrics.estimates import average
 from diffuse_cli.metrics.features.feature_choice import choose_network, load_trained_network
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import generate_all
-from diffuse_cli.sampling.model_loading import LoadedModel, load_guide, make_denoiser
+from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser, load_guide, make_denoiser
 from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
 from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system import (
@@ -95,7 +95,9 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
     ):
         if not accelerator.is_main_process:
             return None
-        loaded = yield from evaluation_run.load_model(config, "ema", accelerator, alone=True)
+        loaded = yield from load_denoiser(
+            config.subject, "ema", accelerator, config.precision, alone=True
+        )
         given = _snapshots(Path(config.subject), loaded.model.step)
         if given[-1].step != loaded.model.step:
             yield Notice(
