@@ -114,8 +114,9 @@ class Denoiser:
             raise InvalidArgument(text, "Choose v, x0, flow or mu")
         if variance in parameterization.MEASURED and errors is None:
             raise InvalidArgument(
-                f"variance '{variance}' is measured at the end of training",
+                f"{variance} is measured at the end of training",
                 f"Train with another one, and pass --variance {variance} to sample or eval",
+                argument="variance",
             )
         self._errors = errors
         if errors:

@@ -77,15 +77,16 @@ class Process:
     ) -> None:
         self.betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         if self.betas.ndim != 1 or len(self.betas) == 0:
-            raise InvalidArgument("a schedule is a list of betas")
+            raise InvalidArgument(": a schedule is a list of them", argument="betas")
         if not bool(((self.betas > 0) & (self.betas <= 1)).all()):
-            raise InvalidArgument("every beta must lie in (0, 1]")
+            raise InvalidArgument("must lie in (0, 1]", argument="betas")
         self.alpha_bars = torch.cumprod(1 - self.betas, 0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bars[:-1]])
         if still := (self.alpha_bars >= before).nonzero().flatten().tolist():
             raise InvalidArgument(
-                f"beta_{still[0]} = {self.betas[still[0]]:g} leaves alpha_bar at "
-                f"{before[still[0]]:g}, but it must fall at every timestep"
+                f": beta_{still[0]} = {self.betas[still[0]]:g} leaves alpha_bar at "
+                f"{before[still[0]]:g}, but it must fall at every timestep",
+                argument="betas",
             )
         self.num_timesteps = len(self.betas)
         if timesteps is None:

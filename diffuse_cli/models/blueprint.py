@@ -161,7 +161,7 @@ def make_process(diffusion: DiffusionConfig) -> Process:
     betas: Sequence[float] | None = diffusion.betas
     if betas is None:
         betas = lookup(SCHEDULES, str(diffusion.schedule), "--schedule")(diffusion.num_timesteps)
-    with translate_errors():
+    with translate_errors(lambda _: "--schedule" if diffusion.betas is None else "--betas"):
         if diffusion.log_snr_shift:
             betas = shift_log_snr(betas, diffusion.log_snr_shift)
         if diffusion.zero_terminal_snr:

@@ -704,7 +704,7 @@ def test_a_preset_of_another_network_is_refused(diffuse):
         (("--heads", 2), "does not say its image size"),
         (("--heads", 2, "--size", 8), "does not say its noise schedule"),
         (("--heads", 2, "--size", 8, "--schedule", "linear"), "its number of timesteps"),
-        (("--heads", 2, "--size", 9, *TYPED[2:]), "which 9x9 does not allow"),
+        (("--heads", 2, "--size", 9, *TYPED[2:]), "--size 9x9 does not suit a network of 2 levels"),
         (("--heads", 2, *TYPED, "--variance", "small"), "--variance 'small' needs 3 channels"),
     ],
 )

@@ -133,11 +133,11 @@ def check(config: Config, space: Space) -> None:
     factor = config.patch * 2 ** (levels - 1)
     if any(side % factor for side in space.size):
         cut = "x".join([str(config.patch)] * space.dims)
-        patches = f" patches of {cut}" if config.patch > 1 else ""
+        patches = f" on patches of {cut}" if config.patch > 1 else ""
         raise InvalidArgument(
-            f"a network of {levels} levels halves {levels - 1} times{patches}, which "
-            f"{dimensions(space.size)} does not allow",
-            f"Choose a size that is a multiple of {factor}, or fewer levels",
+            f"{dimensions(space.size)} does not suit a network of {levels} levels{patches}",
+            f"Choose a multiple of {factor}, or fewer levels",
+            argument="size",
         )
     for width, attends in zip(config.widths, config.attends(space.size), strict=True):
         if attends:

@@ -78,12 +78,14 @@ def check(config: Config, space: Space) -> None:
     """
     if any(side % config.patch for side in space.size):
         raise InvalidArgument(
-            f"patches of {config.patch} do not divide {dimensions(space.size)}",
-            f"Choose a size that is a multiple of {config.patch}, or other patches",
+            f"{dimensions(space.size)} cannot be cut into patches of {config.patch}",
+            f"Choose a multiple of {config.patch}, or other patches",
+            argument="size",
         )
     if (count := positions(config.patch, space)) > POSITIONS:
         text = f"{dimensions(space.size)} has too many patches for attention: {count:,}"
-        raise InvalidArgument(text, f"Choose a larger patch than {config.patch}, or a smaller size")
+        hint = f"Choose a larger patch than {config.patch}, or a smaller size"
+        raise InvalidArgument(text, hint, argument="size")
     if config.head_width < 2 * space.dims:
         raise InvalidArgument(
             f"must be {2 * space.dims} or more in {space.dims} dimensions, not {config.head_width}",

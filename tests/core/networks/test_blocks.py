@@ -229,7 +229,9 @@ def test_patches_are_channels_at_a_smaller_size():
     expected = F.pixel_shuffle(cut(F.pixel_unshuffle(x, 2), t, label), 2)
     assert expected.shape == (3, 4, 16, 16)
     assert torch.allclose(whole(x, t, label), expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InvalidArgument, match=r"halves 1 times patches of 3x3, which 8x8"):
+    with pytest.raises(
+        InvalidArgument, match="size 8x8 does not suit a network of 2 levels on patches of 3x3"
+    ):
         plan(**TINY, patch=3).build()
     assert plan(**{**TINY, "size": 12}, patch=3).attends == [True, False]
 

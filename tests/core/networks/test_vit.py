@@ -254,7 +254,7 @@ def test_dit_has_its_parameters_and_operations(width, patch):
 
 
 WRONG = [
-    ({"size": 9}, "patches of 2 do not divide 9x9. Choose a size that is a multiple of 2"),
+    ({"size": 9}, "size 9x9 cannot be cut into patches of 2. Choose a multiple of 2, or"),
     ({"size": (8, 7)}, "8 high x 7 wide"), ({"depth": 0}, "depth"), ({"patch": "two"}, "patch"),
     ({"size": 512, "patch": 1}, "512x512 has too many patches for attention: 262,144"),
     ({"width": 25}, "a width of 25 cannot be cut into heads of 12"), ({"bottleneck": 0}, "bottlen"),
