@@ -6,6 +6,7 @@ stdout, and nothing is written. Words of a message are checked where the package
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ class Refusal(NamedTuple):
     Attributes:
         exit_code: the exit code.
         code: the code of the error, one of `CODES`.
-        option: the option that the error object names, or "-" if none.
+        option: the option or `[table] key` that the error object names, or "-" if none.
         line: the command line after `diffuse`, in which {name} is an entry of the lab.
     """
 
@@ -33,7 +34,8 @@ class Refusal(NamedTuple):
 def read_refusals(path: Path) -> list[Refusal]:
     """Read the lines of a file except empty ones and comments."""
     lines = [line for line in path.read_text().splitlines() if line and line[0] != "#"]
-    return [Refusal(int(line.split()[0]), *line.split(maxsplit=3)[1:]) for line in lines]
+    rows = (re.fullmatch(r"(\d+) (\S+) ((?:\[\w+\] )?\S+) (.+)", line).groups() for line in lines)
+    return [Refusal(int(exit_code), *rest) for exit_code, *rest in rows]
 
 
 REFUSALS = [

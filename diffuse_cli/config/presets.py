@@ -262,7 +262,7 @@ def resolve_architecture(
         if given.get("width", config.width) != config.width:
             text = f"[{name}] width = {given['width']} differs from width = {config.width}"
             hint = "Leave one of them out"
-            raise UsageError(text, hint, code="options_conflict", option="--width")
+            raise UsageError(text, hint, code="options_conflict", option=f"[{name}] width")
         given["width"] = config.width
     network = lookup(NETWORKS, name, "--network")
     fields = {**preset.resolve_settings(space.dims), **given}
