@@ -191,15 +191,14 @@ def compute_metrics(evaluation: EvaluationRun) -> Work[dict[str, float]]:
 
 
 def _measure_classes(run: EvaluationRun, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Compute the metrics of every class with two or more images on both sides."""
+    """Compute the metrics of every class with two or more images on each side that there is."""
     class_values: dict[str, dict[str, float]] = {}
-    for label, name in enumerate(names if run.fakes is not None else ()):
-        values: dict[str, float] = {
-            name: int((side.labels == label).sum())
-            for name, side in (("real", run.real), ("generated", run.generated))
-        }
-        if min(values.values()) < 2:
+    for label, name in enumerate(names):
+        sides = {"real": run.real} | ({"generated": run.fakes} if run.fakes is not None else {})
+        counts = {name: int((side.labels == label).sum()) for name, side in sides.items()}
+        if min(counts.values()) < 2:
             continue
+        values: dict[str, float] = {"real": 0, "generated": 0, **counts}
         part = run.select_class(label)
         for metric in run.metrics.values():
             values |= metric.compute(part)

@@ -150,13 +150,13 @@ class EvaluationRun(MetricInputs):
 
     def select_class(self, label: int) -> EvaluationRun:
         """Return a finished evaluation, restricted to one class."""
-        real_rows, fake_rows = self.real.labels == label, self.generated.labels == label
-        more_rows = self.more.labels == label
+        real_rows, more_rows = self.real.labels == label, self.more.labels == label
+        fake_rows = real_rows[:0] if self.fakes is None else self.fakes.labels == label
         part = replace(
             self,
             real=self.real[real_rows],
             more=self.more[more_rows],
-            fakes=self.generated[fake_rows],
+            fakes=None if self.fakes is None else self.fakes[fake_rows],
             bits=_rows(self.bits, real_rows),
             ode_bits=_rows(self.ode_bits, real_rows),
             real_features=_rows(self.real_features, real_rows),

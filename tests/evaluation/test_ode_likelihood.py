@@ -186,6 +186,9 @@ def test_classes_are_conditions_and_have_their_own_numbers(
     assert labels == [[0, 0, 0, 1, 1, 1]] * 2
     assert np.mean(own) == pytest.approx(found["bits_per_dim_ode"], rel=1e-6)
     assert own[0] != own[1]
+    alone = diffuse("eval", conditional, images, *line, "--metrics", "likelihood-ode").json
+    assert [alone["classes"][name]["bits_per_dim_ode"] for name in ("dark", "light")] == own
+    assert (alone["classes"]["dark"]["generated"], alone["n"]["generated"]) == (0, 0)
 
 
 def test_two_metrics_of_a_distilled_model_leave_it_out(diffuse, lab):
