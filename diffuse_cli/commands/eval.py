@@ -52,7 +52,10 @@ def list_parts(scores: EvaluationResult) -> list[str | Table]:
     remarks = [
         Styled(str(r), {"serious": "bad", "poor": "bad"}.get(r.level, "doubtful" * r.warns))
         for r in scores.remarks
-        if r.warns or r.level == "note" or (measured and r.kind == "memorization")
+        if r.warns
+        or r.level == "note"
+        or (measured and r.kind == "memorization")
+        or r.kind == "reliable"
     ]
     return [
         *([Styled(f"{scores.verdict}.", "title"), ""] if scores.verdict else []),

@@ -98,6 +98,18 @@ class BoundPlotConfig(BoundConfig):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class MembersConfig(Options):
+    """Ensembles of a model conditioned on images, or of a folder."""
+
+    members: int | None = option.measuring.optional(
+        "Also measure ensembles of N samples per condition (in a folder NAME-00, NAME-01, ...).",
+        low=2,
+        high=1000,
+        shown="16 for --metrics ensembles",
+    )
+
+
 OF_MODELS = (
     shared_options.ConditionsConfig,
     BoundPlotConfig,
@@ -113,6 +125,7 @@ OF_FOLDERS = (shared_options.AxesConfig,)
 class EvalConfig(
     shared_options.AxesConfig,
     MeasureConfig,
+    MembersConfig,
     BoundPlotConfig,
     sample_options.StartConfig,
     sample_options.DrawConfig,
@@ -127,7 +140,7 @@ class EvalConfig(
         "Compute only these metrics, generating images only if needed.",
         table="metrics.METRICS",
         parse=parsers.parse_listed,
-        shown="all that suit the data, except likelihood-ode",
+        shown="all that suit the data, except likelihood-ode and ensembles",
     )
     report: str | None = option.optional(
         "Write a page of samples, metrics and plots, with commands that reproduce them.",
@@ -152,9 +165,11 @@ class EvalConfig(
             if self.metrics is not None and getattr(self, name):
                 text = f"--{name} and --metrics exclude each other: it shows what all of them found"
                 raise UsageError(text, "Leave one of them out", code="options_conflict")
-        if self.ode_steps and self.metrics and "likelihood-ode" not in self.metrics:
-            text = "--ode-steps has no effect: --metrics leaves out likelihood-ode"
-            raise UsageError(text, "Leave out --ode-steps", code="option_needs")
+        for name, metric in (("ode_steps", "likelihood-ode"), ("members", "ensembles")):
+            if getattr(self, name) and self.metrics and metric not in self.metrics:
+                flag = f"--{name.replace('_', '-')}"
+                text = f"{flag} has no effect: --metrics leaves out {metric}"
+                raise UsageError(text, f"Leave out {flag}", code="option_needs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +261,7 @@ class EmaConfig(MeasureConfig, sample_options.StartConfig, sample_options.DrawCo
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(
     ImageSetsConfig,
+    MembersConfig,
     BoundConfig,
     sample_options.StartConfig,
     sample_options.DrawConfig,
@@ -270,6 +286,7 @@ class CompareConfig(
         flag = find_changed_flag(
             self,
             ImageSetsConfig,
+            MembersConfig,
             BoundConfig,
             sample_options.StartConfig,
             sample_options.DrawConfig,

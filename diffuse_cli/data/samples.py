@@ -219,6 +219,36 @@ def match_pairs(samples: Dataset, given: Dataset) -> Pairs:
     )
 
 
+def match_members(samples: Dataset, members: Dataset, count: int) -> Indices:
+    """Find the members NAME-00, NAME-01, ... of each sample NAME, as `match_pairs` does.
+
+    Returns:
+        The index in `members` of each member of each sample, int64 (N, count), -1 for none.
+
+    Raises:
+        DataError: no sample has all members.
+    """
+    sides = samples.names, members.names
+    for sample_names, names in (sides, [strip_common_folder(n, n) for n in sides]):
+        places = {splitext(name)[0]: k for k, name in enumerate(names)}
+        stems = [splitext(name)[0] for name in sample_names]
+        rows = [[places.get(format_member(n, j), -1) for j in range(count)] for n in stems]
+        if (members_rows := np.array(rows, np.int64)).min(1).max() >= 0:
+            return members_rows
+    ends = " to ".join(show(format_member(stems[0], j)) for j in (0, count - 1))
+    raise DataError(
+        f"no image of {samples.summary.source} has {count} members in {members.summary.source}: "
+        f"for example {ends}",
+        "Use the names of DATA with the number of the member, or fewer --members",
+        code="data_mismatch",
+    )
+
+
+def format_member(stem: str, number: int) -> str:
+    """Return the name of a member of a sample, without its extension."""
+    return f"{stem}-{number:02d}"
+
+
 def match_names(sample_names: Sequence[str], given_names: Sequence[str]) -> Indices:
     """Return the index in `given_names` of each name of `sample_names`, -1 for none.
 

@@ -12,9 +12,12 @@ from accelerate import Accelerator
 from diffuse_cli import metrics
 from diffuse_cli.config.eval_options import OF_FOLDERS, OF_MODELS, EvalConfig, TuneConfig
 from diffuse_cli.config.options import find_changed_flag
+from diffuse_cli.core import PAIRS
 from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, image_sets, input_builders, likelihood
+from diffuse_cli.evaluation.image_sets import Sides
 from diffuse_cli.evaluation.metric_inputs import (
+    REQUIREMENTS,
     EvaluationRun,
     find_missing_parts,
     report_unmeasured,
@@ -26,7 +29,7 @@ from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.sampling import model_loading, sampling_settings
 from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.system import UsageError, Work, files, outputs
+from diffuse_cli.system import Notice, UsageError, Work, files, outputs
 from diffuse_cli.system.accelerator import describe_environment, reuse_accelerator
 
 
@@ -82,7 +85,7 @@ def evaluate(
         words = sides.words
         if loaded and settings:
             settings = image_sets.set_conditions(settings, loaded, sides, config.seed)
-            yield from image_sets.report_conditions(sides, loaded)
+            yield from _report_conditions(sides, loaded)
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(
@@ -95,7 +98,7 @@ def evaluate(
         )
         evaluation = EvaluationRun(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
-            training, space=sides.space,
+            training, space=sides.space, members=sides.members,
         )  # fmt: skip
         yield from report_unmeasured(config.metrics or (), evaluation.missing_parts)
         values = yield from compute_metrics(evaluation)
@@ -141,6 +144,20 @@ def evaluate(
         )
 
 
+def _report_conditions(sides: Sides, loaded: LoadedModel) -> Work[None]:
+    """Report the conditions of generated samples, for a conditional model."""
+    conditions, many = loaded.model.blueprint.conditions, sides.words.many
+    if conditions.given:
+        inputs = f"the paired {many}" if conditions.given.what == PAIRS else conditions.given.what
+        yield Notice(f"conditioned on the real {many}: {inputs}")
+    elif sides.real.rows is not None:
+        yield Notice(f"conditioned on the metadata of the real {many}")
+    elif conditions and image_sets.classes_of(sides):
+        yield Notice("generating classes in the proportions of DATA")
+    elif conditions:
+        yield Notice("DATA has none of the model's classes: generating all evenly")
+
+
 def _remark_choice(settings: SamplingSettings | None, part: str, words: Words) -> Iterator[Remark]:
     """Yield a note if `tune` may have chosen the sampling settings with the real samples."""
     if settings and settings.recommendations and part == "held-out":
@@ -175,6 +192,9 @@ def prepare_settings(
         )
     if config.ode_steps is not None and loaded.model.distilled is not None:
         text = "--ode-steps needs a model that is not distilled"
+        raise UsageError(text, "Remove it", code="option_unsuited")
+    if config.members and loaded.encoder is None:
+        text = f"--members needs {REQUIREMENTS['ensembles']}"
         raise UsageError(text, "Remove it", code="option_unsuited")
     return settings
 

@@ -12,7 +12,15 @@ import numpy as np
 from diffuse_cli.config.eval_options import EvalConfig, ImageSetsConfig, MeasureConfig
 from diffuse_cli.core import PAIRS, Space
 from diffuse_cli.core.space import longest_side
-from diffuse_cli.data import Dataset, Pairs, match_pairs, metadata_columns, read_cells, reader
+from diffuse_cli.data import (
+    Dataset,
+    Pairs,
+    match_members,
+    match_pairs,
+    metadata_columns,
+    read_cells,
+    reader,
+)
 from diffuse_cli.media import MEDIA, Array, Indices, can_judge, settings_for
 from diffuse_cli.metrics import Words, memorization
 from diffuse_cli.models import image_conditioning
@@ -29,7 +37,7 @@ class LabeledSamples:
     Attributes:
         samples: the stored samples, a read-only memory map for a large data set.
         pairs: the stored paired sample of each, for a model that is conditioned on pairs. For a
-            whole data set it only supports indexing.
+            whole data set it only supports indexing. For a folder of members, their indices.
         rows: the codes of the metadata columns, (N, columns), for a model conditioned on them.
     """
 
@@ -40,7 +48,7 @@ class LabeledSamples:
 
     @classmethod
     def from_dataset(
-        cls, images: Dataset, names: Sequence[str], pairs: Pairs | None = None
+        cls, images: Dataset, names: Sequence[str], pairs: Pairs | Array | None = None
     ) -> LabeledSamples:
         """Label images by the index of their class in `names`, -1 for other classes."""
         places = {name: i for i, name in enumerate(names)}
@@ -98,6 +106,7 @@ class Sides:
         fingerprints: the fingerprints of DATA and of other inputs, by `data`,
             `subject`, `given` and `table`.
         space: the space of the samples on all sides.
+        members: all stored samples of a folder of members, which `LabeledSamples.pairs` indexes.
     """
 
     real: LabeledSamples
@@ -108,6 +117,7 @@ class Sides:
     classes: tuple[str, ...]
     fingerprints: dict[str, str]
     space: Space
+    members: Any = None
 
     @property
     def words(self) -> Words:
@@ -232,20 +242,6 @@ def prepare_inputs(
     return image_conditioning.choose_inputs(loaded.encoder, images.samples, images.pairs, seed)
 
 
-def report_conditions(sides: Sides, loaded: LoadedModel) -> Work[None]:
-    """Report the conditions of generated samples, for a conditional model."""
-    conditions, many = loaded.model.blueprint.conditions, sides.words.many
-    if conditions.given:
-        inputs = f"the paired {many}" if conditions.given.what == PAIRS else conditions.given.what
-        yield Notice(f"conditioned on the real {many}: {inputs}")
-    elif sides.real.rows is not None:
-        yield Notice(f"conditioned on the metadata of the real {many}")
-    elif conditions and _classes_of(sides):
-        yield Notice("generating classes in the proportions of DATA")
-    elif conditions:
-        yield Notice("DATA has none of the model's classes: generating all evenly")
-
-
 def set_conditions(
     settings: SamplingSettings, loaded: LoadedModel, sides: Sides, seed: int
 ) -> SamplingSettings:
@@ -260,7 +256,7 @@ def set_conditions(
     inputs = prepare_inputs(loaded, real, seed)
     rows = () if real.rows is None else tuple(map(tuple, real.rows.tolist()))
     if inputs is None and not rows:
-        labels = _classes_of(sides) or condition.labels
+        labels = classes_of(sides) or condition.labels
     else:  # an image without a class still has its own conditions
         untold = len(loaded.model.blueprint.conditions.classes)
         labels = tuple(np.where(real.labels >= 0, real.labels, untold).tolist())
@@ -268,7 +264,7 @@ def set_conditions(
     return replace(settings, condition=replace(condition, labels=labels, given=inputs, rows=rows))
 
 
-def _classes_of(sides: Sides) -> tuple[int, ...]:
+def classes_of(sides: Sides) -> tuple[int, ...]:
     """Return classes in the proportions of DATA, starting with further real images.
 
     With the same number of each class on both sides, a perfect model's KID would be below 0.
@@ -338,7 +334,7 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
         "size": samples.stored.shape[2:],
     }
     # Feature networks compare grey photos with color photos.
-    if not can_judge(samples.estimated_space):
+    if config.members or not can_judge(samples.estimated_space):
         settings["channels"] = samples.stored.shape[1]
     images = yield from read(config.data, **settings)
     if images.stored.dtype != samples.stored.dtype and MEDIA[samples.medium].bits:
@@ -349,10 +345,17 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
         yield Notice(text)
     names = images.class_names
     fakes, _ = _choose(config, LabeledSamples.from_dataset(samples, names), np.arange(len(samples)))
-    pool, training = LabeledSamples.from_dataset(images, names), None
-    real, more = _choose(config, pool, np.arange(len(images)))
+    rows, usable, training = None, np.ones(len(images), np.bool_), None
+    if config.members:
+        rows = match_members(images, samples, config.members)
+        usable = rows.min(1) >= 0
+    if count := int((~usable).sum()):
+        text = f"{count:,} of {len(images):,} {MEDIA[images.medium].many} have fewer than"
+        yield Notice(f"{text} {config.members} members: left out", warning=True)
+    pool = LabeledSamples.from_dataset(images, names, rows)
+    real, more = _choose(config, pool, np.flatnonzero(usable))
     if images.held_out.any():
-        training = _training(config, pool, images.held_out, np.ones(len(images), np.bool_))
+        training = _training(config, pool, images.held_out, usable)
     prints = {"data": images.fingerprint, "subject": samples.fingerprint}
     # Standard deviations of floats are those of real samples: generated samples may have none.
     space, estimated = images.space, samples.estimated_space
@@ -362,7 +365,7 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
         if estimated.levels is not None:
             channels = max(channels, space.channels)
         space = replace(estimated, channels=channels, limits=limits)
-    return Sides(real, more, fakes, training, "all", names, prints, space)
+    return Sides(real, more, fakes, training, "all", names, prints, space, samples.stored)
 
 
 def _report_summaries(*sets: Dataset) -> Work[None]:

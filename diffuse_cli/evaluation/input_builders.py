@@ -18,10 +18,12 @@ from diffuse_cli.media import Array
 from diffuse_cli.metrics import (
     baselines,
     channel_distributions,
+    ensembles,
     nearest_neighbors,
     paired,
     spectrum,
 )
+from diffuse_cli.metrics.ensemble_scores import EnsembleScores
 from diffuse_cli.metrics.features.feature_cache import cache_features, compute_features
 from diffuse_cli.metrics.nearest_neighbors import NearestDistances
 from diffuse_cli.models import image_conditioning
@@ -32,6 +34,9 @@ from diffuse_cli.system import Work
 MOST_PAIRED, PAIRED_AT_ONCE, PAIRED_SHOWN = 1000, 16, 10
 """The most real images to compare with generated images of the same condition, the number of images
 at a time, and the number to show."""
+
+CLIMATE, ENSEMBLES_SHOWN, MOST_VALUES = 16, 4, 2**25
+"""Real samples of the climatology, ensembles to show, and the most values of members in memory."""
 
 
 def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
@@ -178,7 +183,7 @@ def _make_generated(evaluation: EvaluationRun) -> Work[None]:
     evaluation.fakes = LabeledSamples(samples, np.array(labels, np.int64))
 
 
-def _generate(evaluation: EvaluationRun, indices: range) -> Work[Array]:
+def _generate(evaluation: EvaluationRun, indices: Sequence[int]) -> Work[Array]:
     """Generate the model's samples with these indices, stored (N, C, *size)."""
     (loaded, settings), team = evaluation.model_and_settings, evaluation.team
     model, space, device = loaded.denoiser, loaded.space, evaluation.accelerator.device
@@ -273,6 +278,50 @@ def _nearest_in_features(
     return nearest_neighbors.add_candidates(near, queries, rows, candidates, places, alone)
 
 
+def _make_ensembles(evaluation: EvaluationRun) -> Work[None]:
+    """Score the ensemble of each real sample, a few at a time, on the first process."""
+    config, real, more = evaluation.config, evaluation.real, evaluation.more.samples
+    count = config.members or ensembles.MEMBERS
+    scores = EnsembleScores.from_real(count, real.samples)
+    at_once = max(1, MOST_VALUES // (count * real.samples[0].size))
+    for start in range(0, len(real), at_once):
+        rows = range(start, min(start + at_once, len(real)))
+        members = yield from _make_members(evaluation, rows, count)
+        given = _render_inputs(evaluation, rows)
+        for k in rows if evaluation.accelerator.is_main_process else ():
+            others = more if len(more) > 1 else np.delete(real.samples[: CLIMATE + 1], [k], 0)
+            condition = None if given is None else given[k - start]
+            scores.add(members[k - start], real.samples[k], others[:CLIMATE], condition)
+            if k < ENSEMBLES_SHOWN:
+                evaluation.first_ensembles.append((members[k - start], condition))
+    evaluation.ensembles = scores
+
+
+def _make_members(evaluation: EvaluationRun, rows: range, count: int) -> Work[Array]:
+    """Generate or read the members of some real samples, (N, M, C, *size).
+
+    Member j of sample k of N has index k + j N. So member 0 is one of the generated samples, and
+    two models start from the same noise.
+    """
+    if evaluation.members is not None:
+        members = evaluation.members[evaluation.real.pairs[rows].T.ravel()]
+    else:
+        total = len(evaluation.real)
+        indices = [k + j * total for j in range(count) for k in rows]  # ascending, as the result is
+        members = yield from _generate(evaluation, indices)
+    return np.asarray(members.reshape(count, len(rows), *members.shape[1:]).swapaxes(0, 1))
+
+
+def _render_inputs(evaluation: EvaluationRun, rows: range) -> Array | None:
+    """Return the stored conditioning images of some real samples if they have the same channels."""
+    encoder = evaluation.loaded.encoder if evaluation.loaded else None
+    if encoder is None or encoder.given.channels != evaluation.space.channels:
+        return None
+    real, seed = evaluation.real, evaluation.config.seed
+    inputs = image_conditioning.choose_inputs(encoder, real.samples, real.pairs, seed)
+    return encoder.render_input(inputs.encode(rows, torch.device("cpu")))
+
+
 def _make_marginals(evaluation: EvaluationRun) -> Work[None]:
     """Measure the value distributions of both sides, on the first process."""
     yield from make_part(evaluation, "generated")
@@ -297,6 +346,7 @@ PARTS: Mapping[str, Callable[[EvaluationRun], Work[None]]] = {
     "baseline_features": _make_baseline_features,
     "nearest": _make_nearest,
     "paired_values": make_paired_values,
+    "ensembles": _make_ensembles,
     "marginals": _make_marginals,
     "spectra": _make_spectra,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -29,6 +30,7 @@ REQUIREMENTS = {
     "ode_bits": "a model that is not distilled",
     "nearest": OF_TRAINING,
     "paired_values": "a model that is conditioned on images",
+    "ensembles": "a model that is conditioned on images or arrays, or --members with a folder",
     "features": "images",
     "baseline_features": "images",
     "random_features": "arrays, sounds or stacks",
@@ -47,7 +49,7 @@ def find_missing_parts(space: Space, loaded: LoadedModel | None, *, training: bo
     if loaded is None:
         missing |= {"bits", "train_bits"}
     if loaded is None or not loaded.model.blueprint.conditions.given:
-        missing |= {"paired_values"}
+        missing |= {"paired_values", "ensembles"}
     if loaded is None or loaded.model.distilled is not None:
         missing |= {"ode_bits"}
     if not training:
@@ -82,6 +84,8 @@ class EvaluationRun(MetricInputs):
         fakes: the generated samples, once they exist.
         training: the training samples, if they are known and wanted.
         made_parts: the parts that exist, see `input_builders.make_part`.
+        members: the stored members of a folder, see `Sides`.
+        first_ensembles: the members of the first real images, and their conditioning images.
     """
 
     config: EvalConfig
@@ -97,6 +101,8 @@ class EvaluationRun(MetricInputs):
     train: LabeledSamples | None = None
     train_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
     made_parts: set[str] = field(default_factory=set)
+    members: Any = None
+    first_ensembles: list[tuple[Array, Array | None]] = field(default_factory=list)
 
     def look(self, samples: Array) -> Array:
         """Convert stored samples to pictures, uint8 (N, 1 or 3, H, W)."""
@@ -129,6 +135,8 @@ class EvaluationRun(MetricInputs):
         """Parts that cannot be made."""
         training = self.training
         missing = find_missing_parts(self.space, self.loaded, training=training is not None)
+        if self.loaded is None and self.config.members:
+            missing -= {"ensembles"}
         if training and len(training.held_out) < FEWEST:  # the real images are all of DATA
             missing |= {"train_bits"}
         return missing
@@ -166,6 +174,8 @@ class EvaluationRun(MetricInputs):
         )
         if "paired_values" in self.made_parts:
             part.paired_values = self.paired_values[real_rows]
+        if self.ensembles:
+            part.ensembles = self.ensembles[real_rows]
         if "marginals" in self.made_parts:
             part.marginals = measure_marginals(*part.sides)
         if "spectra" in self.made_parts:

@@ -25,6 +25,7 @@ from diffuse_cli.metrics.presentation import read_measurement as read_measuremen
 if TYPE_CHECKING:
     from diffuse_cli.media import Array
     from diffuse_cli.metrics.channel_distributions import Marginals
+    from diffuse_cli.metrics.ensemble_scores import EnsembleScores
     from diffuse_cli.metrics.nearest_neighbors import NearestDistances
     from diffuse_cli.metrics.paired import PairedValues
     from diffuse_cli.metrics.spectrum import Spectra
@@ -75,6 +76,7 @@ METRICS = Metrics(
     __path__,
     helpers=(
         "channel_distributions",
+        "ensemble_scores",
         "features",
         "nearest_neighbors",
         "presentation",
@@ -163,6 +165,7 @@ class MetricInputs:
         paired_values: the values of paired metrics, for models with a conditioning image.
         marginals: the distributions of values of real and generated samples, by channel.
         spectra: the power of real and generated samples by frequency.
+        ensembles: the values of ensembles, with `--members`.
     """
 
     space: Space
@@ -177,6 +180,7 @@ class MetricInputs:
     paired_values: PairedValues = field(init=False)
     marginals: Marginals = field(init=False)
     spectra: Spectra = field(init=False)
+    ensembles: EnsembleScores | None = None
 
     @property
     def floats(self) -> bool:

@@ -133,6 +133,12 @@ QUESTIONS: Mapping[str, Question] = {
         "images can fit it, and the real image is one of them. If a model generates all of them, "
         "its images are as far from the real image as from each other.",
     ),
+    "ensembles": Question(
+        "Is the spread of an ensemble right?",
+        "An ensemble is several samples with the same condition, its members. If they are "
+        "plausible, the real sample looks like one more member, and members differ from each other "
+        "as much as their mean is wrong.",
+    ),
     "copies": Question(
         "Are generated samples copies of training samples?",
         "Each generated sample is compared with its nearest training sample, and so are real "

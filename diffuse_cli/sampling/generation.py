@@ -106,7 +106,7 @@ def collect(drawings: Iterator[BatchState], space: Space, total: int) -> Work[di
 def generate_all(
     denoiser: Denoiser,
     settings: SamplingSettings,
-    indices: range,
+    indices: Sequence[int],
     *,
     space: Space,
     device: torch.device,

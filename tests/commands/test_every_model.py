@@ -79,6 +79,11 @@ class Bench:
         return ("--given", self.first, "--degrade") if degraded else self.other_half
 
     @property
+    def members(self) -> tuple[Any, ...]:
+        """The option of ensembles, for a model that is conditioned on an input."""
+        return ("--members", 3) if self.loaded.blueprint.conditions.given else ()
+
+    @property
     def mask(self) -> Path:
         """Write a mask of the left half of a sample, which is to be filled in."""
         medium, size = self.loaded.blueprint.space.medium, self.loaded.blueprint.space.size
@@ -244,7 +249,10 @@ COMMANDS: dict[str, tuple[str, Check]] = {
         "ema {model} {data} -n 4 --metric held-out {beside} -o averaged.safetensors --json",
         averaged,
     ),
-    "compare": ("compare {model} {model} {data} {small} --timesteps 2 {beside} --json", alike),
+    "compare": (
+        "compare {model} {model} {data} {small} --timesteps 2 {beside} {members} --json",
+        alike,
+    ),
     "info": ("info {model} --json", described),
     "convert to diffusers": ("convert {model} out --to diffusers", back),
     "convert to torch": ("convert {model} out.pt2", runs),
@@ -295,7 +303,7 @@ REFUSED: dict[tuple[str, str], tuple[int, str]] = {
 }
 """What does not go together: the exit code, and words of the line."""
 
-UNGIVEN = {"paired": "needs a model that is conditioned on images"}
+UNGIVEN = dict.fromkeys(("paired", "ensembles"), "needs a model that is conditioned on images")
 IMAGES = {"random-kid": "needs arrays, sounds or stacks"}
 OTHERS = dict.fromkeys(("baselines", "frechet", "kid", "precision-recall"), "needs images")
 
@@ -350,11 +358,12 @@ def test_a_command(diffuse: Any, lab: Lab, name: str, command: str) -> None:
         check(bench, ran)
 
 
-def evaluation(bench: Bench, metric: str = "likelihood-ode") -> tuple[Any, ...]:
-    """Return the command line that evaluates a model, with the options of a metric."""
-    slow = metric == "likelihood-ode" and metric not in ALONE[bench.name]
-    steps = ("--ode-steps", 2) if slow else ()
-    return (*bench.line("eval {model} {data} {small} --timesteps 2 {beside} --json"), *steps)
+def evaluation(bench: Bench, *metrics: str) -> tuple[Any, ...]:
+    """Return the command line that evaluates a model, with the options of slow metrics."""
+    options = {"likelihood-ode": ("--ode-steps", 2), "ensembles": ("--members", 3)}
+    known = [options[m] for m in metrics if m in options and m not in ALONE[bench.name]]
+    line = bench.line("eval {model} {data} {small} --timesteps 2 {beside} --json")
+    return (*line, *itertools.chain(*known))
 
 
 def check_pairs_of_metrics(alone: Sequence[Facts]) -> None:
@@ -365,6 +374,7 @@ def check_pairs_of_metrics(alone: Sequence[Facts]) -> None:
             values={**one.values, **other.values},
             details={**one.details, **other.details},
             dim=max(one.dim, other.dim),
+            generated=max(one.generated, other.generated),
         )
         remarks(both)
 
@@ -376,7 +386,7 @@ def test_all_metrics_each_alone_and_pairs(
     facts: list[Facts] = []
     monkeypatch.setattr(metrics, "remarks", lambda own: facts.append(own) or remarks(own))
     bench = Bench(lab, name)
-    line = (*evaluation(bench), "--report", "page.html")
+    line = (*evaluation(bench, *METRICS), "--report", "page.html")
     ran = run(diffuse, line, None, plots=name in DRAWN)
     evaluated(bench, ran)
     whole, seen = numbers(ran.json), set()

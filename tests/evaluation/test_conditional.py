@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.data import read_images
+from diffuse_cli.evaluation import input_builders
 from diffuse_cli.system.events import finish
 
 SMALL = ("-n", 12, "--steps", 2, "--timesteps", 4, "--precision", "fp32")
@@ -119,3 +120,22 @@ def test_tune_ema_and_compare_tell_what_is_given(
     line = ("--given", images, *few, "--steps", 2, "--timesteps", 4, "--json")
     ran = diffuse("compare", paired, model, images, *line)
     assert ran.code == 0, ran.err
+
+
+def test_ensembles_do_not_depend_on_processes_or_memory(
+    diffuse, upscaler, images, pair, monkeypatch
+):
+    few = ("-n", 6, "--steps", 2, "--precision", "fp32", "--members", 3, "--json")
+    line = ("eval", upscaler, images, *few, "--metrics", "ensembles")
+    one = diffuse(*line).ok()
+    described = one.json["details"]["ensembles"]
+    assert (described["fields"], described["members"]) == (6, 3)
+    assert one.json["crps"] < one.json["mae_of_mean"]
+    assert one.json["crps_of_given"] > 0
+    assert pair(*line).ok().json["details"] == one.json["details"]
+    monkeypatch.setattr(input_builders, "MOST_VALUES", 1)
+    again = diffuse(*line).ok().json["details"]["ensembles"]
+    assert again["channels"][0] == pytest.approx(described["channels"][0], rel=1e-3)
+    ran = diffuse("compare", upscaler, upscaler, images, *few).ok()
+    gaps = ran.json["evaluation"]["differences"]
+    assert gaps["crps"] == {"difference": 0, "standard_error": 0, "paired": True, "better": None}

@@ -1,0 +1,277 @@
+"""Scores of ensembles: several samples with the same condition, compared with the real sample.
+
+Every value belongs to one real sample, a field, and its members. Points of a field depend on each
+other, so standard errors and the chance band of ranks are over fields, never over points. This
+needs no thinning of points, and no length of their dependence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from diffuse_cli.media import Array
+from diffuse_cli.metrics import spectrum
+from diffuse_cli.metrics.estimates import average, measure_inner_variance, moments
+from diffuse_cli.metrics.presentation import SIGNIFICANT
+
+FEWEST = 10
+"""Fewer fields are too few for a verdict."""
+
+NOTABLE = 0.1
+"""Difference of the ratio from 1, and bias as a fraction of the error, that count as close."""
+
+RELATED = 2
+"""Standard errors by which members must be farther from another field than from their own."""
+
+EDGES = 2.0 ** np.arange(-5, 2)
+"""Edges of the bins of spread, in standard deviations of real values."""
+
+COVERED = {"coverage_50": 0.5, "coverage_90": 0.9}
+"""Fraction of the central interval of each coverage."""
+
+LEAST = 1e-300
+
+# Scores of one field, by channel.
+
+
+def fair_crps(members: Array, truth: Array) -> Array:
+    """Return the fair CRPS of members (M, ...) at each point of the truth (...).
+
+    Its mean is the CRPS of the distribution of the members, for every M of at least 2.
+    """
+    # Ferro 2014, eq. 9, with the sum of all distances from the sorted members.
+    count = len(members)
+    ranks = np.arange(1 - count, count, 2).reshape(-1, *[1] * truth.ndim)
+    between = (ranks * np.sort(members, 0)).sum(0) / (count * (count - 1))
+    return np.asarray(np.abs(members - truth).mean(0) - between)
+
+
+def energy_score(members: Array, truth: Array) -> Array:
+    """Return the fair energy score of members (M, C, P) by channel, (C,)."""
+    # Gneiting & Raftery 2007, eq. 22, with the root mean square over points as the norm.
+    count = len(members)
+
+    def norm(differences: Array) -> Array:
+        return np.asarray(np.sqrt(np.square(differences).mean(-1)))
+
+    between = sum(norm(members[i + 1 :] - members[i]).sum(0) for i in range(count - 1))
+    return np.asarray(norm(members - truth).mean(0) - between / (count * (count - 1)))
+
+
+def rank_frequencies(members: Array, truth: Array) -> Array:
+    """Return the frequency of each rank of the truth (C, P) among members (M, C, P), (C, M + 1).
+
+    A truth that equals members counts evenly for all ranks that it could have.
+    """
+    channels, points = truth.shape
+    below, equal = (members < truth).sum(0), (members == truth).sum(0)
+    changes, rows = np.zeros((channels, len(members) + 2)), np.arange(channels)[:, None]
+    np.add.at(changes, (rows, below), 1 / (equal + 1))
+    np.add.at(changes, (rows, below + equal + 1), -1 / (equal + 1))
+    return np.asarray(changes.cumsum(1)[:, :-1] / points)
+
+
+def average_blocks(values: Array, width: int, dims: int) -> Array:
+    """Return the means of blocks of the last `dims` axes. Incomplete blocks are left out."""
+    for axis in range(values.ndim - dims, values.ndim):
+        count = values.shape[axis] // width
+        split = values.take(range(count * width), axis)
+        shape = (*values.shape[:axis], count, width, *values.shape[axis + 1 :])
+        values = split.reshape(shape).mean(axis + 1)
+    return values
+
+
+def list_widths(size: Sequence[int]) -> list[int]:
+    """Return the widths of the blocks of blurred samples: powers of two below the shortest side."""
+    return [2**k for k in range(1, 12) if 2**k < min(size)]
+
+
+@dataclass
+class EnsembleScores:
+    """Values of ensembles, one field after another.
+
+    Attributes:
+        members: the number of members.
+        scale, variances: the standard deviation of real values by channel, and the variance
+            about the mean of each sample.
+        shells: the shells of frequencies of the spectra.
+        fields: the values of each field by key, (C,) or (C, K).
+        maps: the sums over fields of the `error` of the mean, of its square (`squared_error`), and
+            of the `variance`, (C, *size).
+        shown: samples of the first fields by kind, for a page.
+        last: the truth of the last field.
+    """
+
+    members: int
+    scale: Array
+    variances: Array
+    shells: spectrum.Shells
+    fields: list[dict[str, Array]] = field(default_factory=list)
+    maps: dict[str, Array] = field(default_factory=dict)
+    shown: dict[str, list[Array]] = field(default_factory=dict)
+    last: Array | None = None
+    SPECTRA: ClassVar = ("real", "members", "mean")
+
+    @classmethod
+    def from_real(cls, members: int, real: Array) -> EnsembleScores:
+        """Return scores without fields, with the scale of real samples (N, C, *size)."""
+        scale = moments(real).deviation
+        shells, variances = spectrum.shells(real.shape[2:]), measure_inner_variance(real)
+        return cls(members, np.where(scale > 0, scale, 1.0), variances, shells)
+
+    def __getitem__(self, chosen: Array) -> EnsembleScores:
+        """Return the values of some fields, by a mask."""
+        return replace(self, fields=[self.fields[k] for k in np.flatnonzero(chosen)])
+
+    def add(self, members: Array, truth: Array, climate: Array, given: Array | None) -> None:
+        """Add a field.
+
+        Args:
+            members: the stored members, (M, C, *size).
+            truth: the stored real sample, (C, *size).
+            climate: other real samples as members of the climatology, (K, C, *size).
+            given: the conditioning image in the space of the sample, if it has one.
+        """
+        stored = members
+        members, truth, climate = (x.astype(np.float64) for x in (members, truth, climate))
+        dims, mean, variance = truth.ndim - 1, members.mean(0), members.var(0, ddof=1)
+        flat, error = members.reshape(*members.shape[:2], -1), mean - truth
+        maps = {"error": error, "squared_error": error**2, "variance": variance}
+        for name, values in maps.items():
+            self.maps[name] = self.maps.get(name, 0) + values
+        scores = {
+            "crps": fair_crps(members, truth),
+            "crps_of_mean_field": fair_crps(flat.mean(2), truth.reshape(len(truth), -1).mean(1)),
+            "mae_of_mean": np.abs(error),
+            **maps,
+        }
+        if len(climate) > 1:
+            scores["crps_of_climatology"] = fair_crps(climate, truth)
+        if given is not None:
+            scores["crps_of_given"] = np.abs(given.astype(np.float64) - truth)
+        for width in list_widths(truth.shape[1:]):
+            blurred = (average_blocks(x, width, dims) for x in (members, truth))
+            scores[f"blur_{width}"] = fair_crps(*blurred)
+        values = {key: score.reshape(len(truth), -1).mean(1) for key, score in scores.items()}
+        values["energy_score"] = energy_score(flat, truth.reshape(len(truth), -1))
+        values["ranks"] = rank_frequencies(flat, truth.reshape(len(truth), -1))
+        values |= self._bin_spread(variance, error)
+        powers = partial(spectrum.powers, where=self.shells, variances=self.variances)
+        sides = {"members": stored, "mean": mean[None], "real": truth[None]}
+        values |= {f"power_{k}": powers(x).mean(0, keepdims=True) for k, x in sides.items()}
+        other = np.full(truth.shape, np.nan) if self.last is None else self.last
+        distance = np.square(mean - other).reshape(len(truth), -1).mean(1)
+        values["farther"] = np.log(
+            np.maximum(distance, LEAST) / np.maximum(values["squared_error"], LEAST)
+        )
+        self.fields.append(values)
+        self.last = truth
+
+    def _bin_spread(self, variance: Array, error: Array) -> dict[str, Array]:
+        """Return sums of variance and squared error by bin of spread, (C, B), in real variances."""
+        channels, bins = len(self.scale), len(EDGES) + 1
+        scale = np.square(self.scale)[:, None]
+        spread, squares = (x.reshape(channels, -1) / scale for x in (variance, error**2))
+        places = np.searchsorted(EDGES, np.sqrt(spread)) + bins * np.arange(channels)[:, None]
+        sums = {"bin_variance": spread, "bin_error": squares, "bin_count": np.ones_like(spread)}
+        return {
+            key: np.bincount(places.ravel(), x.ravel(), channels * bins).reshape(channels, bins)
+            for key, x in sums.items()
+        }
+
+    def column(self, key: str) -> Array:
+        """Return the values of all fields, (N, C) or (N, C, K)."""
+        return np.stack([values[key] for values in self.fields])
+
+    def ratios(self, variances: Array, squares: Array) -> Array:
+        """Return the ratio of spread to error, linearized by field as in `linearize`."""
+        # Fortin et al. 2014, eq. 15: the mean of M members has 1 / M of their variance more error.
+        sums = np.maximum(variances.mean(0), LEAST), np.maximum(squares.mean(0), LEAST)
+        ratio = np.sqrt((1 + 1 / self.members) * sums[0] / sums[1])
+        return np.asarray(ratio * (1 + (variances / sums[0] - squares / sums[1]) / 2))
+
+
+MEANS = (
+    "crps", "crps_of_climatology", "crps_of_given", "mae_of_mean", "crps_of_mean_field",
+    "energy_score",
+)  # fmt: skip
+
+
+def linearize(scores: EnsembleScores) -> dict[str, Array]:
+    """Return a value of each field and channel by key, (N, C).
+
+    Their mean is the value of all fields, and their standard error is its standard error to first
+    order.
+    """
+    values = {key: scores.column(key) for key in MEANS if key in scores.fields[0]}
+    variances, squares = scores.column("variance"), scores.column("squared_error")
+    rmse = np.sqrt(np.maximum(squares.mean(0), LEAST))
+    values["rmse_of_mean"] = rmse + (squares - squares.mean(0)) / (2 * rmse)
+    values["spread_error_ratio"] = scores.ratios(variances, squares)
+    # The reliability index of Delle Monache et al. 2006, eq. 2.
+    excess = scores.column("ranks") - 1 / (scores.members + 1)
+    values["rank_reliability"] = (np.sign(excess.mean(0)) * excess).sum(2)
+    # A rank is an interval of probability. Its part in the central interval counts, so the right
+    # value is the fraction itself, also if it lies between the ranks of few members.
+    ends = np.arange(scores.members + 2) / (scores.members + 1)
+    for key, fraction in COVERED.items():
+        inside = np.diff(np.clip(ends, (1 - fraction) / 2, (1 + fraction) / 2))
+        values[key] = scores.column("ranks") @ inside * (scores.members + 1)
+    return values
+
+
+def standard_errors(values: Array) -> Array:
+    """Return the standard errors of the means of values (N, ...), 0 for one value."""
+    count = len(values)
+    return np.asarray(values.std(0, ddof=min(1, count - 1)) / math.sqrt(count))
+
+
+def judge(scores: EnsembleScores) -> list[dict[str, Any]]:
+    """Return the kind of each finding, with the channel where it is clearest and its values.
+
+    A finding is significant and notable in a channel. Fewer than `FEWEST` fields have none.
+    """
+    count, channels = len(scores.fields), len(scores.scale)
+    if count < FEWEST:
+        return []
+    # A union bound over channels, and the first term from the normal to Student's distribution
+    # (Cornish & Fisher 1938), because standard errors come from few fields.
+    limit = math.sqrt(SIGNIFICANT**2 + 2 * math.log(channels))
+    limit += (limit**3 + limit) / (4 * (count - 1))
+
+    def clearest(values: Array, notable: Array) -> int | None:
+        """Return the channel with the clearest difference of a mean from 0."""
+        steps = np.abs(values.mean(0)) / np.maximum(standard_errors(values), LEAST)
+        steps = np.where(notable, steps, 0)
+        return int(steps.argmax()) if steps.max() > limit else None
+
+    findings: list[dict[str, Any]] = []
+
+    def report(kind: str, channel: int, values: Array) -> None:
+        outside = float(scores.column("ranks")[:, channel, [0, -1]].sum(1).mean())
+        entries = average(values[:, channel]).to_entries("value")
+        findings.append({"kind": kind, "channel": channel, **entries, "outside": outside})
+
+    farther = scores.column("farther")[1:]
+    if (farther.mean(0) < RELATED * standard_errors(farther)).all():
+        report("unrelated", 0, farther)
+    error, squares = scores.column("error"), scores.column("squared_error")
+    bias = error.mean(0)
+    biased = np.square(bias) > np.square(NOTABLE) * squares.mean(0)
+    if (channel := clearest(error, biased)) is not None:
+        report("biased", channel, error)
+        squares = squares - np.where(biased, 2 * bias * error - bias**2, 0)  # errors without it
+    ratio = scores.ratios(scores.column("variance"), squares)
+    far = np.abs(ratio.mean(0) - 1) > NOTABLE
+    if (channel := clearest(ratio - 1, far)) is not None:
+        below = ratio[:, channel].mean() < 1
+        report("under-dispersive" if below else "over-dispersive", channel, ratio)
+    if not findings:
+        report("reliable", 0, ratio)
+    return findings
