@@ -50,7 +50,7 @@ OWN = {
         "Model.sample",
         SampleConfig,
         {"model", "n", "seed", "classes", "on", "steps", "sampler", "out", "gif", "grid",
-         "overwrite"},
+         "members", "moments", "overwrite"},
     ),
     "EvalOptions": (
         "evaluate",

@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     return Model(calls.run_work(model_file.find(calls.path_of("path", path))))
 
 
-OF_FILES = {"out", "gif", "grid", "overwrite"}
+OF_FILES = {"out", "gif", "grid", "members", "moments", "overwrite"}
 """Options of `diffuse sample` for output."""
 
 RENAMED = {"classes": "Pass label", "model": "Load it"}

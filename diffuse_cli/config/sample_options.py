@@ -300,6 +300,12 @@ class SampleConfig(ColumnsConfig, StartConfig, DrawConfig, VarianceConfig):
         "Pass each image to a second model, for example trained with --given low-res:4.",
         metavar="MODEL",
     )
+    members: int | None = option.conditioning.optional(
+        "Generate N images for each NAME of --given, as NAME-00, NAME-01, ...", low=2, high=1000
+    )
+    moments: bool = option.conditioning(
+        False, "With --members, also write arrays NAME-mean.npy and NAME-std.npy."
+    )
     gif: bool = option(False, "Also write denoising.gif, from noise to image.")
     grid: bool = option.output(True, "Write grid.png, all images in one.")
     overwrite: bool = option(False, OVERWRITE)
@@ -309,8 +315,14 @@ class SampleConfig(ColumnsConfig, StartConfig, DrawConfig, VarianceConfig):
         if self.n is not None and self.range is not None:
             text = "-n and --range exclude each other"
             raise UsageError(text, "Pass one of them", code="options_conflict")
+        for flag, value in (("-n", self.n), ("--range", self.range)):
+            if self.members is not None and value is not None:
+                text = f"{flag} and --members exclude each other"
+                raise UsageError(text, "Pass one of them", code="options_conflict")
+        if self.moments and self.members is None:
+            raise UsageError("--moments needs --members", "Pass both", code="option_needs")
         if self.given is None:
-            for flag in ("mask", "degrade"):
+            for flag in ("mask", "degrade", "members"):
                 if getattr(self, flag):
                     text = f"--{flag} needs --given"
                     raise UsageError(text, "Pass both, or neither", code="option_needs")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from posixpath import splitext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,13 +27,14 @@ from diffuse_cli.sampling.job import (
     array_file,
     load_stage,
     open_folder,
+    split_parts,
 )
 from diffuse_cli.sampling.model_loading import (
     LoadedModel,
     describe_channels,
     load_denoiser,
 )
-from diffuse_cli.system import Progress, UsageError, Work, files
+from diffuse_cli.system import DataError, Progress, UsageError, Work, files
 from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.processes import rank
 from diffuse_cli.system.rng import key
@@ -115,7 +119,22 @@ class Cascade:
         """Return the indices of the samples that a command asks for."""
         if config.range:
             return range(*config.range)
-        return range((config.n or IMAGES) * self.offered.per)
+        return range((config.members or config.n or IMAGES) * self.offered.per)
+
+    def list_stems(self, config: SampleConfig) -> list[str]:
+        """Return the names of the inputs that members are named after, empty without `--members`.
+
+        Raises:
+            DataError: they differ only in the extension, or leave the folder.
+        """
+        inputs = self.offered.described["given"]["files"] if config.members else ()
+        stems = [splitext(file["name"])[0] for file in inputs]
+        for stem in stems:
+            if stems.count(stem) > 1 or not journal.WRITTEN.fullmatch(f"{stem}-00.png"):
+                text = f"--members: {stem} is not the name of one file inside a folder"
+                hint = "Rename the files of --given, so that names without extensions differ"
+                raise DataError(text, hint, code="data_mismatch", path=config.given)
+        return stems
 
 
 def load_cascade(
@@ -166,7 +185,7 @@ def generate_arrays(config: SampleConfig, file: ModelFile) -> Work[tuple[Array, 
     with open_accelerator(config.precision, config.device) as accelerator:
         chain = yield from load_cascade(config, accelerator, file=file)
         indices, samples = chain.list_indices(config), list[Array]()
-        for part in journal.split_parts(indices, config.batch_size):
+        for part in split_parts(indices, config.batch_size):
             yield Progress("sampling", part.start - indices.start, len(indices))
             samples.append(chain.generate_samples(part, accelerator))
         yield Progress("sampling", len(indices), len(indices))
@@ -236,12 +255,19 @@ class CascadeJob(SamplingJob):
         if self.cascaded:
             described["first"] = first.describe(config)
             hidden["told_first"] = first.describe_cycle()
-        folder = journal.choose_folder(Path(config.out))
+        folder, stems = journal.choose_folder(Path(config.out)), chain.list_stems(config)
+        if stems:
+            described["named"] = "members"
         super().__init__(config, chain.space, indices, described, hidden, folder)
+        self.record.stems = stems or self.record.stems
         self.grid_indices = self.indices[: GRID_IMAGES * (config.grid and self.cascaded)]
         self.moving = self.indices[: GIF_IMAGES * config.gif]
         if config.gif:
             self.figures[journal.GIF] = self._make_gif
+        for k, stem in enumerate(stems if config.moments else ()):
+            for name, spread in (("mean", False), ("std", True)):
+                make = partial(self._encode_moments, k, spread=spread)
+                self.figures[f"{stem}-{name}.npy"] = make
 
     def list_files(self, part: range) -> list[str]:
         """Return the names of a part's files, and of arrays that grid and animation show."""
@@ -252,7 +278,7 @@ class CascadeJob(SamplingJob):
     def begin(self) -> list[range] | None:
         """Return the parts to generate, None if the job is complete or packed."""
         if self.folder != self.out and self.out.exists() and not self.overwrite:
-            names = (self.record.path(i).name for i in self.indices)
+            names = (self.record.name(i) for i in self.indices)
             journal.check_same(self.out, self.record.key, names)
             return None
         return super().begin()
@@ -296,6 +322,14 @@ class CascadeJob(SamplingJob):
         stacks = (np.concatenate([frames[:, step] for frames in arrays]) for step in steps)
         grids = [figures.arrange_grid(render_samples(self.space, stack)) for stack in stacks]
         return figures.encode_gif(grids, seconds=3.0, hold=2.0)
+
+    def _encode_moments(self, place: int, indices: Sequence[int], *, spread: bool) -> bytes:
+        """Return the mean or standard deviation of an input's members as .npy, channels first."""
+        members = [self.read(self.record.path(i)) for i in indices[place :: len(self.record.stems)]]
+        stack = np.stack(members).astype(np.float64)
+        file, values = io.BytesIO(), stack.std(0, ddof=1) if spread else stack.mean(0)
+        np.save(file, values.astype(np.float32), allow_pickle=False)
+        return file.getvalue()
 
     def _load_arrays(self, name: str, indices: range) -> list[Array]:
         """Return arrays of the first samples, which are kept until the job ends, by part."""
@@ -354,5 +388,5 @@ def generate(config: SampleConfig) -> Work[SampleFiles | None]:
         if not config.overwrite:
             before = journal.read_earlier(folder) or journal.read_packed_manifest(out)
         chain = yield from load_cascade(config, accelerator, before)
-        journal.check_kind(out, chain.space, config.gif)
+        journal.check_kind(out, chain.space, gif=config.gif, members=config.members is not None)
         return (yield from CascadeJob(config, chain).run(accelerator))

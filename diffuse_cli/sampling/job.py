@@ -164,6 +164,7 @@ class SampleFiles:
 
     Attributes:
         packed: the archive that replaces all other files.
+        arrays: the means and standard deviations of members.
     """
 
     images: tuple[Path, ...]
@@ -172,17 +173,20 @@ class SampleFiles:
     manifest: Path | None
     processes: int
     packed: Path | None = None
+    arrays: tuple[Path, ...] = ()
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Paths of all pictures, or of the archive."""
-        return tuple(p for p in (*self.images, self.grid, self.gif, self.packed) if p is not None)
+        """Paths of all pictures and arrays, or of the archive."""
+        paths = (*self.images, *self.arrays, self.grid, self.gif, self.packed)
+        return tuple(path for path in paths if path is not None)
 
     @property
     def values(self) -> dict[str, Any]:
         """Entries for `--json`."""
         return {
             "images": [str(path) for path in self.images],
+            **({"arrays": [str(path) for path in self.arrays]} if self.arrays else {}),
             "grid": str(self.grid) if self.grid else None,
             "manifest": str(self.manifest) if self.manifest else None,
             "processes": self.processes,
@@ -234,7 +238,7 @@ class SamplingJob(ABC):
         self.folder, self.space, self.indices = folder or self.out, space, indices
         self.described = {"format": MANIFEST_FORMAT, **described}
         self.record = journal.SamplingRecord(self.folder, self.described, hidden, suffix(space))
-        self.parts = journal.split_parts(indices, config.batch_size)
+        self.parts = split_parts(indices, config.batch_size)
         self.figures: dict[str, Callable[[Sequence[int]], bytes]] = {}
         if config.grid:
             self.figures[journal.GRID] = lambda indices: figures.encode_png(self.make_grid(indices))
@@ -255,7 +259,7 @@ class SamplingJob(ABC):
 
     def list_files(self, part: range) -> list[str]:
         """Return the names of a part's files."""
-        return [self.record.path(i).name for i in part]
+        return [self.record.name(i) for i in part]
 
     def begin(self) -> list[range] | None:
         """Return the parts to generate, None if the job is complete."""
@@ -298,10 +302,12 @@ class SamplingJob(ABC):
             return None
         if packed := self.pack():
             return SampleFiles((), None, None, None, accelerator.num_processes, packed)
-        names = journal.GRID, journal.GIF
-        grid, gif = (self.folder / name if name in self.figures else None for name in names)
+        pictures = journal.GRID, journal.GIF
+        grid, gif = (self.folder / name if name in self.figures else None for name in pictures)
         paths = tuple(self.record.path(i) for i in self.indices)
-        return SampleFiles(paths, grid, gif, self.folder / MANIFEST, accelerator.num_processes)
+        arrays = tuple(self.folder / name for name in self.figures if name not in pictures)
+        written = (paths, grid, gif, self.folder / MANIFEST, accelerator.num_processes)
+        return SampleFiles(*written, arrays=arrays)
 
     def _write_parts(self, parts: Sequence[range], accelerator: Accelerator) -> Work[None]:
         written, total = 0, sum(map(len, parts))
@@ -311,7 +317,7 @@ class SamplingJob(ABC):
                 yield Progress("sampling", at, total, f"step {state.step}/{state.steps}")
             assert state.samples is not None
             encoded = (self.medium.encode(sample, self.space) for sample in state.samples)
-            names = (self.record.path(i).name for i in part)
+            names = (self.record.name(i) for i in part)
             contents = dict(zip(names, encoded, strict=True))
             for name, array in state.arrays.items():
                 file = io.BytesIO()
@@ -331,7 +337,8 @@ class SamplingJob(ABC):
         if lost := {*self.indices} - {*indices}:
             path = self.record.path(min(lost))
             raise OutputError(f"{files.show(path)} is missing", "Run the command again", path=path)
-        self.record.add("figures", {name: draw(indices) for name, draw in self.figures.items()})
+        for k, (name, draw) in enumerate(self.figures.items()):  # one at a time, to save memory
+            self.record.add(f"figure-{k}", {name: draw(indices)})
         self.record.end(self.describe(indices))
 
     def pack(self) -> Path | None:
@@ -343,6 +350,13 @@ class SamplingJob(ABC):
         with files.report_errors(path):
             settings = ReadSettings(**settings_for(self.space))
             return self.medium.read(path.read_bytes(), settings).values
+
+
+def split_parts(indices: range, size: int) -> list[range]:
+    """Return the batches of some images, which end at multiples of `size` and at the last image."""
+    first, last = indices.start // size, (indices.stop - 1) // size
+    blocks = ((k * size, (k + 1) * size) for k in range(first, last + 1))
+    return [range(max(start, indices.start), min(stop, indices.stop)) for start, stop in blocks]
 
 
 def array_file(part: range, name: str) -> str:

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.core import Space
+from diffuse_cli.data.samples import format_member
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.sources.base import extension_of
 from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
@@ -44,21 +45,19 @@ KEY = "settings"
 WORK = ".sampling"
 """Name of the record's folder, which lies next to the samples until the run is complete."""
 
+PLAIN = r"[^/.\n][^/\n]*"
+FIGURE = re.compile(rf"grid\.png|denoising\.gif|({PLAIN}/)*{PLAIN}-(mean|std)\.npy")
+"""Patterns of a name that stays in its folder, and of the files that are made of all samples."""
+
 WRITTEN = re.compile(
-    rf"\d{{5,}}\.\w+|grid\.png|denoising\.gif|manifest\.json|{re.escape(WORK)}/[\w.-]+\.npy"
+    rf"\d{{5,}}\.\w+|({PLAIN}/)*{PLAIN}-\d\d+\.\w+|{FIGURE.pattern}|manifest\.json|"
+    rf"{re.escape(WORK)}/[\w.-]+\.npy"
 )
 """Pattern of the names of files that a run writes."""
 
 LOCK = ".lock"
 
 TAKEN = "Choose another -o, or pass --overwrite"
-
-
-def split_parts(indices: range, size: int) -> list[range]:
-    """Return the batches of some images, which end at multiples of `size` and at the last image."""
-    first, last = indices.start // size, (indices.stop - 1) // size
-    blocks = ((k * size, (k + 1) * size) for k in range(first, last + 1))
-    return [range(max(start, indices.start), min(stop, indices.stop)) for start, stop in blocks]
 
 
 def format_file_name(index: int, suffix: str) -> str:
@@ -128,6 +127,8 @@ class SamplingRecord:
         described: settings that decide the samples' bytes, which the manifest lists.
         hidden: settings that decide them too, which the manifest has in another form.
         suffix: the suffix of the samples' files.
+        stems: the names of N inputs, of which sample k has the one of k modulo N and the number
+            k // N. By default, a name has only the number.
         hashes: the SHA-256 of each file that exists and matches a manifest, by name.
         is_new: whether the run began without samples of an earlier one.
     """
@@ -136,6 +137,7 @@ class SamplingRecord:
     described: Mapping[str, Any]
     hidden: Mapping[str, Any]
     suffix: str
+    stems: Sequence[str] = ("",)
     hashes: dict[str, str] = field(default_factory=dict)
     is_new: bool = False
 
@@ -148,12 +150,21 @@ class SamplingRecord:
     @property
     def indices(self) -> list[int]:
         """Indices of the samples in `hashes`."""
-        stems = (name.removesuffix(self.suffix) for name in self.hashes)
-        return sorted(int(stem) for stem in stems if stem.isdecimal())
+        places = {stem: k for k, stem in enumerate(self.stems)}
+        parts = (name.removesuffix(self.suffix).rpartition("-") for name in self.hashes)
+        numbered = ((places[stem], n) for stem, _, n in parts if stem in places and n.isdecimal())
+        return sorted(int(number) * len(places) + place for place, number in numbered)
+
+    def name(self, index: int) -> str:
+        """Return the name of a sample's file in the folder."""
+        number, place = divmod(index, len(self.stems))
+        if stem := self.stems[place]:
+            return format_member(stem, number) + self.suffix
+        return format_file_name(number, self.suffix)
 
     def path(self, index: int) -> Path:
         """Return the file of a sample."""
-        return self.folder / format_file_name(index, self.suffix)
+        return self.folder / self.name(index)
 
     def begin(
         self, parts: Mapping[range, Sequence[str]], figures: Collection[str], *, overwrite: bool
@@ -189,7 +200,7 @@ class SamplingRecord:
                 path = self.folder / name
                 text = f"{files.show(path)} is not a sample of this run"
                 raise OutputError(text, TAKEN, code="output_exists", path=path)
-        for name in {GRID, GIF} & {*recorded}:
+        for name in filter(FIGURE.fullmatch, recorded):
             files.remove(self.folder / name)
         return remaining
 
@@ -251,7 +262,7 @@ class SamplingRecord:
 
     def end(self, entries: Mapping[str, Any]) -> None:
         """Replace the record by a manifest of all files, with further entries."""
-        images = [self.path(i).name for i in self.indices]
+        images = [self.name(i) for i in self.indices]
         listed = {name: self.hashes[name] for name in self.hashes if not name.startswith(WORK)}
         manifest = {**entries, "images": images, "files": listed}
         self._write_manifest(self.folder / MANIFEST, manifest)
@@ -292,8 +303,8 @@ def check_output(out: Path, overwrite: bool) -> None:
             raise OutputError(text, TAKEN, code="output_exists", path=out)
 
 
-def check_kind(out: Path, space: Space, gif: bool) -> None:
-    """Refuse to pack anything except 8-bit images into a .npz file.
+def check_kind(out: Path, space: Space, *, gif: bool, members: bool) -> None:
+    """Refuse to pack anything except numbered 8-bit images into a .npz file.
 
     Raises:
         UsageError
@@ -301,8 +312,8 @@ def check_kind(out: Path, space: Space, gif: bool) -> None:
     if out.suffix.lower() != ".npz":
         return
     hint = "Choose a folder or a .zip file"
-    if space.medium != "image" or space.levels != 256 or space.channels not in (1, 3):
-        text = f"-o {files.show(out)}: a .npz file holds 8-bit images, grey or RGB"
+    if space.medium != "image" or space.levels != 256 or space.channels not in (1, 3) or members:
+        text = f"-o {files.show(out)}: a .npz file holds 8-bit images without names, grey or RGB"
         raise UsageError(text, hint, code="output_unsuited", option="-o", path=out)
     if gif:
         text = "--gif: a .npz file cannot be animated"
@@ -353,7 +364,7 @@ def pack(
     manifest = files.read_json(folder / MANIFEST)
     with files.replace_file(out) as file, zipfile.ZipFile(file, "w") as archive:
         if out.suffix.lower() == ".zip":
-            pictures = [name for name in (GRID, GIF) if name in manifest["files"]]
+            pictures = sorted(filter(FIGURE.fullmatch, manifest["files"]), reverse=True)
             for name in (*manifest["images"], *pictures, MANIFEST):
                 data = (folder / name).read_bytes()
                 _add(archive, name, [data], len(data))

@@ -15,12 +15,12 @@ import pytest
 from conftest import free_port, manifest, pixels
 from file_operations import FULL, Copies, ends_at, failing, killed_at_each, killed_while
 
+from diffuse_cli.sampling.job import split_parts
 from diffuse_cli.sampling.journal import (
     WORK,
     SamplingRecord,
     lock_folder,
     read_earlier,
-    split_parts,
 )
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError, Terminated

@@ -1,0 +1,97 @@
+"""`sample --members`: the samples of each input under its name, and `eval` of such a folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import manifest
+from PIL import Image
+
+from diffuse_cli.metrics import ensembles
+from diffuse_cli.metrics.ensemble_scores import EnsembleScores
+
+QUICK = ("--steps", 2, "--precision", "fp32", "--no-grid")
+
+
+@pytest.fixture
+def inputs(lab) -> Path:
+    """Three of the images beside those of the pairs, in their folders."""
+    for name in ("dark/00", "light/01", "dark/02"):
+        path = Path("inputs") / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(lab["beside"] / f"{name}.png", path)
+    return Path("inputs")
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    paths = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_members_are_the_samples_of_n_by_the_names_of_their_inputs(diffuse, lab, inputs):
+    line = ("sample", lab["pairs"], "--given", inputs, *QUICK)
+    ran = diffuse(*line, "--members", 4, "--moments", "-o", "out", "--json").ok()
+    found, numbered = contents("out"), diffuse(*line, "-n", 4, "-o", "numbered").ok()
+    assert len(numbered.out.split()) == 12
+    names = ("dark/00", "dark/02", "light/01")
+    for k, name in enumerate(names):
+        made = [found[f"{name}-0{j}.png"] for j in range(4)]
+        assert made == [contents("numbered")[f"{k + 3 * j:05d}.png"] for j in range(4)]
+        stack = np.stack([np.asarray(Image.open(f"out/{name}-0{j}.png"), float) for j in range(4)])
+        for key, values in (("mean", stack.mean(0)), ("std", stack.std(0, ddof=1))):
+            array = np.load(f"out/{name}-{key}.npy")
+            assert array.dtype == np.float32
+            assert array[0] == pytest.approx(values, abs=1e-4)
+    assert manifest("out")["n"] == 4
+    assert len(ran.json["arrays"]) == 6
+    # Repeated, extended and packed: the same members, and moments of all of them.
+    assert "is complete" in diffuse(*line, "--members", 4, "--moments", "-o", "out").err
+    diffuse(*line, "--members", 6, "--moments", "-o", "out").ok()
+    diffuse(*line, "--members", 6, "--moments", "-o", "anew").ok()
+    assert contents("out") == contents("anew")
+    assert contents("out")["dark/00-03.png"] == found["dark/00-03.png"]
+    assert contents("out")["dark/00-mean.npy"] != found["dark/00-mean.npy"]
+    diffuse(*line, "--members", 6, "--moments", "-o", "out.zip").ok()
+    shutil.unpack_archive("out.zip", "unpacked")
+    assert contents("unpacked") == contents("anew")
+    diffuse(*line, "-n", 4, "-q", "-o", "out").fails(5, "other settings")
+    diffuse(*line, "-n", 1, "-o", "out", "--overwrite").ok()
+    assert {*contents("out")} == {*(f"0000{k}.png" for k in range(3)), "manifest.json"}
+
+
+def test_names_that_differ_only_in_the_extension_are_refused(diffuse, lab):
+    Path("inputs").mkdir()
+    for suffix in ("png", "bmp"):
+        Image.open(lab.sample("beside")).save(f"inputs/a.{suffix}")
+    line = ("sample", lab["pairs"], "--given", "inputs", *QUICK, "--members", 2)
+    diffuse(*line, "-q", "-o", "out").fails(3, "--members: a is not the name of one file")
+
+
+def test_a_folder_of_members_is_scored_as_its_arrays(diffuse):
+    draw, pairs = np.random.default_rng(4), []
+    for k in range(14):
+        truth, made = draw.normal(9, 3, (2, 6, 6)), draw.normal(9, 2, (5, 2, 6, 6))
+        pairs.append((made.astype(np.float32), truth.astype(np.float32)))
+        Path("data").mkdir(exist_ok=True)
+        Path("members").mkdir(exist_ok=True)
+        np.save(f"data/{k:02d}.npy", pairs[-1][1])
+        for j in range(5 if k < 12 else 4):
+            np.save(f"members/{k:02d}-{j:02d}.npy", pairs[-1][0][j])
+    line = ("eval", "members", "data", "--metrics", "ensembles", "--json", "--layout", "CHW")
+    ran = diffuse(*line, "--members", 5).ok()
+    assert "2 of 14 arrays have fewer than 5 members: left out" in ran.err
+    scores = EnsembleScores.from_real(5, np.stack([truth for _, truth in pairs[:12]]))
+    for made, truth in pairs[:12]:
+        scores.add(made, truth, made, None)
+    exact = ensembles.compute(SimpleNamespace(ensembles=scores))
+    for key, value in exact.items():
+        if "climatology" not in key:
+            assert ran.json[key] == pytest.approx(value, rel=1e-5), key
+    assert ran.json["details"]["ensembles"]["fields"] == 12
+    diffuse(*line, "--members", 6, "-q").fails(
+        3, "has 6 members in members: for example 00-00 to 00-05"
+    )
