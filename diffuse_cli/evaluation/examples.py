@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from diffuse_cli.core import Space
 from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.media import Array, figures
@@ -92,6 +94,9 @@ def _resize_image(image: Array) -> Array:
 SAMPLES, OF_CLASS, TWINS = 64, 10, 12
 """The most images per side, images per class and side, and pairs of nearest images."""
 
+FLOAT_RANGE = 3
+"""Standard deviations at which pictures of floats are white."""
+
 CLASSES = 20
 """The most classes to show."""
 
@@ -117,6 +122,8 @@ class ReportImages:
         twins: the pairs of `find_image_pairs`, if training images are known.
         paired_images: for a model conditioned on images, the first real images, their conditioning
             images, and generated images and baselines, by name, (K, C, H, W).
+        ensembles: the same for the first ensembles.
+        maps: maps over all ensembles by their captions, (C, H, W).
     """
 
     generated: LabeledSamples
@@ -126,6 +133,8 @@ class ReportImages:
     more_classes: int
     twins: tuple[ImagePair, ...]
     paired_images: dict[str, Array]
+    ensembles: dict[str, Array]
+    maps: dict[str, Array]
 
 
 def choose_images(evaluation: EvaluationRun, names: Sequence[str]) -> ReportImages:
@@ -147,7 +156,51 @@ def choose_images(evaluation: EvaluationRun, names: Sequence[str]) -> ReportImag
         more_classes=max(0, len(classes) - CLASSES),
         twins=tuple(find_image_pairs(evaluation, TWINS)) if evaluation.training else (),
         paired_images={k: look(samples) for k, samples in first.items()},
+        ensembles=_show_ensembles(evaluation),
+        maps=_show_maps(evaluation),
     )
+
+
+def _show_ensembles(evaluation: EvaluationRun) -> dict[str, Array]:
+    """Return the first ensembles as pictures: condition, real sample, mean, spread, members."""
+    columns: dict[str, list[Array]] = {}
+    for k, (members, condition) in enumerate(evaluation.first_ensembles):
+        spread, mean = members.std(0, ddof=1), members.mean(0)
+        cells = {
+            "real": evaluation.real.samples[k],
+            "mean": np.rint(mean) if members.dtype.kind in "iu" else mean,
+            "spread": _paint(evaluation.space, 2 * spread / max(spread.max(), 1e-30) - 1),
+            **{f"member {j}": member for j, member in enumerate(members[:3])},
+        }
+        if condition is not None:
+            cells = {"condition": condition, **cells}
+        for name, values in cells.items():
+            columns.setdefault(name, []).append(values.astype(members.dtype))
+    return {name: evaluation.look(np.stack(column)) for name, column in columns.items()}
+
+
+def _show_maps(evaluation: EvaluationRun) -> dict[str, Array]:
+    """Return the maps of bias, and of spread / error in powers of two, as pictures."""
+    scores = evaluation.ensembles
+    if scores is None or not scores.fields:
+        return {}
+    bias = scores.maps["error"] / len(scores.fields)
+    most = max(float(np.abs(bias).max()), 1e-30)
+    squares = (np.maximum(scores.maps[key], 1e-30) for key in ("squared_spread", "squared_error"))
+    ratio = np.log2(np.divide(*squares)).clip(-2, 2) / 2
+    pictures = {
+        f"Bias: white is +{most:.3g} and black is -{most:.3g}": bias / most,
+        "Spread / error: white is 2 or more, grey is 1 and black is 1/2 or less": ratio,
+    }
+    space, look = evaluation.space, evaluation.look
+    return {name: look(_paint(space, values)[None])[0] for name, values in pictures.items()}
+
+
+def _paint(space: Space, values: Array) -> Array:
+    """Return stored samples that look black at -1, grey at 0 and white at 1."""
+    numbers = torch.from_numpy(values[None]).float() * (FLOAT_RANGE if space.levels is None else 1)
+    stored: Array = space.to_stored(numbers)[0].numpy()
+    return stored
 
 
 def find_image_pairs(evaluation: EvaluationRun, count: int) -> list[ImagePair]:

@@ -17,7 +17,8 @@ from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.examples import ReportImages
 from diffuse_cli.evaluation.results import EvaluationResult, TuningResult, strip_folders
-from diffuse_cli.metrics import Measurement, read_measurement
+from diffuse_cli.media import Array
+from diffuse_cli.metrics import Measurement, ensembles, read_measurement
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.pages import charts, curves, templates
 from diffuse_cli.pages.charts import Line
@@ -61,7 +62,8 @@ def page(
         "samples": ("Samples", show_samples(result, images)),
         "numbers": ("Metrics", show_numbers(result)),
         "distributions": ("Channels and frequencies", show_distributions(result)),
-        "answers": ("Conditions and results", show_paired_images(images)),
+        "answers": ("Conditions and results", show_paired_images(images.paired_images)),
+        "ensembles": ("Ensembles", show_ensembles(result, images)),
         "classes": ("Class by class", show_classes(result, images)),
         "bits": ("Bits by timestep", show_bits(result)),
         "training": ("Training", show_training(result, Path(config.subject))),
@@ -209,12 +211,8 @@ def _class_images(
         yield one.name, cells
 
 
-def show_paired_images(images: ReportImages) -> dict[str, Any]:
-    """Show a row for each of the first real images: its condition, samples and baselines.
-
-    Empty for a model that is not conditioned on images.
-    """
-    sides = images.paired_images
+def show_paired_images(sides: Mapping[str, Array]) -> dict[str, Any]:
+    """Show a row of pictures for each of the first real images, empty without pictures."""
     if not sides:
         return {}
     size = len(sides) * min(int(next(iter(sides.values()))[0].size), LARGE**2 * 3)
@@ -226,6 +224,38 @@ def show_paired_images(images: ReportImages) -> dict[str, Any]:
             templates.make_pictures(row, [f"{name}, of image {k}" for name in sides], LARGE)
             for k, row in enumerate(rows)
         ],
+    }
+
+
+def show_ensembles(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
+    """Show the first ensembles, maps, the rank histogram, spread against error, and spectra."""
+    scores = result.details.get("ensembles")
+    if not scores:
+        return {}
+    count = scores["members"] + 1
+    band = [2 * count * error for error in scores["ranks"]["frequencies_standard_error"]]
+    ranks = {
+        "real": [count * frequency for frequency in scores["ranks"]["frequencies"]],
+        "least by chance": [1 - width for width in band],
+        "most by chance": [1 + width for width in band],
+    }
+    edges = [k / count for k in range(count + 1)]
+    bins = sorted(scores["bins"], key=lambda row: float(row["spread"]))
+    spread = [row["spread"] for row in bins]
+    ratio, errors = zip(*(read_measurement(row, "spread_error_ratio") for row in bins), strict=True)
+    lines = [
+        Line("measured", spread, ratio, errors, marks=True),
+        Line("right", spread, [1] * len(bins)),
+    ]
+    axes = "spread, in standard deviations of real values", "spread / error"
+    maps = [templates.make_pictures([p], [name], 2 * LARGE) for name, p in images.maps.items()]
+    return {
+        **show_paired_images(images.ensembles),
+        "maps": list(zip(maps, images.maps, strict=True)),
+        "ranks": charts.outlines("ranks", edges, ranks, "Rank histogram", "rank among members"),
+        "bins": charts.lines("bins", lines, "Spread / error", *axes, log_x=True),
+        "spectrum": _spectrum(scores["spectrum"], ensembles.SPECTRA, "ensemble-spectrum"),
+        "remarks": [r for r in result.remarks if r.kind in ensembles.KINDS],
     }
 
 
@@ -355,13 +385,16 @@ def _channel(k: int, channel: dict[str, Any], words: metrics.Words) -> tuple[Mar
     return charts.outlines(f"density-{k}", density["edges"], series, label, "value"), caption
 
 
-def _spectrum(spectrum: dict[str, Any]) -> Markup:
+def _spectrum(
+    spectrum: dict[str, Any], sides: Sequence[str] = SIDES, name_of_plot: str = "spectrum"
+) -> Markup:
     series = []
-    for name in SIDES:
+    for name in sides:
         columns = spectrum["frequencies"], spectrum[name], spectrum[f"{name}_standard_error"]
         rows = [row for row in zip(*columns, strict=True) if row[1] > 0]
         if rows:
             places, powers, errors = zip(*rows, strict=True)
             series.append(Line(name, places, powers, errors, band=True))
-    alt = "Power by frequency, real and generated"
-    return charts.lines("spectrum", series, alt, "waves per point", "power", log_x=True, log_y=True)
+    alt = f"Power by frequency, {metrics.presentation.join_names(sides)}"
+    axes = "waves per point", "power"
+    return charts.lines(name_of_plot, series, alt, *axes, log_x=True, log_y=True)

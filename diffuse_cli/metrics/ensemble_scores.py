@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -102,9 +101,8 @@ class EnsembleScores:
             about the mean of each sample.
         shells: the shells of frequencies of the spectra.
         fields: the values of each field by key, (C,) or (C, K).
-        maps: the sums over fields of the `error` of the mean, of its square (`squared_error`), and
-            of the `variance`, (C, *size).
-        shown: samples of the first fields by kind, for a page.
+        maps: the sums over fields of the `error` of the mean, of its square, and of the square
+            that the spread says it has (`squared_spread`), (C, *size).
         last: the truth of the last field.
     """
 
@@ -114,9 +112,7 @@ class EnsembleScores:
     shells: spectrum.Shells
     fields: list[dict[str, Array]] = field(default_factory=list)
     maps: dict[str, Array] = field(default_factory=dict)
-    shown: dict[str, list[Array]] = field(default_factory=dict)
     last: Array | None = None
-    SPECTRA: ClassVar = ("real", "members", "mean")
 
     @classmethod
     def from_real(cls, members: int, real: Array) -> EnsembleScores:
@@ -140,14 +136,13 @@ class EnsembleScores:
         """
         stored = members
         members, truth, climate = (x.astype(np.float64) for x in (members, truth, climate))
-        dims, mean, variance = truth.ndim - 1, members.mean(0), members.var(0, ddof=1)
-        flat, error = members.reshape(*members.shape[:2], -1), mean - truth
-        maps = {"error": error, "squared_error": error**2, "variance": variance}
-        for name, values in maps.items():
-            self.maps[name] = self.maps.get(name, 0) + values
+        flat, flat_truth = members.reshape(*members.shape[:2], -1), truth.reshape(len(truth), -1)
+        error, spread = _error_and_spread(members, truth)
+        maps = {"error": error, "squared_error": error**2, "squared_spread": spread}
+        self.maps = {key: self.maps.get(key, 0) + values for key, values in maps.items()}
         scores = {
             "crps": fair_crps(members, truth),
-            "crps_of_mean_field": fair_crps(flat.mean(2), truth.reshape(len(truth), -1).mean(1)),
+            "crps_of_mean_field": fair_crps(flat.mean(2), flat_truth.mean(1)),
             "mae_of_mean": np.abs(error),
             **maps,
         }
@@ -156,45 +151,54 @@ class EnsembleScores:
         if given is not None:
             scores["crps_of_given"] = np.abs(given.astype(np.float64) - truth)
         for width in list_widths(truth.shape[1:]):
-            blurred = (average_blocks(x, width, dims) for x in (members, truth))
+            blurred = (average_blocks(x, width, truth.ndim - 1) for x in (members, truth))
             scores[f"blur_{width}"] = fair_crps(*blurred)
         values = {key: score.reshape(len(truth), -1).mean(1) for key, score in scores.items()}
-        values["energy_score"] = energy_score(flat, truth.reshape(len(truth), -1))
-        values["ranks"] = rank_frequencies(flat, truth.reshape(len(truth), -1))
-        values |= self._bin_spread(variance, error)
-        powers = partial(spectrum.powers, where=self.shells, variances=self.variances)
-        sides = {"members": stored, "mean": mean[None], "real": truth[None]}
-        values |= {f"power_{k}": powers(x).mean(0, keepdims=True) for k, x in sides.items()}
+        values["energy_score"] = energy_score(flat, flat_truth)
+        values["ranks"] = rank_frequencies(flat, flat_truth)
+        values |= self._bin_spread(flat, flat_truth)
+        sides = {"members": stored, "mean": (truth + error)[None], "real": truth[None]}
+        for name, samples in sides.items():
+            powers = spectrum.powers(samples, self.shells, self.variances)
+            values[f"power_{name}"] = powers.mean(0, keepdims=True)
         other = np.full(truth.shape, np.nan) if self.last is None else self.last
-        distance = np.square(mean - other).reshape(len(truth), -1).mean(1)
-        values["farther"] = np.log(
-            np.maximum(distance, LEAST) / np.maximum(values["squared_error"], LEAST)
-        )
+        distances = np.square([truth + error - other, error]).reshape(2, len(truth), -1).mean(2)
+        values["farther"] = -np.diff(np.log(np.maximum(distances, LEAST)), axis=0)[0]
         self.fields.append(values)
         self.last = truth
 
-    def _bin_spread(self, variance: Array, error: Array) -> dict[str, Array]:
-        """Return sums of variance and squared error by bin of spread, (C, B), in real variances."""
-        channels, bins = len(self.scale), len(EDGES) + 1
-        scale = np.square(self.scale)[:, None]
-        spread, squares = (x.reshape(channels, -1) / scale for x in (variance, error**2))
-        places = np.searchsorted(EDGES, np.sqrt(spread)) + bins * np.arange(channels)[:, None]
-        sums = {"bin_variance": spread, "bin_error": squares, "bin_count": np.ones_like(spread)}
-        return {
-            key: np.bincount(places.ravel(), x.ravel(), channels * bins).reshape(channels, bins)
-            for key, x in sums.items()
-        }
+    def _bin_spread(self, members: Array, truth: Array) -> dict[str, Array]:
+        """Return sums of squared spread and error by bin of spread, (C, B), in real variances.
+
+        The bin of a point is of half of its members, and the sums are of the other half. Else bins
+        would sort points by chance, and those of low spread would seem to have too little.
+        """
+        half = len(members) // 2 * (len(members) > 3)
+        _, place = _error_and_spread(members[:half] if half else members, truth)
+        error, spread = _error_and_spread(members[half:], truth)
+        scale, bins = np.square(self.scale)[:, None], len(EDGES) + 1
+        places = np.searchsorted(np.square(EDGES), place / scale)
+        places += bins * np.arange(len(scale))[:, None]
+        parts = {"spread": spread / scale, "error": error**2 / scale, "count": np.ones_like(spread)}
+        sums = {k: np.bincount(places.flat, x.flat, bins * len(scale)) for k, x in parts.items()}
+        return {f"bin_{key}": values.reshape(-1, bins) for key, values in sums.items()}
 
     def column(self, key: str) -> Array:
         """Return the values of all fields, (N, C) or (N, C, K)."""
         return np.stack([values[key] for values in self.fields])
 
-    def ratios(self, variances: Array, squares: Array) -> Array:
-        """Return the ratio of spread to error, linearized by field as in `linearize`."""
-        # Fortin et al. 2014, eq. 15: the mean of M members has 1 / M of their variance more error.
-        sums = np.maximum(variances.mean(0), LEAST), np.maximum(squares.mean(0), LEAST)
-        ratio = np.sqrt((1 + 1 / self.members) * sums[0] / sums[1])
-        return np.asarray(ratio * (1 + (variances / sums[0] - squares / sums[1]) / 2))
+
+def _error_and_spread(members: Array, truth: Array) -> tuple[Array, Array]:
+    """Return the error of the mean of members, and the square that the spread says it has."""
+    # Fortin et al. 2014, eq. 15: the mean of M members has 1 / M of their variance more error.
+    error, variance = members.mean(0) - truth, members.var(0, ddof=1)
+    return np.asarray(error), np.asarray((1 + 1 / len(members)) * variance)
+
+
+def linearize_ratio(spread: Array, squares: Array) -> Array:
+    """Return the ratio of spread to error of fields, from their squares (N, ...)."""
+    sums = np.maximum(spread.mean(0), LEAST), np.maximum(squares.mean(0), LEAST)
+    return np.asarray(np.sqrt(sums[0] / sums[1]) * (1 + (spread / sums[0] - squares / sums[1]) / 2))
 
 
 MEANS = (
@@ -210,10 +214,10 @@ def linearize(scores: EnsembleScores) -> dict[str, Array]:
     order.
     """
     values = {key: scores.column(key) for key in MEANS if key in scores.fields[0]}
-    variances, squares = scores.column("variance"), scores.column("squared_error")
+    spread, squares = scores.column("squared_spread"), scores.column("squared_error")
     rmse = np.sqrt(np.maximum(squares.mean(0), LEAST))
     values["rmse_of_mean"] = rmse + (squares - squares.mean(0)) / (2 * rmse)
-    values["spread_error_ratio"] = scores.ratios(variances, squares)
+    values["spread_error_ratio"] = linearize_ratio(spread, squares)
     # The reliability index of Delle Monache et al. 2006, eq. 2.
     excess = scores.column("ranks") - 1 / (scores.members + 1)
     values["rank_reliability"] = (np.sign(excess.mean(0)) * excess).sum(2)
@@ -267,7 +271,7 @@ def judge(scores: EnsembleScores) -> list[dict[str, Any]]:
     if (channel := clearest(error, biased)) is not None:
         report("biased", channel, error)
         squares = squares - np.where(biased, 2 * bias * error - bias**2, 0)  # errors without it
-    ratio = scores.ratios(scores.column("variance"), squares)
+    ratio = linearize_ratio(scores.column("squared_spread"), squares)
     far = np.abs(ratio.mean(0) - 1) > NOTABLE
     if (channel := clearest(ratio - 1, far)) is not None:
         below = ratio[:, channel].mean() < 1

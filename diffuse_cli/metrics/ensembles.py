@@ -16,6 +16,7 @@ from diffuse_cli.metrics.ensemble_scores import (
     NOTABLE,
     judge,
     linearize,
+    linearize_ratio,
     list_widths,
     standard_errors,
 )
@@ -64,6 +65,12 @@ NUMBERS = tuple(
     ))
 )  # fmt: skip
 
+RARE = 0.001
+"""Fraction of points up to which a bin of spread is left out."""
+
+SPECTRA = ("real", "members", "mean")
+"""Samples with a spectrum."""
+
 BESIDE = ("crps_of_climatology", "rank_reliability_expected")
 
 
@@ -97,9 +104,9 @@ def details(evaluation: MetricInputs) -> dict[str, Any]:
     scores = evaluation.ensembles
     if scores is None or not scores.fields:
         return {}
-    bins = {name: scores.column(f"bin_{name}").sum(1) for name in ("variance", "error", "count")}
+    bins = {name: scores.column(f"bin_{name}").sum(1) for name in ("spread", "error", "count")}
     sums = {name: values.sum(0) for name, values in bins.items()}
-    ratios = scores.ratios(bins["variance"], bins["error"])
+    ratios = linearize_ratio(bins["spread"], bins["error"])
     channels = range(len(scores.scale))
     return {
         "members": scores.members,
@@ -117,26 +124,35 @@ def details(evaluation: MetricInputs) -> dict[str, Any]:
             {"width": width, **average(scores.column(f"blur_{width}").mean(1)).to_entries("crps")}
             for width in list_widths(scores.maps["error"].shape[1:])
         ],
-        "ranks": _describe(scores.column("ranks").mean(1)),
+        "ranks": _describe("frequencies", scores.column("ranks").mean(1)),
         "bins": [
             {
-                "spread": math.sqrt(sums["variance"][k] / sums["count"][k]),
+                "spread": math.sqrt(sums["spread"][k] / sums["count"][k]),
                 "error": math.sqrt(sums["error"][k] / sums["count"][k]),
                 **average(ratios[:, k]).to_entries("spread_error_ratio"),
                 "fraction": float(sums["count"][k] / sums["count"].sum()),
             }
-            for k in np.flatnonzero(sums["count"])
+            for k in np.flatnonzero(sums["count"] > RARE * sums["count"].sum())
         ],
         "spectrum": {
             "frequencies": scores.shells.frequencies.tolist(),
-            **{name: _describe(scores.column(f"power_{name}")[:, 0]) for name in scores.SPECTRA},
+            **{
+                key: value
+                for name in SPECTRA
+                for key, value in _describe(name, scores.column(f"power_{name}")[:, 0]).items()
+            },
         },
     }
 
 
-def _describe(values: Array) -> dict[str, list[float]]:
-    """Return the means of values (N, K), with standard errors."""
-    return {"values": values.mean(0).tolist(), "standard_errors": standard_errors(values).tolist()}
+def _describe(key: str, values: Array) -> dict[str, list[float]]:
+    """Return the means of values (N, K), and their standard errors, by their keys."""
+    errors = standard_errors(values).tolist()
+    return {key: values.mean(0).tolist(), f"{key}_standard_error": errors}
+
+
+KINDS = ("unrelated", "biased", "under-dispersive", "over-dispersive", "reliable")
+"""Kinds of findings."""
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
@@ -156,7 +172,6 @@ def remarks(facts: Facts) -> Iterator[Remark]:
             "unrelated": "members fit other real samples as well as their own. Train longer, or "
             "check that files of the same name belong together",
             "biased": f"members are too {way} by {size}{where}",
-            "reliable": f"members differ as much as their mean is wrong: spread / error is {value}",
         }.get(
             finding["kind"],
             f"truth lies outside of {outside:.0%} of ensembles where {right:.1%} is right{where}, "

@@ -142,6 +142,7 @@ def evaluated(bench: Bench, ran: Any) -> None:
     assert "bits_per_dim" in found
     assert ("nats_per_dim" in found) == (bench.loaded.blueprint.space.levels is None)
     assert ("Conditions and results" in page) == bool(bench.loaded.blueprint.conditions.given)
+    assert ("Rank histogram" in page) == bool(bench.loaded.blueprint.conditions.given)
     for key in ran.json["fingerprints"]:
         assert ran.json["fingerprints"][key] in page
 

@@ -89,9 +89,9 @@ def test_an_exact_ensemble_has_the_closed_form():
         assert abs(found[key] - value) < 3.5 * error, key
     assert found["rank_reliability"] < 2 * found["rank_reliability_expected"]
     ranks = ensembles.details(SimpleNamespace(ensembles=scores))["ranks"]
-    steps = (np.array(ranks["values"]) - 1 / 17) / ranks["standard_errors"]
+    steps = (np.array(ranks["frequencies"]) - 1 / 17) / ranks["frequencies_standard_error"]
     assert np.abs(steps).max() < 4
-    assert sum(ranks["values"]) == pytest.approx(1)
+    assert sum(ranks["frequencies"]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_ranks_share_ties_and_cover_their_intervals():
     assert rank_frequencies(made, truth + 9)[0].tolist() == [0, 0, 0, 0, 1]
     draw = np.random.default_rng(2)
     for members in (2, 5, 16):  # coverage is exact for any number of members, and for levels
-        made, truth = draw.integers(0, 9, (members, 1, 400_00)), draw.integers(0, 9, (1, 400_00))
-        scores = EnsembleScores.from_real(members, truth[:, :, None])
+        made, truth = draw.integers(0, 9, (members, 1, 40_000)), draw.integers(0, 9, (1, 40_000))
+        scores = EnsembleScores.from_real(members, truth[None, ..., None])
         scores.add(made[..., None], truth[..., None], made[:0, ..., None], None)
         found = linearize(scores)
         assert found["coverage_50"].item() == pytest.approx(0.5, abs=0.015)
@@ -159,11 +159,25 @@ def test_details_show_scales_spread_and_the_power_that_a_mean_lacks():
     assert [row["width"] for row in shown["widths"]] == [2, 4, 8]
     crps = [row["crps"] for row in shown["widths"]]
     assert crps == sorted(crps, reverse=True)
-    assert sum(row["fraction"] for row in shown["bins"]) == pytest.approx(1)
-    power = {k: np.array(side["values"]) for k, side in list(shown["spectrum"].items())[1:]}
+    assert sum(row["fraction"] for row in shown["bins"]) == pytest.approx(1, abs=0.01)
+    power = {name: np.array(side) for name, side in shown["spectrum"].items()}
     assert power["mean"][-1] < 0.3 * power["real"][-1]
     assert power["members"][-1] == pytest.approx(power["real"][-1], rel=0.1)
     assert len(shown["channels"]) == 1
+
+
+def test_bins_find_the_spread_of_each_point():
+    draw, scores = np.random.default_rng(8), EnsembleScores.from_real(8, np.ones((1, 1, 2, 500)))
+    spread = np.array([[0.25], [1.2]])
+    for _ in range(30):
+        sample = spread * draw.normal(size=(9, 1, 2, 500))
+        scores.add(sample[:8], sample[8], sample[:0], None)
+    bins = ensembles.details(SimpleNamespace(ensembles=scores))["bins"]
+    assert len(bins) > 2
+    for row in bins:  # by chance, members of one point are in several bins
+        assert abs(row["spread_error_ratio"] - 1) < 4 * row["spread_error_ratio_standard_error"]
+    for k, right in ((0, 0.25), (-1, 1.2)):
+        assert bins[k]["spread"] == pytest.approx(right * math.sqrt(1 + 1 / 4), rel=0.1)
 
 
 def test_remarks_say_what_is_right_and_every_number_is_shown():
