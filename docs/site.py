@@ -49,7 +49,7 @@ START = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "SECURITY.md":
 TUTORIALS = ["first-model", "your-photos", "photos-with-classes", "few-photos", "python"]
 """Pages of docs/tutorials/, in this order."""
 GUIDES = ["conditions", "media", "sources", "large-data", "finetuning", "tasks", "evaluation",
-          "judge", "baseline", "expect", "share", "trackers", "troubleshooting", "scaling",
+          "ensembles", "judge", "baseline", "expect", "share", "trackers", "troubleshooting", "scaling",
           "reliability", "performance"]  # fmt: skip
 """Pages of docs/ that come first, in this order; others follow by name."""
 

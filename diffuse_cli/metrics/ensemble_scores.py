@@ -44,7 +44,7 @@ def fair_crps(members: Array, truth: Array) -> Array:
 
     Its mean is the CRPS of the distribution of the members, for every M of at least 2.
     """
-    # Ferro 2014, eq. 9, with the sum of all distances from the sorted members.
+    # Ferro 2014, with the sum of all distances from the sorted members.
     count = len(members)
     ranks = np.arange(1 - count, count, 2).reshape(-1, *[1] * truth.ndim)
     between = (ranks * np.sort(members, 0)).sum(0) / (count * (count - 1))
@@ -190,7 +190,7 @@ class EnsembleScores:
 
 def _error_and_spread(members: Array, truth: Array) -> tuple[Array, Array]:
     """Return the error of the mean of members, and the square that the spread says it has."""
-    # Fortin et al. 2014, eq. 15: the mean of M members has 1 / M of their variance more error.
+    # Fortin et al. 2014: the mean of M members has 1 / M of their variance more error.
     error, variance = members.mean(0) - truth, members.var(0, ddof=1)
     return np.asarray(error), np.asarray((1 + 1 / len(members)) * variance)
 
@@ -218,7 +218,7 @@ def linearize(scores: EnsembleScores) -> dict[str, Array]:
     rmse = np.sqrt(np.maximum(squares.mean(0), LEAST))
     values["rmse_of_mean"] = rmse + (squares - squares.mean(0)) / (2 * rmse)
     values["spread_error_ratio"] = linearize_ratio(spread, squares)
-    # The reliability index of Delle Monache et al. 2006, eq. 2.
+    # The reliability index: the distance of the rank histogram (Hamill 2001) from a flat one.
     excess = scores.column("ranks") - 1 / (scores.members + 1)
     values["rank_reliability"] = (np.sign(excess.mean(0)) * excess).sum(2)
     # A rank is an interval of probability. Its part in the central interval counts, so the right
