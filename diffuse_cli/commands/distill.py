@@ -12,8 +12,8 @@ from typing import Any
 
 from diffuse_cli.commands.train import run as run
 from diffuse_cli.config import options, train_options
+from diffuse_cli.config.exchange_options import DISTILL_STEPS, DistillConfig
 from diffuse_cli.config.sample_options import DrawConfig
-from diffuse_cli.config.train_options import DistillConfig
 from diffuse_cli.system import UsageError, finish, outputs
 
 CONFIG = DistillConfig
@@ -69,5 +69,5 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     if guidance is not None:
         values["teacher_guidance"] = guidance
     if config.steps is None and config.minutes is None:
-        values["steps"] = train_options.DISTILL_STEPS
+        values["steps"] = DISTILL_STEPS
     return complete(values)

@@ -1,4 +1,4 @@
-"""Options of `train` and `distill`."""
+"""Options of `train`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config import parsers, shared_options
-from diffuse_cli.config.options import MODEL, OVERWRITE, argument, option, to_dict
+from diffuse_cli.config.options import OVERWRITE, argument, option, to_dict
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.core import NETWORKS
 from diffuse_cli.core.settings import setting
@@ -191,6 +191,11 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
         high=1,
         shown=f"{GIVEN_DROPOUT:g}",
     )
+    given_kind: str | None = option.conditioning.optional(
+        "Whether conditioning images are label maps, with a channel for each label.",
+        table=("auto", "labels", "image"),
+        shown="auto: label maps if they have a palette or the levels 0, 1, 2, ...",
+    )
     given_noise: float | None = option.conditioning.optional(
         "Largest standard deviation of noise added to conditioning images in training.",
         low=0,
@@ -332,68 +337,3 @@ def to_file(config: TrainConfig, **kinds: bool) -> dict[str, Any]:
     fields = to_dict(config, **kinds)
     settings = fields.pop("architecture")
     return {**fields, config.network or NETWORK: settings} if settings else fields
-
-
-# -- distill --------------------------------------------------------------------------------------
-
-DISTILL_STEPS = 1000
-"""Default steps of `distill`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig(shared_options.ConditionsConfig):
-    """Options of a distillation run that do not come from the model."""
-
-    model: str = argument("MODEL", MODEL)
-    data: str = argument("DATA", "Training data of the model, or similar data.")
-    steps: int | None = option.optional(
-        "Training steps.", low=1, high=10**8, shown=f"{DISTILL_STEPS}"
-    )
-    minutes: float | None = option.optional(
-        "Distill for X minutes in total, over all resumes, instead of --steps.", low=0.01, high=1e6
-    )
-    out: str = option(
-        "distilled.safetensors",
-        "Model file, with its run directory created next to it.",
-        flag="-o",
-        metavar="FILE",
-    )
-    guidance: float | None = option.optional(
-        "Guidance scale to distill, which cannot be changed later.",
-        low=0,
-        high=100,
-        shown="the model's default",
-    )
-    resume: bool = option(False, "Continue from the last checkpoint.", control=True)
-    overwrite: bool = option(False, OVERWRITE)
-    batch_size: int | None = option.optimizer.optional(
-        "Sampling trajectories per step, over all processes.",
-        low=1,
-        high=1_000_000,
-        shown="a quarter of the model's",
-    )
-    lr: float | None = option.optimizer.optional(
-        "Peak learning rate.", low=0, high=10, shown="half of the model's"
-    )
-    workers: int | None = option.run.optional(
-        "Threads that read images.", low=1, high=256, shown="one per core"
-    )
-    seed: int = option.run(0, "Seed of all random numbers.", low=0, high=2**63 - 1)
-    precision: str = option.run(
-        "auto", "Floating-point precision.", table="system.devices.PRECISIONS"
-    )
-    device: str = option.run(
-        "auto", "Device (auto: a GPU if PyTorch finds one).", table="system.devices.DEVICES"
-    )
-    stop_at: int | None = option.run.optional(
-        "Stop after this step, to continue later with --resume.", low=1
-    )
-    preview_every: int | None = option.run.optional(
-        "Steps between preview images.", low=1, shown="an eighth of the steps"
-    )
-    save_every: int | None = option.run.optional(
-        "Steps between checkpoints.",
-        low=1,
-        shown="500 and at each preview, if saving takes under 1 % of the time",
-    )
-    log_every: int = option.output(50, "Steps between lines of metrics.jsonl.", low=1)

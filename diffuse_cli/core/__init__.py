@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffuse_cli.core.conditions import (
+        LABELS,
         PAIRS,
         ConditioningArray,
         Conditions,
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     from diffuse_cli.core.space import TRANSFORMS, Space
 
 __all__ = [
-    "DEGRADATIONS", "LOSSES", "NETWORKS", "OPTIMIZERS", "PAIRS", "RESTORATIONS", "SAMPLERS",
-    "SCHEDULES", "SPACINGS", "TARGETS", "TIMESTEP_DRAWS", "TRANSFORMS", "VARIANCES",
+    "DEGRADATIONS", "LABELS", "LOSSES", "NETWORKS", "OPTIMIZERS", "PAIRS", "RESTORATIONS",
+    "SAMPLERS", "SCHEDULES", "SPACINGS", "TARGETS", "TIMESTEP_DRAWS", "TRANSFORMS", "VARIANCES",
     "WEIGHTINGS", "Bits", "ConditioningArray", "Conditions", "DataGaussian", "Degradation",
     "Denoise", "Denoiser", "Ends", "Gaussian", "InvalidArgument", "LabelColumn",
     "MetadataTable", "Modules", "NumberColumn", "Prediction", "Process", "Reference",

@@ -134,7 +134,8 @@ AUGMENTATIONS: Registry[Augmentation] = Registry(
 def _resample(x: Tensor, matrix: Tensor) -> Tensor:
     """Return images (B, C, H, W) whose positions p from the center show x at `matrix` p (B, 2, 2).
 
-    Positions outside of x show its reflection.
+    Positions outside of x show its reflection. Labels, which are integers, are of the nearest
+    position.
     """
     import torch.nn.functional as F
 
@@ -144,7 +145,9 @@ def _resample(x: Tensor, matrix: Tensor) -> Tensor:
     theta[:, 1, 0] *= width / height
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     mode = "bilinear" if x.device.type == "mps" else "bicubic"  # which Metal does not have
-    return F.grid_sample(x, grid, mode, padding_mode="reflection", align_corners=False)
+    mode = mode if x.is_floating_point() else "nearest"
+    moved = F.grid_sample(x.float(), grid, mode, padding_mode="reflection", align_corners=False)
+    return moved.to(x.dtype)
 
 
 def count_draws(names: Sequence[str]) -> int:
@@ -163,7 +166,7 @@ def augment(
     """Change samples by augmentations, one after another.
 
     Args:
-        x: samples (B, C, *size) in the model's space.
+        x: samples (B, C, *size) in the model's space, or label maps as integers.
         u: uniform random numbers (B, count_draws(names)) on the CPU, which thus knows what changes.
         paired: whether x are paired samples, which only move.
 

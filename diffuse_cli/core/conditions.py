@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PAIRS = "pairs"
 """The kind of `ConditioningArray` for paired data, where each sample comes with another array."""
 
+LABELS = "labels"
+"""The layout of label maps, whose stored values are labels of classes and not levels."""
+
 
 BITS = 12
 """Number of groups of columns that are dropped independently of each other."""
@@ -34,7 +37,8 @@ class ConditioningArray(Settings):
 
     The network receives C' = `channels` + 1 channels: the array, and a last channel that is 1 where
     the array is known. Where it is not known, all channels are 0. So an array of zeros means "no
-    condition", for dropout and guidance, and a partly known array needs no other encoding.
+    condition", for dropout and guidance, and a partly known array needs no other encoding. A label
+    map has a channel for each label, 1 where the map has this label and 0 elsewhere.
 
     Attributes:
         channels: the number of channels of the array.
@@ -46,6 +50,9 @@ class ConditioningArray(Settings):
         mean, std: the mean and standard deviation of each channel, as in a `Space`, for paired
             data of floats. None for other arrays, and for models that scale them like the samples.
         limits: the lowest and highest level, as in a `Space`, for paired data of levels.
+        labels: the stored values of the classes of label maps, in order. None for other arrays.
+        names: the names of these classes, if they have any.
+        fractions: the fraction of each class in the training maps.
     """
 
     channels: int = setting(low=1, high=MOST_CHANNELS)
@@ -55,10 +62,13 @@ class ConditioningArray(Settings):
     mean: tuple[float, ...] | None = setting(None)
     std: tuple[float, ...] | None = setting(None, low=1e-30)
     limits: tuple[int, ...] | None = setting(None)
+    labels: tuple[int, ...] | None = setting(None, 0, 255)
+    names: tuple[str, ...] | None = setting(None)
+    fractions: tuple[float, ...] | None = setting(None, 0, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("mean", "std"):
+        for name in ("mean", "std", "labels", "names", "fractions"):
             if len(getattr(self, name) or ()) not in (0, self.channels):
                 raise InvalidArgument(f"must have {self.channels} numbers", argument=name)
         for name, partner in (("mean", "std"), ("std", "mean")):
@@ -68,6 +78,14 @@ class ConditioningArray(Settings):
             len(self.limits) == 2 and self.limits[0] < self.limits[1]
         ):
             raise InvalidArgument("must be two levels in order", argument="limits")
+        labels = [*(self.labels or ())]
+        if labels and (self.what != PAIRS or labels != sorted({*labels})):
+            raise InvalidArgument("must be labels of pairs in order", argument="labels")
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the classes of label maps: the labels themselves without `names`."""
+        return self.names or tuple(map(str, self.labels or ()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,14 @@ class Dataset:
         return first[inverse.reshape(-1)]
 
     @cached_property
+    def label_counts(self) -> Indices:
+        """The number of pixels with each label, for label maps: int64 (256,)."""
+        counts = np.zeros(256, np.int64)
+        for _, part in _parts(self.stored, np.arange(len(self))):
+            counts += np.bincount(part.ravel(), minlength=256)
+        return counts
+
+    @cached_property
     def held_out(self) -> npt.NDArray[np.bool_]:
         """Mask of the samples that are never trained on, by `held_out_rule`: bool (N,)."""
         return mask_held_out(self.digests)

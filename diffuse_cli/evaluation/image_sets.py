@@ -227,7 +227,8 @@ def _read_pairs(config: ImageSetsConfig, data: Dataset, loaded: LoadedModel) -> 
         return None
     assert config.given is not None  # as `check_pairs_option` says
     pair_images = yield from _read_in_space(encoder.input_space, config.given, config, loaded)
-    pairs = match_pairs(data, pair_images)
+    stored = encoder.match_labels(pair_images.stored, config.given)
+    pairs = match_pairs(data, replace(pair_images, stored=stored))
     for line in pairs.describe_unpaired():
         yield Notice(line, warning=True)
     return pairs

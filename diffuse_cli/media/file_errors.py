@@ -48,6 +48,7 @@ CHANNELS = "another number of channels"
 NO_SAMPLES = "no column of files"
 PAGES = "pages in color or of several sizes"
 MANY_PAGES = "over 64 pages"
+LABELS = "no label map: colors without a palette, or labels above 255"
 MEMBERS = "a .npz of {}, not of one array"
 
 NOT_A_SOUND = "not a sound"

@@ -11,9 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse_cli.core import PAIRS, ConditioningArray, InvalidArgument, Space, degradations
+from diffuse_cli.core import (
+    LABELS,
+    PAIRS,
+    ConditioningArray,
+    InvalidArgument,
+    Space,
+    degradations,
+)
 from diffuse_cli.media import ALPHA, MEDIA, layout_name, render_samples
-from diffuse_cli.system import UsageError, translate_errors
+from diffuse_cli.system import DataError, UsageError, show, translate_errors
 from diffuse_cli.system.rng import BLOCK, GivenDraws, given_draws
 
 if TYPE_CHECKING:
@@ -21,6 +28,9 @@ if TYPE_CHECKING:
     from diffuse_cli.media import Array
     from diffuse_cli.models.blueprint import Blueprint
 
+
+AT_ONCE = 256
+"""Label maps that are read at a time."""
 
 SAME = 1e-6
 """Relative difference below which squared standard deviations count as equal."""
@@ -97,6 +107,8 @@ def _observe_values(
 
 def _rendered_space(given: ConditioningArray, space: Space) -> Space:
     """Return the space of a conditioning array's values, in samples of `space`."""
+    if given.labels:
+        return Space(channels=1, size=space.size, medium=space.medium, layout=LABELS)
     changes: dict[str, Any] = {n: getattr(given, n) for n in ("mean", "std") if given.mean}
     if given.what == PAIRS:
         changes["limits"] = given.limits
@@ -161,16 +173,64 @@ class Conditioner:
         degradation = self.degradation.draw_parts(draws.u)
         return self.encode_observations(degradation.observe(x0, draws.noise), degradation)
 
+    def to_model(self, stored: Tensor) -> Tensor:
+        """Convert stored values of `input_space` to the model's numbers. Labels stay."""
+        return stored if self.given.labels else self.input_space.to_model(stored)
+
     def encode_observations(self, y: Tensor, degradation: Degradation | None = None) -> Tensor:
         """Return the conditioning input from observations, by their pseudo-inverse, or from pairs.
 
+        Other labels than the model's are unknown.
+
         Args:
+            y: observations or pairs, as from `to_model`.
             degradation: the degradation, if it was drawn for these samples.
         """
         degradation = degradation or self.degradation
+        if self.given.labels:
+            class_planes = torch.cat([y == label for label in self.given.labels], 1).float()
+            return self.append_mask(class_planes, class_planes.sum(1, keepdim=True))
         if degradation is None:
             return self.append_mask(y)
         return self.append_mask(degradation.pinv(y), degradation.known_mask(y))
+
+    def match_labels(self, stored: Array, path: str) -> Array:
+        """Return the label maps (N, 1, H, W) of --given with the labels of the model.
+
+        Maps with other labels have the model's classes in the same order if their values are evenly
+        spread, for example 0, 127 and 254 for labels 0, 1 and 2. Inputs of other models are
+        returned as they are.
+
+        Raises:
+            DataError: a label is not the model's.
+        """
+        if not self.given.labels:
+            return stored
+        labels, count = np.array(self.given.labels), self.given.channels
+        parts = (stored[k : k + AT_ONCE] for k in range(0, len(stored), AT_ONCE))
+        values = np.unique(np.concatenate([np.unique(part) for part in parts]))
+        unknown = np.setdiff1d(values, labels)
+        if not len(unknown):
+            return stored
+        even = np.arange(count)
+        spreads = [even, even * (255 // (count - 1)), even * 255 / (count - 1)]
+        spreads += [np.linspace(values[0], values[-1], count)] * (len(values) == count)
+        for spread in spreads:
+            step = spread[1] - spread[0]
+            places = np.rint((values - spread[0]) / step).astype(np.int64).clip(0, count - 1)
+            if np.abs(values - spread[places]).max() <= min(1, step / 4):
+                table = np.zeros(256, np.uint8)
+                table[values] = labels[places]
+                maps: Array = table[stored[:]]
+                return maps
+        names = zip(self.given.labels, self.given.label_names, strict=True)
+        known = ", ".join(f"{k} ({show(name)})" if name != str(k) else name for k, name in names)
+        raise DataError(
+            f"--given {show(path)}: label {unknown[0]} is not one of the model's: {known}",
+            "Change it to one of them",
+            code="data_mismatch",
+            path=path,
+        )
 
     def append_mask(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Append the mask of known places, 1 or 0, to values (B, C, *size) as a last channel."""
@@ -204,7 +264,14 @@ class Conditioner:
         return given_draws(seed, step, positions, uniforms, observed, noise, device, purpose)
 
     def render_input(self, conditioning: Tensor) -> Array:
-        """Return a conditioning input in `rendered_space`, stored, mid-range where unknown."""
+        """Return a conditioning input in `rendered_space`, stored, mid-range where unknown.
+
+        A label map has its first label there.
+        """
+        if self.given.labels:
+            places = conditioning[:, :-1].argmax(1, keepdim=True).cpu().numpy()
+            maps: Array = np.array(self.given.labels, np.uint8)[places]
+            return maps
         numbers: Array = self.rendered_space.to_stored(conditioning[:, :-1]).cpu().numpy()
         return numbers
 
@@ -244,7 +311,7 @@ class ConditioningInputs:
 def stored_inputs(encoder: Conditioner, stored: Array, first: int = 0) -> ConditioningInputs:
     """Return inputs from pairs or observations, stored values of `Conditioner.input_space`."""
     return ConditioningInputs(
-        stored, lambda y, _: encoder.encode_observations(encoder.input_space.to_model(y)), first
+        stored, lambda y, _: encoder.encode_observations(encoder.to_model(y)), first
     )
 
 

@@ -105,7 +105,8 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
         inputs = image_conditioning.degraded_inputs(encoder, samples.stored, config.seed, "given")
         described["degraded"] = encoder.given.what
     else:
-        inputs = image_conditioning.stored_inputs(encoder, samples.stored)
+        stored = encoder.match_labels(samples.stored, config.given)
+        inputs = image_conditioning.stored_inputs(encoder, stored)
     return SampleInputs(inputs, len(samples), {"given": described})
 
 

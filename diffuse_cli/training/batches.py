@@ -190,7 +190,7 @@ class Batches:
         if pairs is None:
             conditioning = encoder.encode_samples(x0, draws)
         else:
-            beside = encoder.input_space.to_model(self._to_device(pairs[indices]))
+            beside = encoder.to_model(self._to_device(pairs[indices]))
             beside, _ = changes.apply(beside, paired=True)
             conditioning = encoder.encode_observations(beside)
         return encoder.add_noise(conditioning, draws)

@@ -161,6 +161,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         ("label_dropout", ("classes", "condition_on")),
         ("given_dropout", ("given",)),
         ("given_noise", ("given",)),
+        ("given_kind", ("given",)),
     ):
         if name in flags and not any(getattr(config, condition) for condition in conditions):
             either = " or ".join(map(flag, conditions))

@@ -232,7 +232,11 @@ def keep_given_scale(
 ) -> ConditioningArray | None:
     """Return conditioning images with the scale of an earlier model, like `keep_scale`."""
     old = base.conditions.given if base and _kind_of(space) == _kind_of(base.space) else None
-    if given is None or old is None or (given.what, given.channels) != (old.what, old.channels):
+    if given is None or old is None or given.what != old.what:
+        return given
+    if continued and old.labels:
+        return old
+    if given.channels != old.channels:
         return given
     limits = old.limits if continued else given.limits
     return replace(given, mean=old.mean, std=old.std, limits=limits)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.config.train_options import GIVEN_DROPOUT, TrainConfig
 from diffuse_cli.core import (
     DEGRADATIONS,
+    LABELS,
     PAIRS,
     ConditioningArray,
     Conditions,
@@ -24,16 +24,18 @@ from diffuse_cli.core import (
     VectorColumn,
 )
 from diffuse_cli.core.settings import to_dict
+from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.data import (
     Dataset,
     Pairs,
     is_images,
+    label_maps,
     match_pairs,
     metadata_columns,
     read_cells,
     samples,
 )
-from diffuse_cli.media import Indices
+from diffuse_cli.media import MEDIA, Indices
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system import DataError, Notice, UsageError, Work, files
 from diffuse_cli.system.errors import suggest
@@ -171,6 +173,13 @@ def list_names(names: Iterable[str]) -> str:
 
 # Paired images, or a degradation of the images themselves.
 
+AUTO, IMAGE = "auto", "image"
+"""The default of --given-kind, and the medium of images, which is its other kind."""
+
+PAIR_LAYOUTS: Mapping[str | None, str | None] = {"L": None, "HW": None, "DHW": "CDHW"}
+"""Layouts of pairs of samples whose layout has no channels, which the pairs may have. Other pairs
+have the layout of the samples."""
+
 NARROW = 0.1
 """Fraction of the range of levels below which conditioning images are warned of."""
 
@@ -188,6 +197,55 @@ def find_pairs(given: str | None) -> str | None:
         hint = suggest(given.partition(":")[0], DEGRADATIONS)
         raise DataError(text, hint, code="data_missing", path=given)
     return given
+
+
+def read_training_pairs(
+    config: TrainConfig,
+    images: Dataset,
+    old: ConditioningArray | None,
+    read: Callable[[TrainConfig], Work[Dataset]],
+) -> Work[Pairs | None]:
+    """Read the paired samples of --given, with the size and the fit of the images.
+
+    Images that may be label maps are read as such first.
+
+    Args:
+        old: the paired samples of the model that a run continues or distills, whose kind is kept.
+        read: the function that reads samples.
+
+    Raises:
+        DataError: as in `match_training_pairs`.
+        UsageError: --given-kind is `LABELS` for samples that are not images, or for a degradation.
+    """
+    source = find_pairs(config.given)
+    kind = config.given_kind or AUTO
+    if kind == LABELS and (source is None or images.medium != IMAGE):
+        text = f"--given-kind {LABELS} is for a folder of images"
+        raise UsageError(text, "Leave it out", code="option_unsuited")
+    if source is None:
+        return None
+    if old:
+        kind = LABELS if old.labels else IMAGE
+    elif images.medium != IMAGE:
+        kind = IMAGE
+    space = images.estimated_space
+    given_config = replace(
+        config,
+        data=source,
+        size=space.size,
+        channels=None,
+        medium=images.medium,
+        bits=8 * images.stored.dtype.itemsize if MEDIA[images.medium].bits else None,
+        rate=space.rate,
+        layout=PAIR_LAYOUTS.get(images.layout, images.layout),
+    )
+    if kind == LABELS or (kind == AUTO and label_maps.may_be_labels(source)):
+        label_config = replace(given_config, layout=LABELS, alpha=False, bits=None)
+        maps = yield from read(label_config)
+        if kind == LABELS or label_maps.are_labels(maps):
+            return (yield from match_training_pairs(config, images, maps))
+    given = yield from read(given_config)
+    return (yield from match_training_pairs(config, images, given))
 
 
 def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
@@ -210,6 +268,8 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
             path=config.given,
         )
     kinds = [(s.medium, s.levels, s.size) for s in (space, given_space)]
+    if given.layout == LABELS:
+        kinds[1] = (given_space.medium, space.levels, given_space.size)
     if kinds[0] != kinds[1]:
         raise UsageError(
             f"--given {files.show(str(config.given))}: the samples differ from DATA in medium, "
@@ -224,17 +284,16 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
             hint = "Remove --strict to train on the pairs only"
             raise DataError(line, hint, code="data_mismatch", path=config.given)
         yield Notice(line, warning=True)
+    if given.layout == LABELS:
+        return pairs
     stored = pairs[samples.select_evenly(np.flatnonzero(pairs.matched), samples.FEW)]
     if ends := samples.limit_levels(given_space, stored).level_range:
         low, high = int(stored.min()), int(stored.max())
         if high - low < NARROW * (ends[1] - ends[0]):
-            path = str(config.given)
-            folder = shlex.quote(path) if Path(path).is_dir() else "FOLDER"
             yield Notice(
-                f"--given {files.show(path)}: the images use only levels {low:,} to {high:,} of "
-                f"{ends[0]:,} to {ends[1]:,}, which the model can hardly tell apart. Scale them to "
-                "the whole range. For label maps of 0, 1, 2, pass --given scaled after mkdir "
-                f"scaled && magick mogrify -path scaled -evaluate multiply 127 {folder}/*.png",
+                f"--given {files.show(str(config.given))}: the images use only levels {low:,} to "
+                f"{high:,} of {ends[0]:,} to {ends[1]:,}, which the model can hardly tell apart. "
+                "Scale them to the whole range, or for label maps pass --given-kind labels",
                 warning=True,
             )
     return pairs
@@ -256,7 +315,11 @@ def describe_conditioning(
     if config.given is None:
         return None
     scale: dict[str, tuple[Any, ...] | None] = {}
-    if pairs and space.levels is None:
+    channels = pairs.given.estimated_space.channels if pairs else space.channels
+    if pairs and pairs.given.layout == LABELS:
+        scale = _describe_labels(config, pairs.given)
+        channels = len(scale["labels"] or ())
+    elif pairs and space.levels is None:
         dataset = pairs.given
         given_space = replace(dataset.estimated_space, transform=space.transform)
         mean, std = samples.moments(given_space, dataset.stored, pairs.rows[trained], dataset.names)
@@ -268,10 +331,30 @@ def describe_conditioning(
             "limits": samples.limit_levels(pairs.given.estimated_space, pairs.given.stored).limits
         }
     given = ConditioningArray(
-        channels=pairs.given.estimated_space.channels if pairs else space.channels,
+        channels=channels,
         what=PAIRS if pairs else config.given,
         dropout=GIVEN_DROPOUT if config.given_dropout is None else config.given_dropout,
         noise=config.given_noise or 0.0,
         **scale,
     )
     return Conditioner(given, space).given
+
+
+def _describe_labels(config: TrainConfig, maps: Dataset) -> dict[str, tuple[Any, ...] | None]:
+    """Return the labels, names and fractions of label maps, fields of `ConditioningArray`.
+
+    Raises:
+        DataError: the maps have only one label, or more than a model can have.
+    """
+    counts, path = maps.label_counts, str(config.given)
+    labels = tuple(np.flatnonzero(counts).tolist())
+    if not 2 <= len(labels) <= MOST_CHANNELS:
+        text = f"--given {files.show(path)}: label maps have 2 to {MOST_CHANNELS} labels, not "
+        hint = "Save them without loss, for example as PNG, or pass --given-kind image"
+        raise DataError(f"{text}{len(labels)}", hint, code="option_unsuited", path=path)
+    names = label_maps.read_label_names(path)
+    return {
+        "labels": labels,
+        "names": tuple(names.get(k, str(k)) for k in labels) if names else None,
+        "fractions": tuple((counts[counts > 0] / counts.sum()).tolist()),
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,14 @@ import numpy.typing as npt
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import MetadataTable
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
+from diffuse_cli.data import (
+    Dataset,
+    Pairs,
+    held_out_rule,
+    open_index,
+    read_images,
+    save_index,
+)
 from diffuse_cli.data.store import find_stream
 from diffuse_cli.data.stream import TRIES, Stream
 from diffuse_cli.media import MEDIA, Array, Indices, resolve_layout, stored_dtype
@@ -44,10 +51,6 @@ FEW = 2
 
 HANDFUL = 100
 """The number of images that a person can look through."""
-
-PAIR_LAYOUTS: Mapping[str | None, str | None] = {"L": None, "HW": None, "DHW": "CDHW"}
-"""Layouts of pairs of samples whose layout has no channels, which the pairs may have. Other pairs
-have the layout of the samples."""
 
 MAPPED_SHARE = 4
 """Images larger than 1/MAPPED_SHARE of the free memory are mapped from a file."""
@@ -238,7 +241,12 @@ def read_data(
         files.remove(run.index)
     numbers = stored_dtype(base.space) if base and continued else None
     images = yield from _read_samples(config, several, run, numbers=numbers)
-    pairs = yield from _read_pairs(config, images, several, run)
+    pairs = yield from training_conditions.read_training_pairs(
+        config,
+        images,
+        base.conditions.given if base and (continued or config.distills) else None,
+        lambda given_config: _read_samples(given_config, several, run, "given"),
+    )
     if config.classes and base and continued:
         training_conditions.check_names(base.conditions, images, config.data)
     indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
@@ -290,29 +298,6 @@ def _warn_of_mixed_sizes(config: TrainConfig, images: Dataset) -> Iterator[Notic
             f"mixtures of them{look}",
             warning=True,
         )
-
-
-def _read_pairs(
-    config: TrainConfig, images: Dataset, several: Accelerator | None, run: RunDirectory | None
-) -> Work[Pairs | None]:
-    """Read the paired samples of --given, with the size and the fit of the images."""
-    source = training_conditions.find_pairs(config.given)
-    if source is None:
-        return None
-    kind, space = MEDIA[images.medium], images.estimated_space
-    bits = 8 * images.stored.dtype.itemsize if kind.bits else None
-    given_config = replace(
-        config,
-        data=source,
-        size=space.size,
-        channels=None,
-        medium=images.medium,
-        bits=bits,
-        rate=space.rate,
-        layout=PAIR_LAYOUTS.get(images.layout, images.layout),
-    )
-    given = yield from _read_samples(given_config, several, run, "given")
-    return (yield from training_conditions.match_training_pairs(config, images, given))
 
 
 def _read_samples(

@@ -106,7 +106,8 @@ def read_condition(
         pair_config = replace(config, image=config.given)
         fit = config.fit or loaded.fit
         pair = yield from forward_process.read_sample(pair_config, encoder.input_space, fit)
-        inputs = image_conditioning.stored_inputs(encoder, pair.values[None])
+        stored = encoder.match_labels(pair.values[None], config.given)
+        inputs = image_conditioning.stored_inputs(encoder, stored)
     given = inputs.encode([0], device)
     return DemoCondition(encoder.given.what, given, encoder.look(given)[0])
 

@@ -17,12 +17,12 @@ from PIL import Image
 from xxhash import xxh3_128_digest
 
 from diffuse_cli import media
-from diffuse_cli.core import InvalidArgument, Space
+from diffuse_cli.core import LABELS, InvalidArgument, Space
 from diffuse_cli.media import Array, Read, ReadSettings, Size, Unusable, figures
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_channels
 from diffuse_cli.media.file_errors import ADVICE
-from diffuse_cli.media.image import decoding, image_metadata, planes
+from diffuse_cli.media.image import decoding, image_metadata, label_maps, planes
 
 SIDE = 64
 """Default size of images, unless all have the same smaller size."""
@@ -39,6 +39,9 @@ def read(data: bytes, settings: ReadSettings) -> Read:
         if settings.channels not in (None, len(values)):
             raise Unusable(reasons.CHANNELS)
         return _read_planes(values, mode, settings, len(values), media.PAGES)
+    if settings.layout == LABELS:
+        values, mode = label_maps.read_labels(data)
+        return _read_planes(values, mode, settings, 1, LABELS)
     alpha = settings.layout is not None
     if alpha:
         settings = replace(settings, background=_background(settings.layout, settings.background))
@@ -108,7 +111,9 @@ def fit(values: Array, settings: ReadSettings) -> Array:
     """Fit stored levels to the requested size, as `read` does."""
     assert settings.size is not None
     alpha = settings.layout is not None
-    if settings.layout == media.PAGES:
+    if settings.layout == LABELS:
+        fitted = planes.fit_planes(values, settings.size, settings.fit, [0], nearest=True)
+    elif settings.layout == media.PAGES:
         below = planes.scale_background(settings.background, values)
         grey = int(planes.convert_channels(below, 1, False).flat[0])
         fitted = planes.fit_planes(values, settings.size, settings.fit, [grey] * len(values))
@@ -161,9 +166,11 @@ def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     """Return images in 8 bits, black and white at the limits of their levels.
 
     Transparent images are on their background, and pages are side by side. Other images show their
-    first three channels or the first.
+    first three channels or the first. Label maps have a color for each label.
     """
     samples = samples.astype(media.stored_dtype(space), copy=False)
+    if space.layout == LABELS:
+        return label_maps.color_labels(samples)
     if space.limits is not None:
         low, high = space.limits
         shades = (samples.clip(low, high).astype(np.float32) - low) * (255 / (high - low))
@@ -193,13 +200,13 @@ MEDIUM = media.Medium(
     check=check,
     fits=media.FITS,
     advice=ADVICE,
-    layouts=media.OF_IMAGES,
+    layouts=(*media.OF_IMAGES, LABELS),
     mixed=True,
-    alike=(media.PAGES,),
+    alike=(media.PAGES, LABELS),
     kinds={1: "grey", 2: "grey and transparency", 3: "color", 4: "color and transparency"},
     brought={None: (1, 3), media.ALPHA: (2, 4)},
     bits=(8, 16),
-    unjudged=(media.PAGES,),
+    unjudged=(media.PAGES, LABELS),
     suffixes={media.PAGES: ".tif"},
     augmentations=("flip", "zoom", "rotate", "shift", "color"),
     channel_names={

@@ -127,11 +127,18 @@ def _plan_resize(image_size: Size, size: Size, fit: str) -> tuple[dict[str, Any]
     return keywords, ((target_size[0] - width) // 2, (target_size[1] - height) // 2)
 
 
-def fit_planes(values: Array, size: Size, fit: str, fill: Sequence[float]) -> Array:
-    """Scale planes to `size` (height, width) with `FITS[fit]`, on a level `fill` for each plane."""
+def fit_planes(
+    values: Array, size: Size, fit: str, fill: Sequence[float], *, nearest: bool = False
+) -> Array:
+    """Scale planes to `size` (height, width) with `FITS[fit]`, on a level `fill` for each plane.
+
+    Args:
+        nearest: whether each pixel is the nearest pixel of the planes, not a mean.
+    """
     if values.shape[1:] == size:
         return values
     keywords, (x, y) = _plan_resize(values.shape[:0:-1], size, fit)
+    keywords |= {"resample": Image.Resampling.NEAREST} if nearest else {}
     floats = (Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in values)
     scaled = np.stack([np.asarray(plane.resize(**keywords)) for plane in floats])
     levels: Array = np.rint(scaled.clip(0, TOP[values.dtype.name])).astype(values.dtype)

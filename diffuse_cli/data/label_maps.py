@@ -1,0 +1,81 @@
+"""Detection of label maps among conditioning images, and the names of their classes."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from diffuse_cli.core import LABELS
+from diffuse_cli.data import sources
+from diffuse_cli.data.samples import Dataset
+from diffuse_cli.media import MEDIA, ReadSettings, Unusable
+from diffuse_cli.media.image.label_maps import INDEXED
+from diffuse_cli.system import DataError, show
+
+FEWEST, MOST = 3, 32
+"""The number of labels from which on images are label maps by themselves, and the most labels then.
+Images of two levels are masks or edges."""
+
+LOOKED_AT = 256
+"""Number of files that are looked at before all are read as label maps."""
+
+NAMES, LARGEST_TABLE = "labels.csv", 2**20
+"""File with the names of the classes, in columns `value` and `name`, and its largest size."""
+
+
+def may_be_labels(path: str) -> bool:
+    """Whether some images of a source have few labels, so that all of them may be label maps."""
+    image, settings = MEDIA["image"], ReadSettings(layout=LABELS)
+    with contextlib.closing(sources.open_source(Path(path))) as source:
+        listing = sources.list_samples(source, "image")
+        for data in sources.read_subset(source, listing.candidates, LOOKED_AT):
+            try:
+                read = image.read(data, settings)
+            except Unusable:
+                return False
+            levels = np.unique(read.values)
+            if len(levels) > MOST or (read.mode != INDEXED and levels[-1] >= MOST):
+                return False
+    return True
+
+
+def are_labels(maps: Dataset) -> bool:
+    """Whether images that were read as label maps are label maps by themselves.
+
+    All have palettes of colors, or together they have the levels 0, 1, ... without a gap.
+    """
+    values = np.flatnonzero(maps.label_counts)
+    if not FEWEST <= len(values) <= MOST:
+        return False
+    return set(maps.summary.modes) == {INDEXED} or int(values[-1]) == len(values) - 1
+
+
+def read_label_names(path: str) -> Mapping[int, str]:
+    """Return the names of labels in the file `NAMES` of a source, none without the file.
+
+    Raises:
+        DataError: the file is not a table of different labels with different names.
+    """
+    with contextlib.closing(sources.open_source(Path(path))) as source:
+        entries = (e for e in source.entries() if e.name.rpartition("/")[2] == NAMES)
+        data = b"".join(source.read_table(entry, LARGEST_TABLE) for entry in islice(entries, 1))
+    lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace")))
+    try:
+        rows = [(int(line["value"]), line["name"].strip()) for line in lines]
+    except (KeyError, ValueError, AttributeError, csv.Error):
+        rows = [(-1, "")]
+    names = dict(rows)
+    if "" in names.values() or len({*names.values()}) < len(rows):
+        raise DataError(
+            f"{NAMES} of {show(path)} is not a table of labels and their names",
+            "Write a first line value,name and a line such as 1,road for each label",
+            code="metadata_unreadable",
+            path=path,
+        )
+    return names
