@@ -37,6 +37,7 @@ from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.core.conditions import ConditioningArray, LabelColumn, MetadataTable, NumberColumn
 from diffuse_cli.core.data_gaussian import measure
 from diffuse_cli.media.figures import arrange_grid
+from diffuse_cli.media.image.label_maps import color_labels
 from diffuse_cli.models import model_file
 
 pytest.importorskip("onnxruntime")
@@ -483,6 +484,31 @@ def test_a_page_shows_samples_of_every_medium(diffuse, browser, runtime, served,
     assert browser.errors == []
 
 
+def open_photo(browser: Browser) -> None:
+    """Open input.png as the conditioning image, and keep the files that the page offers."""
+    browser.evaluate(
+        "(async () => { photo = await createImageBitmap(await (await fetch('/input.png')).blob()); "
+        "showInput(); })()"
+    )
+    browser.evaluate(
+        "{const make = URL.createObjectURL.bind(URL), known = window.blobs = {};"
+        "URL.createObjectURL = (b) => { const url = make(b); known[url] = b; return url; }}"
+    )
+
+
+def generate_and_save(browser: Browser, *names: str) -> None:
+    """Generate two samples, and write files that the page offers."""
+    browser.wait(f"{STATE} === 'Ready.'")
+    browser.evaluate("document.getElementById('count').value = 2")
+    browser.evaluate("document.getElementById('start').click()")
+    browser.wait(f"/samples in|cannot/.test({STATE})")
+    for name in names:
+        browser.wait(f"document.getElementById('save-{name}').href")
+        code = f"blobs[document.getElementById('save-{name}').href].arrayBuffer()"
+        levels = browser.evaluate(f"{code}.then((b) => Array.from(new Uint8Array(b)))")
+        Path(f"{name}.png").write_bytes(bytes(levels))
+
+
 @needs_browser
 @pytest.mark.parametrize("name", mostly_slow(["color", "16 bits", "limits"], always=1))
 def test_a_page_fills_a_hidden_part_of_an_image(diffuse, browser, runtime, served, pointwise, name):
@@ -494,26 +520,11 @@ def test_a_page_fills_a_hidden_part_of_an_image(diffuse, browser, runtime, serve
     levels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(levels if space.channels == 3 else levels[..., 0]).save("input.png")
     browser.open(f"{served}/out/")
-    browser.evaluate(
-        "(async () => { photo = await createImageBitmap(await (await fetch('/input.png')).blob()); "
-        "showInput(); })()"
-    )
-    browser.evaluate(
-        "{const make = URL.createObjectURL.bind(URL), known = window.blobs = {};"
-        "URL.createObjectURL = (b) => { const url = make(b); known[url] = b; return url; }}"
-    )
+    open_photo(browser)
     browser.click("#given", 0.25, 0.25)
     hidden = np.array(browser.evaluate("Array.from(hidden)"), np.uint8).reshape(size)
     assert 0 < hidden.sum() < hidden.size
-    browser.wait(f"{STATE} === 'Ready.'")
-    browser.evaluate("document.getElementById('count').value = 2")
-    browser.evaluate("document.getElementById('start').click()")
-    browser.wait(f"/samples in|cannot/.test({STATE})")
-    for name in ("input", "mask"):
-        browser.wait(f"document.getElementById('save-{name}').href")
-        code = f"blobs[document.getElementById('save-{name}').href].arrayBuffer()"
-        levels = browser.evaluate(f"{code}.then((b) => Array.from(new Uint8Array(b)))")
-        Path(f"{name}.png").write_bytes(bytes(levels))
+    generate_and_save(browser, "input", "mask")
     assert np.array_equal(np.array(Image.open("mask.png").convert("L")), 255 * hidden)
     line = ("-n", 2, "--given", "input.png", "--mask", "mask.png", "--precision", "fp32", "-q")
     assert diffuse("sample", model, *line, "-o", "samples").code == 0
@@ -527,6 +538,34 @@ def test_a_page_fills_a_hidden_part_of_an_image(diffuse, browser, runtime, serve
     difference = np.abs(stored.astype(float) - samples.astype(float)).max()
     assert difference <= 2 * space.bins / 256
     assert samples.std() > space.bins / 50
+    assert browser.errors == []
+
+
+@needs_browser
+def test_a_page_paints_a_label_map_that_sample_reads(diffuse, browser, runtime, served, pointwise):
+    """The labels of a map of the user, here evenly spread, and the last label around a corner."""
+    given = ConditioningArray(channels=3, labels=(0, 1, 5), names=("a", HOSTILE, "c"))
+    model = save(**pointwise, conditions=Conditions(given=given), space=SPACES["color"])
+    make_page(diffuse, model, runtime)
+    maps = np.random.default_rng(0).integers(0, 3, (8, 8), np.uint8)
+    maps[:4] = 0
+    Image.fromarray(maps * np.uint8(127)).save("input.png")
+    browser.open(f"{served}/out/")
+    open_photo(browser)
+    browser.evaluate("document.getElementById('paint').value = 2")
+    browser.click("#given", 0.25, 0.25)
+    generate_and_save(browser, "input")
+    labels = np.array(Image.open("input.png").convert("L"))
+    changed = labels != np.array([0, 1, 5])[maps]
+    assert changed.any()
+    assert (labels[changed] == 5).all()
+    assert not changed[4:].any()
+    pixels = "document.getElementById('given').getContext('2d').getImageData(0, 0, 8, 8).data"
+    colors = np.array(browser.evaluate(f"Array.from({pixels})")).reshape(8, 8, 4)[..., :3]
+    assert np.array_equal(colors.transpose(2, 0, 1), color_labels(labels[None, None])[0])
+    line = ("-n", 2, "--given", "input.png", "--precision", "fp32", "-q", "-o", "samples")
+    assert diffuse("sample", model, *line).code == 0
+    assert largest_difference(read_canvases(browser), read_samples(Path("samples"))) <= 2
     assert browser.errors == []
 
 

@@ -104,11 +104,16 @@ function readColumn(control) {
 // -- conditioning image ---------------------------------------------------------------------------
 
 // The conditioning input: the canvas in the model's numbers, 0 where it is hidden, and a channel
-// that is 1 where it is known. Painted parts of a photo are hidden.
+// that is 1 where it is known. Painted parts of a photo are hidden. For label maps, `hidden` has the
+// index of the label of each pixel.
 function readInput() {
   const places = size[0] * size[1], planes = settings.given.channels, [low, high] = settings.given.levels;
   const pixels = find("given").getContext("2d").getImageData(0, 0, size[1], size[0]).data;
   const out = new Float32Array((planes + 1) * places);
+  if (settings.given.labels.length) { // a plane for each label
+    hidden.forEach((label, k) => { out[label * places + k] = out[planes * places + k] = 1; });
+    return out;
+  }
   for (let k = 0; k < places; k++) {
     const known = !(settings.given.masks && hidden[k]);
     const rgb = [0, 1, 2].map((c) => pixels[4 * k + c]);
@@ -124,6 +129,12 @@ function readInput() {
 
 let photo = null, hidden = null;
 
+// The index of the label of a grey level: of the label itself, or evenly spread.
+function findLabel(level) {
+  const { labels } = settings.given, place = labels.findIndex(({ value }) => value === level);
+  return place < 0 ? Math.round(level / 255 * (labels.length - 1)) : place;
+}
+
 // Draw the photo, if there is one, and the hidden part over it.
 function showInput() {
   const context = find("given").getContext("2d", { willReadFrequently: true });
@@ -134,7 +145,16 @@ function showInput() {
     const scale = Math.max(size[1] / photo.width, size[0] / photo.height);
     const [width, height] = [photo.width * scale, photo.height * scale];
     context.imageSmoothingQuality = "high";
+    context.imageSmoothingEnabled = !settings.given.labels.length;
     context.drawImage(photo, (size[1] - width) / 2, (size[0] - height) / 2, width, height);
+  }
+  if (settings.given.labels.length) {
+    const { data } = context.getImageData(0, 0, size[1], size[0]);
+    if (photo) hidden.forEach((_, k) => { hidden[k] = findLabel(data[4 * k]); });
+    hidden.forEach((label, k) => {
+      context.fillStyle = settings.given.labels[label].color;
+      context.fillRect(k % size[1], Math.floor(k / size[1]), 1, 1);
+    });
   }
 }
 
@@ -145,13 +165,14 @@ function paint(event) {
   const [px, py] = [event.offsetX / canvas.clientWidth * size[1], event.offsetY / canvas.clientHeight * size[0]];
   for (let y = 0; y < size[0]; y++) for (let x = 0; x < size[1]; x++) {
     if ((x + 0.5 - px) ** 2 + (y + 0.5 - py) ** 2 > Math.max(0.5, radius ** 2)) continue;
-    hidden[y * size[1] + x] = 1;
-    context.fillStyle = settings.given.masks ? "#f0f" : "#000";
+    hidden[y * size[1] + x] = find("paint") ? Number(find("paint").value) : 1;
+    context.fillStyle = settings.given.labels[hidden[y * size[1] + x]]?.color ?? (settings.given.masks ? "#f0f" : "#000");
     context.fillRect(x, y, 1, 1);
   }
 }
 
 function prepareInput() {
+  if (find("paint")) addOptions(find("paint"), settings.given.labels.map(({ name }, k) => [name, k]));
   showInput();
   find("erase").addEventListener("click", showInput);
   for (const kind of ["pointerdown", "pointermove"]) find("given").addEventListener(kind, paint);
@@ -294,16 +315,17 @@ function offerFiles(canvases) {
   canvases.forEach((canvas, k) => context.drawImage(
     canvas, (k % columns) * wide, Math.floor(k / columns) * high));
   offer(grid, "save", `${settings.name}.png`);
-  if (settings.given) offer(find("given"), "save-input", "input.png");
-  if (find("save-mask")) offer(drawMask(), "save-mask", "mask.png");
+  const labels = settings.given?.labels ?? [];
+  if (settings.given) offer(labels.length ? drawMask((k) => labels[k].value) : find("given"), "save-input", "input.png");
+  if (find("save-mask")) offer(drawMask((white) => 255 * white), "save-mask", "mask.png");
 }
 
-// The hidden part in white, as --mask reads it.
-function drawMask() {
+// The hidden part in levels, as --mask reads it, or the labels, as --given does.
+function drawMask(level) {
   const mask = document.createElement("canvas");
   [mask.width, mask.height] = [size[1], size[0]];
   const image = new ImageData(size[1], size[0]);
-  hidden.forEach((white, k) => image.data.set([255 * white, 255 * white, 255 * white, 255], 4 * k));
+  hidden.forEach((value, k) => image.data.set([...Array(3).fill(level(value)), 255], 4 * k));
   mask.getContext("2d").putImageData(image, 0, 0);
   return mask;
 }
@@ -337,7 +359,7 @@ function describeCommand() {
 }
 
 // Controls whose values are in the address, by name.
-const listShared = () => [...document.querySelectorAll("#controls :is(input, select):not([type=file], #brush)")]
+const listShared = () => [...document.querySelectorAll("#controls :is(input, select):not([type=file], #brush, #paint)")]
   .map((control) => [control.id || settings.columns[Number(control.dataset.column)].name, control]);
 
 // Set the controls as in the address.

@@ -145,7 +145,8 @@ def check_shown(file: ModelFile) -> None:
         raise export_error(file, "a page", "given", f"an {space.medium}")
     if given and not (given.what == PAIRS or masks):
         raise export_error(file, "a page", "given", given.what)
-    if given and (given.channels not in (1, 3) or given.mean or given.limits):
+    shown = given is None or given.labels or given.channels in (1, 3)
+    if given and (not shown or given.mean or given.limits):
         raise export_error(file, "a page", "given", settings.to_dict(given))
 
 
@@ -206,8 +207,11 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
 
 
 def _describe_input(model: StoredModel) -> dict[str, Any] | None:
-    """Return the channels of the conditioning image, whether a part of it is hidden, and its levels
-    at -1 and 1, as 8-bit levels, which a browser reads."""
+    """Return the channels of the conditioning image, whether a part of it is hidden, its levels
+    at -1 and 1, as 8-bit levels, which a browser reads, and the labels of label maps."""
+    import numpy as np
+
+    from diffuse_cli.media.image.label_maps import color_labels
     from diffuse_cli.models.image_conditioning import Conditioner
 
     encoder = Conditioner.from_blueprint(model.blueprint)
@@ -216,7 +220,14 @@ def _describe_input(model: StoredModel) -> dict[str, Any] | None:
     space = encoder.rendered_space
     ends, top = space.level_range or (0, 255), (space.levels or 256) - 1
     levels = [255 * level / top for level in ends]
-    return {"channels": encoder.given.channels, "masks": encoder.masks, "levels": levels}
+    given, labels = encoder.given, np.array(encoder.given.labels or (), np.int64)
+    colors = color_labels(labels.reshape(-1, 1, 1, 1))
+    classes = [
+        {"value": value, "name": name, "color": f"#{bytes(color.ravel()).hex()}"}
+        for value, name, color in zip(labels.tolist(), given.label_texts, colors, strict=True)
+    ]
+    described = {"channels": given.channels, "masks": encoder.masks, "levels": levels}
+    return {**described, "labels": classes}
 
 
 def _describe_look(space: Space) -> dict[str, Any]:
