@@ -155,7 +155,7 @@ def choose_images(evaluation: EvaluationRun, names: Sequence[str]) -> ReportImag
         classes=tuple(classes[:CLASSES]),
         more_classes=max(0, len(classes) - CLASSES),
         twins=tuple(find_image_pairs(evaluation, TWINS)) if evaluation.training else (),
-        paired_images={k: look(samples) for k, samples in first.items()},
+        paired_images=dict(first),
         ensembles=_show_ensembles(evaluation),
         maps=_show_maps(evaluation),
     )

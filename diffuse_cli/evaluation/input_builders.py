@@ -29,7 +29,7 @@ from diffuse_cli.metrics.nearest_neighbors import NearestDistances
 from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.generation import generate_all
-from diffuse_cli.system import Work
+from diffuse_cli.system import Work, show
 
 MOST_PAIRED, PAIRED_AT_ONCE, PAIRED_SHOWN = 1000, 16, 10
 """The most real images to compare with generated images of the same condition, the number of images
@@ -65,6 +65,7 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
             {name: images[list(rows)] for name, images in baseline_images.items()},
             config.seed,
             rows,
+            real.pairs[list(rows)] if encoder.given.labels else None,
         )
         for rows in (every[k : k + PAIRED_AT_ONCE] for k in range(0, count, PAIRED_AT_ONCE))
     ]
@@ -79,7 +80,14 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
         "real": real.samples,
         "nearest in training": baseline_images.get("nearest"),
     }
-    first = {k: side[: min(count, PAIRED_SHOWN)] for k, side in sides.items() if side is not None}
+    shown = min(count, PAIRED_SHOWN)
+    first = {k: evaluation.look(side[:shown]) for k, side in sides.items() if side is not None}
+    if encoder.given.labels:
+        inputs = image_conditioning.stored_inputs(encoder, real.pairs[:shown])
+        first = {
+            "condition": encoder.look(inputs.encode(range(shown), torch.device("cpu"))),
+            **first,
+        }
     evaluation.paired_values = paired.PairedValues(values, np.arange(count), first)
 
 
@@ -95,7 +103,8 @@ def _make_baselines(
     images: dict[str, Array] = {}
     features: dict[str, Array] = {}
     inputs = image_conditioning.choose_inputs(encoder, real.samples, real.pairs, seed)
-    if encoder.given.channels in (1, encoder.space.channels):  # it can be looked at as samples are
+    channels = 0 if encoder.given.labels else encoder.given.channels
+    if channels in (1, encoder.space.channels):  # it can be looked at as samples are
         given = encoder.render_input(inputs.encode(range(count), torch.device("cpu")))
         images["given"] = np.broadcast_to(given, (count, *encoder.space.shape))
         look = evaluation.look(images["given"])
@@ -115,6 +124,7 @@ def compare_samples(
     baseline_images: Mapping[str, Array],
     seed: int,
     rows: Sequence[int],
+    maps: Array | None = None,
 ) -> dict[str, Array]:
     """Return the values of `metrics.paired` for some real images, by key.
 
@@ -123,6 +133,7 @@ def compare_samples(
         fakes: two generated images for each conditioning input.
         baseline_images: the baselines by name.
         rows: the indices of the images among the real images.
+        maps: the label maps of the images, for a model of label maps.
     """
     span = encoder.space.bins - 1.0 if encoder.space.bins else 2.0
     values = paired.compute_pixel_metrics(truth, fakes[0], fakes[1], baseline_images, span)
@@ -130,6 +141,13 @@ def compare_samples(
         misfits = image_conditioning.measure_residuals
         first, second, real = (misfits(encoder, x, truth, seed, rows) for x in (*fakes, truth))
         values |= {"inconsistency": (first + second) / 2, "inconsistency_of_real": real}
+    if maps is not None:
+        labels = encoder.given.labels or ()
+        names = map(show, encoder.given.names or (f"label_{k}" for k in labels))
+        colors = slice(3 if len(truth[0]) > 2 else 1)  # without transparency
+        samples = (x[:, colors] for x in (truth, *fakes))
+        regions = dict(zip(labels, names, strict=True))
+        values |= paired.compare_regions(maps, regions, next(samples), [*samples])
     return values
 
 

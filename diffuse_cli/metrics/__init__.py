@@ -102,11 +102,18 @@ def select_numbers(values: Values) -> list[MetricNumber]:
     all_numbers = numbers()
     named = {n.key for n in all_numbers} | {key for m in METRICS.values() for key in m.BESIDE}
     undescribed = [
-        MetricNumber(key, key.replace("_", " "))
+        _present_region(key) if f"{key}_of_real" in values else MetricNumber(key, label(key))
         for key in values
-        if key not in named and not key.endswith("_standard_error")
+        if key not in named and not key.endswith(("_standard_error", "_of_real"))
     ]
-    return [n for n in all_numbers if n.key in values] + undescribed
+    measured = [n for n in all_numbers if n.key in values] + undescribed
+    return sorted(measured, key=lambda n: [*QUESTIONS].index(n.question))
+
+
+def _present_region(key: str) -> MetricNumber:
+    """Return the presentation of a value of `paired.compare_regions`."""
+    says = "Intensity where the label map has this label. The reference is the real images' value."
+    return MetricNumber(key, label(key), says, "reference", f"{key}_of_real", "answers")
 
 
 def class_numbers(classes: Mapping[str, Values]) -> list[MetricNumber]:

@@ -67,7 +67,7 @@ class PairedValues:
     Attributes:
         values: the values (M,) by key.
         rows: the indices of these images among the real images.
-        first: the first samples (K, C, *size), by their kind.
+        first: the first samples as pictures, uint8 (K, 1 or 3, H, W), by their kind.
     """
 
     values: Mapping[str, Array]
@@ -107,6 +107,34 @@ def compute_pixel_metrics(
     return values
 
 
+def compare_regions(
+    maps: Array, names: Mapping[int, str], truth: Array, fakes: Sequence[Array]
+) -> dict[str, Array]:
+    """Return the mean and the standard deviation of intensity in the region of each label, (M,).
+
+    They are NaN for images whose map lacks the label.
+
+    Args:
+        maps: the label maps (M, 1, H, W).
+        names: the names of the labels.
+        truth: the real images (M, C, H, W), colors only.
+        fakes: two generated images for each map, of which the values are means.
+    """
+    values: dict[str, Array] = {}
+    sides = [x.mean(1, dtype=np.float64).reshape(len(x), -1) for x in (truth, *fakes)]
+    for label, name in names.items():
+        region = (maps == label).reshape(len(maps), -1)
+        size = region.sum(1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # a map that lacks the label divides 0 by 0
+            means = [(x * region).sum(1, keepdims=True) / size for x in sides]
+            squares = ((x - mean) ** 2 * region for x, mean in zip(sides, means, strict=True))
+            spreads = [np.sqrt(part.sum(1, keepdims=True) / size) for part in squares]
+        for key, (real, first, second) in (("mean", means), ("spread", spreads)):
+            values[f"{key}_in_{name}"] = (first + second)[:, 0] / 2
+            values[f"{key}_in_{name}_of_real"] = real[:, 0]
+    return values
+
+
 def feature_distances(real: Array, fake: Array, baselines: Mapping[str, Array]) -> dict[str, Array]:
     """Return the feature distances of generated images and baselines, from features (M, d)."""
     distances = {"feature_distance": rms_difference(fake, real)}
@@ -119,8 +147,9 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     """Return the mean of each value over the real images, with its standard error."""
     entries: dict[str, float] = {}
     for key, values in evaluation.paired_values.values.items():
-        if len(values):
-            entries |= average(values).to_entries(key)
+        measured = values[~np.isnan(values)]  # without images that lack a label
+        if len(measured):
+            entries |= average(measured).to_entries(key)
     return entries
 
 
@@ -128,7 +157,7 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors from differences per real image, for values in both."""
     values_a, values_b = a.paired_values.values, b.paired_values.values
     return {
-        key: average(values_b[key] - values)[1]
+        key: average((differences := values_b[key] - values)[~np.isnan(differences)])[1]
         for key, values in values_a.items()
         if key in values_b and len(values) == len(values_b[key])
     }

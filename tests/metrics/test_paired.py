@@ -12,12 +12,13 @@ from diffuse_cli.core.conditions import ConditioningArray, Conditions
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.input_builders import find_nearest_inputs
-from diffuse_cli.metrics import METRICS, nearest_neighbors, numbers
+from diffuse_cli.metrics import METRICS, nearest_neighbors, numbers, select_numbers
 from diffuse_cli.metrics.paired import (
     MOST,
     SPREAD,
     WINDOW,
     PairedValues,
+    compare_regions,
     compute,
     compute_pixel_metrics,
     difference_errors,
@@ -168,3 +169,21 @@ def test_every_number_is_shown():
     apart = feature_distances(*(images(2, 8, 8) for _ in range(2)), others)
     assert own == {*made, *apart, "inconsistency", "inconsistency_of_real"}
     assert all(n.part or n.ideal in own for n in METRICS["paired"].NUMBERS)
+
+
+def test_intensity_in_the_region_of_a_label_is_a_mean_over_images_that_have_it():
+    maps = np.array([[0, 0, 1, 1], [0, 0, 0, 0]], np.uint8).reshape(2, 1, 2, 2)
+    truth = np.array([[10, 20, 100, 100], [30, 30, 30, 30]]).reshape(2, 1, 2, 2).repeat(3, 1)
+    first, second = truth + 2, truth * np.array([1, 1, 2]).reshape(1, 3, 1, 1)
+    values = compare_regions(maps, {0: "a", 1: "b"}, truth, [first, second])
+    found = compute(SimpleNamespace(paired_values=PairedValues(values, np.arange(2))))
+    assert found["mean_in_a_of_real"] == pytest.approx(22.5)
+    assert found["mean_in_a"] == pytest.approx((24.5 + 30) / 2)
+    assert found["mean_in_a_of_real_standard_error"] == pytest.approx(7.5)
+    assert found["spread_in_a_of_real"] == pytest.approx(2.5)
+    assert found["spread_in_a"] == pytest.approx((5 + 5 * 4 / 3) / 2 / 2)
+    assert (found["mean_in_b_of_real"], found["spread_in_b"]) == pytest.approx((100, 0))
+    assert math.isnan(found["mean_in_b_standard_error"])
+    shown = {number.key: number for number in select_numbers(found)}
+    assert [*shown] == ["mean_in_a", "spread_in_a", "mean_in_b", "spread_in_b"]
+    assert shown["mean_in_a"].reference(found).value == pytest.approx(22.5)
