@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from itertools import islice
 from pathlib import Path
 
@@ -13,8 +13,7 @@ import numpy as np
 
 from diffuse_cli.core import LABELS
 from diffuse_cli.data import sources
-from diffuse_cli.data.samples import Dataset
-from diffuse_cli.media import MEDIA, ReadSettings, Unusable
+from diffuse_cli.media import MEDIA, Array, ReadSettings, Unusable
 from diffuse_cli.media.image.label_maps import INDEXED
 from diffuse_cli.system import DataError, show
 
@@ -29,31 +28,50 @@ NAMES, LARGEST_TABLE = "labels.csv", 2**20
 """File with the names of the classes, in columns `value` and `name`, and its largest size."""
 
 
-def may_be_labels(path: str) -> bool:
-    """Whether some images of a source have few labels, so that all of them may be label maps."""
-    image, settings = MEDIA["image"], ReadSettings(layout=LABELS)
-    with contextlib.closing(sources.open_source(Path(path))) as source:
-        listing = sources.list_samples(source, "image")
-        for data in sources.read_subset(source, listing.candidates, LOOKED_AT):
+def survey_labels(path: str) -> tuple[Array, set[str]] | None:
+    """Read some images of a source as label maps, up to the first that has too many labels.
+
+    Returns:
+        The number of pixels with each label, (256,), and the modes of the files, or None if images
+        are not label maps.
+    """
+    counts, modes = np.zeros(256, np.int64), set[str]()
+    with contextlib.closing(sources.open_source(Path(path), single=True)) as source:
+        files = sources.list_samples(source, "image").candidates
+        for data in sources.read_subset(source, files, LOOKED_AT):
             try:
-                read = image.read(data, settings)
+                read = MEDIA["image"].read(data, ReadSettings(layout=LABELS))
             except Unusable:
-                return False
+                return None
             levels = np.unique(read.values)
             if len(levels) > MOST or (read.mode != INDEXED and levels[-1] >= MOST):
-                return False
-    return True
+                return None
+            counts += np.bincount(read.values.ravel(), minlength=256)
+            modes.add(read.mode)
+    return counts, modes
 
 
-def are_labels(maps: Dataset) -> bool:
+def are_labels(counts: Array, modes: Set[str]) -> bool:
     """Whether images that were read as label maps are label maps by themselves.
 
     All have palettes of colors, or together they have the levels 0, 1, ... without a gap.
+
+    Args:
+        counts: the number of pixels with each label, (256,).
+        modes: the modes of the files.
     """
-    values = np.flatnonzero(maps.label_counts)
+    values = np.flatnonzero(counts)
     if not FEWEST <= len(values) <= MOST:
         return False
-    return set(maps.summary.modes) == {INDEXED} or int(values[-1]) == len(values) - 1
+    return modes == {INDEXED} or int(values[-1]) == len(values) - 1
+
+
+def measure_fractions(path: str) -> dict[str, float]:
+    """Return the fraction of each label in some images, empty if they are not label maps."""
+    survey = survey_labels(path)
+    if survey is None or not are_labels(*survey):
+        return {}
+    return {str(k): count / survey[0].sum() for k, count in enumerate(survey[0].tolist()) if count}
 
 
 def read_label_names(path: str) -> Mapping[int, str]:

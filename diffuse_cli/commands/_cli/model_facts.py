@@ -42,6 +42,7 @@ def model_rows(file: ModelFile) -> Rows:
         ("process", _process(model.blueprint.diffusion)),
         ("classes", join_words(conditions.classes) or "none: trained without --classes"),
         *label_lines("input", _conditioning_input(model.blueprint)),
+        *label_lines("labels", _labels(conditions)),
         *label_lines("columns", _columns(conditions)),
         ("step", brief(f"{model.step:,}")),
     ]
@@ -89,6 +90,18 @@ def _conditioning_input(blueprint: Blueprint) -> Iterator[str]:
         noise = f", with noise of up to {given.noise:g}" if given.noise else ""
         kind = f"{show(given.what)}: {describe_space(encoder.input_space)}"
         yield f"{kind}; dropped from {given.dropout:.0%}{noise}"
+
+
+def _labels(conditions: Conditions) -> list[str]:
+    """Return the classes of label maps, for `sample --given`."""
+    given = conditions.given
+    return describe_labels(given.label_texts, given.fractions or ()) if given else []
+
+
+def describe_labels(texts: Iterable[str], fractions: Iterable[float]) -> list[str]:
+    """Return a line of labels with their fractions of the pixels, or no line without labels."""
+    words = [f"{text} {share:.1%}" for text, share in zip(texts, fractions, strict=False)]
+    return [join_words(words)] if words else []
 
 
 def _columns(conditions: Conditions) -> list[str]:

@@ -1,7 +1,7 @@
 """Near duplicates: copies that were resized, compressed or brightened.
 
 Each image has a hash of 63 bits, the signs of its lowest frequencies. Images whose hashes differ in
-a few bits are compared by the frequencies.
+a few bits are compared by the frequencies. The pass that hashes images also measures their values.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from diffuse_cli.media import Array
 from diffuse_cli.system import Progress, Work
 
 TASK = "comparing images"
+
+MEASURING = "measuring images"
+
+BLANK = 2.0
+"""Images that vary by less, in levels of 255 and without the finest detail, are not compared."""
 
 HASHED = 8
 """The hash has a bit for each of the lowest 8x8 DCT frequencies of the grey image except the mean
@@ -211,3 +216,43 @@ def count_copies(images: Dataset, roots: Array, chosen: Array) -> Copies:
         across_split=sum(int(held_out[part].sum()) for part in parts if not held_out[part].all()),
         first=tuple(CopyGroup(len(part), tuple(names[k] for k in part[:NAMED])) for part in ranked),
     )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of each channel's values."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def rescale(self, low: int, high: int) -> Spread:
+        """Return the same of values in low ... high in [-1, 1], the network's range."""
+        half = (high - low) / 2
+        mean = tuple((m - low) / half - 1 for m in self.mean)
+        return Spread(mean, tuple(s / half for s in self.std))
+
+
+def measure_images(images: Dataset, ends: tuple[int, int]) -> Work[tuple[Spread, Array, Array]]:
+    """Return the spread of the values, each image's hash and whether it is blank, in one pass."""
+    count, axes = len(images), (0, *range(2, images.stored.ndim))
+    totals, squares = np.zeros((2, images.stored.shape[1]), np.uint64)
+    hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
+    comparable = can_compare(images.stored)
+    faint = BLANK * (ends[1] - ends[0]) / 255
+    yield Progress(MEASURING, 0, count)
+    for block in blocks(images.stored):
+        part = images.stored[block]
+        totals += part.sum(axes, dtype=np.uint64)
+        squares += np.square(part, dtype=np.uint32).sum(axes, dtype=np.uint64)
+        coefficients = frequencies(part)
+        blank[block] = np.square(coefficients).sum((1, 2, 3)) < faint**2 * math.prod(part.shape[1:])
+        if comparable:
+            hashed[block] = hashes(coefficients)
+        yield Progress(MEASURING, min(block.stop, count), count)
+    values = count * math.prod(images.stored.shape[2:])
+    sums = list(zip(totals.tolist(), squares.tolist(), strict=True))  # exact, as whole numbers
+    spread = Spread(
+        mean=tuple(total / values for total, _ in sums),
+        std=tuple(math.sqrt(square * values - total**2) / values for total, square in sums),
+    )
+    return spread, hashed, blank

@@ -53,6 +53,7 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
         if config.toml:
             text = f"--toml is for model files, and {files.show(config.path)} holds images"
             raise UsageError(text, code="option_unsuited")
+        _check_sheet_path(config)
         return (yield from inspect_data(config))
     if not hub_models.is_name(path):
         mode = stat_of(path, "file or folder", HINT).st_mode
@@ -62,6 +63,16 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
         if run_reader.find_run(path) == path:
             return (yield from inspect_run(config, path))
     return (yield from inspect_model(config))
+
+
+def _check_sheet_path(config: InfoConfig) -> None:
+    """Refuse a contact sheet that would become one of the images."""
+    target, data = Path(config.out or "").resolve(), Path(config.path).resolve()
+    if config.out is not None and data in (target, *target.parents):
+        where = f"-o {files.show(config.out)} is in {files.show(config.path)}"
+        text = f"{where}, where it would be one of the images"
+        hint, code = "Write it elsewhere", "output_is_input"
+        raise UsageError(text, hint, code=code, option="-o", path=config.out)
 
 
 # -- model ----------------------------------------------------------------------------------------

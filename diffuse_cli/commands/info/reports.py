@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,10 +12,19 @@ import numpy as np
 from PIL import Image
 
 from diffuse_cli.commands._cli import Rows, brief, format_rest, label_lines
+from diffuse_cli.commands._cli.model_facts import describe_labels
 from diffuse_cli.commands.info import duplicates as near
 from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.core import Space, dimensions
-from diffuse_cli.data import Dataset, Summary, is_images, read_cells, read_images, samples
+from diffuse_cli.data import (
+    Dataset,
+    Summary,
+    is_images,
+    label_maps,
+    read_cells,
+    read_images,
+    samples,
+)
 from diffuse_cli.data.metadata_columns import describe_columns
 from diffuse_cli.data.summary import describe_fit, format_sizes, plural, remark_lines, skip_lines
 from diffuse_cli.media import MEDIA, Array, figures, render_samples, resolve_layout
@@ -24,9 +32,7 @@ from diffuse_cli.media.image.planes import to_pixels
 from diffuse_cli.system import (
     DataError,
     Notice,
-    Progress,
     Table,
-    UsageError,
     Work,
     files,
     outputs,
@@ -36,25 +42,6 @@ from diffuse_cli.system import (
 
 MAP_OVER = 2**30
 """Bytes beyond which pixels are mapped from a temporary file."""
-
-MEASURING = "measuring images"
-
-BLANK = 2.0
-"""Images that vary by less, in levels of 255 and without the finest detail, are not compared."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation of each channel's values."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def rescale(self, low: int, high: int) -> Spread:
-        """Return the same of values in low ... high in [-1, 1], the network's range."""
-        half = (high - low) / 2
-        mean = tuple((m - low) / half - 1 for m in self.mean)
-        return Spread(mean, tuple(s / half for s in self.std))
 
 
 @dataclass(frozen=True)
@@ -70,13 +57,14 @@ class DataReport:
         top: the highest level that a value can have; None for floats.
         out: the contact sheet, if asked for.
         columns: metadata columns, each in words.
+        labels: the fractions of labels in some of the images, if they are label maps.
     """
 
     config: InfoConfig
     summary: Summary
     size: tuple[int, ...]
     held_out: int
-    pixels: Spread
+    pixels: near.Spread
     duplicates: near.Copies
     near_duplicates: near.Copies | None
     blank: int
@@ -85,6 +73,7 @@ class DataReport:
     top: int | None
     out: Path | None
     columns: Mapping[str, str]
+    labels: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -104,6 +93,7 @@ class DataReport:
             "fingerprint": self.fingerprint,
             "contact_sheet": str(self.out) if self.out else None,
             **({"columns": dict(self.columns)} if self.columns else {}),
+            **({"labels": dict(self.labels)} if self.labels else {}),
         }
 
     def list_parts(self) -> list[str | Table]:
@@ -113,7 +103,6 @@ class DataReport:
 
 def inspect_data(config: InfoConfig) -> Work[DataReport]:
     """Read the images once and describe them. See `inspect`."""
-    _check_sheet_path(config)
     with translate_errors():
         layout = resolve_layout(config.layout, config.alpha)
     with (
@@ -147,28 +136,18 @@ def kept_bytes(folder: str) -> int:
     return max(MAP_OVER, files.free_space(Path(folder)) // 2)
 
 
-def _check_sheet_path(config: InfoConfig) -> None:
-    """Refuse a contact sheet that would become one of the images."""
-    target, data = Path(config.out or "").resolve(), Path(config.path).resolve()
-    if config.out is not None and data in (target, *target.parents):
-        where = f"-o {files.show(config.out)} is in {files.show(config.path)}"
-        text = f"{where}, where it would be one of the images"
-        hint, code = "Write it elsewhere", "output_is_input"
-        raise UsageError(text, hint, code=code, option="-o", path=config.out)
-
-
 def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataReport]:
     top = {"uint8": 255, "uint16": 65_535}.get(images.stored.dtype.name)
     pictured = top is not None and images.stored.ndim == 4
     ends = samples.limit_levels(images.estimated_space, images.stored).level_range if top else None
     everything = np.arange(len(images))
     if pictured and ends is not None:
-        pixels, hashed, blank = yield from _measure(images, ends)
+        pixels, hashed, blank = yield from near.measure_images(images, ends)
     else:
         statistics = samples.moments(
             images.estimated_space, images.stored, everything, images.names
         )
-        pixels = Spread(*(tuple(values.tolist()) for values in statistics))
+        pixels = near.Spread(*(tuple(values.tolist()) for values in statistics))
     roots, similar = images.first_copies, None
     if pictured and near.can_compare(images.stored):
         different = np.flatnonzero((roots == everything) & ~blank)
@@ -188,6 +167,7 @@ def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataR
         top=top,
         out=out,
         columns=(yield from _columns(config, images)),
+        labels=label_maps.measure_fractions(config.path) if images.medium == "image" else {},
     )
 
 
@@ -203,32 +183,6 @@ def _columns(config: InfoConfig, images: Dataset) -> Work[dict[str, str]]:
     for line in cells.lines:
         yield Notice(line, warning=True)
     return describe_columns(cells, np.flatnonzero(~images.held_out))
-
-
-def _measure(images: Dataset, ends: tuple[int, int]) -> Work[tuple[Spread, Array, Array]]:
-    """Return the spread of the values, each image's hash and whether it is blank, in one pass."""
-    count, axes = len(images), (0, *range(2, images.stored.ndim))
-    totals, squares = np.zeros((2, images.stored.shape[1]), np.uint64)
-    hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
-    comparable = near.can_compare(images.stored)
-    faint = BLANK * (ends[1] - ends[0]) / 255
-    yield Progress(MEASURING, 0, count)
-    for block in near.blocks(images.stored):
-        part = images.stored[block]
-        totals += part.sum(axes, dtype=np.uint64)
-        squares += np.square(part, dtype=np.uint32).sum(axes, dtype=np.uint64)
-        coefficients = near.frequencies(part)
-        blank[block] = np.square(coefficients).sum((1, 2, 3)) < faint**2 * math.prod(part.shape[1:])
-        if comparable:
-            hashed[block] = near.hashes(coefficients)
-        yield Progress(MEASURING, min(block.stop, count), count)
-    values = count * math.prod(images.stored.shape[2:])
-    sums = list(zip(totals.tolist(), squares.tolist(), strict=True))  # exact, as whole numbers
-    spread = Spread(
-        mean=tuple(total / values for total, _ in sums),
-        std=tuple(math.sqrt(square * values - total**2) / values for total, square in sums),
-    )
-    return spread, hashed, blank
 
 
 # -- rows -----------------------------------------------------------------------------------------
@@ -257,6 +211,7 @@ def _rows(report: DataReport) -> Rows:
         ("modes", _counts(summary.modes)),
         ("train", f"at {dimensions(report.size)}{fitted}, {summary.kind}; {held_out}"),
         *label_lines("classes", _classes(report)),
+        *label_lines("labels", describe_labels(report.labels, report.labels.values())),
         *label_lines("columns", (f"{brief(k)}: {text}" for k, text in report.columns.items())),
         *label_lines("pixels" if report.top else "numbers", _pixels(report)),
         *label_lines("duplicates", _copies(report, report.duplicates, " = ")),
