@@ -151,6 +151,41 @@ def write_negatives(folder: Path) -> None:
         ImageOps.invert(Image.open(path)).save(path)
 
 
+def write_maps(folder: Path) -> None:
+    """Label maps of the images: where each is dark, medium and light."""
+    for path in write_images(folder).rglob("*.png"):
+        Image.fromarray(np.digitize(Image.open(path), [90, 160]).astype(np.uint8)).save(path)
+
+
+def write_named_maps(folder: Path) -> None:
+    """Label maps of the images of `write_grey`, with names of labels."""
+    pictures(folder, np.digitize(soft(1, 255, 8, 8), [100, 140]).astype(np.uint8))
+    (folder / "labels.csv").write_text("value,name\n0,ground\n1,wood\n2,sky\n")
+
+
+def draw_regions(count: int = 60) -> np.ndarray:
+    """Labels 0, 1 and 2 in two boxes of 32x32 pixels, (count, 32, 32)."""
+    draw, maps = np.random.default_rng(5), np.zeros((count, 32, 32), np.uint8)
+    for labels in maps:
+        for label in (1, 2):
+            top, left, height, width = draw.integers((0, 0, 8, 8), (20, 20, 17, 17))
+            labels[top : top + height, left : left + width] = label
+    return maps
+
+
+def write_regions(folder: Path) -> None:
+    """Images whose grey level is 40, 120 or 220 where `draw_regions` has label 0, 1 or 2."""
+    maps = draw_regions()
+    noise = np.random.default_rng(6).normal(0, 3, maps.shape)
+    levels = np.array([40, 120, 220])[maps] + noise
+    pictures(folder, levels.clip(0, 255).astype(np.uint8)[:, None])
+
+
+def write_region_maps(folder: Path) -> None:
+    """The label maps of these images."""
+    pictures(folder, draw_regions()[:, None])
+
+
 def write_clear(folder: Path) -> None:
     """Colored images with transparency."""
     pictures(folder, soft(4, 255, 8, 8).astype(np.uint8))
@@ -224,6 +259,10 @@ def write_pipeline(folder: Path) -> None:
 DATA: dict[str, Callable[[Path], object]] = {
     "images": write_images,
     "negatives": write_negatives,
+    "maps": write_maps,
+    "named-maps": write_named_maps,
+    "regions": write_regions,
+    "region-maps": write_region_maps,
     "shades": write_shades,
     "empty": Path.mkdir,
     "one": lambda path: write_images(path, 1),
@@ -287,6 +326,7 @@ KINDS: dict[str, Kind] = {
     "table": Kind(("--condition-on", "level,side")),
     "vectors": Kind(beside="vectors.npz"),
     "pairs": Kind(("--augment", "shift,zoom"), beside="beside"),
+    "labels": Kind(("--augment", "rotate,zoom"), beside="named-maps"),
     "degraded": Kind(("--given", "low-res:2", "--augment", "color")),
     "learned-variance": Kind(("--variance", "learned")),
     "distilled": Kind(teacher="unconditional"),

@@ -175,7 +175,8 @@ def augment(
     """
     import torch
 
-    parameter_groups = [x.new_zeros(len(x), AUGMENTATIONS[name].parameters) for name in names]
+    counts = (AUGMENTATIONS[name].parameters for name in names)
+    parameter_groups = [x.new_zeros(len(x), count, dtype=u.dtype) for count in counts]
     for name, parameters in zip(names, parameter_groups, strict=True):
         entry = AUGMENTATIONS[name]
         numbers, u = u.tensor_split([1 + entry.draws], dim=1)

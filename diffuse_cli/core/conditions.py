@@ -83,9 +83,11 @@ class ConditioningArray(Settings):
             raise InvalidArgument("must be labels of pairs in order", argument="labels")
 
     @property
-    def label_names(self) -> tuple[str, ...]:
-        """The names of the classes of label maps: the labels themselves without `names`."""
-        return self.names or tuple(map(str, self.labels or ()))
+    def label_texts(self) -> list[str]:
+        """The labels of label maps in words, such as `0 (sky)`, or only `0` without names."""
+        labels = self.labels or ()
+        names = zip(labels, self.names or labels, strict=True)
+        return [str(k) if name in (k, str(k)) else f"{k} ({name})" for k, name in names]
 
 
 @dataclass(frozen=True, kw_only=True)

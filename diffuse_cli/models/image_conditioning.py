@@ -218,13 +218,12 @@ class Conditioner:
         for spread in spreads:
             step = spread[1] - spread[0]
             places = np.rint((values - spread[0]) / step).astype(np.int64).clip(0, count - 1)
-            if np.abs(values - spread[places]).max() <= min(1, step / 4):
+            if np.abs(values - spread[places]).max() < min(1, step / 4):
                 table = np.zeros(256, np.uint8)
                 table[values] = labels[places]
                 maps: Array = table[stored[:]]
                 return maps
-        names = zip(self.given.labels, self.given.label_names, strict=True)
-        known = ", ".join(f"{k} ({show(name)})" if name != str(k) else name for k, name in names)
+        known = ", ".join(map(show, self.given.label_texts))
         raise DataError(
             f"--given {show(path)}: label {unknown[0]} is not one of the model's: {known}",
             "Change it to one of them",

@@ -239,10 +239,10 @@ def read_training_pairs(
         rate=space.rate,
         layout=PAIR_LAYOUTS.get(images.layout, images.layout),
     )
-    if kind == LABELS or (kind == AUTO and label_maps.may_be_labels(source)):
+    if kind == LABELS or (kind == AUTO and label_maps.survey_labels(source)):
         label_config = replace(given_config, layout=LABELS, alpha=False, bits=None)
         maps = yield from read(label_config)
-        if kind == LABELS or label_maps.are_labels(maps):
+        if kind == LABELS or label_maps.are_labels(maps.label_counts, {*maps.summary.modes}):
             return (yield from match_training_pairs(config, images, maps))
     given = yield from read(given_config)
     return (yield from match_training_pairs(config, images, given))

@@ -15,14 +15,7 @@ import numpy.typing as npt
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import MetadataTable
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.data import (
-    Dataset,
-    Pairs,
-    held_out_rule,
-    open_index,
-    read_images,
-    save_index,
-)
+from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.store import find_stream
 from diffuse_cli.data.stream import TRIES, Stream
 from diffuse_cli.media import MEDIA, Array, Indices, resolve_layout, stored_dtype

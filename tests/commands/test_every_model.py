@@ -283,6 +283,7 @@ UNKNOWN_TO_DIFFUSERS = {
     "table": "condition-on",
     "vectors": "condition-on",
     "pairs": "given = pairs",
+    "labels": "given = pairs",
     "degraded": "given = low-res:2",
     "distilled": "distilled",
     "flow": "target = flow",
@@ -310,7 +311,7 @@ OTHERS = dict.fromkeys(("baselines", "frechet", "kid", "precision-recall"), "nee
 
 ALONE: dict[str, dict[str, str]] = {
     **dict.fromkeys(KINDS, IMAGES | UNGIVEN),
-    **dict.fromkeys(("pairs", "degraded"), IMAGES),
+    **dict.fromkeys(("pairs", "labels", "degraded"), IMAGES),
     **dict.fromkeys(("array", "sound", "stack"), OTHERS | UNGIVEN),
     "distilled": IMAGES | UNGIVEN | {"likelihood-ode": "needs a model that is not distilled"},
 }

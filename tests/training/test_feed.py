@@ -69,8 +69,9 @@ def test_it_is_resumed_with_another_cache(run, folder, in_memory, monkeypatch):
     assert MODEL.read_bytes() == in_memory.read_bytes()
 
 
-def test_pairs_and_parts_of_a_batch_are_those_of_a_run_from_memory(run, negatives):
-    line = ("--accumulation", 3, "--eval-every", 8, "--eval-images", 4, "--given", negatives)
+@pytest.mark.parametrize("pairs", ["negatives", "maps"])
+def test_pairs_and_parts_of_a_batch_are_those_of_a_run_from_memory(run, lab, pairs):
+    line = ("--accumulation", 3, "--eval-every", 8, "--eval-images", 4, "--given", lab[pairs])
     assert run(*line, "-o", "whole.safetensors").code == 0
     assert run(*line, "--cache", 0).code == 0
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()

@@ -65,6 +65,7 @@ def damage(step, name="model.safetensors"):
             ("images", "--steps 5 --save-every 2 --weighting none --loss vlb --config own.toml", 3),
             ("images", "--steps 16 --batch-size 7 --log-every 9 --timestep-draw weight", 11),
             ("images", "--steps 4 --given {negatives} --given-noise .2 --flip --accumulation 2", 2),
+            ("images", "--steps 4 --given {maps} --augment rotate,flip --given-noise .2", 2),
             (
                 "shades",
                 "--steps 4 --condition-on level,side --label-dropout 0.3 --given mask:half "
@@ -86,7 +87,7 @@ def damage(step, name="model.safetensors"):
             ("shades", "--steps 4 --condition-on level,side --gradient-checkpointing", 2),
             ("images", f"--steps 8 --augment {AUGMENT} --ema-lengths 4", 3),
         ],
-        always=7,
+        always=8,
     ),
 )
 def test_stopped_and_resumed_equals_one_go(diffuse, lab, data, options, stop):

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
     [
         ("images", "--config {transformer}"),
         ("images", "--given {negatives} --given-noise 0.3 --flip --accumulation 2"),
+        ("images", "--given {maps} --augment rotate,flip"),
         ("images", "--augment flip,zoom,rotate,shift,color"),
         ("shades", "--condition-on level,side --label-dropout 0.3 --accumulation 2"),
     ],
