@@ -157,6 +157,12 @@ def write_maps(folder: Path) -> None:
         Image.fromarray(np.digitize(Image.open(path), [90, 160]).astype(np.uint8)).save(path)
 
 
+def write_wrongly_named_maps(folder: Path) -> None:
+    """The same with a table that is not one of labels and names."""
+    write_maps(folder)
+    (folder / "labels.csv").write_text("label;name\n")
+
+
 def write_named_maps(folder: Path) -> None:
     """Label maps of the images of `write_grey`, with names of labels."""
     pictures(folder, np.digitize(soft(1, 255, 8, 8), [100, 140]).astype(np.uint8))
@@ -261,6 +267,7 @@ DATA: dict[str, Callable[[Path], object]] = {
     "negatives": write_negatives,
     "maps": write_maps,
     "named-maps": write_named_maps,
+    "wrongly-named-maps": write_wrongly_named_maps,
     "regions": write_regions,
     "region-maps": write_region_maps,
     "shades": write_shades,

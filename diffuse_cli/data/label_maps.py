@@ -89,7 +89,7 @@ def read_label_names(path: str) -> Mapping[int, str]:
     except (KeyError, ValueError, AttributeError, csv.Error):
         rows = [(-1, "")]
     names = dict(rows)
-    if "" in names.values() or len({*names.values()}) < len(rows):
+    if "" in names.values() or len({*names.values()}) < len(rows) or (data and not rows):
         raise DataError(
             f"{NAMES} of {show(path)} is not a table of labels and their names",
             "Write a first line value,name and a line such as 1,road for each label",

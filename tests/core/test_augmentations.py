@@ -158,3 +158,18 @@ def test_color_changes_contrast_saturation_and_brightness(channels):
     wanted = 2 ** (CONTRAST * -0.8) * wanted + 0.2 * 0.4
     assert torch.allclose(changed[:colors], wanted, atol=1e-6)
     assert torch.equal(changed[colors:], x[colors:])
+
+
+@pytest.mark.parametrize("name", [name for name, entry in AUGMENTATIONS.items() if entry.moves])
+def test_labels_move_with_their_image_and_stay_labels(name):
+    draw = generator(0)
+    labels = (torch.rand(32, 1, 8, 8, generator=draw) < 0.5).byte() * 7
+    labels = labels.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    u = torch.rand(32, count_draws([name]), generator=draw)
+    u[:, 0] = 0
+    moved, _ = augment(labels, [name], u, paired=True)
+    images, _ = augment(labels.float(), [name], u)
+    assert moved.dtype == torch.uint8
+    assert set(moved.unique().tolist()) == {0, 7}
+    assert not torch.equal(moved, labels)
+    assert float(((images > 3.5) == (moved == 7)).float().mean()) > 0.95
