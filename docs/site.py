@@ -46,11 +46,14 @@ START = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "SECURITY.md":
          "CONTRIBUTING.md": "contributing.md", "benchmarks/README.md": "benchmarks.md",
          "examples/README.md": "examples.md"}  # fmt: skip
 """Pages beside docs/, and their place on the site."""
-TUTORIALS = ["first-model", "your-photos", "photos-with-classes", "few-photos", "python"]
+TUTORIALS = [
+    "first-model", "your-photos", "photos-with-classes", "few-photos", "label-maps", "fields",
+    "python",
+]  # fmt: skip
 """Pages of docs/tutorials/, in this order."""
 GUIDES = ["conditions", "media", "sources", "large-data", "finetuning", "tasks", "evaluation",
-          "ensembles", "judge", "baseline", "expect", "share", "trackers", "troubleshooting", "scaling",
-          "reliability", "performance"]  # fmt: skip
+          "ensembles", "judge", "baseline", "expect", "share", "trackers", "troubleshooting",
+          "scaling", "reliability", "performance"]  # fmt: skip
 """Pages of docs/ that come first, in this order; others follow by name."""
 
 

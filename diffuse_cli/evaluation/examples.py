@@ -172,11 +172,11 @@ def _show_ensembles(evaluation: EvaluationRun) -> dict[str, Array]:
             "spread": _paint(evaluation.space, 2 * spread / max(spread.max(), 1e-30) - 1),
             **{f"member {j}": member for j, member in enumerate(members[:3])},
         }
-        if condition is not None:
-            cells = {"condition": condition, **cells}
-        for name, values in cells.items():
-            columns.setdefault(name, []).append(values.astype(members.dtype))
-    return {name: evaluation.look(np.stack(column)) for name, column in columns.items()}
+        pictures = {} if condition is None else {"condition": condition}
+        looks = {n: evaluation.look(v.astype(members.dtype)[None])[0] for n, v in cells.items()}
+        for name, picture in {**pictures, **looks}.items():
+            columns.setdefault(name, []).append(picture)
+    return {name: np.stack(column) for name, column in columns.items()}
 
 
 def _show_maps(evaluation: EvaluationRun) -> dict[str, Array]:

@@ -305,13 +305,12 @@ def _make_ensembles(evaluation: EvaluationRun) -> Work[None]:
     for start in range(0, len(real), at_once):
         rows = range(start, min(start + at_once, len(real)))
         members = yield from _make_members(evaluation, rows, count)
-        given = _render_inputs(evaluation, rows)
+        given, pictures = _render_inputs(evaluation, rows)
         for k in rows if evaluation.accelerator.is_main_process else ():
             others = more if len(more) > 1 else np.delete(real.samples[: CLIMATE + 1], [k], 0)
-            condition = None if given is None else given[k - start]
-            scores.add(members[k - start], real.samples[k], others[:CLIMATE], condition)
+            scores.add(members[k - start], real.samples[k], others[:CLIMATE], given[k - start])
             if k < ENSEMBLES_SHOWN:
-                evaluation.first_ensembles.append((members[k - start], condition))
+                evaluation.first_ensembles.append((members[k - start], pictures[k - start]))
     evaluation.ensembles = scores
 
 
@@ -330,14 +329,23 @@ def _make_members(evaluation: EvaluationRun, rows: range, count: int) -> Work[Ar
     return np.asarray(members.reshape(count, len(rows), *members.shape[1:]).swapaxes(0, 1))
 
 
-def _render_inputs(evaluation: EvaluationRun, rows: range) -> Array | None:
-    """Return the stored conditioning images of some real samples if they have the same channels."""
+def _render_inputs(
+    evaluation: EvaluationRun, rows: range
+) -> tuple[Sequence[Array | None], Sequence[Array | None]]:
+    """Return the conditioning images of some real samples, stored and as pictures.
+
+    Stored ones are None unless they have the values and the channels of samples.
+    """
+    none = [None] * len(rows)
     encoder = evaluation.loaded.encoder if evaluation.loaded else None
-    if encoder is None or encoder.given.channels != evaluation.space.channels:
-        return None
+    if encoder is None:
+        return none, none
     real, seed = evaluation.real, evaluation.config.seed
     inputs = image_conditioning.choose_inputs(encoder, real.samples, real.pairs, seed)
-    return encoder.render_input(inputs.encode(rows, torch.device("cpu")))
+    conditioning = inputs.encode(rows, torch.device("cpu"))
+    comparable = encoder.given.channels == evaluation.space.channels and not encoder.given.labels
+    stored = [*encoder.render_input(conditioning)] if comparable else none
+    return stored, [*encoder.look(conditioning)] if rows.start < ENSEMBLES_SHOWN else none
 
 
 def _make_marginals(evaluation: EvaluationRun) -> Work[None]:
