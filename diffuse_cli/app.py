@@ -250,7 +250,12 @@ def make_command(module: Any) -> Any:
         given = options.given_options(kind, typed)
         filed = options.read_toml(path) if path is not None else {}
         check_names(kind, {**filed, **given})
-        module.run(configure(given, filed), console)
+        try:
+            module.run(configure(given, filed), console)
+        except UsageError as error:
+            if error.code == "unknown_setting":
+                error.path = error.path or path or ""
+            raise
 
     command.__doc__ = inspect.cleandoc(module.__doc__)
     parameters = [inspect.Parameter("context", KEYWORD, annotation=typer.Context)]

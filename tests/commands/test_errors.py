@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 from diffuse_cli.media.file_errors import ERROR_CODES
 from diffuse_cli.system.errors import CODES, DiffuseError
 
@@ -34,6 +36,12 @@ def _codes(path: Path) -> set[str]:
 def test_each_code_that_is_raised_is_documented_and_the_other_way_round():
     raised = {*ERROR_CODES.values()}.union(*map(_codes, PACKAGE.rglob("*.py")))
     assert raised - {""} == {*CODES}
+
+
+@pytest.mark.parametrize("name", ["key.toml", "layer.toml"])
+def test_the_path_of_an_unknown_key_is_its_file(diffuse, lab, name):
+    ran = diffuse("train", lab["images"], "--config", lab[name], "-q", "--json")
+    assert (ran.code, ran.json["error"]["path"]) == (2, str(lab[name]))
 
 
 def test_each_class_has_its_most_general_code():
