@@ -24,7 +24,7 @@ def parse_vectors(value: Any) -> tuple[tuple[float, ...], ...]:
     import numpy as np
 
     vectors = read_vectors(value)[1] if isinstance(value, str) else np.atleast_2d(value)
-    if vectors.dtype.kind not in "iuf" or vectors.ndim != 2 or not np.isfinite(vectors).all():
+    if vectors.dtype.kind not in "biuf" or vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise ValueError("vectors must be finite numbers, (D,) or (N, D)")
     return tuple(map(tuple, vectors.tolist()))
 
@@ -61,6 +61,6 @@ def read_vectors(path: str | Path) -> tuple[tuple[str, ...], npt.NDArray[Any]]:
     if len(names) not in (0, len(rows)):
         raise ValueError(f"{len(names):,} names for {len(rows):,} vectors")
     vectors = np.stack([row.ravel() for row in rows])
-    if vectors.dtype.kind not in "iuf":
+    if vectors.dtype.kind not in "biuf":
         raise ValueError(f"vectors must be numbers, not {vectors.dtype}")
     return names, vectors

@@ -36,7 +36,7 @@ SHORT = 8
 VECTOR, VECTOR_HINT = "vector", "Pass the file of vectors with --condition-on FILE.npz"
 """Column of the vectors of a file, and advice where it is missing."""
 
-ROWS = ("in_memory", "npy", "npz_batch")
+ROWS = ("in-memory", "npy", "npz-batch")
 """Sources of samples in the order of an array."""
 
 

@@ -97,6 +97,11 @@ def save_array(vectors):
     return "images.npy", "v.npy"
 
 
+def save_batch(vectors):
+    np.savez("batch.npz", np.load("images.npy")[..., None])
+    return "batch.npz", "v.npy"
+
+
 def save_lines(vectors):
     rows = [{"file_name": name, "vector": [*v]} for name, v in vectors.items()]
     Path("images/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -113,7 +118,7 @@ def save_parquet(vectors):
 def test_vectors_of_every_source_train_the_same_model(diffuse, vectors):
     """All keep the order of the images, so that batches and weights are equal to the last bit."""
     weights = []
-    for save in (save_by_name, save_rows, save_array, save_lines, save_parquet):
+    for save in (save_by_name, save_rows, save_array, save_batch, save_lines, save_parquet):
         data, column = save(vectors)
         diffuse("train", data, *TWO, "--condition-on", column, "--overwrite", "-q").ok()
         model = model_file.load(MODEL)
@@ -123,9 +128,11 @@ def test_vectors_of_every_source_train_the_same_model(diffuse, vectors):
         assert other.blueprint.conditions == weights[0].blueprint.conditions
         assert all(torch.equal(other.ema[name], w) for name, w in weights[0].ema.items())
     samples = [(Image.open(f"images/{name}"), {"vector": v}) for name, v in vectors.items()]
-    [*api.train(samples, condition_on="vector", out="api.safetensors", config=QUICK, steps=2)]
-    model = model_file.load("api.safetensors")
-    assert model.blueprint.conditions == weights[0].blueprint.conditions
+    for data, column in ((samples, "vector"), (np.load("images.npy"), "v.npy")):
+        options = {"out": "api.safetensors", "config": QUICK, "steps": 2, "overwrite": True}
+        [*api.train(data, condition_on=column, **options)]
+        model = model_file.load("api.safetensors")
+        assert model.blueprint.conditions == weights[0].blueprint.conditions
 
 
 def test_a_run_goes_on_with_its_vectors_and_a_model_has_no_path(diffuse, vectors):
