@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import spectrum
@@ -76,16 +78,6 @@ def rank_frequencies(members: Array, truth: Array) -> Array:
     return np.asarray(changes.cumsum(1)[:, :-1] / points)
 
 
-def average_blocks(values: Array, width: int, dims: int) -> Array:
-    """Return the means of blocks of the last `dims` axes. Incomplete blocks are left out."""
-    for axis in range(values.ndim - dims, values.ndim):
-        count = values.shape[axis] // width
-        split = values.take(range(count * width), axis)
-        shape = (*values.shape[:axis], count, width, *values.shape[axis + 1 :])
-        values = split.reshape(shape).mean(axis + 1)
-    return values
-
-
 def list_widths(size: Sequence[int]) -> list[int]:
     """Return the widths of the blocks of blurred samples: powers of two below the shortest side."""
     return [2**k for k in range(1, 12) if 2**k < min(size)]
@@ -134,7 +126,6 @@ class EnsembleScores:
             climate: other real samples as members of the climatology, (K, C, *size).
             given: the conditioning image in the space of the sample, if it has one.
         """
-        stored = members
         members, truth, climate = (x.astype(np.float64) for x in (members, truth, climate))
         flat, flat_truth = members.reshape(*members.shape[:2], -1), truth.reshape(len(truth), -1)
         error, spread = _error_and_spread(members, truth)
@@ -150,19 +141,20 @@ class EnsembleScores:
             scores["crps_of_climatology"] = fair_crps(climate, truth)
         if given is not None:
             scores["crps_of_given"] = np.abs(given.astype(np.float64) - truth)
+        pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[truth.ndim - 2]
         for width in list_widths(truth.shape[1:]):
-            blurred = (average_blocks(x, width, truth.ndim - 1) for x in (members, truth))
-            scores[f"blur_{width}"] = fair_crps(*blurred)
+            pooled = (pool(torch.from_numpy(x), width).numpy() for x in (members, truth))
+            scores[f"blur_{width}"] = fair_crps(*pooled)
         values = {key: score.reshape(len(truth), -1).mean(1) for key, score in scores.items()}
         values["energy_score"] = energy_score(flat, flat_truth)
         values["ranks"] = rank_frequencies(flat, flat_truth)
         values |= self._bin_spread(flat, flat_truth)
-        sides = {"members": stored, "mean": (truth + error)[None], "real": truth[None]}
-        for name, samples in sides.items():
-            powers = spectrum.powers(samples, self.shells, self.variances)
-            values[f"power_{name}"] = powers.mean(0, keepdims=True)
-        other = np.full(truth.shape, np.nan) if self.last is None else self.last
-        distances = np.square([truth + error - other, error]).reshape(2, len(truth), -1).mean(2)
+        sides = np.concatenate([members, (truth + error)[None], truth[None]])
+        power = spectrum.powers(sides, self.shells, self.variances)
+        for name, rows in (("members", power[:-2]), ("mean", power[-2:-1]), ("real", power[-1:])):
+            values[f"power_{name}"] = rows.mean(0, keepdims=True)
+        previous = np.full(truth.shape, np.nan) if self.last is None else self.last
+        distances = np.square([truth + error - previous, error]).reshape(2, len(truth), -1).mean(2)
         values["farther"] = -np.diff(np.log(np.maximum(distances, LEAST)), axis=0)[0]
         self.fields.append(values)
         self.last = truth
@@ -237,7 +229,7 @@ def standard_errors(values: Array) -> Array:
 
 
 def judge(scores: EnsembleScores) -> list[dict[str, Any]]:
-    """Return the kind of each finding, with the channel where it is clearest and its values.
+    """Return the kind of each finding, with its values in the channel where it is clearest.
 
     A finding is significant and notable in a channel. Fewer than `FEWEST` fields have none.
     """
@@ -248,34 +240,29 @@ def judge(scores: EnsembleScores) -> list[dict[str, Any]]:
     # (Cornish & Fisher 1938), because standard errors come from few fields.
     limit = math.sqrt(SIGNIFICANT**2 + 2 * math.log(channels))
     limit += (limit**3 + limit) / (4 * (count - 1))
-
-    def clearest(values: Array, notable: Array) -> int | None:
-        """Return the channel with the clearest difference of a mean from 0."""
-        steps = np.abs(values.mean(0)) / np.maximum(standard_errors(values), LEAST)
-        steps = np.where(notable, steps, 0)
-        return int(steps.argmax()) if steps.max() > limit else None
-
     findings: list[dict[str, Any]] = []
 
-    def report(kind: str, channel: int, values: Array) -> None:
-        outside = float(scores.column("ranks")[:, channel, [0, -1]].sum(1).mean())
-        entries = average(values[:, channel]).to_entries("value")
-        findings.append({"kind": kind, "channel": channel, **entries, "outside": outside})
+    def add(kind: str, values: Array, notable: Array, right: float, limit: float) -> bool:
+        """Add a finding if a notable mean is more than `limit` standard errors from `right`."""
+        steps = np.abs(values.mean(0) - right) / np.maximum(standard_errors(values), LEAST)
+        channel = int(np.where(notable, steps, -1).argmax())
+        if is_clear := bool(notable[channel] and steps[channel] >= limit):
+            outside = float(scores.column("ranks")[:, channel, [0, -1]].sum(1).mean())
+            entries = average(values[:, channel]).to_entries("value")
+            findings.append({"kind": kind, "channel": channel, **entries, "outside": outside})
+        return is_clear
 
-    farther = scores.column("farther")[1:]
+    farther, every = scores.column("farther")[1:], np.ones(channels, np.bool_)
     if (farther.mean(0) < RELATED * standard_errors(farther)).all():
-        report("unrelated", 0, farther)
+        add("unrelated", farther, every, 0, 0)
     error, squares = scores.column("error"), scores.column("squared_error")
     bias = error.mean(0)
     biased = np.square(bias) > np.square(NOTABLE) * squares.mean(0)
-    if (channel := clearest(error, biased)) is not None:
-        report("biased", channel, error)
+    if add("biased", error, biased, 0, limit):
         squares = squares - np.where(biased, 2 * bias * error - bias**2, 0)  # errors without it
     ratio = linearize_ratio(scores.column("squared_spread"), squares)
-    far = np.abs(ratio.mean(0) - 1) > NOTABLE
-    if (channel := clearest(ratio - 1, far)) is not None:
-        below = ratio[:, channel].mean() < 1
-        report("under-dispersive" if below else "over-dispersive", channel, ratio)
+    add("under-dispersive", ratio, ratio.mean(0) < 1 - NOTABLE, 1, limit)
+    add("over-dispersive", ratio, ratio.mean(0) > 1 + NOTABLE, 1, limit)
     if not findings:
-        report("reliable", 0, ratio)
+        add("reliable", ratio, every, 1, 0)
     return findings

@@ -25,8 +25,8 @@ from diffuse_cli.metrics.estimates import average
 NEEDS = ("ensembles",)
 OPTION = "members"
 
-MEMBERS = 16
-"""Default number of members."""
+MEMBERS, RARE = 16, 0.001
+"""Default number of members, and fraction of points up to which a bin of spread is left out."""
 
 NUMBERS = tuple(
     MetricNumber(key, label, says, direction, ideal, "ensembles", place, part=label[:3] == "of ",
@@ -58,18 +58,12 @@ NUMBERS = tuple(
         ("rank_reliability", "unevenness of ranks",
          "Sum of the differences between the rank histogram of real values among members and a "
          "flat one. The reference is the sum by chance.",
-         "below", "rank_reliability_expected", NOTABLE),
+         "below", "rank_reliability_expected", None),
         *((key, f"{fraction:.0%} interval",
            f"Fraction of real values in the central {fraction:.0%} interval of their members.",
            "reference", fraction, NOTABLE / 2) for key, fraction in COVERED.items()),
     ))
 )  # fmt: skip
-
-RARE = 0.001
-"""Fraction of points up to which a bin of spread is left out."""
-
-SPECTRA = ("real", "members", "mean")
-"""Samples with a spectrum."""
 
 BESIDE = ("crps_of_climatology", "rank_reliability_expected")
 
@@ -79,23 +73,22 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     scores = evaluation.ensembles
     if scores is None or not scores.fields:
         return {}
-    entries: dict[str, float] = {}
-    for key, values in linearize(scores).items():
-        entries |= average(values.mean(1)).to_entries(key)
+    entries = _average_all({key: values.mean(1) for key, values in linearize(scores).items()})
     # The mean size of a Gaussian error is sqrt(2 / pi) of its standard deviation.
     sizes = math.sqrt(2 / math.pi) * standard_errors(scores.column("ranks")).sum(1)
     return {**entries, "rank_reliability_expected": float(sizes.mean())}
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """Return the standard errors from differences per field."""
+    """Return the standard errors from differences per field, except of the absolute values of
+    `rank_reliability`, which have a kink at even ranks."""
     if not (a.ensembles and b.ensembles and a.ensembles.fields):
         return {}
     values_a, values_b = linearize(a.ensembles), linearize(b.ensembles)
     return {
         key: average((values_b[key] - values).mean(1)).error
         for key, values in values_a.items()
-        if key in values_b and len(values) == len(values_b[key])
+        if key != "rank_reliability" and len(values) == len(values_b.get(key, ()))
     }
 
 
@@ -107,52 +100,42 @@ def details(evaluation: MetricInputs) -> dict[str, Any]:
     bins = {name: scores.column(f"bin_{name}").sum(1) for name in ("spread", "error", "count")}
     sums = {name: values.sum(0) for name, values in bins.items()}
     ratios = linearize_ratio(bins["spread"], bins["error"])
-    channels = range(len(scores.scale))
+    values, channels = linearize(scores), range(len(scores.scale))
+    spectra = {name: scores.column(f"power_{name}")[:, 0] for name in ("real", "members", "mean")}
     return {
         "members": scores.members,
         "fields": len(scores.fields),
         "findings": judge(scores),
-        "channels": [
-            {
-                name: value
-                for key, values in linearize(scores).items()
-                for name, value in average(values[:, c]).to_entries(key).items()
-            }
-            for c in channels
-        ],
+        "channels": [_average_all({k: v[:, c] for k, v in values.items()}) for c in channels],
         "widths": [
-            {"width": width, **average(scores.column(f"blur_{width}").mean(1)).to_entries("crps")}
+            {"width": width, **_average_all({"crps": scores.column(f"blur_{width}").mean(1)})}
             for width in list_widths(scores.maps["error"].shape[1:])
         ],
-        "ranks": _describe("frequencies", scores.column("ranks").mean(1)),
+        "ranks": _describe({"frequencies": scores.column("ranks").mean(1)}),
         "bins": [
             {
                 "spread": math.sqrt(sums["spread"][k] / sums["count"][k]),
                 "error": math.sqrt(sums["error"][k] / sums["count"][k]),
-                **average(ratios[:, k]).to_entries("spread_error_ratio"),
+                **_average_all({"spread_error_ratio": ratios[:, k]}),
                 "fraction": float(sums["count"][k] / sums["count"].sum()),
             }
             for k in np.flatnonzero(sums["count"] > RARE * sums["count"].sum())
         ],
-        "spectrum": {
-            "frequencies": scores.shells.frequencies.tolist(),
-            **{
-                key: value
-                for name in SPECTRA
-                for key, value in _describe(name, scores.column(f"power_{name}")[:, 0]).items()
-            },
-        },
+        "spectrum": {"frequencies": scores.shells.frequencies.tolist(), **_describe(spectra)},
     }
 
 
-def _describe(key: str, values: Array) -> dict[str, list[float]]:
-    """Return the means of values (N, K), and their standard errors, by their keys."""
-    errors = standard_errors(values).tolist()
-    return {key: values.mean(0).tolist(), f"{key}_standard_error": errors}
+def _average_all(values: Mapping[str, Array]) -> dict[str, float]:
+    """Return the means of values (N,) by key, with standard errors."""
+    entries = (average(rows).to_entries(key) for key, rows in values.items())
+    return {name: value for entry in entries for name, value in entry.items()}
 
 
-KINDS = ("unrelated", "biased", "under-dispersive", "over-dispersive", "reliable")
-"""Kinds of findings."""
+def _describe(values: Mapping[str, Array]) -> dict[str, list[float]]:
+    """Return the means of values (N, K) by key, then their standard errors."""
+    errors = {f"{key}_standard_error": standard_errors(rows) for key, rows in values.items()}
+    means = {key: rows.mean(0) for key, rows in values.items()}
+    return {key: row.tolist() for key, row in {**means, **errors}.items()}
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
