@@ -185,11 +185,11 @@ def _show_maps(evaluation: EvaluationRun) -> dict[str, Array]:
     if scores is None or not scores.fields:
         return {}
     bias = scores.maps["error"] / len(scores.fields)
-    most = max(float(np.abs(bias).max()), 1e-30)
+    max_bias = max(float(np.abs(bias).max()), 1e-30)
     squares = (np.maximum(scores.maps[key], 1e-30) for key in ("squared_spread", "squared_error"))
     ratio = np.log2(np.divide(*squares)).clip(-2, 2) / 2
     pictures = {
-        f"Bias: white is +{most:.3g} and black is -{most:.3g}": bias / most,
+        f"Bias: white is +{max_bias:.3g} and black is -{max_bias:.3g}": bias / max_bias,
         "Spread / error: white is 2 or more, grey is 1 and black is 1/2 or less": ratio,
     }
     space, look = evaluation.space, evaluation.look

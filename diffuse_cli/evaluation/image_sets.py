@@ -346,17 +346,14 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
         yield Notice(text)
     names = images.class_names
     fakes, _ = _choose(config, LabeledSamples.from_dataset(samples, names), np.arange(len(samples)))
-    rows, usable, training = None, np.ones(len(images), np.bool_), None
+    rows, usable = None, np.ones(len(images), np.bool_)
     if config.members:
         rows = match_members(images, samples, config.members)
         usable = rows.min(1) >= 0
-    if count := int((~usable).sum()):
-        text = f"{count:,} of {len(images):,} {MEDIA[images.medium].many} have fewer than"
-        yield Notice(f"{text} {config.members} members: left out", warning=True)
+        yield Notice(f"{usable.sum():,} of {len(images):,} in DATA have {config.members} members")
     pool = LabeledSamples.from_dataset(images, names, rows)
     real, more = _choose(config, pool, np.flatnonzero(usable))
-    if images.held_out.any():
-        training = _training(config, pool, images.held_out, usable)
+    training = _training(config, pool, images.held_out, usable) if images.held_out.any() else None
     prints = {"data": images.fingerprint, "subject": samples.fingerprint}
     # Standard deviations of floats are those of real samples: generated samples may have none.
     space, estimated = images.space, samples.estimated_space

@@ -307,8 +307,8 @@ def _make_ensembles(evaluation: EvaluationRun) -> Work[None]:
         members = yield from _make_members(evaluation, rows, count)
         given, pictures = _render_inputs(evaluation, rows)
         for k in rows if evaluation.accelerator.is_main_process else ():
-            others = more if len(more) > 1 else np.delete(real.samples[: CLIMATE + 1], [k], 0)
-            scores.add(members[k - start], real.samples[k], others[:CLIMATE], given[k - start])
+            climate = more if len(more) > 1 else np.delete(real.samples[: CLIMATE + 1], [k], 0)
+            scores.add(members[k - start], real.samples[k], climate[:CLIMATE], given[k - start])
             if k < ENSEMBLES_SHOWN:
                 evaluation.first_ensembles.append((members[k - start], pictures[k - start]))
     evaluation.ensembles = scores

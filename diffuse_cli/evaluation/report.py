@@ -18,7 +18,7 @@ from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.examples import ReportImages
 from diffuse_cli.evaluation.results import EvaluationResult, TuningResult, strip_folders
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import Measurement, ensembles, read_measurement
+from diffuse_cli.metrics import Measurement, read_measurement
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.pages import charts, curves, templates
 from diffuse_cli.pages.charts import Line
@@ -240,22 +240,23 @@ def show_ensembles(result: EvaluationResult, images: ReportImages) -> dict[str, 
         "most by chance": [1 + width for width in band],
     }
     edges = [k / count for k in range(count + 1)]
-    bins = sorted(scores["bins"], key=lambda row: float(row["spread"]))
-    spread = [row["spread"] for row in bins]
-    ratio, errors = zip(*(read_measurement(row, "spread_error_ratio") for row in bins), strict=True)
+    key = "spread_error_ratio"
+    bins = sorted((r["spread"], r[key], r[f"{key}_standard_error"]) for r in scores["bins"])
+    spread, ratio, errors = map(list, zip(*bins, strict=True))
     lines = [
         Line("measured", spread, ratio, errors, marks=True),
         Line("right", spread, [1] * len(bins)),
     ]
     axes = "spread, in standard deviations of real values", "spread / error"
+    spectrum = scores["spectrum"]
     maps = [templates.make_pictures([p], [name], 2 * LARGE) for name, p in images.maps.items()]
     return {
         **show_paired_images(images.ensembles),
         "maps": list(zip(maps, images.maps, strict=True)),
         "ranks": charts.outlines("ranks", edges, ranks, "Rank histogram", "rank among members"),
-        "bins": charts.lines("bins", lines, "Spread / error", *axes, log_x=True),
-        "spectrum": _spectrum(scores["spectrum"], ensembles.SPECTRA, "ensemble-spectrum"),
-        "remarks": [r for r in result.remarks if r.kind in ensembles.KINDS],
+        "bins": charts.lines("bins", lines, "Spread / error", *axes, log_x=spread[0] > 0),
+        "spectrum": _spectrum(spectrum, "ensemble-spectrum") if any(spectrum["real"]) else None,
+        "remarks": [r for r in result.remarks if r.kind in {f["kind"] for f in scores["findings"]}],
     }
 
 
@@ -385,10 +386,9 @@ def _channel(k: int, channel: dict[str, Any], words: metrics.Words) -> tuple[Mar
     return charts.outlines(f"density-{k}", density["edges"], series, label, "value"), caption
 
 
-def _spectrum(
-    spectrum: dict[str, Any], sides: Sequence[str] = SIDES, name_of_plot: str = "spectrum"
-) -> Markup:
-    series = []
+def _spectrum(spectrum: dict[str, Any], plot: str = "spectrum") -> Markup:
+    series, error = [], "_standard_error"
+    sides = [key.removesuffix(error) for key in spectrum if key.endswith(error)]
     for name in sides:
         columns = spectrum["frequencies"], spectrum[name], spectrum[f"{name}_standard_error"]
         rows = [row for row in zip(*columns, strict=True) if row[1] > 0]
@@ -397,4 +397,4 @@ def _spectrum(
             series.append(Line(name, places, powers, errors, band=True))
     alt = f"Power by frequency, {metrics.presentation.join_names(sides)}"
     axes = "waves per point", "power"
-    return charts.lines(name_of_plot, series, alt, *axes, log_x=True, log_y=True)
+    return charts.lines(plot, series, alt, *axes, log_x=True, log_y=True)

@@ -83,7 +83,7 @@ def test_a_folder_of_members_is_scored_as_its_arrays(diffuse):
             np.save(f"members/{k:02d}-{j:02d}.npy", pairs[-1][0][j])
     line = ("eval", "members", "data", "--metrics", "ensembles", "--json", "--layout", "CHW")
     ran = diffuse(*line, "--members", 5).ok()
-    assert "2 of 14 arrays have fewer than 5 members: left out" in ran.err
+    assert "12 of 14 in DATA have 5 members" in ran.err
     scores = EnsembleScores.from_real(5, np.stack([truth for _, truth in pairs[:12]]))
     for made, truth in pairs[:12]:
         scores.add(made, truth, made, None)
@@ -95,3 +95,20 @@ def test_a_folder_of_members_is_scored_as_its_arrays(diffuse):
     diffuse(*line, "--members", 6, "-q").fails(
         3, "has 6 members in members: for example 00-00 to 00-05"
     )
+
+
+def test_members_without_spread_have_values_and_a_page(diffuse):
+    """Constant members, and constant real arrays that are equal to them."""
+    for k in range(12):
+        for folder, names in (
+            ("data", [f"{k:02d}"]),
+            ("members", [f"{k:02d}-0{j}" for j in (0, 1)]),
+        ):
+            Path(folder).mkdir(exist_ok=True)
+            for name in names:
+                np.save(f"{folder}/{name}.npy", np.full((1, 4, 4), 7 + k % 2, np.float32))
+    line = ("eval", "members", "data", "--members", 2, "--layout", "CHW")
+    ran = diffuse(*line, "--report", "page.html", "--json", plots=True).ok()
+    assert ran.json["crps"] == ran.json["rmse_of_mean_standard_error"] == 0
+    assert ran.json["spread_error_ratio"] == 1
+    assert "Rank histogram" in Path("page.html").read_text()
