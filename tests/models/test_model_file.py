@@ -24,10 +24,10 @@ from diffuse_cli.config.options import option_fields
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import Conditions, Space, data_gaussian
+from diffuse_cli.core import ConditioningArray, Conditions, Space, data_gaussian
 from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.networks.unet import Config
-from diffuse_cli.models import tensor_file
+from diffuse_cli.models import model_header, tensor_file
 from diffuse_cli.models.model_file import (
     StoredModel,
     find,
@@ -44,6 +44,14 @@ UNET = plan(
 )
 CLASSES = dataclasses.replace(UNET, conditions=Conditions(classes=("a", "b")))
 LEARNED = dataclasses.replace(CLASSES, out_channels=2)
+MAPS = dataclasses.replace(
+    UNET,
+    conditions=Conditions(
+        given=ConditioningArray(
+            channels=3, labels=(0, 1, 5), names=("a", "b", "c"), fractions=(0.5, 0.25, 0.25)
+        )
+    ),
+)
 
 
 def weights(seed: int = 0, unet: Plan = UNET) -> dict[str, torch.Tensor]:
@@ -266,6 +274,13 @@ KEPT = {
             None, [], {}, {"log_snrs": [1], "errors": [-1]}, {"log_snrs": 1, "errors": 1}
         )],
     ),
+    "label maps": (
+        lambda: model(MAPS), 12,
+        [("conditions", "given", name, value) for name, value in (
+            ("labels", [0, 2]), ("labels", [0, 2, 1]), ("labels", [0, 1, 256]), ("labels", "012"),
+            ("names", ["a", "b"]), ("fractions", [0.5, 0.25, 2]), ("what", "mask:half"),
+        )],
+    ),
     "low frequencies": (lambda: with_gaussian(LOW), 2, []),
     "samples per second": (lambda: in_space(rate=8000), 7, []),
     "16 bits": (lambda: in_space(levels=65_536), 6, []),
@@ -410,7 +425,7 @@ def test_a_file_of_version_1_that_contradicts_itself_is_rejected(tmp_path: Path,
     assert says in rejected(tmp_path, data)
 
 
-@pytest.mark.parametrize("version", [13, 10**30])
+@pytest.mark.parametrize("version", [model_header.VERSION + 1, 10**30])
 def test_a_newer_version_is_refused_with_what_to_do(good: bytes, tmp_path: Path, version: int):
     def change(config: dict[str, Any]) -> None:
         config["version"], config["versions"]["diffuse"] = version, "9.9"
