@@ -210,11 +210,63 @@ def write_pages(folder: Path) -> None:
         first.save(folder / f"{k:02d}.tiff", save_all=True, append_images=others)
 
 
+DEGREES = np.linspace(-70, 70, 8)
+
+
+def soft_fields() -> np.ndarray:
+    """Return two variables at 30 times."""
+    return soft(2, 40, 8, 8).swapaxes(0, 1).astype(np.float32)
+
+
 def write_fields(folder: Path) -> None:
     """Arrays of two channels of floats."""
     folder.mkdir()
     for k, field in enumerate(soft(2, 40, 8, 8).astype(np.float32)):
         np.save(folder / f"{k:02d}.npy", field)
+
+
+def write_netcdf(
+    path: Path,
+    fields: np.ndarray,
+    latitudes: np.ndarray,
+    longitudes: np.ndarray,
+    *,
+    rows: Sequence[int] | slice = slice(None),
+    columns: Sequence[int] | slice = slice(None),
+    axes: Sequence[int] = (0, 1, 2),
+    names: Sequence[str] = ("time", "lat", "lon"),
+    units: bool = True,
+    members: int = 0,
+    scale: float = 0,
+    format: str = "NETCDF4",
+    kind: str = "f4",
+) -> Path:
+    """Write t2m and pr, (variables, times, rows, columns), with rows and columns in some order."""
+    import netCDF4
+
+    with netCDF4.Dataset(path, "w", format=format) as dataset:
+        coordinates = (np.arange(fields.shape[1]), latitudes[rows], longitudes)
+        kinds = ("hours since 2000-01-01", "degrees_north", "degrees_east")
+        for name, values, unit in zip(names, coordinates, kinds, strict=True):
+            dataset.createDimension(name, None if name == "time" else len(values))
+            if units:
+                variable = dataset.createVariable(name, "f4", (name,))
+                variable.units, variable[:] = unit, values
+        dims = tuple(names[k] for k in axes)
+        if members:
+            dataset.createDimension("member", members)
+            dims = ("member", *dims)
+        for name, unit, values in zip(("t2m", "pr"), ("K", "mm day-1"), fields, strict=False):
+            packing = {"fill_value": -9999} if scale else {}
+            dtype = np.dtype("i2" if scale else kind)
+            order = {"endian": "big"} if dtype.str[0] == ">" else {}
+            variable = dataset.createVariable(name, dtype, dims, **packing, **order)
+            variable.units = unit
+            if scale:
+                variable.scale_factor, variable.add_offset = scale, 280.0
+            stored = values[:, rows][:, :, columns].transpose(axes)
+            variable[:] = stored.reshape(members, -1, *stored.shape[1:]) if members else stored
+    return path
 
 
 def write_sounds(folder: Path) -> None:
@@ -277,6 +329,11 @@ DATA: dict[str, Callable[[Path], object]] = {
     "text.txt": lambda path: path.write_text("no picture\n"),
     "text.safetensors": lambda path: path.write_text("no model\n"),
     "unclear.npy": lambda path: np.save(path, np.zeros((4, 9, 3))),
+    "fields.nc": lambda path: write_netcdf(path, soft_fields(), DEGREES, DEGREES),
+    "gaps.nc": lambda path: write_netcdf(
+        path, np.ma.masked_greater(soft_fields()[:1], 0), DEGREES, DEGREES
+    ),
+    "cut.nc": lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)),
     "nan.npy": lambda path: np.save(path, np.full((2, 8, 8), np.nan)),
     "text.png": lambda path: path.write_text("no picture\n"),
     "model.pkl": lambda path: path.write_bytes(pickle.dumps({"a": 1})),

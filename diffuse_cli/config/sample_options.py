@@ -275,7 +275,7 @@ class SampleConfig(ColumnsConfig, StartConfig, DrawConfig, VarianceConfig):
     )
     out: str = option(
         "samples",
-        "Output folder, .zip or .npz, which the same command completes after an interruption.",
+        "Output folder, .zip, .npz or .nc, which the same command completes after an interruption.",
         flag="-o",
         metavar="FOLDER|FILE",
     )

@@ -41,7 +41,7 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
         teacher_guidance: the guidance scale of the model that a run distills.
     """
 
-    data: str = argument("DATA", "Folder, zip, tar, parquet, npy or hf:// name.")
+    data: str = argument("DATA", "Folder, zip, tar, parquet, npy, nc or hf:// name.")
     steps: int | None = option.optional(
         "Training steps.", low=1, high=100_000_000, shown=f"at most {MOST_STEPS}"
     )

@@ -48,6 +48,7 @@ class Space(Settings):
         transform: f, a name in `TRANSFORMS`, for floats, or None for f(x) = x.
         layout: the axes of a sample in its file, if the medium has several layouts.
         rate: the sampling rate of sounds in Hz.
+        quantities: the name and unit of each channel, such as `t2m [K]`. Empty if unknown.
 
     Raises:
         InvalidArgument: a value out of range, a `mean` or `std` of the wrong length, limits that
@@ -64,6 +65,7 @@ class Space(Settings):
     transform: str | None = setting(None)
     layout: str | None = setting(None)
     rate: int | None = setting(None, 1, 2**20)
+    quantities: tuple[str, ...] = setting(())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +77,8 @@ class Space(Settings):
         for name in ("mean", "std"):
             if len(getattr(self, name)) != count:
                 raise InvalidArgument(f"must have {count} numbers", argument=name)
+        if len(self.quantities) not in (0, self.channels):
+            raise InvalidArgument(f"must be {self.channels} names", argument="quantities")
         if self.limits is not None:
             top = 0 if self.levels is None else self.levels - 1
             if len(self.limits) != 2 or not 0 <= self.limits[0] < self.limits[1] <= top:

@@ -227,8 +227,8 @@ class DatasetIndex:
         entries = list[Entry]()
         for line, _ in self._lines():
             if isinstance(line, dict):
-                tables = tuple(line["tables"])
-                return Listing(**{**line, "candidates": tuple(entries), "tables": tables})
+                lists = {name: tuple(line.get(name, ())) for name in ("tables", "quantities")}
+                return Listing(**{**line, **lists, "candidates": tuple(entries)})
             entries.append(Entry(*line[0]))
         return None
 

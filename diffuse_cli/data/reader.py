@@ -227,6 +227,7 @@ def _samples(
         remarks=tally.remarks,
         tables=listing.tables,
         origin=listing.origin,
+        quantities=listing.quantities,
     )
     return Dataset(
         stored=stored,

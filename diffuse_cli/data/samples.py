@@ -80,7 +80,9 @@ class Dataset:
 
         The mean and standard deviation of floats are estimates from a few samples.
         """
-        space = replace(MEDIA[self.medium].space(self.stored), layout=self.layout, rate=self.rate)
+        space = MEDIA[self.medium].space(self.stored)
+        space = replace(space, layout=self.layout, rate=self.rate)
+        space = replace(space, quantities=self.summary.quantities)
         if space.levels is not None:
             return space
         mean, std = moments(space, self.stored, np.arange(min(len(self), FEW)), self.names)

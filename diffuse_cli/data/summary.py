@@ -39,6 +39,7 @@ class Summary:
         medium: a name in `MEDIA`.
         layout: the layout of the samples. Empty if the medium has only one.
         origin: a name to pass for the same samples on any machine. Empty for local samples.
+        quantities: as in `Space`.
     """
 
     source: str
@@ -58,6 +59,7 @@ class Summary:
     medium: str = "image"
     layout: str = ""
     origin: str = ""
+    quantities: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return the summary for people, one sentence per line."""
@@ -146,8 +148,9 @@ class Summary:
             "skipped": _reasons_to_dict(self.skipped),
             "remarks": _reasons_to_dict(self.remarks),
             "tables": list(self.tables),
+            "quantities": list(self.quantities),
         }
-        rare = {"greyed", "unread", "remarks", "tables", "medium", "layout", "origin"}
+        rare = {"greyed", "unread", "remarks", "tables", "medium", "layout", "origin", "quantities"}
         usual: tuple[Any, ...] = (0, "", "image", [], {})
         return {k: value for k, value in values.items() if k not in rare or value not in usual}
 

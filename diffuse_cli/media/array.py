@@ -52,7 +52,6 @@ _LOADERS = {
     ".dcm": ("pydicom", "pydicom.dcmread('NAME.dcm').pixel_array"),
     ".nii": ("nibabel", "nibabel.load('NAME.nii').get_fdata()"),
     ".nii.gz": ("nibabel", "nibabel.load('NAME.nii.gz').get_fdata()"),
-    ".nc": ("xarray", "xarray.open_dataset('NAME.nc')['VARIABLE']"),
     ".h5": ("h5py", "h5py.File('NAME.h5')['DATASET'][()]"),
     ".hdf5": ("h5py", "h5py.File('NAME.hdf5')['DATASET'][()]"),
     ".zarr": ("zarr", "zarr.open('NAME.zarr')['ARRAY'][:]"),

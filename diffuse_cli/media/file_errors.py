@@ -116,7 +116,7 @@ def errors_as(reason: str) -> Iterator[None]:
     """Turn errors inside the block into `Unusable`."""
     try:
         yield
-    except Unusable:
+    except (Unusable, DataError):
         raise
     except Exception as error:
         raise Unusable(MEMORY if is_out_of_memory(error) else reason) from None
@@ -233,7 +233,7 @@ _KINDS = {
     _RENDER: "svg svgz",
     _PAGES: "pdf",
     _PARQUET: "arrow",
-    ALONE: "zip tar parquet",
+    ALONE: "zip tar parquet nc",
     UNPACK: "gz tgz bz2 xz zst 7z rar",
 }
 

@@ -267,6 +267,7 @@ class Words:
         kind = MEDIA[space.medium]
         named = space.layout not in kind.alike
         channels = tuple(kind.channel_names.get(space.channels, ())) if named else ()
+        channels = space.quantities or channels
         return cls(kind.many, kind.points, *kind.low_high, channels, kind.one)
 
     def name_part(self, part: str) -> str:

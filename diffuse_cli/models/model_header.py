@@ -156,7 +156,7 @@ def _version(model: StoredModel) -> int:
     given, table = model.blueprint.conditions.given, model.blueprint.conditions.table
     deep = space.medium == "image" and space.levels != 256
     needed = {
-        12: (table and table.vector, given and given.labels),
+        12: (table and table.vector, given and given.labels, space.quantities or None),
         11: (sampling and sampling.guidance_interval,),
         10: (model.blueprint.wiener or None,),
         9: (space.limits, given and given.limits),

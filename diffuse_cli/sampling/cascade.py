@@ -16,7 +16,7 @@ import numpy as np
 from diffuse_cli.config.sample_options import IMAGES, SampleConfig
 from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, render_samples, settings_for
 from diffuse_cli.models.image_conditioning import ConditioningInputs, stored_inputs
-from diffuse_cli.sampling import generation, journal
+from diffuse_cli.sampling import generation, journal, packing
 from diffuse_cli.sampling.input_pictures import SampleInputs, read_inputs
 from diffuse_cli.sampling.job import (
     GRID_IMAGES,
@@ -255,7 +255,7 @@ class CascadeJob(SamplingJob):
         if self.cascaded:
             described["first"] = first.describe(config)
             hidden["told_first"] = first.describe_cycle()
-        folder, stems = journal.choose_folder(Path(config.out)), chain.list_stems(config)
+        folder, stems = packing.choose_folder(Path(config.out)), chain.list_stems(config)
         if stems:
             described["named"] = "members"
         super().__init__(config, chain.space, indices, described, hidden, folder)
@@ -279,7 +279,7 @@ class CascadeJob(SamplingJob):
         """Return the parts to generate, None if the job is complete or packed."""
         if self.folder != self.out and self.out.exists() and not self.overwrite:
             names = (self.record.name(i) for i in self.indices)
-            journal.check_same(self.out, self.record.key, names)
+            packing.check_same(self.out, self.record.key, names)
             return None
         return super().begin()
 
@@ -361,7 +361,7 @@ class CascadeJob(SamplingJob):
             return self.out
         condition, indices = self.condition, self.record.indices
         labels = [condition.label(i) for i in indices] if condition and condition.labels else None
-        journal.pack(self.out, self.folder, self.read, labels)
+        packing.pack(self.out, self.folder, self.read, labels, self.space)
         files.remove(self.folder)
         return self.out
 
@@ -380,13 +380,13 @@ def generate(config: SampleConfig) -> Work[SampleFiles | None]:
         UsageError: options that cannot be combined.
     """
     out = Path(config.out)
-    folder, before = journal.choose_folder(out), dict[str, Any]()
+    folder, before = packing.choose_folder(out), dict[str, Any]()
     if rank() == 0:
         journal.check_output_apart(out, *filter(None, (config.given, config.mask)))
-        journal.check_output(out, config.overwrite)
+        packing.check_output(out, config.overwrite)
     with open_folder(folder, config.precision, config.device) as accelerator:
         if not config.overwrite:
-            before = journal.read_earlier(folder) or journal.read_packed_manifest(out)
+            before = journal.read_earlier(folder) or packing.read_packed_manifest(out)
         chain = yield from load_cascade(config, accelerator, before)
-        journal.check_kind(out, chain.space, gif=config.gif, members=config.members is not None)
+        packing.check_kind(out, chain.space, gif=config.gif, members=config.members is not None)
         return (yield from CascadeJob(config, chain).run(accelerator))

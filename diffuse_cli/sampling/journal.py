@@ -6,35 +6,23 @@ same others, however often the job stops. Until the job is complete, its folder 
 files, written before them. So a file is the run's own if a manifest names it, and it is whole if
 it has its hash. Other files are neither counted nor overwritten. At the end, one manifest of all
 files replaces the hidden folder.
-
-`sample -o` can also name a .zip or .npz file. The images are then written into a hidden folder next
-to it, and packed at the end. Equal images give equal bytes, because members have no times and keep
-their order.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 import re
-import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from diffuse_cli.core import Space
 from diffuse_cli.data.samples import format_member
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.sources.base import extension_of
-from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
-from diffuse_cli.media import Array, media_by_extension
+from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import OutputError, UsageError, files, outputs
 
 GRID, GIF = "grid.png", "denoising.gif"
@@ -277,124 +265,3 @@ class SamplingRecord:
             return
         if len(self.collect()) > len(self.hashes) or not self.hashes:
             self._clear()
-
-
-def is_packed(out: Path) -> bool:
-    """Whether `-o` names a file."""
-    return out.suffix.lower() in (".zip", ".npz")
-
-
-def choose_folder(out: Path) -> Path:
-    """Return the folder that images are written into."""
-    return out.with_name(f".{out.name}.parts") if is_packed(out) else out
-
-
-def check_output(out: Path, overwrite: bool) -> None:
-    """Refuse, before computing, an output that cannot be written.
-
-    Raises:
-        OutputError: it cannot be written, or it exists and `sample` did not write it.
-    """
-    check_folder(choose_folder(out), overwrite)
-    if is_packed(out):
-        files.check_writable(out)
-        if out.exists() and not overwrite and not read_packed_manifest(out):
-            text = f"{files.show(out)} exists already"
-            raise OutputError(text, TAKEN, code="output_exists", path=out)
-
-
-def check_kind(out: Path, space: Space, *, gif: bool, members: bool) -> None:
-    """Refuse to pack anything except numbered 8-bit images into a .npz file.
-
-    Raises:
-        UsageError
-    """
-    if out.suffix.lower() != ".npz":
-        return
-    hint = "Choose a folder or a .zip file"
-    if space.medium != "image" or space.levels != 256 or space.channels not in (1, 3) or members:
-        text = f"-o {files.show(out)}: a .npz file holds 8-bit images without names, grey or RGB"
-        raise UsageError(text, hint, code="output_unsuited", option="-o", path=out)
-    if gif:
-        text = "--gif: a .npz file cannot be animated"
-        raise UsageError(text, hint, code="output_unsuited", path=out)
-
-
-def read_packed_manifest(out: Path) -> dict[str, Any]:
-    """Return the manifest in a file that `sample` packed, empty if there is none."""
-    try:
-        with zipfile.ZipFile(out) as archive:
-            manifest = dict(json.loads(archive.read(MANIFEST)))
-        if manifest["format"] == MANIFEST_FORMAT and [*manifest["images"]]:
-            return manifest
-    except Exception:  # it may be anything
-        pass
-    return {}
-
-
-def check_same(out: Path, key: str, names: Iterator[str]) -> None:
-    """Refuse an existing file, except one with the same settings and these images.
-
-    Raises:
-        OutputError
-    """
-    manifest = read_packed_manifest(out)
-    if manifest.get(KEY) != key:
-        text = f"{files.show(out)} exists already, with other settings"
-        raise OutputError(text, TAKEN, code="output_exists", path=out)
-    if not {*names} <= {*manifest["images"]}:
-        text = f"{files.show(out)} exists already, with {len(manifest['images']):,} images"
-        hint = "Choose a folder to be able to add images, or pass --overwrite"
-        raise OutputError(text, hint, code="output_exists", path=out)
-
-
-def pack(
-    out: Path, folder: Path, read: Callable[[Path], Array], labels: Sequence[int] | None
-) -> None:
-    """Pack a folder into a file, whole or not at all.
-
-    A .zip file holds the files of the folder. A .npz file holds the images as one array
-    (N, H, W, C), the labels as another, and a manifest.
-
-    Args:
-        folder: the folder of the images and their manifest.
-        read: a function that returns the values (C, H, W) of an image's file.
-        labels: the class of each image.
-    """
-    manifest = files.read_json(folder / MANIFEST)
-    with files.replace_file(out) as file, zipfile.ZipFile(file, "w") as archive:
-        if out.suffix.lower() == ".zip":
-            pictures = sorted(filter(FIGURE.fullmatch, manifest["files"]), reverse=True)
-            for name in (*manifest["images"], *pictures, MANIFEST):
-                data = (folder / name).read_bytes()
-                _add(archive, name, [data], len(data))
-            return
-        paths = [folder / name for name in manifest["images"]]
-        channels, *size = read(paths[0]).shape
-        shape, header, end = (len(paths), *size, channels), io.BytesIO(), io.BytesIO()
-        kind = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(header, kind)
-        pixels = (np.moveaxis(read(path), 0, -1).tobytes() for path in paths)
-        parts = chain([header.getvalue()], pixels)
-        listed = {IMAGES: _add(archive, IMAGES, parts, math.prod(shape) + 128)}
-        if labels is not None:
-            np.lib.format.write_array(end, np.array(labels, np.int64), (1, 0), allow_pickle=False)
-            listed[LABELS] = _add(archive, LABELS, [end.getvalue()])
-        text = files.as_json({**manifest, "files": listed})
-        _add(archive, MANIFEST, [text.encode()], len(text))
-
-
-def _add(archive: zipfile.ZipFile, name: str, parts: Iterable[bytes], size: int = 0) -> str:
-    """Add a member, and return its SHA-256.
-
-    Args:
-        size: the approximate size in bytes, needed for gigabytes.
-    """
-    info = zipfile.ZipInfo(name)  # with the default time, in 1980
-    info.external_attr, info.create_system, info.file_size = 0o644 << 16, 3, size
-    digest = hashlib.sha256()
-    with archive.open(info, "w") as member:
-        for part in parts:
-            member.write(part)
-            digest.update(part)
-    return digest.hexdigest()

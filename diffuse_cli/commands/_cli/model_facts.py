@@ -77,7 +77,8 @@ def _network(blueprint: Blueprint) -> list[str]:
     lines = NETWORKS[blueprint.network].describe(blueprint.config, blueprint.space)
     if blueprint.wiener:
         lines += ["corrects the Wiener filter of the data"]
-    head = f"{blueprint.network}, {describe_space(blueprint.space)}{conditional}"
+    quantities = "".join(f", {show(name)}" for name in blueprint.space.quantities)
+    head = f"{blueprint.network}, {describe_space(blueprint.space)}{quantities}{conditional}"
     return [head, *map(show, lines)]
 
 

@@ -128,7 +128,7 @@ class Listing:
         others: the number of other files, without tables.
         unread: the number of other files that `advice` covers, by extension.
         tables: the names of metadata tables, and of the source's own tables.
-        origin: the `origin` of the source.
+        origin, quantities: attributes of the source.
     """
 
     medium: str
@@ -137,6 +137,7 @@ class Listing:
     unread: Mapping[str, int]
     tables: tuple[str, ...] = ()
     origin: str = ""
+    quantities: tuple[str, ...] = ()
 
 
 def list_samples(source: Source, medium: str | None = None) -> Listing:
@@ -178,7 +179,8 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     num_others += sum(len(entries) for name, entries in by_medium.items() if name != chosen)
     ordered = sorted([*sample_entries, *unlisted], key=lambda e: base.encode_name(e.name))
     listed = (*sorted(tables, key=base.encode_name), *source.tables)
-    return Listing(chosen, tuple(ordered), num_others, unread, listed, source.origin)
+    facts = listed, source.origin, source.quantities
+    return Listing(chosen, tuple(ordered), num_others, unread, *facts)
 
 
 def read_subset(source: Source, entries: Sequence[Entry], count: int) -> Iterator[bytes]:

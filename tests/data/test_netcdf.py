@@ -1,0 +1,126 @@
+"""Fields of netCDF files: the same values however they are stored, and samples with their names."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import netCDF4
+import numpy as np
+import peak_memory
+import pytest
+from image_corpus import read
+from lab import write_netcdf
+
+from diffuse_cli.data.sources import open_source
+from diffuse_cli.data.sources._grids import order_longitudes
+from diffuse_cli.models import model_file
+from diffuse_cli.system.errors import INSTALL, DataError
+
+LATITUDES, LONGITUDES = np.linspace(70, -70, 8), np.arange(-180, 180, 45.0)
+FIELDS = np.round(np.random.default_rng(1).normal(280, 5, (2, 50, 8, 8)), 2)
+"""Two variables at 50 times, with rows from north to south and columns from the date line."""
+
+STORED = {
+    "as it is": {},
+    "longitudes from 0": {
+        "longitudes": np.sort(LONGITUDES % 360),
+        "columns": np.argsort(LONGITUDES % 360),
+    },
+    "a meridian twice": {
+        "longitudes": np.append(np.sort(LONGITUDES % 360), 360.0),
+        "columns": np.append(np.argsort(LONGITUDES % 360), 4),
+    },
+    "latitudes upside down": {"rows": np.arange(8)[::-1]},
+    "big endian": {"kind": ">f4"},
+    "netCDF 3": {"format": "NETCDF3_64BIT_OFFSET"},
+    "time last": {"axes": (1, 2, 0)},
+    "columns first": {"axes": (0, 2, 1)},
+    "times and members": {"members": 5},
+    "names only": {"names": ("Time", "south_north", "west_east"), "units": False},
+}
+
+
+@pytest.mark.parametrize("how", STORED)
+def test_a_field_is_the_same_however_it_is_stored(tmp_path, how):
+    write_netcdf(tmp_path / "x.nc", FIELDS, LATITUDES, **{"longitudes": LONGITUDES, **STORED[how]})
+    fields = read(f"{tmp_path / 'x.nc'}::t2m,pr")
+    np.testing.assert_array_equal(fields.stored, np.moveaxis(FIELDS, 0, 1).astype(np.float32))
+    assert fields.space.quantities == ("t2m [K]", "pr [mm day-1]")
+    assert fields.medium == "array"
+    assert not fields.class_names
+
+
+def test_masked_integers_are_unpacked_and_filled_or_left_out(tmp_path):
+    """Values that were never written are missing, too."""
+    path = tmp_path / "x.nc"
+    write_netcdf(path, FIELDS[:1], LATITUDES, LONGITUDES, scale=0.01)
+    with netCDF4.Dataset(path, "a") as dataset:
+        dataset["t2m"][3, 2, 1] = np.ma.masked
+        dataset["time"][50] = 50
+    expected = np.append(FIELDS[0], np.zeros((1, 8, 8)), 0)
+    expected[3, 2, 1] = 0
+    filled = read(f"{path}::t2m=0")
+    np.testing.assert_allclose(filled.stored[:, 0], expected, atol=1e-4)
+    some = read(path)
+    assert [*some.summary.skipped.values()] == [(2, ("000000003.npy", "000000050.npy"))]
+
+
+@pytest.mark.parametrize(
+    ("degrees", "order"),
+    [
+        ([350, 355, 0, 5], [0, 1, 2, 3]),
+        ([0, 5, 350, 355], [2, 3, 0, 1]),
+        ([170, 175, -180, -175], [0, 1, 2, 3]),
+        ([30, 20, 10], [2, 1, 0]),
+    ],
+)
+def test_regions_have_no_seam(degrees, order):
+    assert order_longitudes(np.array(degrees, np.float32)).tolist() == order
+
+
+def test_samples_are_written_with_names_and_units(diffuse, lab):
+    model = lab.trained("train", f"{lab['fields.nc']}::t2m,pr", "--config", lab["kind-unet"])
+    assert model_file.load(model).blueprint.space.quantities == ("t2m [K]", "pr [mm day-1]")
+    assert "t2m [K], pr [mm day-1]" in diffuse("info", model).ok().out
+    line = ("sample", model, "-n", 5, "--steps", 2, "--batch-size", 2)
+    for out in ("a.nc", "b.nc", "folder"):
+        diffuse(*line, "-o", out).ok()
+    diffuse(*line, "-o", "a.nc").ok()  # it is complete
+    with open("a.nc", "rb") as a, open("b.nc", "rb") as b:  # noqa: PTH123
+        assert a.read() == b.read()
+    files = [np.load(f"folder/{k:05d}.npy") for k in range(5)]
+    with netCDF4.Dataset("a.nc") as dataset:
+        for channel, (name, units) in enumerate((("t2m", "K"), ("pr", "mm day-1"))):
+            assert dataset[name].units == units
+            np.testing.assert_array_equal(dataset[name][:], [file[channel] for file in files])
+        assert json.loads(dataset.getncattr("diffuse.samples"))["n"] == 5
+    np.testing.assert_array_equal(read("a.nc::t2m,pr").stored, files)
+
+
+def test_the_extra_is_named(tmp_path, monkeypatch):
+    path = write_netcdf(tmp_path / "x.nc", FIELDS, LATITUDES, LONGITUDES)
+    monkeypatch.setitem(sys.modules, "netCDF4", None)
+    with pytest.raises(DataError) as caught:
+        open_source(path)
+    assert caught.value.hint == f"Install it: {INSTALL.format(extra='science')}"
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "message"),
+    [
+        ((10**9, 4, 4), (1, 4, 4), "decompression bomb"),
+        ((4, 100_000, 100_000), (1, 4, 4), "over 512 MiB"),
+        ((4, 20_000, 20_000), (4, 20_000, 20_000), "over 512 MiB"),
+    ],
+)
+def test_small_files_of_large_fields_take_no_memory(tmp_path, shape, chunks, message):
+    with netCDF4.Dataset(tmp_path / "x.nc", "w") as dataset:
+        for name, length in zip("tyx", shape, strict=True):
+            dataset.createDimension(name, length)
+        dataset.createVariable("v", "u1", tuple("tyx"), zlib=True, chunksizes=chunks)
+    peak_memory.forget()
+    before = peak_memory.peak()
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "x.nc")
+    assert peak_memory.peak() - before < 2**26
