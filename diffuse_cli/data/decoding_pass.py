@@ -67,7 +67,9 @@ class Tally:
 
 def _count_reason(counts: Reasons, reason: str, entry: Entry) -> None:
     count, names = counts.get(reason, (0, ()))
-    counts[reason] = count + 1, (*names, entry.name) if count < NAMED else names
+    name = reasons.public_name(entry.name)
+    is_named = count < NAMED and name not in names
+    counts[reason] = count + 1, (*names, name) if is_named else names
 
 
 def decode_listing(

@@ -103,7 +103,8 @@ def read_images(
         settings = yield from _complete_settings(settings, bits, opened, listing)
         reading = DecodingTask(opened, listing.medium, settings)
         bound = max_sample_bytes(listing, settings)
-        if before is None and (keep is None or bound <= keep):
+        private = any(reasons.public_name(e.name) != e.name for e in listing.candidates)
+        if before is None and (private or keep is None or bound <= keep):
             dataset_index.remove()
             dataset_index = DatasetIndex(None, about)
         tally = Tally()

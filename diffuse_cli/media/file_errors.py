@@ -49,6 +49,7 @@ NO_SAMPLES = "no column of files"
 PAGES = "pages in color or of several sizes"
 MANY_PAGES = "over 64 pages"
 LABELS = "no label map: colors without a palette, or labels above 255"
+ENHANCED = "an enhanced DICOM file, whose frames have scales; convert it with dcm2niix"
 MEMBERS = "a .npz of {}, not of one array"
 
 NOT_A_SOUND = "not a sound"
@@ -210,6 +211,16 @@ def extension_of(base: str) -> str:
     if extension == "gz" and stem.endswith(".nii"):
         return ".nii.gz"
     return dot + extension.lower() if stem else ""
+
+
+PRIVATE = (".dcm",)
+"""Extensions of files whose names may be those of patients."""
+
+
+def public_name(name: str) -> str:
+    """Return the name of a file as it may be written, `*.dcm` for a private file."""
+    extension = extension_of(name)
+    return f"*{extension}" if extension in PRIVATE else name
 
 
 _CONVERT = "convert them to JPEG or PNG, for example with magick mogrify -format jpg *{}"

@@ -25,7 +25,7 @@ from diffuse_cli.media import (
     mask_settings_for,
     settings_for,
 )
-from diffuse_cli.media.file_errors import read_required_file
+from diffuse_cli.media.file_errors import public_name, read_required_file
 from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.conditioning import guidance_scale
@@ -166,7 +166,9 @@ def _describe_files(path: str, names: Sequence[str]) -> dict[str, Any]:
     Image k is conditioned on file k, modulo the number of files.
     """
     hashes = file_hashes(Path(path), names)
-    return {"files": [{"name": files.show(name), "sha256": hashes[name]} for name in names]}
+    shown = [files.show(public_name(name)) for name in names]
+    listed = zip(shown, map(hashes.get, names), strict=True)
+    return {"files": [{"name": name, "sha256": digest} for name, digest in listed]}
 
 
 @dataclass(frozen=True, eq=False)

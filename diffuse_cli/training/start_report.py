@@ -17,6 +17,7 @@ from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.data import Dataset, is_images, samples, summary
 from diffuse_cli.data.metadata_columns import examples, split_vector_file
 from diffuse_cli.media import MEDIA, figures, render_samples
+from diffuse_cli.media.file_errors import public_name
 from diffuse_cli.system import Notice, Work, files, run_reader
 from diffuse_cli.system.accelerator import redirect_trackers
 from diffuse_cli.training.plan import Plan
@@ -170,7 +171,7 @@ def _list_condition_options(plan: Plan) -> Iterator[str]:
 def _list_input_options(source: str, inputs: Dataset, index: int) -> Iterator[str]:
     """Yield the option for a sample's file, or else for the first samples of its source."""
     file = Path(source) / inputs.names[index]
-    if file.is_file():
+    if file.is_file() and public_name(file.name) == file.name:
         yield from ("--given", str(file))
     else:
         yield from ("--given", source, "--range", f"0:{INPUTS}")

@@ -72,7 +72,7 @@ def test_there_is_advice(tmp_path):
 # -- files of other programs -----------------------------------------------------------------------
 
 FOREIGN = {
-    ".dcm": b"x", ".nii": b"x", ".nii.gz": b"\x1f\x8b", ".h5": b"\x89HDF",
+    ".h5": b"\x89HDF",
     ".hdf5": b"\x89HDF", ".zarr": b"", ".mat": b"x", ".fits": b"x",
 }  # fmt: skip
 """The first bytes of files of arrays, by extension. A .zarr is a folder."""

@@ -80,7 +80,9 @@ def test_regions_have_no_seam(degrees, order):
 
 
 def test_samples_are_written_with_names_and_units(diffuse, lab):
-    model = lab.trained("train", f"{lab['fields.nc']}::t2m,pr", "--config", lab["kind-unet"])
+    model = lab.trained(
+        "train", f"{lab['fields.nc']}::t2m,pr", "--config", lab["kind-unet"], "--steps", 2
+    )
     assert model_file.load(model).blueprint.space.quantities == ("t2m [K]", "pr [mm day-1]")
     assert "t2m [K], pr [mm day-1]" in diffuse("info", model).ok().out
     line = ("sample", model, "-n", 5, "--steps", 2, "--batch-size", 2)

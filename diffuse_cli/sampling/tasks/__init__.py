@@ -18,6 +18,7 @@ from diffuse_cli.config.task_options import ImageTaskConfig
 from diffuse_cli.core import PAIRS, Degradation, State, dimensions
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import Array, figures, render_samples
+from diffuse_cli.media.file_errors import public_name
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.generation import to_stored
@@ -184,7 +185,7 @@ def run_task(
             "task": task,
             **stage.describe(config),
             **stage.describe_conditions([*range(n)] * len(plan.names)),
-            "inputs": [files.show(name) for name in plan.names],
+            "inputs": [files.show(public_name(name)) for name in plan.names],
             **plan.described,
         }
         indices, pictures = range(len(plan.names) * n), plan.pictures

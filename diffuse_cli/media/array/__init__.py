@@ -1,4 +1,5 @@
-"""Arrays in .npy and .npz files: any channels, one to three dimensions, levels or floats.
+"""Arrays in .npy and .npz files, and in formats of this folder: any channels, one to three
+dimensions, levels or floats.
 
 TIFFs of 32-bit floats are arrays, too, and their pages are channels. Unsigned integers of 1, 8 and
 16 bits are levels. All other numbers are floats.
@@ -11,8 +12,8 @@ import io
 import itertools
 import math
 import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from diffuse_cli import media
-from diffuse_cli.core import InvalidArgument, Space
+from diffuse_cli.core import InvalidArgument, Modules, Space
 from diffuse_cli.core.registry import lookup
 from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.media import Array, Read, ReadSettings, Size, Unusable
@@ -34,7 +35,7 @@ from diffuse_cli.media.file_errors import (
     read_member,
 )
 from diffuse_cli.media.image.decoding import is_float, read_floats
-from diffuse_cli.system import show
+from diffuse_cli.system import extra_package, show
 
 SIDES = {1: 4096, 2: 64, 3: 32}
 """The longest side of arrays that keep their size, by their number of dimensions."""
@@ -49,9 +50,6 @@ LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
 """Number of levels by type. Other types are floats."""
 
 _LOADERS = {
-    ".dcm": ("pydicom", "pydicom.dcmread('NAME.dcm').pixel_array"),
-    ".nii": ("nibabel", "nibabel.load('NAME.nii').get_fdata()"),
-    ".nii.gz": ("nibabel", "nibabel.load('NAME.nii.gz').get_fdata()"),
     ".h5": ("h5py", "h5py.File('NAME.h5')['DATASET'][()]"),
     ".hdf5": ("h5py", "h5py.File('NAME.hdf5')['DATASET'][()]"),
     ".zarr": ("zarr", "zarr.open('NAME.zarr')['ARRAY'][:]"),
@@ -71,6 +69,40 @@ HEADERS: dict[tuple[int, int], Callable[..., tuple[Any, ...]]] = {
     (2, 0): npy.read_array_header_2_0,
 }
 """Header readers by version. Version 3.0 is for names of fields, which arrays here cannot have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayFormat:
+    """Format of another program: `FORMAT` of a module of this folder, or of another package.
+
+    Attributes:
+        extensions: the extensions of its files.
+        package: the package of the extra `science` that it needs.
+        recognizes: whether bytes start such a file.
+        read: returns the array of such a file and its layout. It raises `Unusable`.
+    """
+
+    extensions: Sequence[str]
+    package: str
+    recognizes: Callable[[bytes], bool]
+    read: Callable[[bytes], tuple[Array, str]]
+
+
+FORMATS: Mapping[str, ArrayFormat] = Modules("array-formats", __name__, __path__, (), "FORMAT")
+
+
+def find_format(data: bytes) -> ArrayFormat | None:
+    """Return the format of a file, None if it is not in `FORMATS`.
+
+    Raises:
+        DataError: its package is not installed.
+    """
+    for name, file_format in FORMATS.items():
+        if file_format.recognizes(data):
+            text = f"{file_format.package} is needed to read {name} files"
+            extra_package(file_format.package, "science", text)
+            return file_format
+    return None
 
 
 def read_array(data: bytes) -> Array:
@@ -118,7 +150,7 @@ def _parse_npy(data: bytes) -> Array:
         if version == (3, 0):
             raise Unusable(reasons.NUMBERS)
         shape, fortran, dtype = HEADERS[version](file)
-    _check_type(dtype)
+    check_type(dtype)
     if not all(isinstance(side, int) and side >= 0 for side in shape):
         raise Unusable(reasons.CORRUPT)
     if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
@@ -128,7 +160,7 @@ def _parse_npy(data: bytes) -> Array:
     return np.ascontiguousarray(values, dtype.newbyteorder("=")).reshape(shape)
 
 
-def _check_type(dtype: np.dtype[Any]) -> None:
+def check_type(dtype: np.dtype[Any]) -> None:
     """Refuse types that are not real numbers."""
     if dtype.hasobject:
         raise Unusable(reasons.OBJECTS)
@@ -150,13 +182,13 @@ def complete_settings(settings: ReadSettings, files: Iterable[bytes]) -> tuple[R
 
     Raises:
         InvalidArgument: the shapes show two layouts.
+        DataError: a file needs a package that is not installed.
     """
-    if settings.layout is not None:
-        return settings, ""
     shapes = set[tuple[int, ...]]()
     for data in itertools.islice((data for data in files if not is_float(data)), LOOKED_AT):
         with contextlib.suppress(Unusable):
-            shapes.add(read_array(data).shape)
+            if not find_format(data) and settings.layout is None:
+                shapes.add(read_array(data).shape)
     if (layout := media.infer_layout(sorted(shapes))) is None:
         return settings, ""
     first = media.FIRST[len(layout)]
@@ -166,9 +198,12 @@ def complete_settings(settings: ReadSettings, files: Iterable[bytes]) -> tuple[R
 
 def read(data: bytes, settings: ReadSettings) -> Read:
     """Read an array, channels first, and cut it at its center to the requested size."""
-    read_values = read_floats if is_float(data) else read_array
-    whole = read_values(data)
-    values, layout = _channels_first(whole, settings)
+    if file_format := find_format(data):
+        whole, layout = file_format.read(data)
+        values, layout = _channels_first(whole, replace(settings, layout=settings.layout or layout))
+    else:
+        whole = read_floats(data) if is_float(data) else read_array(data)
+        values, layout = _channels_first(whole, settings)
     digest = media.content_digest(f"{values.dtype.str} {values.shape}", values)
     channels, *size = values.shape
     if channels > MOST_CHANNELS:
@@ -296,7 +331,7 @@ def _shades(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
 
 
 MEDIUM = media.Medium(
-    extensions=frozenset({".npy", ".npz"}),
+    extensions=frozenset({".npy", ".npz"}.union(*(f.extensions for f in FORMATS.values()))),
     suffix=".npy",
     one="array",
     many="arrays",

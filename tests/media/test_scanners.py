@@ -1,0 +1,175 @@
+"""NIfTI and DICOM files: values and directions as their own packages read them, and no patients."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+
+import nibabel
+import numpy as np
+import peak_memory
+import pydicom
+import pytest
+from image_corpus import fill, read
+from pydicom.datadict import DicomDictionary
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from diffuse_cli.media import array
+from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.system.errors import INSTALL, DataError
+
+PATIENT = "Marked^Patient"
+TEXTS = {"AE", "AS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"}
+VOLUME = np.random.default_rng(2).normal(size=(5, 6, 7))
+
+
+def nifti(values, turn="RAS", version=nibabel.Nifti1Image, order="<", **scale) -> bytes:
+    """A file with values (x, y, z, ...) stored along other directions, and a patient's name."""
+    header = version.header_class(endianness=order)
+    header["descrip"] = header["intent_name"] = PATIENT.encode()
+    plain = nibabel.Nifti1Image(values, np.eye(4))
+    start, end = (nibabel.orientations.axcodes2ornt(axes) for axes in ("RAS", turn))
+    turned = plain.as_reoriented(nibabel.orientations.ornt_transform(start, end))
+    image = version(np.asanyarray(turned.dataobj), turned.affine, header)
+    image.set_data_dtype(scale.get("dtype", values.dtype))
+    return image.to_bytes()
+
+
+def shown(values):
+    """(x, y, z) as slices of rows from anterior to posterior."""
+    return values[:, ::-1].T
+
+
+def decode(data: bytes):
+    return array.read(data, array.ReadSettings())
+
+
+@pytest.mark.parametrize("turn", ["RAS", "LPS", "SAL", "PIR"])
+@pytest.mark.parametrize("version", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_volumes_have_one_direction(turn, version, pack):
+    sample = decode(pack(nifti(VOLUME.astype(np.float32), turn, version)))
+    np.testing.assert_array_equal(sample.values[0], shown(VOLUME.astype(np.float32)))
+    assert sample.layout == "DHW"
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2", "f4", "f8"])
+def test_volumes_of_all_types(kind, order):
+    values = (VOLUME * 20 + 100).astype(kind)
+    sample = decode(nifti(values, order=order))
+    np.testing.assert_array_equal(sample.values[0], shown(values).astype(np.float32))
+    assert sample.values.dtype == (kind if kind[0] == "u" else np.float32)
+
+
+def test_scaled_integers_and_other_dimensions():
+    packed = nifti(VOLUME, dtype=np.int16)
+    np.testing.assert_allclose(decode(packed).values[0], shown(VOLUME), atol=1e-3)
+    assert decode(nifti(VOLUME[:, :, :1])).layout == "HW"
+    several = decode(nifti(np.stack([VOLUME, 2 * VOLUME], -1)))
+    np.testing.assert_allclose(several.values[1], 2 * several.values[0])
+    assert several.layout == "CDHW"
+
+
+def dicom(values, names=PATIENT, syntax=ExplicitVRLittleEndian, **elements) -> bytes:
+    """A file with a text in every element that is a text."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = syntax, CTImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    file = FileDataset("x.dcm", {}, file_meta=meta, preamble=bytes(128))
+    for tag, (kind, *_, keyword) in DicomDictionary.items():
+        if kind in TEXTS and keyword and 0x0008_0000 <= tag < 0x7000_0000:
+            file.add_new(tag, kind, names[:16])
+    file.Rows, file.Columns = values.shape[-2:]
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.BitsAllocated = file.BitsStored = 8 * values.dtype.itemsize
+    file.HighBit, file.PixelRepresentation = file.BitsStored - 1, int(values.dtype.kind == "i")
+    file.add_new("PixelData", "OW", values.tobytes())
+    for name, value in elements.items():
+        setattr(file, name, value)
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, file)
+    return buffer.getvalue()
+
+
+SLICE = np.random.default_rng(3).integers(0, 4096, (6, 8)).astype(np.int16)
+
+
+def test_slices_are_rescaled():
+    hounsfield = decode(dicom(SLICE, RescaleSlope=2.5, RescaleIntercept=-1024))
+    np.testing.assert_array_equal(hounsfield.values[0], SLICE * np.float32(2.5) - 1024)
+    assert hounsfield.layout == "HW"
+    raw = decode(dicom(SLICE.astype(np.uint16), BitsStored=12, HighBit=11))
+    np.testing.assert_array_equal(raw.values[0], SLICE)
+    assert raw.values.dtype == np.uint16
+    white = {"BitsStored": 12, "HighBit": 11, "PhotometricInterpretation": "MONOCHROME1"}
+    inverted = decode(dicom(SLICE.astype(np.uint16), **white))
+    np.testing.assert_array_equal(inverted.values[0], 4095 - SLICE)
+    frames = decode(dicom(np.stack([SLICE, SLICE + 1]), NumberOfFrames=2))
+    np.testing.assert_array_equal(frames.values[0], [SLICE, SLICE + 1])
+    assert frames.layout == "DHW"
+
+
+def large_nifti() -> bytes:
+    """A header of 600 MiB, and a mebibyte of zeros."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((1024, 1024, 600))
+    return gzip.compress(header.binaryblock + bytes(2**20))
+
+
+BOMBS = {
+    "large nifti": (large_nifti(), reasons.TOO_LARGE),
+    "rows": (dicom(SLICE, Rows=60_000, Columns=60_000), reasons.TOO_LARGE),
+    "deflated": (dicom(SLICE, syntax=DeflatedExplicitVRLittleEndian), reasons.COMPRESSION),
+    "cut": (dicom(SLICE)[:-9], reasons.CORRUPT),
+    "cut nifti": (gzip.compress(nifti(VOLUME)[:-9]), reasons.CORRUPT),
+    "not gzip": (b"\x1f\x8b" + bytes(99), reasons.CORRUPT),
+    "complex": (nifti(VOLUME.astype(np.complex64)), reasons.COMPLEX),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_damaged_and_hostile_files_have_a_reason_and_take_no_memory(name):
+    data, reason = BOMBS[name]
+    peak_memory.forget()
+    before = peak_memory.peak()
+    with pytest.raises(reasons.Unusable) as caught:
+        decode(data)
+    assert caught.value.reason == reason
+    assert peak_memory.peak() - before < 2**26
+
+
+@pytest.mark.parametrize("package", ["nibabel", "pydicom"])
+def test_the_extra_is_named(tmp_path, monkeypatch, package):
+    data = {"a.nii": nifti(VOLUME)} if package == "nibabel" else {"a.dcm": dicom(SLICE)}
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError) as caught:
+        read(fill(tmp_path, data))
+    assert caught.value.hint == f"Install it: {INSTALL.format(extra='science')}"
+
+
+def test_nothing_of_a_patient_is_written(diffuse, lab, tmp_path):
+    """No text of a header, and no name of a file or of its folder."""
+    scans = np.random.default_rng(4).normal(1000, 100, (8, 8, 8)).astype(np.int16)
+    names = [f"{PATIENT}-{k % 2}/{PATIENT}-{k}.dcm" for k in range(len(scans))]
+    data = fill(tmp_path / "scans", dict(zip(names, map(dicom, scans), strict=True)))
+    (data / f"{PATIENT}-cut.dcm").write_bytes(b"")
+    scan, out = data / names[0], tmp_path / "out"
+    model, pairs = out / "m.safetensors", out / "pairs.safetensors"
+    train = ("train", data, "--config", lab["kind-unet"], "--cache", "1k", "--steps", 2)
+    lines = [
+        (*train, "-o", model),
+        ("sample", model, "--steps", 2, "-n", 2, "-o", out / "samples"),
+        ("vary", model, scan, "--steps", 2, "-n", 1, "-o", out / "varied"),
+        ("eval", model, data, "--steps", 2, "-n", 4, "--report", out / "report.html"),
+        ("convert", model, "--to", "page", "-o", out / "page"),
+        (*train, "--given", "low-res:2", "-o", pairs),
+        ("sample", pairs, "--given", scan, "--degrade", "--steps", 2, "-n", 2, "-o", out / "given"),
+    ]
+    for line in lines:
+        assert PATIENT not in diffuse(*line).ok().err
+    assert [path for path in out.rglob("*") if PATIENT in path.name] == []
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert [path for path in files if PATIENT.encode() in path.read_bytes()] == []
