@@ -119,6 +119,25 @@ def large_nifti() -> bytes:
     return gzip.compress(header.binaryblock + bytes(2**20))
 
 
+@pytest.mark.parametrize("by_position", [True, False])
+def test_a_series_is_a_stack_of_slices(tmp_path, by_position):
+    scans = np.random.default_rng(5).integers(0, 99, (2, 5, 6, 8)).astype(np.uint8)
+    files = {}
+    for series, slices in enumerate(scans):
+        for k, values in enumerate(slices):
+            place = {"InstanceNumber": k}
+            if by_position:  # along x, in another order than the numbers
+                plane = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+                place = {"InstanceNumber": 9 - k, "ImagePositionPatient": [-k, 7, 7], **plane}
+            name = f"{PATIENT}/{(3 * k) % 5}-{series}.dcm"
+            files[name] = dicom(values, SeriesInstanceUID=f"1.2.{series}", **place)
+    fill(tmp_path, {**files, "cut.dcm": b""})
+    volumes = read(f"{tmp_path}::series")
+    np.testing.assert_array_equal(volumes.stored[:, 0], scans)
+    assert volumes.names == ("000000.dcm", "000001.dcm")
+    assert [*volumes.summary.skipped] == [reasons.CORRUPT]
+
+
 BOMBS = {
     "large nifti": (large_nifti(), reasons.TOO_LARGE),
     "rows": (dicom(SLICE, Rows=60_000, Columns=60_000), reasons.TOO_LARGE),

@@ -85,13 +85,13 @@ class NetCdf(base.Source):
             DataError: the file does not have them, or has several.
         """
         fields = {n: v.ndim for n, v in self._data.variables.items() if v.ndim}
-        most = {n: None for n in fields if fields[n] == max(fields.values())}
-        chosen = fills or most
-        if {*chosen} <= {*fields} and (fills or len(most) == 1):
+        largest = {n: None for n in fields if fields[n] == max(fields.values())}
+        chosen = fills or largest
+        if {*chosen} <= {*fields} and (fills or len(largest) == 1):
             return chosen
-        known, path = shorten(", ".join(most), 200), show(self._file)
-        hint = f"Choose some: {path}{SEPARATOR}{','.join([*most][:2])}"
-        text = f"{path} has the variables {known or 'none'}"
+        listed, path = shorten(", ".join(largest), 200), show(self._file)
+        hint = f"Choose some: {path}{SEPARATOR}{','.join([*largest][:2])}"
+        text = f"{path} has the variables {listed or 'none'}"
         raise DataError(text, hint, code="data_unsupported", path=self._file)
 
     def entries(self) -> Iterator[base.Entry]:

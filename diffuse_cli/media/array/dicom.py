@@ -22,6 +22,9 @@ PIXELS = (
 )  # fmt: skip
 """Elements that are read."""
 
+PLACE = ("SeriesInstanceUID", "ImageOrientationPatient", "ImagePositionPatient", "InstanceNumber")
+"""Elements that order the slices of a series."""
+
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 """Transfer syntax of files that are compressed as a whole, which unpack to any size."""
 
@@ -65,6 +68,24 @@ def read(data: bytes) -> tuple[Array, str]:
         if (slope, intercept) != (1, 0):
             values = values * np.float32(slope) + np.float32(intercept)
     return values, "D" * (frames > 1) + "HW" + "C" * (colors > 1)
+
+
+def locate_slice(path: str) -> tuple[str, float]:
+    """Return the series of a file, and the position of its slice along the normal of the slices.
+
+    Without a position, it is the number in the series (DICOM PS3.3, C.7.6.2.1.1).
+    """
+    import pydicom
+
+    with reasons.errors_as(reasons.CORRUPT):
+        file = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*PLACE])
+        if "ImagePositionPatient" not in file or "ImageOrientationPatient" not in file:
+            return str(file.SeriesInstanceUID), float(file.get("InstanceNumber") or 0)
+        sides = np.array(file.ImageOrientationPatient, float).reshape(2, 3)
+        normal = np.cross(sides[0], sides[1])
+        return str(file.SeriesInstanceUID), float(
+            normal @ np.array(file.ImagePositionPatient, float)
+        )
 
 
 FORMAT = arrays.ArrayFormat(extensions=(".dcm",), package="pydicom", recognizes=is_dicom, read=read)

@@ -50,8 +50,8 @@ def read(data: bytes) -> tuple[Array, str]:
         slope, intercept = header.get_slope_inter()
         if slope is not None and (slope, intercept) != (1, 0):
             values = values * slope + intercept
-        x, y, z, *others = (*shape, 1, 1)[: max(3, len(shape))]
-        values = values.reshape((x, y, z, math.prod(others)), order="F")
+        x, y, z, *channel_sides = (*shape, 1, 1)[: max(3, len(shape))]
+        values = values.reshape((x, y, z, math.prod(channel_sides)), order="F")
         orientation = nibabel.io_orientation(header.get_best_affine())
         values = nibabel.apply_orientation(values, orientation)[:, ::-1].transpose(3, 2, 1, 0)
     unused = tuple(k for k in (0, 1) if values.shape[k] == 1)
