@@ -365,8 +365,10 @@ class MetadataTable(Settings):
 
     def find(self, column: Column) -> Column | None:
         """Return the column with the name and kind of another, and with its size for vectors."""
-        own = self.names.get(column.name)
-        return own if own and type(own) is type(column) and own.width == column.width else None
+        namesake = self.names.get(column.name)
+        if namesake and type(namesake) is type(column) and namesake.width == column.width:
+            return namesake
+        return None
 
     def row(self, values: Mapping[str, Value]) -> tuple[float, ...]:
         """Return the codes of values by column name, `UNTOLD` for columns without a value."""

@@ -56,6 +56,13 @@ def split_vector_file(columns: Sequence[str]) -> tuple[tuple[str, ...], str | No
     return tuple(VECTOR if c == file else c for c in columns), file
 
 
+def check_vector_file(file: str | None, tables: Sequence[MetadataTable | None]) -> None:
+    """Refuse a file of vectors where no model has a column of them."""
+    if file and not any(table and table.vector for table in tables):
+        text = "--condition-on: the model was trained without vectors"
+        raise UsageError(text, "Leave it out", code="option_unsuited")
+
+
 def parse_column(text: str) -> tuple[str, str]:
     """Split `site:label` into the name of a column and its kind, empty if it has none."""
     name, colon, kind = text.rpartition(":")
@@ -315,8 +322,8 @@ def parse_rows(
     if vectors:
         width, size = table.vector.width if table.vector else 0, len(vectors[0])
         if table.vector is None or size != width:
-            known = f"takes vectors of {width:,}" if width else "was trained without vectors"
-            text = f"--on-vector: vectors of {size:,} numbers, but the model {known}"
+            trait = f"takes vectors of {width:,}" if width else "was trained without vectors"
+            text = f"--on-vector: vectors of {size:,} numbers, but the model {trait}"
             raise UsageError(text, "Pass other vectors", code="model_mismatch")
         values_by_column[table.vector.name] = [*vectors]
     rows = itertools.product(*values_by_column.values())
@@ -359,7 +366,7 @@ def find_missing_columns(table: MetadataTable, rows: Sequence[Sequence[float]]) 
     return [
         column.name
         for column in table.columns
-        if not column.missing and any(column.name not in known for known in values)
+        if not column.missing and any(column.name not in row_values for row_values in values)
     ]
 
 

@@ -101,8 +101,8 @@ def read_cells(
             sample has no vector.
     """
     if vectors is not None:
-        file, others = _read_vector_cells(path, names, vectors), {*(selection or ())} - {VECTOR}
-        cells = read_cells(path, names, others) if others else Cells((), {})
+        file, in_tables = _read_vector_cells(path, names, vectors), {*(selection or ())} - {VECTOR}
+        cells = read_cells(path, names, in_tables) if in_tables else Cells((), {})
         every = {**cells.columns, **file.columns}
         return Cells(cells.tables + file.tables, every, cells.lines + file.lines)
     with contextlib.closing(open_source(Path(path))) as source:

@@ -147,9 +147,7 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
     or if too few are held out. Images without a pair are left out.
     """
     tables = [model.model.blueprint.conditions.table for model in models]
-    if config.condition_on and not any(table and table.vector for table in tables):
-        text = "--condition-on: the model was trained without vectors"
-        raise UsageError(text, "Leave it out", code="option_unsuited")
+    metadata_columns.check_vector_file(config.condition_on, tables)
     images = yield from _read_in_space(models[0].space, config.data, config, models[0])
     yield from _report_summaries(images)
     held_out = any(is_trained_on(model, images) for model in models)
@@ -209,8 +207,7 @@ def _read_rows(config: MeasureConfig, images: Dataset, loaded: LoadedModel) -> W
     table = loaded.model.blueprint.conditions.table
     if table is None:
         return images
-    vectors = config.condition_on if table.vector else None
-    cells = read_cells(config.data, images.names, table.names, vectors)
+    cells = read_cells(config.data, images.names, table.names, config.condition_on)
     for line in (*cells.lines, *metadata_columns.describe_unknown_labels(table, cells)):
         yield Notice(line, warning=True)
     return replace(images, rows=metadata_columns.encode_rows(table, cells))
