@@ -285,6 +285,8 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
             raise DataError(line, hint, code="data_mismatch", path=config.given)
         yield Notice(line, warning=True)
     if given.layout == LABELS:
+        count = np.count_nonzero(given.label_counts)
+        yield Notice(f"--given {files.show(str(config.given))}: label maps of {count} labels")
         return pairs
     stored = pairs[samples.select_evenly(np.flatnonzero(pairs.matched), samples.FEW)]
     if ends := samples.limit_levels(given_space, stored).level_range:

@@ -58,7 +58,8 @@ def test_label_maps_are_found_by_a_palette_or_levels_without_a_gap(
     quick, images, levels, palette, mode, options, labels
 ):
     write_maps(images, levels, palette, mode)
-    quick("--steps", 1, "--given", "maps", *options.split()).ok()
+    ran = quick("--steps", 1, "--given", "maps", *options.split()).ok()
+    assert (f"--given maps: label maps of {len(levels)} labels\n" in ran.err) is bool(labels)
     given = model_file.load(MODEL).blueprint.conditions.given
     assert given.labels == labels
     assert given.channels == (len(labels) if labels else 1 + 2 * bool(palette and palette != GREYS))
