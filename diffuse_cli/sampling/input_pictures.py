@@ -79,7 +79,8 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
             return SampleInputs()
         space = encoder.input_space
         color = {1: "grey ", 3: "color "}.get(space.channels, "")
-        text = f"{color}images of {dimensions(space.size)} ({encoder.given.what})"
+        noun = "label maps" if encoder.given.labels else f"{color}images"
+        text = f"{noun} of {dimensions(space.size)} ({encoder.given.what})"
         dropped = loaded.model.has_unconditional
         free = ", or --guidance 0 to generate without any" if dropped else ""
         text = f"--given is missing: the model is conditioned on {text}"

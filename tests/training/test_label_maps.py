@@ -141,7 +141,8 @@ def test_a_model_file_has_the_classes_and_info_lists_them(diffuse, lab):
     maps = np.stack([np.asarray(Image.open(path)) for path in lab["named-maps"].rglob("*.png")])
     fractions = [float((maps == label).mean()) for label in given.labels]
     assert given.fractions == pytest.approx(fractions)
-    line = f"\nlabels      0 (ground) {fractions[0]:.1%}, 1 (wood) {fractions[1]:.1%}, 2 (sky) "
+    line = "\ninput       pairs: label maps; dropped from 10%"
+    line += f"\nlabels      0 (ground) {fractions[0]:.1%}, 1 (wood) {fractions[1]:.1%}, 2 (sky) "
     assert line in diffuse("info", lab["labels"]).out
     assert diffuse("info", lab["named-maps"], "--json").json["labels"] == pytest.approx(
         {str(k): fraction for k, fraction in enumerate(fractions)}

@@ -89,8 +89,8 @@ def _conditioning_input(blueprint: Blueprint) -> Iterator[str]:
     if encoder := Conditioner.from_blueprint(blueprint):
         given = encoder.given
         noise = f", with noise of up to {given.noise:g}" if given.noise else ""
-        kind = f"{show(given.what)}: {describe_space(encoder.input_space)}"
-        yield f"{kind}; dropped from {given.dropout:.0%}{noise}"
+        kind = "label maps" if given.labels else describe_space(encoder.input_space)
+        yield f"{show(given.what)}: {kind}; dropped from {given.dropout:.0%}{noise}"
 
 
 def _labels(conditions: Conditions) -> list[str]:
