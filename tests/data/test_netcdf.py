@@ -113,6 +113,7 @@ def test_the_extra_is_named(tmp_path, monkeypatch):
     [
         ((10**9, 4, 4), (1, 4, 4), "decompression bomb"),
         ((4, 100_000, 100_000), (1, 4, 4), "over 512 MiB"),
+        ((4, 4, 10**10), (1, 4, 4), "over 512 MiB"),
         ((4, 20_000, 20_000), (4, 20_000, 20_000), "over 512 MiB"),
     ],
 )

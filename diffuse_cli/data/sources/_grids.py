@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from diffuse_cli.media import Array, Indices
+from diffuse_cli.media import file_errors as reasons
 
 UNITS = {"degrees_north": "Y", "degree_north": "Y", "degrees_east": "X", "degree_east": "X"}
 NAMES = {
@@ -15,6 +18,43 @@ NAMES = {
     **dict.fromkeys(("time", "valid_time", "t"), "T"),
 }
 """Axes of dimensions by their units, and by their usual names if they have no attributes."""
+
+
+WIDEST = 8
+"""Largest number of bytes of a value."""
+
+
+class Grid:
+    """Grid of variables with the same dimensions.
+
+    Attributes:
+        order: the order of indices along each dimension of space, rows before columns. Without a
+            known dimension of space, they are the last two that are not time.
+        lengths: the lengths of all other dimensions, which count samples.
+
+    Raises:
+        Unusable: a sample is too large.
+    """
+
+    def __init__(self, dataset: Any, dimensions: Sequence[str]) -> None:
+        axes = {name: find_axis(dataset, name) for name in dimensions}
+        space = [name for axis in "YX" for name in dimensions if axes[name] == axis]
+        space = space or [name for name in dimensions if axes[name] != "T"][-2:]
+        sizes = {name: len(dataset.dimensions[name]) for name in dimensions}
+        if WIDEST * math.prod(sizes[name] for name in space) > reasons.LARGEST_FILE:
+            raise reasons.Unusable(reasons.TOO_LARGE)
+        self.order = {name: find_order(dataset, name, axes[name]) for name in space}
+        self.lengths = {name: size for name, size in sizes.items() if name not in space}
+        self.count = math.prod(self.lengths.values())
+
+    def read(self, variable: Any, row: int) -> np.ma.MaskedArray[Any, Any]:
+        """Return the values of a sample, in which NaN is masked, too."""
+        indices = np.unravel_index(row, tuple(self.lengths.values()))
+        at = dict(zip(self.lengths, map(int, indices), strict=True))
+        stored = variable[tuple(at.get(name, slice(None)) for name in variable.dimensions)]
+        space = [name for name in variable.dimensions if name in self.order]
+        values = np.ma.masked_invalid(stored.transpose([space.index(d) for d in self.order]))
+        return values[np.ix_(*self.order.values())]
 
 
 def find_axis(dataset: Any, dimension: str) -> str:

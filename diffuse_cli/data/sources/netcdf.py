@@ -20,9 +20,9 @@ from diffuse_cli.system import DataError, extra_package, shorten, show
 
 SEPARATOR = "::"
 
-MOST_PACKED, LEAST_BYTES, WIDEST = 1100, 512, 8
+MOST_PACKED, LEAST_BYTES = 1100, 512
 """Largest ratio of values to the bytes of their file, because deflate reaches 1,032. A sample
-counts at least some bytes, and a value the `WIDEST` number of bytes."""
+counts at least some bytes."""
 
 _library = threading.RLock()
 """Held in each call of the library, which is not thread-safe even for different files."""
@@ -53,27 +53,23 @@ class NetCdf(base.Source):
         self._data = netCDF4.Dataset(self._file)
         self._fills = self._choose_variables(dict(map(_parse_fill, filter(None, names.split(",")))))
         variables = [self._data.variables[name] for name in self._fills]
-        sizes = {name: len(self._data.dimensions[name]) for name in variables[0].dimensions}
-        axes = {name: _grids.find_axis(self._data, name) for name in sizes}
-        space = [name for axis in "YX" for name in sizes if axes[name] == axis]
-        space = space or [name for name in sizes if axes[name] != "T"][-2:]
-        same = all({*variable.dimensions} == {*sizes} for variable in variables)
-        if not same or not space or (len(space) == 1 < len(variables)):
+        dimensions = variables[0].dimensions
+        self._grid = grid = _grids.Grid(self._data, dimensions)
+        same = all({*variable.dimensions} == {*dimensions} for variable in variables)
+        if not same or not grid.order or (len(grid.order) == 1 < len(variables)):
             grids = "; ".join(f"{v.name} ({', '.join(v.dimensions)})" for v in variables)
             text = f"{show(path)}: variables need the same rows and columns: {shorten(grids, 200)}"
             raise DataError(text, code="data_unsupported", path=path)
-        self._lengths = {name: size for name, size in sizes.items() if name not in space}
-        self._values = len(variables) * math.prod(sizes[name] for name in space)
+        self._values = len(variables) * math.prod(map(len, grid.order.values()))
         chunkings = [variable.chunking() for variable in variables]
         chunks = [math.prod(sides) for sides in chunkings if isinstance(sides, list)]
-        count, size = math.prod(self._lengths.values()), WIDEST * self._values
-        if max(size, *(WIDEST * chunk for chunk in chunks), 0) > reasons.LARGEST_FILE:
+        count, size = grid.count, _grids.WIDEST * self._values
+        if max(size, *(_grids.WIDEST * chunk for chunk in chunks), 0) > reasons.LARGEST_FILE:
             raise reasons.Unusable(reasons.TOO_LARGE)
         if count * max(size, LEAST_BYTES) > MOST_PACKED * Path(self._file).stat().st_size:
             raise reasons.Unusable(reasons.BOMB)
         if not count * size:
             raise reasons.Unusable(reasons.EMPTY)
-        self._order = {name: _grids.find_order(self._data, name, axes[name]) for name in space}
         units = [_grids.read_text(variable, "units") for variable in variables]
         named = zip(self._fills, units, strict=True)
         self.quantities = tuple(f"{name} [{unit}]" if unit else name for name, unit in named)
@@ -95,7 +91,7 @@ class NetCdf(base.Source):
         raise DataError(text, hint, code="data_unsupported", path=self._file)
 
     def entries(self) -> Iterator[base.Entry]:
-        count = math.prod(self._lengths.values())
+        count = self._grid.count
         with reasons.require_usable(self.path):
             gaps = [self._read_row(row)[1] for row in (0, count - 1)]
         if all(gaps):
@@ -104,7 +100,7 @@ class NetCdf(base.Source):
             hint = f"Fill them, for example with 0: {show(self._file)}{SEPARATOR}{filled}"
             raise DataError(f"{text} are missing", hint, code="unusable_data", path=self.path)
         for row in range(count):
-            yield base.Entry(f"{row:09d}.npy", WIDEST * self._values, str(row), label="")
+            yield base.Entry(f"{row:09d}.npy", _grids.WIDEST * self._values, str(row), label="")
 
     def read(self, entry: base.Entry) -> bytes:
         values, gaps = self._read_row(int(entry.key))
@@ -120,19 +116,13 @@ class NetCdf(base.Source):
 
     def _read_row(self, row: int) -> tuple[Array, int]:
         """Return a sample, (L) or (C, H, W), and the number of its missing values."""
-        indices = np.unravel_index(row, tuple(self._lengths.values()))
-        at = dict(zip(self._lengths, map(int, indices), strict=True))
         channels, gaps = list[Array](), 0
         for name, fill in self._fills.items():
-            variable = self._data.variables[name]
-            space = [d for d in variable.dimensions if d in self._order]
             with _library, reasons.errors_as(reasons.CORRUPT):
-                stored = variable[tuple(at.get(d, slice(None)) for d in variable.dimensions)]
-                values = stored.transpose([space.index(d) for d in self._order])
-                values = np.ma.masked_invalid(values)[np.ix_(*self._order.values())]
+                values = self._grid.read(self._data.variables[name], row)
             gaps += 0 if fill is not None else values.size - int(values.count())
             channels.append(values.filled(fill or 0))
-        return channels[0] if len(self._order) == 1 else np.stack(channels), gaps
+        return channels[0] if len(self._grid.order) == 1 else np.stack(channels), gaps
 
 
 def _parse_fill(text: str) -> tuple[str, float | None]:
