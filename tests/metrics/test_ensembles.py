@@ -111,6 +111,12 @@ def test_each_error_is_called_by_its_name(errors, kind):
         assert kinds(score(Posterior(8), seed, 40, 16, **errors)) == kind
 
 
+def test_coverage_tells_too_wide_from_too_narrow():
+    wide, narrow = (linearize(score(Posterior(8), 2, 40, 16, spread=s)) for s in (1.5, 0.67))
+    for key, fraction in (("coverage_50", 0.5), ("coverage_90", 0.9)):
+        assert narrow[key].mean() < fraction - 0.05 < fraction + 0.05 < wide[key].mean()
+
+
 @pytest.mark.slow
 def test_exact_ensembles_are_hardly_ever_called_anything_else():
     posterior = Posterior(8)

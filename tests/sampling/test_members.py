@@ -55,6 +55,8 @@ def test_members_are_the_samples_of_n_by_the_names_of_their_inputs(diffuse, lab,
     assert contents("out") == contents("anew")
     assert contents("out")["dark/00-03.png"] == found["dark/00-03.png"]
     assert contents("out")["dark/00-mean.npy"] != found["dark/00-mean.npy"]
+    diffuse(*line, "--members", 7, "-o", "out").ok()
+    assert "dark/00-mean.npy" not in contents("out")  # it would be of 6 members
     diffuse(*line, "--members", 6, "--moments", "-o", "out.zip").ok()
     shutil.unpack_archive("out.zip", "unpacked")
     assert contents("unpacked") == contents("anew")
