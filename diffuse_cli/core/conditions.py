@@ -301,7 +301,7 @@ class VectorColumn(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.width == len(self.deviation) <= MOST_ENTRIES:
-            problem = f"must be 1 to {MOST_ENTRIES:,} numbers, as many as the deviations"
+            problem = f"must be 1 to {MOST_ENTRIES:,} numbers in both lists"
             raise InvalidArgument(problem, argument="mean")
 
     @property
