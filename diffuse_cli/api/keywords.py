@@ -6,7 +6,7 @@ Written by docs/render_options.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex, TypeAlias, TypedDict
 
 from diffuse_cli.api.calls import Data
@@ -85,6 +85,7 @@ class TrainOptions(TypedDict, total=False):
     timestep_draw: str | None
     label_dropout: Float | None
     given_dropout: Float | None
+    given_kind: str | None
     given_noise: Float | None
     ema_decay: Float | None
     ema_lengths: Int | None
@@ -111,6 +112,7 @@ class TrainOptions(TypedDict, total=False):
 class SampleOptions(GenerationOptions, total=False):
     """Options of `Model.sample` other than its parameters."""
 
+    on_vector: Path | Iterable[Any] | None
     range: str | Sequence[Int] | None
     mask: Data | None
     degrade: bool | None
@@ -122,6 +124,7 @@ class EvalOptions(GenerationOptions, total=False):
 
     strict: bool | None
     workers: Int | None
+    condition_on: Path | None
     seed: Int | None
     steps: Int | None
     sampler: str | None
@@ -129,6 +132,7 @@ class EvalOptions(GenerationOptions, total=False):
     respaced: Int | None
     plot: Path | None
     ode_steps: Int | None
+    members: Int | None
     features: str | None
     feature_weights: Path | None
     background: str | None
