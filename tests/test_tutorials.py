@@ -35,6 +35,11 @@ QUICKER = {
     "--minutes 60 ": "--steps 4 --stop-at 2 ",
     "--preset small ": "--preset tiny ",
     "--size 128 ": "--size 16 ",
+    "--members 16 ": "--members 3 ",
+    "--members 4 ": "--members 2 ",
+    "-n 200 ": "-n 40 ",
+    "fields 1000 ": "fields 100 ",
+    "test 100 ": "test 20 ",
     "--steps 500 ": "--steps 2 ",
     "--steps 1000 ": "--steps 22 ",
     "diffuse sample ": "diffuse sample --steps 2 ",
@@ -51,7 +56,7 @@ QUICKER = {
 NOT_RUN = (
     "python3 -m venv", "pip install", "tensorboard --logdir", "scp ", "ssh ",
     "diffuse sample model.safetensors -n 50000", "diffuse eval many",
-    "diffuse convert fast.safetensors page",
+    "diffuse convert fast.safetensors page", "diffuse train fields --given coarse",
 )  # fmt: skip
 """Commands that change the environment, need another machine, a download or a day."""
 
