@@ -148,16 +148,16 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         value = Measurement(finding["value"], finding["value_standard_error"])
         size = Measurement(abs(value.value), value.error)
         way = facts.words.low if value.value < 0 else facts.words.high
-        several = len(described["channels"]) > 1
-        where = f" in {facts.words.channel(finding['channel'])}" if several else ""
-        outside, right = finding["outside"], 2 / (described["members"] + 1)
+        right = 2 / (described["members"] + 1)
         text = {
             "unrelated": "members fit other real samples as well as their own. Train longer, or "
             "check that files of the same name belong together",
-            "biased": f"members are too {way} by {size}{where}",
+            "biased": f"members are too {way} by {size}",
         }.get(
             finding["kind"],
-            f"truth lies outside of {outside:.0%} of ensembles where {right:.1%} is right{where}, "
-            f"and spread / error is {value}",
+            f"truth lies outside of {finding['outside']:.0%} of ensembles where {right:.1%} is "
+            f"right, and spread / error is {value}",
         )
+        if len(described["channels"]) > 1 and finding["kind"] != "unrelated":
+            text = f"in {facts.words.channel(finding['channel'])}, {text}"
         yield Remark(finding["kind"], "fine" if finding["kind"] == "reliable" else "poor", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -193,6 +194,10 @@ def test_remarks_say_what_is_right_and_every_number_is_shown():
     (remark,) = ensembles.remarks(facts)
     assert str(remark).startswith("under-dispersive: truth lies outside of 2")
     assert "where 11.8% is right" in str(remark)
+    finding = {"kind": "biased", "channel": 1, "value": -3, "value_standard_error": 1, "outside": 0}
+    several = {"fields": 40, "members": 16, "channels": [{}] * 3, "findings": [finding]}
+    (remark,) = ensembles.remarks(replace(facts, details={"ensembles": several}))
+    assert str(remark) == "biased: in channel 1, members are too low by 3.0 ± 1.0"
     shown = {n.key for n in numbers() if n.question == "ensembles"} | {*METRICS["ensembles"].BESIDE}
     found = {key.removesuffix("_standard_error") for key in ensembles.compute(evaluation)}
     assert shown == found | {"crps_of_given"}
