@@ -95,7 +95,7 @@ SAMPLES, OF_CLASS, TWINS = 64, 10, 12
 """The most images per side, images per class and side, and pairs of nearest images."""
 
 FLOAT_RANGE = 3
-"""Standard deviations at which pictures of floats are white."""
+"""Value at which pictures of floats are white, in standard deviations."""
 
 CLASSES = 20
 """The most classes to show."""

@@ -44,7 +44,7 @@ LEAST = 1e-300
 def fair_crps(members: Array, truth: Array) -> Array:
     """Return the fair CRPS of members (M, ...) at each point of the truth (...).
 
-    Its mean is the CRPS of the distribution of the members, for every M of at least 2.
+    The expected value is the CRPS of the distribution of the members, for every M of at least 2.
     """
     # Ferro 2014, with the sum of all distances from the sorted members.
     count = len(members)
@@ -163,7 +163,7 @@ class EnsembleScores:
         """Return sums of squared spread and error by bin of spread, (C, B), in real variances.
 
         The bin of a point is of half of its members, and the sums are of the other half. Else bins
-        would sort points by chance, and those of low spread would seem to have too little.
+        would sort points by chance, and bins of low spread would seem to have too little.
         """
         half = len(members) // 2 * (len(members) > 3)
         _, place = _error_and_spread(members[:half] if half else members, truth)

@@ -52,7 +52,7 @@ NUMBERS = tuple(
         ("energy_score", "energy score",
          "CRPS for whole samples, with their root mean squared distances.", "lower", None, None),
         ("spread_error_ratio", "spread / error",
-         "Standard deviation of members divided by the error of their mean, corrected for the "
+         "Ratio of the standard deviation of members to the error of their mean, corrected for the "
          "number of members. It is below 1 if members are too alike.",
          "reference", 1.0, NOTABLE),
         ("rank_reliability", "unevenness of ranks",
