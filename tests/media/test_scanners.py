@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -12,8 +13,10 @@ import peak_memory
 import pydicom
 import pytest
 from image_corpus import fill, read
+from pydicom.data import get_testdata_file
 from pydicom.datadict import DicomDictionary
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.pixels import apply_rescale
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from diffuse_cli.media import array
@@ -117,6 +120,14 @@ def large_nifti() -> bytes:
     header = nibabel.Nifti1Header()
     header.set_data_shape((1024, 1024, 600))
     return gzip.compress(header.binaryblock + bytes(2**20))
+
+
+@pytest.mark.parametrize("name", ["CT_small", "MR_small_bigendian", "MR_small_RLE"])
+def test_files_of_scanners_are_as_pydicom_rescales_them(name):
+    file = pydicom.dcmread(path := get_testdata_file(f"{name}.dcm", read=False))
+    expected = apply_rescale(file.pixel_array, file)
+    values = array.read(Path(path).read_bytes(), array.ReadSettings(size=expected.shape)).values
+    np.testing.assert_array_equal(values[0], expected)
 
 
 @pytest.mark.parametrize("by_position", [True, False])
