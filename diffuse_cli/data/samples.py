@@ -17,6 +17,7 @@ from diffuse_cli.core.space import LEAST_STD
 from diffuse_cli.data.sources.base import strip_common_folder
 from diffuse_cli.data.summary import NAMED, Summary, format_names, plural
 from diffuse_cli.media import MEDIA, Array, Indices
+from diffuse_cli.media.file_errors import public_name
 from diffuse_cli.system import DataError, lookup, show
 
 HELD_OUT_OF = 20
@@ -202,7 +203,8 @@ class Pairs:
         used[self.rows[self.matched]] = True
         for side, mask in ((self.samples, ~self.matched), (self.given, ~used)):
             if count := int(mask.sum()):
-                names = format_names([side.names[k] for k in np.flatnonzero(mask)[:NAMED]], count)
+                shown = [public_name(side.names[k]) for k in np.flatnonzero(mask)[:NAMED]]
+                names = format_names(shown, count)
                 text = f"{plural(count, 'image')} of {side.summary.source}"
                 yield f"{text} without a pair, left out: {names}"
 

@@ -185,6 +185,7 @@ def test_nothing_of_a_patient_is_written(diffuse, lab, tmp_path):
     scans = np.random.default_rng(4).normal(1000, 100, (8, 8, 8)).astype(np.int16)
     names = [f"{PATIENT}-{k % 2}/{PATIENT}-{k}.dcm" for k in range(len(scans))]
     data = fill(tmp_path / "scans", dict(zip(names, map(dicom, scans), strict=True)))
+    given = fill(tmp_path / "given", dict(zip(names[1:], map(dicom, scans[1:] // 2), strict=True)))
     (data / f"{PATIENT}-cut.dcm").write_bytes(b"")
     scan, out = data / names[0], tmp_path / "out"
     model, pairs = out / "m.safetensors", out / "pairs.safetensors"
@@ -195,8 +196,8 @@ def test_nothing_of_a_patient_is_written(diffuse, lab, tmp_path):
         ("vary", model, scan, "--steps", 2, "-n", 1, "-o", out / "varied"),
         ("eval", model, data, "--steps", 2, "-n", 4, "--report", out / "report.html"),
         ("convert", model, "--to", "page", "-o", out / "page"),
-        (*train, "--given", "low-res:2", "-o", pairs),
-        ("sample", pairs, "--given", scan, "--degrade", "--steps", 2, "-n", 2, "-o", out / "given"),
+        (*train, "--given", given, "-o", pairs),
+        ("sample", pairs, "--given", scan, "--steps", 2, "-n", 2, "-o", out / "given"),
     ]
     for line in lines:
         assert PATIENT not in diffuse(*line).ok().err
