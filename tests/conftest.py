@@ -62,23 +62,6 @@ class Ran:
         return self.err
 
 
-LONG = (
-    "commands/test_every_model.py", "commands/test_page.py", "test_code_blocks.py",
-    "commands/test_processes.py", "training/test_resume.py", "reliability/test_memory.py",
-    "training/test_feed.py", "test_tutorials.py", "golden/test_golden.py",
-    "evaluation/test_tune.py", "training/test_run_page.py", "training/test_augmentation.py",
-    "evaluation/test_evaluation.py", "training/test_copies.py", "training/test_given.py",
-    "metrics/test_metrics.py", "commands/test_importers.py", "training/test_distill.py",
-)  # fmt: skip
-"""Files that take longest. They begin first, so that no worker is left with one when others have
-ended."""
-
-
-def _turn(item: pytest.Item) -> int:
-    name = item.nodeid.partition("::")[0].removeprefix("tests/")
-    return LONG.index(name) if name in LONG else len(LONG)
-
-
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 CACHES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "npm_config_cache")
 """Variables that name the caches of npm, Chromium, ONNX Runtime and others."""
@@ -97,8 +80,7 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; skip what needs a GPU where there is none."""
-    items.sort(key=_turn)
+    """Skip what needs a GPU where there is none."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
