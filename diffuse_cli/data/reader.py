@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,7 @@ def _complete_settings(
         UsageError: the medium does not support the request.
     """
     kind, every = media.MEDIA[listing.medium], listing.candidates
+    settings = replace(settings, layout=settings.layout or source.layout)
     with translate_errors():
         settings = kind.resolve_settings(settings, bits)
         kind.prepare()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from random import Random
 
 import netCDF4
 import numpy as np
@@ -49,6 +51,18 @@ def test_a_field_is_the_same_however_it_is_stored(tmp_path, how):
     assert fields.space.quantities == ("t2m [K]", "pr [mm day-1]")
     assert fields.medium == "array"
     assert not fields.class_names
+
+
+def test_short_sides_are_not_channels_and_one_side_is_a_signal(tmp_path):
+    path = tmp_path / "x.nc"
+    write_netcdf(path, FIELDS[..., :3], LATITUDES, LONGITUDES[:3])
+    np.testing.assert_array_equal(read(f"{path}::pr").stored[:, 0], np.float32(FIELDS[1, ..., :3]))
+    with netCDF4.Dataset(path, "a") as dataset:
+        for k, name in enumerate("ab"):
+            dataset.createVariable(name, "f4", ("time", "lat"))[:] = FIELDS[k, ..., 0]
+    signals = read(f"{path}::a,b")
+    np.testing.assert_array_equal(signals.stored, np.moveaxis(np.float32(FIELDS[..., 0]), 0, 1))
+    assert signals.layout == "CL"
 
 
 def test_masked_integers_are_unpacked_and_filled_or_left_out(tmp_path):
@@ -98,6 +112,19 @@ def test_samples_are_written_with_names_and_units(diffuse, lab):
             np.testing.assert_array_equal(dataset[name][:], [file[channel] for file in files])
         assert json.loads(dataset.getncattr("diffuse.samples"))["n"] == 5
     np.testing.assert_array_equal(read("a.nc::t2m,pr").stored, files)
+
+
+@pytest.mark.parametrize("form", ["NETCDF4", "NETCDF3_64BIT_OFFSET"])
+def test_a_changed_file_has_samples_or_a_reason(tmp_path, form):
+    path = write_netcdf(tmp_path / "x.nc", FIELDS[:1], LATITUDES, LONGITUDES, format=form)
+    whole = path.read_bytes()
+    for seed in range(40):
+        rng, data = Random(seed), bytearray(whole)
+        for _ in range(rng.choice([1, 2, 9])):
+            data[rng.randrange(3000)] = rng.choice([0, 255, rng.randrange(256)])
+        path.write_bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
+        with contextlib.suppress(DataError):
+            read(path)
 
 
 def test_the_extra_is_named(tmp_path, monkeypatch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import sys
 from pathlib import Path
+from random import Random
 
 import nibabel
 import numpy as np
@@ -169,6 +171,24 @@ def test_damaged_and_hostile_files_have_a_reason_and_take_no_memory(name):
         decode(data)
     assert caught.value.reason == reason
     assert peak_memory.peak() - before < 2**26
+
+
+SEEDS = {
+    "nifti": nifti(VOLUME.astype(np.int16)),
+    "gzip": gzip.compress(nifti(VOLUME)),
+    "dicom": dicom(SLICE, RescaleSlope=2)[-400:],
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_changed_file_is_an_array_or_has_a_reason(name):
+    start = dicom(SLICE, RescaleSlope=2)[:-400] if name == "dicom" else b""
+    for seed in range(200):
+        rng, data = Random(seed), bytearray(SEEDS[name])
+        for _ in range(rng.choice([1, 2, 9])):
+            data[rng.randrange(min(len(data), 400))] = rng.choice([0, 255, rng.randrange(256)])
+        with contextlib.suppress(reasons.Unusable):
+            decode(start + data[: rng.choice([len(data), rng.randrange(len(data))])])
 
 
 @pytest.mark.parametrize("package", ["nibabel", "pydicom"])

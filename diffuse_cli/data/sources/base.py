@@ -63,12 +63,14 @@ class Source:
         origin: a name to pass for the same samples on any machine, which the model file keeps.
             Empty for local samples.
         tables: names of tables that are part of the source, once `entries` is exhausted.
+        layout: the axes of each sample, if the source knows them.
         quantities: as in `Space`, once `entries` has begun.
         is_sample: whether its file counts as one sample where a single sample is allowed.
     """
 
     origin: str = ""
     tables: tuple[str, ...] = ()
+    layout: str | None = None
     quantities: tuple[str, ...] = ()
     is_sample: bool = False
 

@@ -56,10 +56,11 @@ class NetCdf(base.Source):
         dimensions = variables[0].dimensions
         self._grid = grid = _grids.Grid(self._data, dimensions)
         same = all({*variable.dimensions} == {*dimensions} for variable in variables)
-        if not same or not grid.order or (len(grid.order) == 1 < len(variables)):
+        if not same or not grid.order:
             grids = "; ".join(f"{v.name} ({', '.join(v.dimensions)})" for v in variables)
             text = f"{show(path)}: variables need the same rows and columns: {shorten(grids, 200)}"
             raise DataError(text, code="data_unsupported", path=path)
+        self.layout = "CHW" if len(grid.order) > 1 else "CL"
         self._values = len(variables) * math.prod(map(len, grid.order.values()))
         chunkings = [variable.chunking() for variable in variables]
         chunks = [math.prod(sides) for sides in chunkings if isinstance(sides, list)]
@@ -115,14 +116,14 @@ class NetCdf(base.Source):
             self._data.close()
 
     def _read_row(self, row: int) -> tuple[Array, int]:
-        """Return a sample, (L) or (C, H, W), and the number of its missing values."""
+        """Return a sample, (C, L) or (C, H, W), and the number of its missing values."""
         channels, gaps = list[Array](), 0
         for name, fill in self._fills.items():
             with _library, reasons.errors_as(reasons.CORRUPT):
                 values = self._grid.read(self._data.variables[name], row)
             gaps += 0 if fill is not None else values.size - int(values.count())
             channels.append(values.filled(fill or 0))
-        return channels[0] if len(self._grid.order) == 1 else np.stack(channels), gaps
+        return np.stack(channels), gaps
 
 
 def _parse_fill(text: str) -> tuple[str, float | None]:

@@ -20,6 +20,8 @@ ENDING = "::series"
 class Series(folder.Folder):
     """Volumes (D, H, W), one for each series, with slices in the order of their positions."""
 
+    layout = "DHW"
+
     @staticmethod
     def recognizes(path: Path) -> bool:
         return path.name.endswith(ENDING) and base.is_folder(_folder(path))
@@ -49,7 +51,7 @@ class Series(folder.Folder):
         if any(values.ndim != 2 or values.shape != slices[0].shape for values in slices):
             raise reasons.Unusable(reasons.SLICES)
         volume, file = np.stack(slices), io.BytesIO()
-        np.save(file, volume[None], allow_pickle=False)
+        np.save(file, volume, allow_pickle=False)
         return file.getvalue()
 
 
