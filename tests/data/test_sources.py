@@ -108,8 +108,10 @@ def test_files_of_another_medium_do_not_change_the_classes(tmp_path, name):
 
 def test_every_source_is_made_here():
     """A new one has to be among `MAKERS`; the hub is served in test_hub.py, batches are written
-    in test_packing.py, and arrays, in memory or in a .npy file, in test_in_memory.py."""
-    assert {*SOURCES} - {"hub-dataset", "in-memory", "npy", "npz-batch"} <= {*MAKERS}
+    in test_packing.py, arrays, in memory or in a .npy file, in test_in_memory.py, and files of science
+    in test_netcdf.py and test_scanners.py."""
+    elsewhere = {"hub-dataset", "in-memory", "npy", "npz-batch", "netcdf", "series"}
+    assert {*SOURCES} - elsewhere <= {*MAKERS}
 
 
 @pytest.mark.parametrize("name", list(MAKERS))
