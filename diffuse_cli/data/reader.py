@@ -149,7 +149,8 @@ def _complete_settings(
         UsageError: the medium does not support the request.
     """
     kind, every = media.MEDIA[listing.medium], listing.candidates
-    settings = replace(settings, layout=settings.layout or source.layout)
+    if source.layout in kind.layouts:  # else the source has no files of its kind
+        settings = replace(settings, layout=settings.layout or source.layout)
     with translate_errors():
         settings = kind.resolve_settings(settings, bits)
         kind.prepare()
