@@ -178,6 +178,19 @@ def read_required_file(path: Path, one: str, hint: str) -> Iterator[bytes]:
         yield path.read_bytes()
 
 
+MOST_PACKED, LEAST_BYTES = 1100, 512
+"""Largest ratio of values to the bytes of their file, because deflate reaches 1,032. A sample
+counts at least some bytes."""
+
+
+def check_count(count: int, size: int, file_size: int) -> None:
+    """Refuse a file that declares no samples, or more of `size` bytes than it can hold."""
+    if count * max(size, LEAST_BYTES) > MOST_PACKED * file_size:
+        raise Unusable(BOMB)
+    if not count * size:
+        raise Unusable(EMPTY)
+
+
 # Members of zip files, which declare their sizes.
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

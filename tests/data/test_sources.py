@@ -17,7 +17,7 @@ import pytest
 from image_corpus import encoded, fill, noise, read, zipped
 
 from diffuse_cli.data import decoding_threads, is_images, read_cells, read_images
-from diffuse_cli.data.sources import SOURCES, find_source_kind, open_source, parquet, tar
+from diffuse_cli.data.sources import SOURCES, base, find_source_kind, open_source, parquet, tar
 from diffuse_cli.data.sources.base import plain_name
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import INSTALL, DataError
@@ -108,8 +108,8 @@ def test_files_of_another_medium_do_not_change_the_classes(tmp_path, name):
 
 def test_every_source_is_made_here():
     """A new one has to be among `MAKERS`; the hub is served in test_hub.py, batches are written
-    in test_packing.py, arrays, in memory or in a .npy file, in test_in_memory.py, and files of science
-    in test_netcdf.py and test_scanners.py."""
+    in test_packing.py, arrays, in memory or in a .npy file, in test_in_memory.py, and files of
+    science in test_netcdf.py and test_scanners.py."""
     elsewhere = {"hub-dataset", "in-memory", "npy", "npz-batch", "netcdf", "series"}
     assert {*SOURCES} - elsewhere <= {*MAKERS}
 
@@ -389,10 +389,10 @@ def test_a_group_is_decoded_once_in_any_order(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     for kept, order, groups in (
-        (parquet.KEPT_BYTES, [*range(60), *range(0, 60, 7), 59, 3, 41], [0, 1, 2]),
+        (base.KEPT_BYTES, [*range(60), *range(0, 60, 7), 59, 3, 41], [0, 1, 2]),
         (1, [59, 0, 30, 31, 29, 5], [2, 0, 1, 0]),
     ):
-        monkeypatch.setattr(parquet, "KEPT_BYTES", kept)
+        monkeypatch.setattr(base, "KEPT_BYTES", kept)
         begun.clear()
         source = open_source(path)
         entries = [*source.entries()]
@@ -401,8 +401,8 @@ def test_a_group_is_decoded_once_in_any_order(tmp_path, monkeypatch):
 
 
 def test_a_block_that_is_decoded_again_is_counted_once(monkeypatch):
-    monkeypatch.setattr(parquet, "KEPT_BYTES", 3 * 8)
-    blocks = parquet.Blocks()
+    monkeypatch.setattr(base, "KEPT_BYTES", 3 * 8)
+    blocks = base.Blocks()
     for place in (0, 1, 2, 0, 1, 2, 0):
         blocks.add(place, np.zeros(1))
     assert [blocks.get(place) is not None for place in range(3)] == [True] * 3

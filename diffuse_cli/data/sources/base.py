@@ -7,6 +7,7 @@ import glob
 import os
 import posixpath
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, product
 from pathlib import Path
@@ -18,6 +19,12 @@ from diffuse_cli.media.file_errors import require_usable
 from diffuse_cli.system import DataError, show
 
 HINT = "DATA is a folder, or a .zip, .tar, .parquet or .npy file, of images"
+
+SEPARATOR = "::"
+"""Separator of a file or folder and the part of it that is DATA."""
+
+KEPT_BYTES = 2**28
+"""Bytes of recently read blocks that are kept."""
 
 TABLES = ("metadata.csv", "metadata.jsonl")
 """Names of metadata tables of the samples next to them."""
@@ -145,6 +152,33 @@ class Source:
 
     def close(self) -> None:
         """Close the files that `open` and `read` have opened."""
+
+
+class Blocks:
+    """Cache of decoded blocks by their place, within `KEPT_BYTES`."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Any, Any] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, place: Any) -> Any:
+        if place in self._kept:
+            self._kept.move_to_end(place)
+        return self._kept.get(place)
+
+    def add(self, place: Any, block: Any) -> None:
+        if (before := self._kept.pop(place, None)) is not None:
+            self._bytes -= before.nbytes
+        self._kept[place] = block
+        self._bytes += block.nbytes
+        while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+def split_selection(path: Path) -> tuple[Path, str]:
+    """Return the file or folder of `PATH::SELECTION`, and the selection, which may be empty."""
+    file, _, selection = str(path).partition(SEPARATOR)
+    return Path(file), selection
 
 
 def is_ignored_folder(name: str) -> bool:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from diffuse_cli.data.sources import base
 from diffuse_cli.data.sources.base import Entry, Source
 from diffuse_cli.media import LARGEST_FILE, Unusable
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.system import extra_package, show
 from diffuse_cli.system.descriptors import open_to_read
+
+T = TypeVar("T")
 
 _AT_ONCE = 2**20
 
@@ -99,6 +103,34 @@ class SingleFile(Folder):
 
     def entries(self) -> Iterator[Entry]:
         yield Entry(self.path.name, self.path.stat().st_size, str(self.path))
+
+
+class Scans(Folder):
+    """Files of one format, which a source joins or splits: `PATH::SELECTION`.
+
+    Attributes:
+        package: the package of the extra `science` that reads the format.
+        extensions: the extensions of the format.
+        selection: the text after `::`.
+    """
+
+    package: str
+    extensions: Sequence[str]
+
+    def __init__(self, path: Path) -> None:
+        extra_package(self.package, "science", f"{self.package} is needed to read {show(path)}")
+        file, self.selection = base.split_selection(path)
+        super().__init__(file)
+
+    def describe_files(self, describe: Callable[[str], T]) -> Iterator[tuple[Entry, T | None]]:
+        """Yield each file of the format, with None instead of a description if it has a fault."""
+        files = SingleFile if base.is_file(self.path) else Folder
+        for entry in files(self.path).entries():
+            if base.extension_of(entry.name) in self.extensions or entry.name.endswith("/"):
+                try:
+                    yield entry, None if entry.fault else describe(entry.key)
+                except Unusable as error:
+                    yield entry._replace(fault=error.reason), None
 
 
 SOURCE = Folder

@@ -5,7 +5,6 @@ Variables are channels, and dimensions beyond space count samples. Needs netCDF4
 
 from __future__ import annotations
 
-import io
 import math
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,15 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from diffuse_cli.data.sources import _grids, base
-from diffuse_cli.media import Array
+from diffuse_cli.media import Array, array
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import DataError, extra_package, shorten, show
-
-SEPARATOR = "::"
-
-MOST_PACKED, LEAST_BYTES = 1100, 512
-"""Largest ratio of values to the bytes of their file, because deflate reaches 1,032. A sample
-counts at least some bytes."""
 
 _library = threading.RLock()
 """Held in each call of the library, which is not thread-safe even for different files."""
@@ -36,7 +29,7 @@ class NetCdf(base.Source):
 
     @staticmethod
     def recognizes(path: Path) -> bool:
-        file = Path(str(path).partition(SEPARATOR)[0])
+        file, _ = base.split_selection(path)
         return base.extension_of(file.name) == ".nc" and base.is_file(file)
 
     @classmethod
@@ -49,7 +42,7 @@ class NetCdf(base.Source):
         import netCDF4
 
         super().__init__(path)
-        self._file, _, names = str(path).partition(SEPARATOR)
+        self._file, names = base.split_selection(path)
         self._data = netCDF4.Dataset(self._file)
         self._fills = self._choose_variables(dict(map(_parse_fill, filter(None, names.split(",")))))
         variables = [self._data.variables[name] for name in self._fills]
@@ -67,10 +60,7 @@ class NetCdf(base.Source):
         count, size = grid.count, _grids.WIDEST * self._values
         if max(size, *(_grids.WIDEST * chunk for chunk in chunks), 0) > reasons.LARGEST_FILE:
             raise reasons.Unusable(reasons.TOO_LARGE)
-        if count * max(size, LEAST_BYTES) > MOST_PACKED * Path(self._file).stat().st_size:
-            raise reasons.Unusable(reasons.BOMB)
-        if not count * size:
-            raise reasons.Unusable(reasons.EMPTY)
+        reasons.check_count(count, size, self._file.stat().st_size)
         units = [_grids.read_text(variable, "units") for variable in variables]
         named = zip(self._fills, units, strict=True)
         self.quantities = tuple(f"{name} [{unit}]" if unit else name for name, unit in named)
@@ -87,7 +77,7 @@ class NetCdf(base.Source):
         if {*chosen} <= {*fields} and (fills or len(largest) == 1):
             return chosen
         listed, path = shorten(", ".join(largest), 200), show(self._file)
-        hint = f"Choose some: {path}{SEPARATOR}{','.join([*largest][:2])}"
+        hint = f"Choose some: {path}{base.SEPARATOR}{','.join([*largest][:2])}"
         text = f"{path} has the variables {listed or 'none'}"
         raise DataError(text, hint, code="data_unsupported", path=self._file)
 
@@ -98,7 +88,7 @@ class NetCdf(base.Source):
         if all(gaps):
             text = f"{show(self.path)}: {gaps[0]:,} of {self._values:,} values in its first sample"
             filled = ",".join(f"{name}=0" for name in self._fills)
-            hint = f"Fill them, for example with 0: {show(self._file)}{SEPARATOR}{filled}"
+            hint = f"Fill them, for example with 0: {show(self._file)}{base.SEPARATOR}{filled}"
             raise DataError(f"{text} are missing", hint, code="unusable_data", path=self.path)
         for row in range(count):
             yield base.Entry(f"{row:09d}.npy", _grids.WIDEST * self._values, str(row), label="")
@@ -107,9 +97,7 @@ class NetCdf(base.Source):
         values, gaps = self._read_row(int(entry.key))
         if gaps:
             raise reasons.Unusable(reasons.MISSING)
-        file = io.BytesIO()
-        np.save(file, values, allow_pickle=False)
-        return file.getvalue()
+        return array.to_npy(values)
 
     def close(self) -> None:
         with _library:

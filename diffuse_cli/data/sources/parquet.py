@@ -38,8 +38,6 @@ STARTS = {
 
 BLOCK_BYTES, MOST_ROWS = 2**24, 1024
 """Approximate bytes of a block of decoded rows, and the largest number of its rows."""
-KEPT_BYTES = 2**28
-"""Bytes of recently read blocks that are kept."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Parquet(Source):
         super().__init__(path)
         self._names = {path.absolute(): name for path, name in base.short_names(shards).items()}
         self._open: OrderedDict[str, ParquetShard] = OrderedDict()
-        self._blocks = Blocks()
+        self._blocks = base.Blocks()
         self._lock = threading.Lock()
 
     def entries(self) -> Iterator[Entry]:
@@ -166,27 +164,6 @@ class Parquet(Source):
             yield Entry(f"{start}{row:08d}{extension}", size, f"{row}:{path}", label=class_name)
 
 
-class Blocks:
-    """Cache of decoded blocks by their place, within `KEPT_BYTES`."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[Any, Any] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, place: Any) -> Any:
-        if place in self._kept:
-            self._kept.move_to_end(place)
-        return self._kept.get(place)
-
-    def add(self, place: Any, block: Any) -> None:
-        if (before := self._kept.pop(place, None)) is not None:
-            self._bytes -= before.nbytes
-        self._kept[place] = block
-        self._bytes += block.nbytes
-        while self._bytes > KEPT_BYTES and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-
-
 class ParquetShard:
     """Parquet file.
 
@@ -195,7 +172,7 @@ class ParquetShard:
     or in any order if it fits in the cache.
     """
 
-    def __init__(self, path: str, blocks: Blocks) -> None:
+    def __init__(self, path: str, blocks: base.Blocks) -> None:
         from pyarrow import parquet
 
         # Without pre_buffer, a column is read as it is decoded: a group may be larger than memory.

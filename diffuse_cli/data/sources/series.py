@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,36 +9,30 @@ from pathlib import Path
 import numpy as np
 
 from diffuse_cli.data.sources import base, folder
+from diffuse_cli.media import array
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array import dicom
-from diffuse_cli.system import extra_package, show
-
-ENDING = "::series"
 
 
-class Series(folder.Folder):
+class Series(folder.Scans):
     """Volumes (D, H, W), one for each series, with slices in the order of their positions."""
 
+    package, extensions = "pydicom", dicom.FORMAT.extensions
     layout = "DHW"
 
     @staticmethod
     def recognizes(path: Path) -> bool:
-        return path.name.endswith(ENDING) and base.is_folder(_folder(path))
-
-    def __init__(self, path: Path) -> None:
-        extra_package("pydicom", "science", f"pydicom is needed to read {show(path)}")
-        super().__init__(_folder(path))
+        file, selection = base.split_selection(path)
+        return selection == "series" and base.is_folder(file)
 
     def entries(self) -> Iterator[base.Entry]:
         series = defaultdict[str, list[tuple[float, str, int]]](list)
-        for entry in super().entries():
-            if base.extension_of(entry.name) == ".dcm":
-                try:
-                    uid, position = dicom.locate_slice(entry.key)
-                except reasons.Unusable as error:
-                    yield entry._replace(fault=error.reason)
-                else:
-                    series[uid].append((position, entry.key, entry.size))
+        for entry, place in self.describe_files(dicom.locate_slice):
+            if place is None:
+                yield entry
+            else:
+                uid, position = place
+                series[uid].append((position, entry.key, entry.size))
         for number, uid in enumerate(sorted(series)):
             _, paths, sizes = zip(*sorted(series[uid]), strict=True)
             # Their extension keeps paths of patients out of the index.
@@ -50,14 +43,7 @@ class Series(folder.Folder):
         slices = [dicom.read(data)[0] for data in map(super().read, entries)]
         if any(values.ndim != 2 or values.shape != slices[0].shape for values in slices):
             raise reasons.Unusable(reasons.SLICES)
-        volume, file = np.stack(slices), io.BytesIO()
-        np.save(file, volume, allow_pickle=False)
-        return file.getvalue()
-
-
-def _folder(path: Path) -> Path:
-    """Return the folder of the slices."""
-    return Path(str(path).removesuffix(ENDING))
+        return array.to_npy(np.stack(slices))
 
 
 SOURCE = Series

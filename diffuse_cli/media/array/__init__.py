@@ -300,7 +300,11 @@ def encode(sample: Array, space: Space) -> bytes:
     """Encode a sample as a .npy file in the layout and type of the training files."""
     values = np.asarray(sample).astype(media.stored_dtype(space))
     layout = space.layout or USUAL[space.dims + 1]
-    values = np.moveaxis(values, 0, layout.index("C")) if "C" in layout else values[0]
+    return to_npy(np.moveaxis(values, 0, layout.index("C")) if "C" in layout else values[0])
+
+
+def to_npy(values: Array) -> bytes:
+    """Return the bytes of a .npy file, in C order."""
     file = io.BytesIO()
     np.lib.format.write_array(file, np.ascontiguousarray(values), (1, 0), allow_pickle=False)
     return file.getvalue()
