@@ -207,6 +207,8 @@ class SamplingRecord:
         names = (n for n, value in described.items() if n in earlier and earlier[n] != value)
         name = next(names, [*described, *self.hidden][-1])
         name = "conditions" if name.startswith("told") else name.replace("_", " ")
+        if earlier.get("named") != described.get("named"):
+            name = "--members"
         text = f"{files.show(self.folder)} already holds samples with other settings: {name}"
         raise OutputError(text, TAKEN, code="output_exists", path=self.folder)
 

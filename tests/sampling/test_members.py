@@ -60,7 +60,8 @@ def test_members_are_the_samples_of_n_by_the_names_of_their_inputs(diffuse, lab,
     diffuse(*line, "--members", 6, "--moments", "-o", "out.zip").ok()
     shutil.unpack_archive("out.zip", "unpacked")
     assert contents("unpacked") == contents("anew")
-    diffuse(*line, "-n", 4, "-q", "-o", "out").fails(5, "other settings")
+    diffuse(*line, "-n", 4, "-q", "-o", "out").fails(5, "other settings: --members")
+    diffuse(*line, "--members", 4, "-q", "-o", "numbered").fails(5, "other settings: --members")
     diffuse(*line, "-n", 1, "-o", "out", "--overwrite").ok()
     assert {*contents("out")} == {*(f"0000{k}.png" for k in range(3)), "manifest.json"}
 
