@@ -110,7 +110,7 @@ def test_every_source_is_made_here():
     """A new one has to be among `MAKERS`; the hub is served in test_hub.py, batches are written
     in test_packing.py, arrays, in memory or in a .npy file, in test_in_memory.py, and files of
     science in test_netcdf.py and test_scanners.py."""
-    elsewhere = {"hub-dataset", "in-memory", "npy", "npz-batch", "netcdf", "series"}
+    elsewhere = {"hub-dataset", "in-memory", "npy", "npz-batch", "netcdf", "series", "slices"}
     assert {*SOURCES} - elsewhere <= {*MAKERS}
 
 

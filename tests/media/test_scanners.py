@@ -23,6 +23,7 @@ from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, Explicit
 
 from diffuse_cli.media import array
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.array import nifti as scanner_files
 from diffuse_cli.system.errors import INSTALL, DataError
 
 PATIENT = "Marked^Patient"
@@ -149,6 +150,60 @@ def test_a_series_is_a_stack_of_slices(tmp_path, by_position):
     np.testing.assert_array_equal(volumes.stored[:, 0], scans)
     assert volumes.names == ("000000.dcm", "000001.dcm")
     assert [*volumes.summary.skipped] == [reasons.CORRUPT]
+
+
+RAS = np.random.default_rng(6).normal(size=(2, 5, 6, 7)).astype(np.float32)
+SLICES = {
+    "::slices": lambda v: v[:, ::-1].T,
+    "::slices=coronal": lambda v: v[:, ::-1, ::-1].transpose(1, 2, 0),
+    "::slices=sagittal": lambda v: v[:, ::-1, ::-1].transpose(0, 2, 1),
+}
+"""Slices of a volume (x, y, z): rows from anterior or superior, columns from left or anterior."""
+
+
+@pytest.fixture
+def decoded_volumes(monkeypatch) -> list[bytes]:
+    """The volumes that are decoded."""
+    decoded, decode_volume = [], scanner_files.read_volume
+    monkeypatch.setattr(
+        scanner_files, "read_volume", lambda data: (decoded.append(data), decode_volume(data))[1]
+    )
+    return decoded
+
+
+@pytest.mark.parametrize("selection", SLICES)
+def test_slices_of_volumes_are_samples(tmp_path, decoded_volumes, selection):
+    volumes = {"a/1.nii.gz": gzip.compress(nifti(RAS[0], "LPS")), "b/2.nii": nifti(RAS[1], "SAL")}
+    fill(tmp_path, {**volumes, "other.npy": b"no", "b/x.txt": b""})
+    first, second = (SLICES[selection](values) for values in RAS)
+    slices = read(f"{tmp_path}{selection}", workers=3)
+    np.testing.assert_array_equal(slices.stored[:, 0], [*first, *second])
+    files = {"a/1.nii.gz": first, "b/2.nii": second}
+    names = [f"{name}-{k:04d}.npy" for name, values in files.items() for k in range(len(values))]
+    assert ([*slices.names], slices.layout, slices.class_names) == (names, "HW", ("a", "b"))
+    assert len(decoded_volumes) == 2
+    alone = read(f"{tmp_path}/b/2.nii{selection}")
+    np.testing.assert_array_equal(alone.stored[:, 0], second)
+    assert alone.names[0] == "2.nii-0000.npy"
+    streamed = read(f"{tmp_path}{selection}", keep=0, index=tmp_path / "index")
+    np.testing.assert_array_equal(
+        np.stack([*streamed.stored[[9, 2]]])[:, 0], [[*first, *second][9], first[2]]
+    )
+
+
+def test_slices_of_volumes_of_channels_and_of_damaged_ones(tmp_path, decoded_volumes):
+    hostile = nibabel.Nifti2Header()
+    hostile.set_data_shape((1, 1, 2**20))
+    hostile.set_data_dtype(np.uint8)
+    bombs = {"bomb.nii": hostile.binaryblock, "no.nii.gz": b"no", "large.nii.gz": large_nifti()}
+    cut = {"cut.nii": nifti(RAS[0])[:-9], "cut.nii.gz": gzip.compress(nifti(RAS[0]))[:-99]}
+    fill(tmp_path, {**bombs, **cut, "f.nii": nifti(RAS.transpose(1, 2, 3, 0)), "g.nii": b""})
+    slices = read(f"{tmp_path}::slices", workers=2)
+    np.testing.assert_array_equal(slices.stored, np.stack([*map(shown, RAS)], 1))
+    assert slices.layout == "CHW"
+    counts = {reason: count for reason, (count, _) in slices.summary.skipped.items()}
+    assert counts == {reasons.BOMB: 1, reasons.CORRUPT: 16, reasons.TOO_LARGE: 600}
+    assert len(decoded_volumes) == 4
 
 
 BOMBS = {
