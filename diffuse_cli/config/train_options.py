@@ -109,7 +109,7 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
     condition_on: tuple[str, ...] | None = option.conditioning.optional(
         "Condition on metadata columns, for example age,zip:label, or on vectors in a file.",
         parse=parsers.parse_listed,
-        metavar="COLUMN|FILE,...",
+        metavar="COLUMN,...",
         shown="none",
     )
     flip: bool = option.data(

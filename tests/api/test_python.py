@@ -127,7 +127,8 @@ TYPES = [
     (diffuse.train, keywords.TrainOptions, TrainConfig,
      {"dry_run", "architecture", "teacher_guidance"}, set()),
     (diffuse.Model.sample, keywords.SampleOptions, SampleConfig,
-     {"model", "classes", "out", "gif", "grid", "overwrite"}, {"label", "progress"}),
+     {"model", "classes", "out", "gif", "grid", "members", "moments", "overwrite"},
+     {"label", "progress"}),
     (diffuse.evaluate, keywords.EvalOptions, EvalConfig,
      {"subject", "report", "overwrite"}, {"model", "progress"}),
 ]  # fmt: skip

@@ -67,14 +67,15 @@ class Bench:
     @property
     def other_half(self) -> tuple[Any, ...]:
         """The other sample of a pair, as an option."""
-        paired = self.kind.beside == "beside"
-        return ("--given", self.lab.sample(self.kind.beside)) if paired else ()
+        if self.beside[:1] == ("--given",):
+            return ("--given", self.lab.sample(self.kind.beside))
+        return ()
 
     @property
     def condition(self) -> tuple[Any, ...]:
         """The options that `sample` needs of a model that is conditioned on an input."""
-        if self.kind.beside == "vectors.npz":
-            return ("--on-vector", self.lab.data(self.kind.beside))
+        if self.beside[:1] == ("--condition-on",):
+            return ("--on-vector", *self.beside[1:])
         degraded = "--given" in self.kind.options
         return ("--given", self.first, "--degrade") if degraded else self.other_half
 

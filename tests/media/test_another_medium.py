@@ -142,6 +142,7 @@ def test_they_train_resume_sample_and_evaluate(package, tmp_path, process):
     assert told["network"] == {"name": "plain", "hidden": 8}
     assert told["space"] == {
         "channels": 1, "size": [8, 8], "medium": "dots", "levels": 16, "mean": [], "std": [],
+        "quantities": [],
     }  # fmt: skip
     written = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".")
     assert written == [*(f"0000{k}.dots" for k in range(4)), "grid.png", "manifest.json"]
