@@ -298,7 +298,7 @@ def _nearest_in_features(
 
 def _make_ensembles(evaluation: EvaluationRun) -> Work[None]:
     """Score the ensemble of each real sample, a few at a time, on the first process."""
-    config, real, more = evaluation.config, evaluation.real, evaluation.more.samples
+    config, real, more = evaluation.config, evaluation.real, evaluation.more.samples[:CLIMATE]
     count = config.members or ensembles.MEMBERS
     scores = EnsembleScores.from_real(count, real.samples)
     at_once = max(1, MOST_VALUES // (count * real.samples[0].size))
@@ -307,8 +307,9 @@ def _make_ensembles(evaluation: EvaluationRun) -> Work[None]:
         members = yield from _make_members(evaluation, rows, count)
         given, pictures = _render_inputs(evaluation, rows)
         for k in rows if evaluation.accelerator.is_main_process else ():
-            climate = more if len(more) > 1 else np.delete(real.samples[: CLIMATE + 1], [k], 0)
-            scores.add(members[k - start], real.samples[k], climate[:CLIMATE], given[k - start])
+            others = [i for i in range(len(real)) if i != k][: CLIMATE - len(more)]
+            climate = np.concatenate([more, real.samples[others]])
+            scores.add(members[k - start], real.samples[k], climate, given[k - start])
             if k < ENSEMBLES_SHOWN:
                 evaluation.first_ensembles.append((members[k - start], pictures[k - start]))
     evaluation.ensembles = scores
