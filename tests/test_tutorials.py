@@ -29,6 +29,7 @@ ALWAYS = ("first-model", "your-photos")
 """Pages that run in every run of the tests. The others are slow."""
 
 QUICKER = {
+    "--minutes 4 ": "--steps 2 ",
     "--minutes 5 ": "--steps 2 --log-every 1 ",
     "--minutes 10 ": "--steps 4 --stop-at 2 ",
     "--minutes 20 ": "--steps 3 ",
