@@ -67,11 +67,15 @@ def are_labels(counts: Array, modes: Set[str]) -> bool:
 
 
 def measure_fractions(path: str) -> dict[str, float]:
-    """Return the fraction of each label in some images, empty if they are not label maps."""
+    """Return the fraction of each label in some images, empty if they are not label maps.
+
+    The keys are the names of the labels, or their values without names.
+    """
     survey = survey_labels(path)
     if survey is None or not are_labels(*survey):
         return {}
-    return {str(k): count / survey[0].sum() for k, count in enumerate(survey[0].tolist()) if count}
+    shares, names = survey[0] / survey[0].sum(), read_label_names(path)
+    return {names.get(k, str(k)): shares[k] for k in np.flatnonzero(shares).tolist()}
 
 
 def read_label_names(path: str) -> Mapping[int, str]:

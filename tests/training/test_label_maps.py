@@ -145,6 +145,6 @@ def test_a_model_file_has_the_classes_and_info_lists_them(diffuse, lab):
     line += f"\nlabels      0 (ground) {fractions[0]:.1%}, 1 (wood) {fractions[1]:.1%}, 2 (sky) "
     assert line in diffuse("info", lab["labels"]).out
     assert diffuse("info", lab["named-maps"], "--json").json["labels"] == pytest.approx(
-        {str(k): fraction for k, fraction in enumerate(fractions)}
+        dict(zip(("ground", "wood", "sky"), fractions, strict=True))
     )
     assert "labels" not in diffuse("info", lab["images"], "--json").json
