@@ -148,7 +148,9 @@ def summarize(
         return ""
     if f"{key}_standard_error" not in values:
         return f"Too few {many} for a verdict: at least 4 are needed on each side"
-    longer = ": train longer" if model else ""
+    # A model whose members are too alike can have been trained too long.
+    alike = any(r.kind == "under-dispersive" for r in remarks)
+    longer = ": train longer" if model and not alike else ""
     text = f"Different from the real {many}{longer}"
     worse, level, better = presentation.rank_baselines(values)
     if worse or {"mean", "noise"} & set(level):

@@ -21,6 +21,7 @@ KNOWN = {
 }  # fmt: skip
 SERIOUS = Remark("memorization", "serious", "")
 POSSIBLE = Remark("memorization", "possible", "")
+ALIKE = Remark("under-dispersive", "poor", "")
 IMAGES, SOUNDS = Words("images", one="image"), Words("sounds", one="sound")
 
 judge = partial(summarize, count=FEWEST)
@@ -33,6 +34,7 @@ judge = partial(summarize, count=FEWEST)
         (0.6, [], "Not recognizable yet: train longer"),
         (0.2, [], "No better than blurred images yet: train longer"),
         (0.1, [], "Better than blurred images, but different from the real images: train longer"),
+        (0.1, [ALIKE], "Better than blurred images, but different from the real images"),
         (0.02, [], "Close to the real images"),
         (0.001, [], "Close to the real images"),
         (0.02, [POSSIBLE], "Close to the real images. Some may be copies of training images"),
