@@ -172,7 +172,10 @@ function paint(event) {
 }
 
 function prepareInput() {
-  if (find("paint")) addOptions(find("paint"), settings.given.labels.map(({ name }, k) => [name, k]));
+  if (find("paint")) {
+    addOptions(find("paint"), settings.given.labels.map(({ name }, k) => [name, k]));
+    find("paint").selectedIndex = 1; // label 0 is the background, which an empty map has already
+  }
   showInput();
   find("erase").addEventListener("click", showInput);
   for (const kind of ["pointerdown", "pointermove"]) find("given").addEventListener(kind, paint);
