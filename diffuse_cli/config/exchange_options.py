@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.config import parsers, shared_options
-from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
+from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option, repeat
 from diffuse_cli.config.parsers import Size
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.system import UsageError, flag
 
 
@@ -93,9 +94,7 @@ class ConvertConfig(RuntimeConfig):
     schedule: str | None = option.process.optional(
         "Noise schedule.", table="core.schedules.SCHEDULES", shown="from SOURCE or preset"
     )
-    betas: tuple[float, ...] | None = option.process.optional(
-        "Read the betas from a file.", parse=parsers.parse_betas
-    )
+    betas: tuple[float, ...] | None = repeat(shared_options.DiffusionConfig, "betas")
     num_timesteps: int | None = option.process.optional(
         "Timesteps T of the process.", low=2, high=100_000, shown="from SOURCE or preset"
     )
@@ -191,25 +190,18 @@ class DistillConfig(shared_options.ConditionsConfig):
 
     model: str = argument("MODEL", MODEL)
     data: str = argument("DATA", "Training data of the model, or similar data.")
-    steps: int | None = option.optional(
-        "Training steps.", low=1, high=10**8, shown=f"{DISTILL_STEPS}"
-    )
+    steps: int | None = repeat(TrainConfig, "steps", shown=f"{DISTILL_STEPS}")
     minutes: float | None = option.optional(
         "Distill for X minutes in total, over all resumes, instead of --steps.", low=0.01, high=1e6
     )
-    out: str = option(
-        "distilled.safetensors",
-        "Model file, with its run directory created next to it.",
-        flag="-o",
-        metavar="FILE",
-    )
+    out: str = repeat(TrainConfig, "out", default="distilled.safetensors")
     guidance: float | None = option.optional(
         "Guidance scale to distill, which cannot be changed later.",
         low=0,
         high=100,
         shown="the model's default",
     )
-    resume: bool = option(False, "Continue from the last checkpoint.", control=True)
+    resume: bool = repeat(TrainConfig, "resume")
     overwrite: bool = option(False, OVERWRITE)
     batch_size: int | None = option.optimizer.optional(
         "Sampling trajectories per step, over all processes.",
@@ -217,28 +209,16 @@ class DistillConfig(shared_options.ConditionsConfig):
         high=1_000_000,
         shown="a quarter of the model's",
     )
-    lr: float | None = option.optimizer.optional(
-        "Peak learning rate.", low=0, high=10, shown="half of the model's"
-    )
+    lr: float | None = repeat(TrainConfig, "lr", shown="half of the model's")
     workers: int | None = option.run.optional(
         "Threads that read images.", low=1, high=256, shown="one per core"
     )
-    seed: int = option.run(0, "Seed of all random numbers.", low=0, high=2**63 - 1)
-    precision: str = option.run(
-        "auto", "Floating-point precision.", table="system.devices.PRECISIONS"
-    )
-    device: str = option.run(
-        "auto", "Device (auto: a GPU if PyTorch finds one).", table="system.devices.DEVICES"
-    )
-    stop_at: int | None = option.run.optional(
-        "Stop after this step, to continue later with --resume.", low=1
-    )
+    seed: int = repeat(TrainConfig, "seed")
+    precision: str = repeat(TrainConfig, "precision")
+    device: str = repeat(TrainConfig, "device")
+    stop_at: int | None = repeat(TrainConfig, "stop_at")
     preview_every: int | None = option.run.optional(
         "Steps between preview images.", low=1, shown="an eighth of the steps"
     )
-    save_every: int | None = option.run.optional(
-        "Steps between checkpoints.",
-        low=1,
-        shown="500 and at each preview, if saving takes under 1 % of the time",
-    )
-    log_every: int = option.output(50, "Steps between lines of metrics.jsonl.", low=1)
+    save_every: int | None = repeat(TrainConfig, "save_every")
+    log_every: int = repeat(TrainConfig, "log_every")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,6 +95,13 @@ GROUPS = (
 def argument(metavar: str, help: str) -> Any:
     """Return a dataclass field that is a positional argument: a path, and required."""
     return option(help=help, metavar=metavar, argument=True, place=True)
+
+
+def repeat(kind: type[Options], name: str, **changes: Any) -> Any:
+    """Return a dataclass field that is an option of another command, with these changes."""
+    f = fields_by_name(kind)[name]
+    default = changes.pop("default", f.default)
+    return field(default=default, metadata={"setting": replace(f.metadata["setting"], **changes)})
 
 
 def option_fields(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:

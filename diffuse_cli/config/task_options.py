@@ -16,6 +16,7 @@ from diffuse_cli.config.options import (
     argument,
     find_changed_flag,
     option,
+    repeat,
 )
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.core import DEGRADATIONS, RESTORATIONS
@@ -67,13 +68,7 @@ class ImageTaskConfig(
     image: str = argument("IMAGE", "Image, or folder or zip of images.")
     n: int = option(4, "Number of samples for each image.", low=1, high=100_000)
     out: str = option(flag="-o", help="Folder for the samples.", metavar="FOLDER", default="made")
-    classes: tuple[str, ...] = option(
-        (),
-        "Class to generate (repeatable).",
-        flag="--class",
-        parse=parsers.parse_names,
-        shown="none",
-    )
+    classes: tuple[str, ...] = repeat(sample_options.SampleConfig, "classes", shown="none")
     size: Size | None = option.optional(
         "Size of the samples, in overlapping windows if larger than the model's.",
         parse=parsers.parse_length,
@@ -127,10 +122,8 @@ class UpscaleConfig(ObservationConfig):
     """An enlarged image."""
 
     factor: int = option(4, "Enlargement factor.", low=2, high=4096)
-    size: Size | None = option.optional(
-        "Size of the samples, in overlapping windows if larger than the model's.",
-        parse=parsers.parse_length,
-        shown="a single image's size times --factor, at least the model's",
+    size: Size | None = repeat(
+        ImageTaskConfig, "size", shown="a single image's size times --factor, at least the model's"
     )
     out: str = option("upscaled", "Folder for the samples.", flag="-o", metavar="FOLDER")
 
@@ -188,9 +181,7 @@ class InterpolateConfig(
         shown="none",
     )
     out: str = option("interpolated", "Folder for the images.", flag="-o", metavar="FOLDER")
-    fit: str | None = option.data.optional(
-        shared_options.FIT, table="media.FITS", shown="as in training"
-    )
+    fit: str | None = repeat(ImageTaskConfig, "fit")
     grid: bool = option.output(True, "Write grid.png, all images in a row.")
     overwrite: bool = option(False, OVERWRITE)
     precision: str = option.run(

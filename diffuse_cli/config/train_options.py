@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config import parsers, shared_options
-from diffuse_cli.config.options import OVERWRITE, argument, option, to_dict
+from diffuse_cli.config.options import OVERWRITE, argument, option, repeat, to_dict
 from diffuse_cli.config.parsers import Size
+from diffuse_cli.config.sample_options import ComputeConfig
 from diffuse_cli.core import NETWORKS
 from diffuse_cli.core.settings import setting
 from diffuse_cli.system import UsageError
@@ -216,12 +217,7 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
     precision: str = option.run(
         "auto", "Floating-point precision.", table="system.devices.PRECISIONS"
     )
-    device: str = option.run(
-        "auto",
-        "Device (auto: a GPU if PyTorch finds one).",
-        table="system.devices.DEVICES",
-        place=True,
-    )
+    device: str = repeat(ComputeConfig, "device", place=True)
     compile: bool | None = option.run.optional(
         "Compile the network, which pays off in long runs on a GPU.",
         shown="on for CUDA with Triton, from 5000 steps or 20 minutes on",
