@@ -19,7 +19,7 @@ from diffuse_cli.data.decoding_threads import DecodingTask
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.sources.base import Source
 from diffuse_cli.data.store import KeptSamples, store_stream
-from diffuse_cli.data.stream import Stream, StreamSource
+from diffuse_cli.data.stream import Stream
 from diffuse_cli.data.summary import Summary, plural, remark_lines, skip_counts
 from diffuse_cli.media import Array, ReadSettings, Size
 from diffuse_cli.media import file_errors as reasons
@@ -114,17 +114,19 @@ def read_images(
         )
         if (store := kept_samples.store) is None:
             raise _no_samples_error(source, listing, tally)
-        origin = StreamSource(
+        stream = Stream(
             source=str(source),
             medium=reading.medium,
             settings=reading.settings,
             entries=tally.entries,
             digests=tally.digest_array(),
-            shape=store.shape,
+            sample_shape=store.shape,
             dtype=store.dtype,
             single=single,
+            kept_samples=store.finish(),
+            workers=workers,
+            strict=strict,
         )
-        stream = Stream(origin, store.finish(), workers=workers, strict=strict)
         stored = yield from store_stream(stream, store)
     images = _samples(source, stored, listing, tally, transform, settings.rate)
     summary = images.summary

@@ -32,8 +32,8 @@ class Dataset:
     """N samples, in the byte order of their names.
 
     Attributes:
-        stored: (N, C, *size). An array, a read-only `numpy.memmap`, or a `stream.StreamArray`,
-            which decodes samples as they are looked up.
+        stored: (N, C, *size). An array, a read-only `numpy.memmap`, or a `stream.Stream`, which
+            decodes samples as they are looked up.
         labels: int64 (N,), indices of `class_names`; -1 outside class folders.
         names: paths inside the source. Print them with `files.show`.
         digests: uint8 (N, 16), a hash of each sample before resizing.

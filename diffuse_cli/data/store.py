@@ -18,7 +18,7 @@ import numpy.typing as npt
 from diffuse_cli.core import dimensions
 from diffuse_cli.data import summary
 from diffuse_cli.data.samples import Dataset
-from diffuse_cli.data.stream import Stream, lists_to_tuples
+from diffuse_cli.data.stream import Stream, find_stream, lists_to_tuples
 from diffuse_cli.media import MEDIA, Array, Size
 from diffuse_cli.system import DataError, Progress, Work, files
 
@@ -152,54 +152,19 @@ def remove_index(folder: Path) -> None:
     files.remove(folder / INDEX)
 
 
-class StreamArray:
-    """Array interface (N, C, *size) to the samples of a stream, indexed along the first axis.
-
-    It can be passed instead of an array of stored samples, and decodes only the samples that are
-    looked up.
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.shape: Size = (len(stream.origin.entries), *stream.origin.shape)
-        self.dtype, self.ndim = stream.origin.dtype, len(self.shape)
-        self._places = np.arange(len(self))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> Array:
-        rows = self._places[key]
-        if not np.ndim(rows):
-            return next(self.stream.look_up(rows[None]))
-        samples = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        for place, values in enumerate(self.stream.look_up(rows)):
-            samples[place] = values
-        return samples
-
-    def __array__(self, *_: Any, **__: Any) -> Array:
-        raise TypeError("a stream of samples is too large for an array")
-
-
-def find_stream(stored: Any) -> Stream | None:
-    """Return the stream behind stored samples, or None if all are in memory or a file."""
-    return stored.stream if isinstance(stored, StreamArray) else None
-
-
 def store_stream(stream: Stream, store: Store) -> Work[Any]:
-    """Return all samples of a stream if the store can keep them, else the stream as an array."""
-    count = len(stream.origin.entries)
-    if (room := min(store.capacity, count)) > len(stream.kept_samples):
+    """Return all samples of a stream if the store can keep them, else the stream."""
+    if (room := min(store.capacity, len(stream))) > len(stream.kept_samples):
         yield from _keep_first(stream, store.make_empty(), room)
-    if len(stream.kept_samples) == count and not stream.holes:
+    if len(stream.kept_samples) == len(stream) and not stream.holes:
         return stream.kept_samples
-    return StreamArray(stream)
+    return stream
 
 
 def _keep_first(stream: Stream, store: Store, count: int) -> Work[None]:
     """Keep the first `count` samples of a stream in an empty store."""
-    task, holes, last = f"keeping {MEDIA[stream.origin.medium].many}", set[int](), time.monotonic()
-    blank = make_blank(stream.origin.shape, stream.origin.dtype)
+    task, holes, last = f"keeping {MEDIA[stream.medium].many}", set[int](), time.monotonic()
+    blank = make_blank(stream.sample_shape, stream.dtype)
     yield Progress(task, 0, count)
     try:
         for row, values in enumerate(stream.read_first(count)):
@@ -260,7 +225,7 @@ def open_index(folder: Path) -> Dataset:
             raise ValueError("the samples do not match the index")
         stored: Any = map_file(folder / PIXELS, shape, dtype)
         if meta["stream"]:
-            stored = StreamArray(Stream.from_dict(meta["stream"], digests, stored))
+            stored = Stream.from_dict(meta["stream"], digests, stored)
         plain: dict[str, Any] = dict(zip(PLAIN, lists_to_tuples(map(meta.get, PLAIN)), strict=True))
         return Dataset(
             stored=stored,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from diffuse_cli.data.decoding_threads import (
 )
 from diffuse_cli.data.samples import mask_held_out
 from diffuse_cli.data.sources import Entry, open_source
-from diffuse_cli.media import MEDIA, Array, Indices, ReadSettings
+from diffuse_cli.media import MEDIA, Array, Indices, ReadSettings, Size
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import DataError, show
 
@@ -43,16 +43,54 @@ def lists_to_tuples(values: Iterable[Any]) -> list[Any]:
     return [tuple(value) if isinstance(value, list) else value for value in values]
 
 
-@dataclasses.dataclass(frozen=True)
-class StreamSource:
-    """Source and read settings of N samples.
+def replace_unreadable(
+    indices: Indices, parts: Sequence[Indices], read: Callable[[Indices], npt.NDArray[np.bool_]]
+) -> Indices | None:
+    """Return the indices of samples, each unreadable one replaced by the next of its part.
+
+    Args:
+        parts: sorted indices of the training samples and of the held-out samples, which do not
+            replace each other.
+        read: reads samples, and returns which of them could be read.
+
+    Returns:
+        The indices, or None if `TRIES` samples in a row cannot be read.
+    """
+    chosen, missing = indices.copy(), np.arange(len(indices))
+    for _ in range(min(TRIES, sum(map(len, parts)))):
+        missing = missing[~read(chosen[missing])]
+        if len(missing) == 0:
+            return chosen
+        chosen[missing] = [_successor(index, parts) for index in chosen[missing]]
+    return None
+
+
+def _successor(index: int, parts: Sequence[Indices]) -> int:
+    for part in parts:
+        place = int(np.searchsorted(part, index))
+        if place < len(part) and part[place] == index:
+            return int(part[(place + 1) % len(part)])
+    raise LookupError(index)
+
+
+@dataclass(eq=False)
+class Stream:
+    """Thread-safe samples (N, C, *size) that are decoded when they are looked up.
+
+    It can be passed instead of an array of stored samples, and is indexed along the first axis. A
+    sample that has changed since it was listed, or cannot be read any more, is a fault. The stream
+    reports it once and never returns it.
 
     Attributes:
         source: the path of a folder, a zip file or another source.
-        single: whether the source may be a single sample.
+        settings: the read settings of the samples.
         entries: the entries of the N samples in the source.
         digests: uint8 (N, 16), hashes of the samples when they were listed.
-        shape, dtype: the shape (C, *size) and type of each stored sample.
+        sample_shape, dtype: the shape (C, *size) and type of each stored sample.
+        single: whether the source may be a single sample.
+        kept_samples: (K, C, *size), the first K samples.
+        holes: indices of kept samples that could not be read.
+        workers: threads that decode ahead; None for one per core, shared with other processes.
     """
 
     source: str
@@ -60,33 +98,17 @@ class StreamSource:
     settings: ReadSettings
     entries: Sequence[Entry]
     digests: npt.NDArray[np.uint8]
-    shape: tuple[int, ...]
+    sample_shape: Size
     dtype: np.dtype[Any]
-    single: bool = False
+    single: bool
+    kept_samples: Array
+    workers: int | None
+    strict: bool
+    holes: frozenset[int] = frozenset()
 
-
-class Stream:
-    """Thread-safe stream of the samples of an origin, the first of which may be kept.
-
-    A sample that has changed since it was listed, or cannot be read any more, is a fault. The
-    stream reports it once and never returns it.
-
-    Args:
-        kept_samples: (K, C, *size), the first K samples.
-        holes: indices of kept samples that could not be read.
-        workers: threads that decode ahead; None for one per core, shared with other processes.
-    """
-
-    def __init__(
-        self,
-        origin: StreamSource,
-        kept_samples: Array,
-        holes: Iterable[int] = (),
-        workers: int | None = None,
-        strict: bool = False,
-    ) -> None:
-        self.origin, self.workers, self.strict = origin, workers, strict
-        self.kept_samples, self.holes = kept_samples, frozenset(holes)
+    def __post_init__(self) -> None:
+        self.shape: Size = (len(self.entries), *self.sample_shape)
+        self.ndim = len(self.shape)
         self._recent: OrderedDict[int, Array] = OrderedDict()
         self._ahead: dict[int, Array] = {}
         self._lock = threading.Lock()
@@ -95,12 +117,43 @@ class Stream:
         self._last = 0, reasons.VANISHED
         self._pool: ThreadPoolExecutor | None = None
 
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, key: Any) -> Array:
+        """Return samples. The next readable sample of the same part replaces a fault.
+
+        Raises:
+            DataError: no sample can be read any more.
+        """
+        rows = np.arange(len(self))[key]
+        if not np.ndim(rows):
+            return self[rows[None]][0]
+        samples: dict[int, Array] = {}
+        chosen = replace_unreadable(rows, self._parts, lambda rows: self._look_up(rows, samples))
+        if chosen is None:
+            raise self.unreadable_error()
+        stored = np.empty((len(rows), *self.sample_shape), self.dtype)
+        for place, row in enumerate(chosen.tolist()):
+            stored[place] = samples[row]
+        return stored
+
+    def __array__(self, *_: Any, **__: Any) -> Array:
+        raise TypeError("a stream of samples is too large for an array")
+
+    def _look_up(self, rows: Indices, samples: dict[int, Array]) -> npt.NDArray[np.bool_]:
+        """Add the samples in these rows, and return which of them could be read."""
+        missing = [row for row in dict.fromkeys(rows.tolist()) if row not in samples]
+        samples |= {r: x for r in missing if (x := self._find_in_memory(r)) is not None}
+        samples |= self._decode_rows([row for row in missing if row not in samples])
+        return np.array([row in samples for row in rows.tolist()], np.bool_)
+
     def fetch(self, rows: Iterable[int]) -> dict[int, Array]:
         """Return the samples in these rows except faults."""
         unique_rows = dict.fromkeys(map(int, rows))
         samples = {r: np.asarray(self.kept_samples[r]) for r in unique_rows if self._is_kept(r)}
         if missing_rows := [row for row in unique_rows if row not in samples]:
-            entries = [self.origin.entries[row] for row in missing_rows]
+            entries = [self.entries[row] for row in missing_rows]
             samples |= self._check_results(missing_rows, decode_files(self._reading, entries))
         return samples
 
@@ -110,7 +163,7 @@ class Stream:
     @property
     def bytes_each(self) -> int:
         """Bytes of a stored sample."""
-        return math.prod(self.origin.shape) * self.origin.dtype.itemsize
+        return math.prod(self.sample_shape) * self.dtype.itemsize
 
     def remember(self, samples: Mapping[int, Array]) -> None:
         """Keep these samples in memory until more recent samples replace them."""
@@ -125,21 +178,6 @@ class Stream:
         """Replace the samples that were decoded ahead."""
         self._ahead = samples
 
-    def look_up(self, rows: Indices) -> Iterator[Array]:
-        """Yield the samples in these rows, in order.
-
-        The next readable sample replaces a fault. It is a held-out sample for a held-out fault, and
-        a training sample otherwise.
-
-        Raises:
-            DataError: no sample can be read any more.
-        """
-        unique_rows = dict.fromkeys(rows.tolist())
-        samples = {r: x for r in unique_rows if (x := self._find_in_memory(r)) is not None}
-        samples |= self._decode_rows([row for row in unique_rows if row not in samples])
-        for row in rows.tolist():
-            yield samples[row] if row in samples else self._successor(row)
-
     def submit(self, act: Any, *values: Any) -> Future[Any]:
         """Call a function in a thread pool. The first call starts it, with a thread per worker."""
         if self._pool is None:
@@ -152,16 +190,17 @@ class Stream:
 
         The source is its local path, because the data behind a name on the hub may change.
         """
-        values = vars(self.origin).copy()
-        del values["digests"], values["settings"]
         return {
-            **values,
             "source": str(self._reading.source.path.absolute()),
-            "asked": dataclasses.asdict(self.origin.settings),
-            "dtype": self.origin.dtype.str,
-            "holes": sorted(self.holes),
+            "medium": self.medium,
+            "settings": asdict(self.settings),
+            "entries": self.entries,
+            "sample_shape": self.sample_shape,
+            "dtype": self.dtype.str,
+            "single": self.single,
             "workers": self.workers,
             "strict": self.strict,
+            "holes": sorted(self.holes),
         }
 
     @classmethod
@@ -169,19 +208,17 @@ class Stream:
         cls, values: dict[str, Any], digests: npt.NDArray[np.uint8], kept_samples: Array
     ) -> Stream:
         """Rebuild a stream from the values of `to_dict`."""
-        stored = values["asked"]
+        stored = values["settings"]
         settings = dict(zip(stored, lists_to_tuples(stored.values()), strict=True))
-        origin = StreamSource(
-            source=values["source"],
-            medium=values["medium"],
-            settings=ReadSettings(**settings),
-            entries=[Entry(*entry) for entry in values["entries"]],
-            digests=digests,
-            shape=tuple(values["shape"]),
-            dtype=np.dtype(values["dtype"]),
-            single=values["single"],
-        )
-        return cls(origin, kept_samples, values["holes"], values["workers"], values["strict"])
+        plain = {
+            **values,
+            "settings": ReadSettings(**settings),
+            "entries": [Entry(*entry) for entry in values["entries"]],
+            "sample_shape": tuple(values["sample_shape"]),
+            "dtype": np.dtype(values["dtype"]),
+            "holes": frozenset(values["holes"]),
+        }
+        return cls(**plain, digests=digests, kept_samples=kept_samples)
 
     def close(self) -> None:
         """End the threads, and close the source."""
@@ -195,28 +232,25 @@ class Stream:
         """Return the samples found missing or changed since the last call, with the reasons."""
         with self._lock:
             faults, self._faults = self._faults, []
-        return [(self.origin.entries[row].name, reason) for row, reason in faults]
+        return [(self.entries[row].name, reason) for row, reason in faults]
 
     def unreadable_error(self) -> DataError:
         """Return the error for a source whose samples cannot be read any more."""
         row, reason = self._last
-        name = show(self.origin.entries[row].name)
-        kind = MEDIA[self.origin.medium]
-        text = f"{show(self.origin.source)} no longer holds its {kind.many}: {name}: {reason}"
-        return DataError(
-            text, "Put them back as they were", code="data_changed", path=self.origin.source
-        )
+        name, many = show(self.entries[row].name), MEDIA[self.medium].many
+        text = f"{show(self.source)} no longer holds its {many}: {name}: {reason}"
+        return DataError(text, "Put them back as they were", code="data_changed", path=self.source)
 
     @cached_property
     def _reading(self) -> DecodingTask:
-        MEDIA[self.origin.medium].prepare()
-        source = open_source(Path(self.origin.source), single=self.origin.single)
-        settings = dataclasses.replace(self.origin.settings, size=self.origin.shape[1:])
-        return DecodingTask(source, self.origin.medium, settings)
+        MEDIA[self.medium].prepare()
+        source = open_source(Path(self.source), single=self.single)
+        settings = replace(self.settings, size=self.sample_shape[1:])
+        return DecodingTask(source, self.medium, settings)
 
     def read_first(self, count: int) -> Iterator[Array | None]:
         """Yield the first `count` samples, None for a fault."""
-        entries = tuple(self.origin.entries[:count])
+        entries = tuple(self.entries[:count])
         for row, result in enumerate(decode_all(lambda: self._reading, entries, self.workers)):
             yield self._check_results([row], [result]).get(row)
 
@@ -227,14 +261,14 @@ class Stream:
         for row, result in zip(rows, results, strict=True):
             fault = result.reason
             if result.read is not None:
-                if result.read.digest == self.origin.digests[row].tobytes():
+                if result.read.digest == self.digests[row].tobytes():
                     samples[row] = self._as_stored(result.read.values)
                     continue
                 fault = reasons.CHANGED
             if self.strict:
                 text = f"{show(result.entry.name)}: {fault}"
                 hint = "Put it back, or leave --strict out to skip such files"
-                path = Path(self.origin.source, result.entry.name)
+                path = Path(self.source, result.entry.name)
                 raise DataError(text, hint, code="data_changed", path=path)
             with self._lock:
                 if row not in self._faulty_rows:
@@ -247,15 +281,15 @@ class Stream:
         """Return a decoded sample in the shape and type of the stored samples."""
         settings = self._reading.settings
         if values.shape[1:] != settings.size:
-            values = MEDIA[self.origin.medium].fit(values, settings)
-        values = values.astype(self.origin.dtype, copy=False)
-        return np.ascontiguousarray(np.broadcast_to(values, self.origin.shape))
+            values = MEDIA[self.medium].fit(values, settings)
+        values = values.astype(self.dtype, copy=False)
+        return np.ascontiguousarray(np.broadcast_to(values, self.sample_shape))
 
     def _decode_rows(self, rows: Sequence[int]) -> dict[int, Array]:
         """Decode samples in threads, and keep them in memory for a while."""
         if not rows:
             return {}
-        entries = tuple(self.origin.entries[row] for row in rows)
+        entries = tuple(self.entries[row] for row in rows)
         decoded = decode_all(lambda: self._reading, entries, self.workers)
         samples = self._check_results(rows, decoded)
         self.remember(samples)
@@ -273,20 +307,11 @@ class Stream:
         return None
 
     @cached_property
-    def _held_out(self) -> npt.NDArray[np.bool_]:
-        return mask_held_out(self.origin.digests)
+    def _parts(self) -> tuple[Indices, Indices]:
+        held_out = mask_held_out(self.digests)
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
-    def _successor(self, row: int) -> Array:
-        tried = 0
-        for step in range(1, len(self.origin.entries)):
-            place = (row + step) % len(self.origin.entries)
-            if self._held_out[place] != self._held_out[row]:
-                continue
-            sample = self._find_in_memory(place)
-            if sample is None:
-                sample = self._decode_rows([place]).get(place)
-            if sample is not None:
-                return sample
-            if (tried := tried + 1) == TRIES:
-                break
-        raise self.unreadable_error()
+
+def find_stream(stored: Any) -> Stream | None:
+    """Return stored samples if they are a stream, or None if all are in memory or a file."""
+    return stored if isinstance(stored, Stream) else None

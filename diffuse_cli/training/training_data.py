@@ -16,8 +16,7 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import MetadataTable
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
-from diffuse_cli.data.store import find_stream
-from diffuse_cli.data.stream import TRIES, Stream
+from diffuse_cli.data.stream import Stream, find_stream, replace_unreadable
 from diffuse_cli.media import MEDIA, Array, Indices, resolve_layout, stored_dtype
 from diffuse_cli.system import (
     DataError,
@@ -150,29 +149,25 @@ class TrainingData:
             DataError: no image can be read.
         """
         streams = self.streams
-        loaded = LoadedImages(indices.copy(), [{} for _ in streams])
-        missing, faulty = np.arange(len(indices)), streams[0][0]
-        for _ in range(min(TRIES, len(self.images))):
-            candidates = loaded.indices[missing]
-            good = np.ones(len(missing), np.bool_)
-            for (stream, rows), samples in zip(streams, loaded.samples, strict=True):
+        every: list[dict[int, npt.NDArray[Any]]] = [{} for _ in streams]
+        faulty = streams[0][0]
+
+        def read(candidates: Indices) -> npt.NDArray[np.bool_]:
+            """Read samples from all streams, and return which are whole."""
+            nonlocal faulty
+            whole = np.ones(len(candidates), np.bool_)
+            for (stream, rows), samples in zip(streams, every, strict=True):
                 places = candidates if rows is None else rows[candidates]
                 samples |= stream.fetch(row for row in places.tolist() if row not in samples)
                 readable = np.array([row in samples for row in places.tolist()], np.bool_)
                 faulty = faulty if readable.all() else stream
-                good &= readable
-            missing = missing[~good]
-            if len(missing) == 0:
-                return loaded
-            loaded.indices[missing] = [self._successor(k) for k in loaded.indices[missing]]
-        raise faulty.unreadable_error()
+                whole &= readable
+            return whole
 
-    def _successor(self, index: int) -> int:
-        for part in (self.train, self.held_out):
-            place = int(np.searchsorted(part, index))
-            if place < len(part) and part[place] == index:
-                return int(part[(place + 1) % len(part)])
-        raise LookupError(index)
+        chosen = replace_unreadable(indices, (self.train, self.held_out), read)
+        if chosen is None:
+            raise faulty.unreadable_error()
+        return LoadedImages(chosen, every)
 
     def check_fingerprint(self, config: TrainConfig, state: Mapping[str, Any]) -> Work[None]:
         """Warn if the images have changed since the run started that a checkpoint's state is of.

@@ -12,7 +12,7 @@ from image_corpus import encoded, fill, noise, npy, zipped
 from diffuse_cli import system
 from diffuse_cli.data import Dataset, decoding_pass, open_index, read_images, save_index
 from diffuse_cli.data import stream as streaming
-from diffuse_cli.data.store import find_stream
+from diffuse_cli.data.stream import find_stream
 from diffuse_cli.media import file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
@@ -142,7 +142,7 @@ def test_another_process_opens_it_with_what_is_kept(folder, tmp_path):
     save_index(images, tmp_path)
     other = open_index(tmp_path)
     assert same(other, images)
-    assert isinstance(other.stored.stream.kept_samples, np.memmap)
+    assert isinstance(other.stored.kept_samples, np.memmap)
     alone = streamed(folder)[0]
     save_index(alone, tmp_path / "none")
     assert same(open_index(tmp_path / "none"), alone)

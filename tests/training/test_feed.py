@@ -184,10 +184,10 @@ def asked(monkeypatch):
 
 def test_a_pair_is_replaced_as_a_whole(plan, tmp_path, negatives, monkeypatch):
     own = shutil.copytree(negatives, tmp_path / "negatives")
-    plan.data.pairs.given.stored.stream.origin.__dict__["source"] = str(own)
-    entries = plan.data.pairs.given.stored.stream.origin.entries
-    moved = [e._replace(key=e.key.replace(str(negatives), str(own))) for e in entries]
-    plan.data.pairs.given.stored.stream.origin.__dict__["entries"] = moved
+    stream = plan.data.pairs.given.stored
+    stream.source = str(own)
+    moved = [e._replace(key=e.key.replace(str(negatives), str(own))) for e in stream.entries]
+    stream.entries = moved
     first, second = plan.data.train[:2]
     (own / plan.data.images.names[first]).unlink()
     assert plan.data.find_readable(np.array([second, first])).tolist() == [second, second]
