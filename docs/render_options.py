@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.api.calls import HELD
-from diffuse_cli.config import parsers, vector_files
+from diffuse_cli.config import parsers
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import Option, option_fields
 from diffuse_cli.config.sample_options import SampleConfig
@@ -64,7 +64,7 @@ function, or are not taken."""
 PARSED = {
     parsers.parse_length: "Int | str | Sequence[Int]",
     parsers.parse_betas: "Path | Sequence[Float]",
-    vector_files.parse_vectors: "Path | Iterable[Any]",
+    parsers.parse_vectors: "Path | Iterable[Any]",
     parsers.parse_listed: "str | Sequence[str]",
     parsers.parse_augment: "str | Sequence[str]",
     parsers.parse_color: "str",

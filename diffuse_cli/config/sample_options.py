@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config import parsers, vector_files
+from diffuse_cli.config import parsers
 from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
 from diffuse_cli.core.parameterization import MEASURED
 from diffuse_cli.core.samplers import sampler_options
@@ -251,7 +251,7 @@ class ColumnsConfig(Options):
     )
     on_vector: tuple[tuple[float, ...], ...] | None = option.conditioning.optional(
         "Condition on the vectors of a .npy or .npz file in turn.",
-        parse=vector_files.parse_vectors,
+        parse=parsers.parse_vectors,
         metavar="FILE",
         shown="unconditional",
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.config import vector_files
+from diffuse_cli.config.parsers import VECTOR_FILES
 from diffuse_cli.core import LabelColumn, MetadataTable, NumberColumn, VectorColumn, conditions
 from diffuse_cli.core.conditions import Column, Value
 from diffuse_cli.core.settings import digits
@@ -52,7 +52,7 @@ def examples(table: MetadataTable | None) -> dict[str, float | str]:
 
 def split_vector_file(columns: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
     """Return the columns of --condition-on, with a name for a file of vectors, and the file."""
-    file = next((c for c in columns if c.endswith(vector_files.EXTENSIONS)), None)
+    file = next((c for c in columns if c.endswith(VECTOR_FILES)), None)
     return tuple(VECTOR if c == file else c for c in columns), file
 
 

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffuse_cli.config.parsers import to_plain
-from diffuse_cli.config.vector_files import read_vectors
+from diffuse_cli.config.parsers import read_vectors, to_plain
 from diffuse_cli.data.samples import match_names
 from diffuse_cli.data.sources import base, find_source_kind, open_source
 from diffuse_cli.data.sources.base import Entry, MetadataRow, Source
