@@ -15,7 +15,7 @@ from image_corpus import read
 from lab import write_netcdf
 
 from diffuse_cli.data.sources import open_source
-from diffuse_cli.data.sources._grids import order_longitudes
+from diffuse_cli.data.sources.netcdf import order_longitudes
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import INSTALL, DataError
 

@@ -1,21 +1,34 @@
 """Fields of a netCDF file, `DATA.nc` or `DATA.nc::t2m,pr=0`, where pr is 0 where it is missing.
 
-Variables are channels, and dimensions beyond space count samples. Needs netCDF4.
+Variables are channels, and dimensions beyond space count samples. Axes follow the CF conventions
+(https://cfconventions.org, chapter 4). Needs netCDF4.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from diffuse_cli.data.sources import _grids, base
-from diffuse_cli.media import Array, array
+from diffuse_cli.data.sources import base
+from diffuse_cli.media import Array, Indices, array
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import DataError, extra_package, shorten, show
+
+UNITS = {"degrees_north": "Y", "degree_north": "Y", "degrees_east": "X", "degree_east": "X"}
+NAMES = {
+    **dict.fromkeys(("lat", "latitude", "rlat", "y", "south_north"), "Y"),
+    **dict.fromkeys(("lon", "longitude", "rlon", "x", "west_east"), "X"),
+    **dict.fromkeys(("time", "valid_time", "t"), "T"),
+}
+"""Axes of dimensions by their units, and by their usual names if they have no attributes."""
+
+WIDEST = 8
+"""Largest number of bytes of a value."""
 
 _library = threading.RLock()
 """Held in each call of the library, which is not thread-safe even for different files."""
@@ -47,7 +60,7 @@ class NetCdf(base.Source):
         self._fills = self._choose_variables(dict(map(_parse_fill, filter(None, names.split(",")))))
         variables = [self._data.variables[name] for name in self._fills]
         dimensions = variables[0].dimensions
-        self._grid = grid = _grids.Grid(self._data, dimensions)
+        self._grid = grid = Grid(self._data, dimensions)
         same = all({*variable.dimensions} == {*dimensions} for variable in variables)
         if not same or not grid.order:
             grids = "; ".join(f"{v.name} ({', '.join(v.dimensions)})" for v in variables)
@@ -57,11 +70,11 @@ class NetCdf(base.Source):
         self._values = len(variables) * math.prod(map(len, grid.order.values()))
         chunkings = [variable.chunking() for variable in variables]
         chunks = [math.prod(sides) for sides in chunkings if isinstance(sides, list)]
-        count, size = grid.count, _grids.WIDEST * self._values
-        if max(size, *(_grids.WIDEST * chunk for chunk in chunks), 0) > reasons.LARGEST_FILE:
+        count, size = grid.count, WIDEST * self._values
+        if max(size, *(WIDEST * chunk for chunk in chunks), 0) > reasons.LARGEST_FILE:
             raise reasons.Unusable(reasons.TOO_LARGE)
         reasons.check_count(count, size, self._file.stat().st_size)
-        units = [_grids.read_text(variable, "units") for variable in variables]
+        units = [read_text(variable, "units") for variable in variables]
         named = zip(self._fills, units, strict=True)
         self.quantities = tuple(f"{name} [{unit}]" if unit else name for name, unit in named)
 
@@ -91,7 +104,7 @@ class NetCdf(base.Source):
             hint = f"Fill them, for example with 0: {show(self._file)}{base.SEPARATOR}{filled}"
             raise DataError(f"{text} are missing", hint, code="unusable_data", path=self.path)
         for row in range(count):
-            yield base.Entry(f"{row:09d}.npy", _grids.WIDEST * self._values, str(row), label="")
+            yield base.Entry(f"{row:09d}.npy", WIDEST * self._values, str(row), label="")
 
     def read(self, entry: base.Entry) -> bytes:
         values, gaps = self._read_row(int(entry.key))
@@ -121,6 +134,80 @@ def _parse_fill(text: str) -> tuple[str, float | None]:
         return name, float(number)
     except ValueError:
         return text, None
+
+
+class Grid:
+    """Grid of variables with the same dimensions.
+
+    Attributes:
+        order: the order of indices along each dimension of space, rows before columns. Without a
+            known dimension of space, they are the last two that are not time.
+        lengths: the lengths of all other dimensions, which count samples.
+
+    Raises:
+        Unusable: a sample is too large.
+    """
+
+    def __init__(self, dataset: Any, dimensions: Sequence[str]) -> None:
+        axes = {name: find_axis(dataset, name) for name in dimensions}
+        space = [name for axis in "YX" for name in dimensions if axes[name] == axis]
+        space = space or [name for name in dimensions if axes[name] != "T"][-2:]
+        sizes = {name: len(dataset.dimensions[name]) for name in dimensions}
+        if WIDEST * math.prod(sizes[name] for name in space) > reasons.LARGEST_FILE:
+            raise reasons.Unusable(reasons.TOO_LARGE)
+        self.order = {name: find_order(dataset, name, axes[name]) for name in space}
+        self.lengths = {name: size for name, size in sizes.items() if name not in space}
+        self.count = math.prod(self.lengths.values())
+
+    def read(self, variable: Any, row: int) -> np.ma.MaskedArray[Any, Any]:
+        """Return the values of a sample, in which NaN is masked, too."""
+        indices = np.unravel_index(row, tuple(self.lengths.values()))
+        at = dict(zip(self.lengths, map(int, indices), strict=True))
+        stored = variable[tuple(at.get(name, slice(None)) for name in variable.dimensions)]
+        space = [name for name in variable.dimensions if name in self.order]
+        values = np.ma.masked_invalid(stored.transpose([space.index(d) for d in self.order]))
+        return values[np.ix_(*self.order.values())]
+
+
+def find_axis(dataset: Any, dimension: str) -> str:
+    """Return the axis of a dimension: X, Y, Z, T, or an empty text."""
+    usual = NAMES.get(dimension.lower(), "")
+    if (variable := dataset.variables.get(dimension)) is None:
+        return usual
+    units = read_text(variable, "units")
+    return "T" if " since " in units else read_text(variable, "axis") or UNITS.get(units, usual)
+
+
+def find_order(dataset: Any, dimension: str, axis: str) -> Indices:
+    """Return the indices of rows from north to south, or of columns from west to east.
+
+    Without coordinates they stay as stored.
+    """
+    stored = np.arange(len(dataset.dimensions[dimension]))
+    variable = dataset.variables.get(dimension)
+    if variable is None or variable.dimensions != (dimension,) or len(stored) < 2:
+        return stored
+    places = np.ma.filled(variable[:].astype(np.float64), np.nan)
+    if axis == "X" and read_text(variable, "units").startswith("degree"):
+        return order_longitudes(places)
+    ascends = places[-1] > places[0]
+    return stored if ascends == (axis == "X") else stored[::-1]
+
+
+def order_longitudes(degrees: Array) -> Indices:
+    """Return the indices of columns from west to east, each meridian once.
+
+    They start after the widest gap, or at the date line if the grid goes around the globe.
+    """
+    east, order = np.unique(np.round(degrees + 180, 6) % 360, return_index=True)
+    gaps = np.diff(east, append=east[0] + 360)
+    start = gaps.argmax() + 1 if gaps.max() > 1.5 * np.median(gaps) else 0
+    return np.roll(order, -start)
+
+
+def read_text(variable: Any, attribute: str) -> str:
+    """Return the start of an attribute, empty if the variable does not have it."""
+    return str(variable.getncattr(attribute))[:60] if attribute in variable.ncattrs() else ""
 
 
 SOURCE = NetCdf
