@@ -22,7 +22,7 @@ from diffuse_cli import system
 from diffuse_cli.data.decoding_threads import DecodedFile, DecodingTask, decode_all, decode_files
 from diffuse_cli.data.sources import Listing
 from diffuse_cli.data.sources.base import Entry
-from diffuse_cli.data.store import SECONDS_BETWEEN_EVENTS, KeptSamples, Store, make_blank
+from diffuse_cli.data.store import SECONDS_BETWEEN_EVENTS, Store, make_blank
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size, Unusable
 from diffuse_cli.media import file_errors as reasons
@@ -76,14 +76,14 @@ def decode_listing(
     reading: DecodingTask,
     listing: Listing,
     tally: Tally,
-    kept_samples: KeptSamples,
+    store: Store,
     index: DatasetIndex,
     strict: bool,
     workers: int | None,
 ) -> Work[DecodingTask]:
     """Decode every file into a store, and return the settings to read the samples again.
 
-    The store is replaced when a sample does not fit its shape. Files in the index are not decoded.
+    The store starts again when a sample does not fit its shape. Files in the index are not decoded.
     If the request leaves sizes open, the samples complete it, and files that were decoded before
     are decoded again: a resumed run asks for the completed request.
     """
@@ -102,7 +102,7 @@ def decode_listing(
     yield Progress(task, 0, total)
     try:
         for count, (result, from_index) in enumerate(index.results(listing, decode), 1):
-            store, (entry, read, reason) = kept_samples.store, result
+            entry, read, reason = result
             if read is not None and not from_index:
                 entry, read, reason = by_request(entry, read)
             if read is not None:
@@ -126,20 +126,19 @@ def decode_listing(
                 again = None
                 if settings is not current.settings:
                     current = replace(current, settings=settings)
-                    first = tally.entries[: store.count if store and kept_samples.open else 0]
+                    first = tally.entries[: store.count if store.open else 0]
                     again = (result.read and result.read.values for result in decode(tuple(first)))
-                if store is None or (store.shape, store.dtype) != (shape, dtype):
-                    kept_samples.replace_store(shape, dtype, again)
-                usable = kept_samples.open and not from_index
+                if (store.shape, store.dtype) != (shape, dtype):
+                    store.start(shape, dtype, again)
+                usable = store.open and not from_index
                 final = by_request(entry, read).read if usable else None
-                kept_samples.append(final and final.values)
+                store.append(final and final.values)
             if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
                 last = time.monotonic()
                 yield Progress(task, count, total)
         yield Progress(task, total, total)
     except BaseException as error:
-        if kept_samples.store is not None:
-            kept_samples.store.abort(error)
+        store.abort(error)
         raise
     return current
 
@@ -153,14 +152,14 @@ def _fits(values: Array, settings: ReadSettings) -> bool:
     )
 
 
-def _cut(store: Store | None, read: Read, settings: ReadSettings, kind: Medium) -> Read:
+def _cut(store: Store, read: Read, settings: ReadSettings, kind: Medium) -> Read:
     """Return a sample cut to the size of the samples that are there, if it is larger.
 
     A resumed run asks for this size, so the first run must have the same samples. An index keeps
     the shape before.
     """
     shape = read.values.shape
-    if store is None or kind.mixed or store.shape[0] != shape[0] or store.shape == shape:
+    if not store.shape or kind.mixed or store.shape[0] != shape[0] or store.shape == shape:
         return read
     with contextlib.suppress(Unusable):
         sized = replace(settings, size=store.shape[1:])
@@ -168,15 +167,15 @@ def _cut(store: Store | None, read: Read, settings: ReadSettings, kind: Medium) 
     return read
 
 
-def _can_store(store: Store | None, read: Read, kind: Medium) -> bool:
+def _can_store(store: Store, read: Read, kind: Medium) -> bool:
     """Whether a sample can be stored next to the samples that are there."""
-    if store is None or not kind.mixed:
-        return store is None or store.shape == read.values.shape
+    if not store.shape or not kind.mixed:
+        return store.shape in ((), read.values.shape)
     return read.layout not in kind.alike or store.shape[0] == read.values.shape[0]
 
 
 def _resolve_common(
-    settings: ReadSettings, store: Store | None, values: Array, kind: Medium
+    settings: ReadSettings, store: Store, values: Array, kind: Medium
 ) -> tuple[ReadSettings, Size, np.dtype[Any]]:
     """Return the request, the shape and the type that stored samples share with another sample.
 
@@ -185,7 +184,7 @@ def _resolve_common(
     """
     (channels, *sides), dtype, changed = values.shape, values.dtype, dict[str, Any]()
     size = settings.size
-    if store is None:
+    if not store.shape:
         if size is not None and len(size) != len(sides):  # equal sides, in any number of dimensions
             settings = replace(settings, size=tuple(sides))
         return settings, values.shape, dtype

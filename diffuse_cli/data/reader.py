@@ -18,7 +18,7 @@ from diffuse_cli.data.decoding_pass import DatasetIndex, Tally, decode_listing
 from diffuse_cli.data.decoding_threads import DecodingTask
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.sources.base import Source
-from diffuse_cli.data.store import KeptSamples, store_stream
+from diffuse_cli.data.store import Store, store_stream
 from diffuse_cli.data.stream import Stream
 from diffuse_cli.data.summary import Summary, plural, remark_lines, skip_counts
 from diffuse_cli.media import Array, ReadSettings, Size
@@ -108,11 +108,11 @@ def read_images(
             dataset_index.remove()
             dataset_index = DatasetIndex(None, about)
         tally = Tally()
-        kept_samples = KeptSamples(cache, len(listing.candidates), keep, map_over)
+        store = Store(cache, len(listing.candidates), keep, map_over)
         reading = yield from decode_listing(
-            reading, listing, tally, kept_samples, dataset_index, strict, workers
+            reading, listing, tally, store, dataset_index, strict, workers
         )
-        if (store := kept_samples.store) is None:
+        if not store.shape:
             raise _no_samples_error(source, listing, tally)
         stream = Stream(
             source=str(source),

@@ -37,45 +37,72 @@ def make_blank(shape: Size, dtype: npt.DTypeLike) -> Array:
 
 
 class Store:
-    """Store to which samples of one shape (C, *size) are appended. One channel fills all C.
+    """Store of the first samples of a data set, up to `keep` bytes. All of them if it is None.
 
-    Samples are in memory, or in the file `pixels.u8` of a folder, which appears when it is
-    finished. Until then it is written, not mapped: a full disk raises an error, not SIGBUS.
+    Samples have one shape (C, *size). One channel fills all C. They are in memory up to `map_over`
+    bytes, otherwise in the file `pixels.u8` of `folder`, if it is given. The file appears when it
+    is finished. Until then it is written, not mapped: a full disk raises an error, not SIGBUS.
 
     Args:
-        folder: the folder of the file; None for memory.
-        capacity: the largest number of samples. A store for 0 samples writes no file.
+        total: the number of samples of the data set.
 
-    Raises:
-        DataError: the samples do not fit in memory.
+    Attributes:
+        shape, dtype: the shape and type of all samples so far. The shape is () before the first.
+        capacity: the largest number of samples.
+        count: the number of samples.
+        open: whether another sample can be appended.
     """
 
-    def __init__(
-        self, folder: Path | None, capacity: int, shape: Size, dtype: np.dtype[Any]
-    ) -> None:
-        self.capacity, self.shape, self.dtype, self.count = capacity, shape, dtype, 0
-        self._folder = folder
-        self._path = folder / PIXELS if folder is not None and capacity else None
+    def __init__(self, folder: Path | None, total: int, keep: int | None, map_over: int) -> None:
+        self.shape: Size = ()
+        self.dtype, self.capacity, self.count, self.open = np.dtype("u1"), 0, 0, True
+        self._folder, self._total, self._keep, self._map_over = folder, total, keep, map_over
+        self._path: Path | None = None
+        self._samples: Array = np.zeros(0, self.dtype)
         self._stack = contextlib.ExitStack()
-        if self._path is not None:
-            self._file = self._stack.enter_context(files.replace_file(self._path))
-            return
-        try:
-            self._pixels = np.empty((capacity, *shape), dtype)
-        except (MemoryError, ValueError) as error:
-            mib = math.ceil(capacity * math.prod(shape) * dtype.itemsize / 2**20)
-            need = f"{mib:,} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
-            message = f"{capacity:,} samples of {dimensions(shape[1:])} need {need} of memory"
-            raise DataError(message, "Pass a smaller --size", code="out_of_memory") from error
+        if folder is not None:
+            remove_index(folder)
 
-    def append(self, pixels: Array) -> None:
-        """Append a sample."""
-        if self._path is None:
-            self._pixels[self.count] = pixels
+    def start(
+        self, shape: Size, dtype: np.dtype[Any], samples: Iterable[Array | None] | None = None
+    ) -> None:
+        """Start again with these samples of another shape, by default those kept so far.
+
+        Raises:
+            DataError: the samples do not fit in memory.
+        """
+        before = self.finish()
+        sample_bytes = math.prod(shape) * dtype.itemsize
+        room = self._total if self._keep is None else min(self._total, self._keep // sample_bytes)
+        self.shape, self.dtype, self.capacity, self.count = shape, dtype, room, 0
+        self._path = None
+        if self._folder is not None and room * sample_bytes > self._map_over:
+            self._path = self._folder / PIXELS
+            self._file = self._stack.enter_context(files.replace_file(self._path))
         else:
-            values = pixels.astype(self.dtype, copy=False)
-            self._file.write(np.broadcast_to(values, self.shape).tobytes())
-        self.count += 1
+            try:
+                self._samples = np.empty((room, *shape), dtype)
+            except (MemoryError, ValueError) as error:
+                mib = math.ceil(room * sample_bytes / 2**20)
+                need = f"{mib:,} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
+                message = f"{room:,} samples of {dimensions(shape[1:])} need {need} of memory"
+                raise DataError(message, "Pass a smaller --size", code="out_of_memory") from error
+        was_open, self.open = self.open, True
+        for values in before if samples is None else samples:
+            self.append(values)
+        self.open = self.open and was_open
+
+    def append(self, values: Array | None) -> None:
+        """Append a sample, unless an earlier one was left out. None leaves this one out."""
+        if values is None or self.count == self.capacity:
+            self.open = False
+        elif self.open:
+            if self._path is None:
+                self._samples[self.count] = values
+            else:
+                values = values.astype(self.dtype, copy=False)
+                self._file.write(np.broadcast_to(values, self.shape).tobytes())
+            self.count += 1
 
     def finish(self) -> Array:
         """Return the samples (N, C, *size), mapped read-only if they are in a file.
@@ -85,59 +112,12 @@ class Store:
         """
         self._stack.close()
         if self._path is None:
-            return self._pixels[: self.count]
+            return self._samples[: self.count]
         return map_file(self._path, (self.count, *self.shape), self.dtype)
-
-    def make_empty(self) -> Store:
-        """Return an empty store of the same kind."""
-        return Store(self._folder, self.capacity, self.shape, self.dtype)
 
     def abort(self, error: BaseException) -> None:
         """Remove an unfinished file. An `OSError` becomes an `OutputError`."""
         self._stack.__exit__(type(error), error, error.__traceback__)
-
-
-class KeptSamples:
-    """The first samples of a data set, up to `keep` bytes. All of them if it is None.
-
-    They are in memory up to `map_over` bytes, otherwise in a file in `folder`, if it is given.
-
-    Attributes:
-        store: the store for the shape that all samples have so far; None before the first.
-        open: whether another sample can be appended.
-    """
-
-    def __init__(
-        self, folder: Path | None, total: int, keep: int | None, map_over: int = 0
-    ) -> None:
-        self.store: Store | None = None
-        self.open = True
-        self._folder, self._total, self._keep = folder, total, keep
-        self._map_over = map_over
-        if folder is not None:
-            remove_index(folder)
-
-    def replace_store(
-        self, shape: Size, dtype: np.dtype[Any], samples: Iterable[Array | None] | None = None
-    ) -> None:
-        """Start a store of another shape with these samples, by default those kept so far."""
-        kept_samples: Iterable[Array] = () if self.store is None else self.store.finish()
-        sample_bytes = math.prod(shape) * dtype.itemsize
-        room = self._total if self._keep is None else min(self._total, self._keep // sample_bytes)
-        folder = self._folder if room * sample_bytes > self._map_over else None
-        self.store = Store(folder, room, shape, dtype)
-        was_open, self.open = self.open, True
-        for values in kept_samples if samples is None else samples:
-            self.append(values)
-        self.open = self.open and was_open
-
-    def append(self, values: Array | None) -> None:
-        """Keep a sample, unless an earlier one was left out. None leaves this one out."""
-        assert self.store is not None
-        if values is None or self.store.count == self.store.capacity:
-            self.open = False
-        elif self.open:
-            self.store.append(values)
 
 
 def map_file(path: Path, shape: Size, dtype: np.dtype[Any]) -> Array:
@@ -155,7 +135,9 @@ def remove_index(folder: Path) -> None:
 def store_stream(stream: Stream, store: Store) -> Work[Any]:
     """Return all samples of a stream if the store can keep them, else the stream."""
     if (room := min(store.capacity, len(stream))) > len(stream.kept_samples):
-        yield from _keep_first(stream, store.make_empty(), room)
+        store.start(stream.sample_shape, stream.dtype, ())
+        store.open = True
+        yield from _keep_first(stream, store, room)
     if len(stream.kept_samples) == len(stream) and not stream.holes:
         return stream.kept_samples
     return stream

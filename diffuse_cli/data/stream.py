@@ -128,7 +128,8 @@ class Stream:
         """
         rows = np.arange(len(self))[key]
         if not np.ndim(rows):
-            return self[rows[None]][0]
+            sample: Array = self[rows[None]][0]
+            return sample
         samples: dict[int, Array] = {}
         chosen = replace_unreadable(rows, self._parts, lambda rows: self._look_up(rows, samples))
         if chosen is None:

@@ -487,4 +487,4 @@ def test_an_index_without_its_pixels_is_refused(tmp_path):
 def test_memory_that_is_not_there_is_said_in_units_that_are_not_0(monkeypatch, count, said):
     monkeypatch.setattr(store.np, "empty", Mock(side_effect=MemoryError))
     with pytest.raises(DataError, match=f"need {said} of memory"):
-        Store(None, count, (3, 32, 32), np.dtype("u1"))
+        Store(None, count, None, 0).start((3, 32, 32), np.dtype("u1"))
