@@ -89,6 +89,33 @@ def decide_config(
     return config, blueprint, room
 
 
+def check_batch(config: TrainConfig, processes: int, continues: bool) -> None:
+    """Refuse a batch that leaves a process without an image.
+
+    A resumed run may have more processes than it had, and computes its batch in fewer parts.
+
+    Raises:
+        UsageError: the batch is smaller than processes times accumulation, or on --resume smaller
+            than the number of processes.
+    """
+    batch = config.batch_size or (presets.BATCH if config.minutes is None else None)
+    if batch is None:
+        return
+    if continues:
+        if batch < processes:
+            text = f"the run's --batch-size {batch} is less than {processes} processes"
+            raise UsageError(text, f"Resume with {batch} processes or fewer", code="invalid_value")
+        return
+    parts = processes * config.accumulation
+    if batch < parts:
+        raise UsageError(
+            f"--batch-size {batch} is less than {processes} processes x "
+            f"--accumulation {config.accumulation}",
+            f"Set --batch-size {parts} or more",
+            code="invalid_value",
+        )
+
+
 def fill_minutes(config: TrainConfig, blueprint: Blueprint, processes: int) -> TrainConfig:
     """Decide on the batch size of --minutes, and on its first number of steps.
 

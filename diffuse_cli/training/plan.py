@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffuse_cli.config.presets import BATCH
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import ConditioningArray, Conditions, DataGaussian, Space, distillation
@@ -20,10 +19,10 @@ from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import Indices
 from diffuse_cli.models import image_conditioning, model_file
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process
-from diffuse_cli.system import Notice, UsageError, Work, translate_errors
+from diffuse_cli.system import Notice, Work, translate_errors
 from diffuse_cli.training import training_conditions
 from diffuse_cli.training.configuration import to_model_options
-from diffuse_cli.training.decisions import decide_config
+from diffuse_cli.training.decisions import check_batch, decide_config
 from diffuse_cli.training.ema_weights import EarlyWeights
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.teacher import Teacher, check_distillation, load_teacher
@@ -244,30 +243,3 @@ def keep_given_scale(
 
 def _kind_of(space: Space) -> tuple[Any, ...]:
     return space.medium, space.levels, space.channels, space.transform
-
-
-def check_batch(config: TrainConfig, processes: int, continues: bool) -> None:
-    """Refuse a batch that leaves a process without an image.
-
-    A resumed run may have more processes than it had, and computes its batch in fewer parts.
-
-    Raises:
-        UsageError: the batch is smaller than processes times accumulation, or on --resume smaller
-            than the number of processes.
-    """
-    batch = config.batch_size or (BATCH if config.minutes is None else None)
-    if batch is None:
-        return
-    if continues:
-        if batch < processes:
-            text = f"the run's --batch-size {batch} is less than {processes} processes"
-            raise UsageError(text, f"Resume with {batch} processes or fewer", code="invalid_value")
-        return
-    parts = processes * config.accumulation
-    if batch < parts:
-        raise UsageError(
-            f"--batch-size {batch} is less than {processes} processes x "
-            f"--accumulation {config.accumulation}",
-            f"Set --batch-size {parts} or more",
-            code="invalid_value",
-        )

@@ -25,7 +25,7 @@ from diffuse_cli.system import outputs
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import training_data
-from diffuse_cli.training.plan import check_batch
+from diffuse_cli.training.decisions import check_batch
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
