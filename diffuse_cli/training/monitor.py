@@ -284,13 +284,12 @@ class Monitor:
 
     def find_copies(self) -> Work[tuple[dict[str, float], memorization.Signs]]:
         """Compare samples of the EMA weights with training images."""
-        plan, device, looks = self.trainer.plan, self.trainer.device, self._looks
+        looks = self._looks
         assert self._copies is not None
         assert looks is not None
-        net, count = self.trainer.ema_net, looks.count
-        samples = yield from validation.generate_in_proportion(plan, net, count, device)
+        samples = yield from validation.generate(self.trainer, looks.count)
         values = yield from self._copies.compare(samples)
-        return values, memorization.find_signs(values, count)
+        return values, memorization.find_signs(values, looks.count)
 
     def _validate(self, step: int) -> Work[None]:
         """Measure the KID of the EMA weights, and keep them if they are the best so far.
@@ -321,8 +320,7 @@ class Monitor:
     def measure_kid(self) -> Work[dict[str, float]]:
         """Return the KID of the EMA weights."""
         assert self._kid is not None
-        plan, net, device = self.trainer.plan, self.trainer.ema_net, self.trainer.device
-        samples = yield from validation.generate_in_proportion(plan, net, self.images, device)
+        samples = yield from validation.generate(self.trainer, self.images)
         return (yield from self._kid.compare(samples))
 
     def _measure_errors(self, step: int) -> Work[None]:

@@ -108,7 +108,7 @@ def choose_network(space: Space, samples: Array, device: torch.device) -> Featur
     return build_random_network(space, samples, device)
 
 
-def make_settings_in_proportion(plan: Plan, count: int) -> SamplingSettings:
+def make_settings(plan: Plan, count: int) -> SamplingSettings:
     """Return the settings of `count` samples in the class proportions of training.
 
     They have the same noise every time.
@@ -121,9 +121,10 @@ def make_settings_in_proportion(plan: Plan, count: int) -> SamplingSettings:
     return previews.make_settings(plan, count, classes=classes)
 
 
-def generate_in_proportion(plan: Plan, net: Any, count: int, device: torch.device) -> Work[Array]:
-    """Generate samples with these settings, stored (N, C, *size)."""
-    settings, denoiser = make_settings_in_proportion(plan, count), plan.blueprint.denoiser(net)
+def generate(trainer: Trainer, count: int) -> Work[Array]:
+    """Generate samples of the EMA weights with these settings, stored (N, C, *size)."""
+    plan, device = trainer.plan, trainer.device
+    settings, denoiser = make_settings(plan, count), plan.blueprint.denoiser(trainer.ema_net)
     space, indices = plan.blueprint.space, range(count)
     return (yield from generate_all(denoiser, settings, indices, space=space, device=device))
 
@@ -190,7 +191,7 @@ def choose_settings(trainer: Trainer) -> Work[tuple[SamplerChoice | None, bool |
     if trainer.weak and network.pictures and trials > 1:
         candidates += islice(guide_settings(blueprint, default), trials - 1)
         guide = Guide(sample_options.OWN, 1.0, blueprint.denoiser(trainer.weak_net()), "")
-    settings = make_settings_in_proportion(plan, count)
+    settings = make_settings(plan, count)
     looks = dict(zip(setting_search.FAR, measure_contrast_and_detail(real), strict=True))
 
     def measure_look(samples: Array, *_: Array) -> dict[str, float]:

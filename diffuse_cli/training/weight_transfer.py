@@ -67,23 +67,18 @@ def input_matrix(base: Blueprint, tuned: Blueprint) -> Tensor:
     if old.given and new.given:  # the last channel is the mask
         given = [sample_matrix(old.given.channels, new.given.channels), sample_matrix(1, 1)]
     sample = sample_matrix(base.space.channels, tuned.space.channels)
-    return block_diagonal(*[sample] * (1 + base.wiener), *given)
+    matrix: Tensor = torch.block_diag(*[sample] * (1 + base.wiener), *given)
+    return matrix
 
 
 def output_matrix(base: Blueprint, tuned: Blueprint) -> Tensor:
     """Return the matrix from the output channels of one network to another's."""
     before, after = base.space.channels, tuned.space.channels
     sample = sample_matrix(after, before).T  # grey as each color, colors as their mean
-    if learns_variance(base) and learns_variance(tuned):
-        return block_diagonal(sample, sample)
-    variance = zero_matrix(after * learns_variance(tuned), before * learns_variance(base))
-    return block_diagonal(sample, variance)
-
-
-def block_diagonal(*parts: Tensor) -> Tensor:
-    """Return the block-diagonal matrix for the channels of all parts."""
-    whole: Tensor = torch.block_diag(*parts)
-    return whole
+    learned = learns_variance(tuned), learns_variance(base)
+    variance = sample if all(learned) else zero_matrix(after * learned[0], before * learned[1])
+    matrix: Tensor = torch.block_diag(sample, variance)
+    return matrix
 
 
 def sample_matrix(before: int, after: int) -> Tensor:
