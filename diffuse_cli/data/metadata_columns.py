@@ -6,26 +6,22 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from diffuse_cli.config.parsers import VECTOR_FILES
 from diffuse_cli.core import LabelColumn, MetadataTable, NumberColumn, VectorColumn, conditions
 from diffuse_cli.core.conditions import Column, Value
 from diffuse_cli.core.settings import digits
-from diffuse_cli.data.metadata_files import VECTOR, VECTOR_HINT
+from diffuse_cli.data.metadata_files import VECTOR, VECTOR_HINT, Cell, Cells
 from diffuse_cli.data.samples import NOISE
 from diffuse_cli.data.summary import format_names, plural
+from diffuse_cli.media import Indices
 from diffuse_cli.system import DataError, UsageError, closest_name, lookup, shorten
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from diffuse_cli.data.metadata_files import Cell, Cells
-    from diffuse_cli.media import Indices
-
-    Rows = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.float32]
 
 KINDS = ("number", "label")
 """Kinds that you can append to a column's name after a colon if its cells do not show its kind."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
 
 from diffuse_cli.config import presets, train_options
 from diffuse_cli.config.options import convert_options
@@ -23,9 +24,6 @@ from diffuse_cli.system import Notice, UsageError, Work, devices
 from diffuse_cli.training import step_cost, time_budget
 from diffuse_cli.training.configuration import default_loss
 from diffuse_cli.training.training_data import TrainingData
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 OPTIMIZER = "muon"
 """The default optimizer (benchmarks/README.md)."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from diffuse_cli.core import NETWORKS, PAIRS, Ends, MetadataTable, Settings, dimensions
 from diffuse_cli.core.networks import count_parameters
@@ -13,15 +14,11 @@ from diffuse_cli.core.settings import to_dict
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system import Notice, Table, UsageError, Work, files
 from diffuse_cli.training import weight_transfer
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.training_conditions import list_names
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.models.model_file import StoredModel
-    from diffuse_cli.training.plan import Plan
 
 NOISE = ("schedule", "betas", "log_snr_shift", "zero_terminal_snr", "rescale_timesteps")
 """Settings that decide how noisy samples are at each timestep that a network sees."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,19 +19,15 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import LOSSES, OPTIMIZERS
+from diffuse_cli.core import LOSSES, OPTIMIZERS, Denoise, Denoiser
 from diffuse_cli.core.distillation import consistency_loss
 from diffuse_cli.core.losses import Loss, weights
+from diffuse_cli.media import Array, Indices
+from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.system import UsageError, lookup, rng
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.training.configuration import default_loss
-
-if TYPE_CHECKING:
-    from diffuse_cli.core import Denoise, Denoiser
-    from diffuse_cli.media import Array, Indices
-    from diffuse_cli.models.blueprint import Blueprint
-    from diffuse_cli.models.image_conditioning import ConditioningInputs
-
 
 WHOLE = ((1.0, 1.0),)
 """Schedule with one part."""

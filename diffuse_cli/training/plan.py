@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
@@ -28,11 +30,6 @@ from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.teacher import Teacher, check_distillation, load_teacher
 from diffuse_cli.training.time_budget import Laps
 from diffuse_cli.training.training_data import TrainingData, read_data
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import Tensor
-
 
 MOST, STREAMED = 512, 64
 """The most samples to measure the Gaussian on, in memory and streamed. They give the standard

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL.Image import Image
 
 from diffuse_cli.config.sample_options import GAUSSIAN, SAMPLER, SAMPLING_STEPS, SamplerChoice
 from diffuse_cli.media import Array, Indices, figures, render_samples
@@ -15,10 +15,6 @@ from diffuse_cli.sampling.sampling_settings import SamplingSettings, starts_from
 from diffuse_cli.system import Progress, Work
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 
 PREVIEW_IMAGES, GIVEN_SHOWN = 16, 4
 """Samples of a preview, and the images that condition them, if any."""

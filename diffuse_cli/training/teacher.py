@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,20 +17,16 @@ from torch import Tensor, nn
 
 from diffuse_cli.config.sample_options import DISTILLED_STEPS, SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import distillation
+from diffuse_cli.core import DataGaussian, Denoise, Denoiser, distillation
 from diffuse_cli.core.guidance import guide
 from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import simple
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system import Notice, UsageError, Work, files
 from diffuse_cli.system.rng import Draws, training_draws
 from diffuse_cli.training.optimization import Updater
-
-if TYPE_CHECKING:
-    from diffuse_cli.core import DataGaussian, Denoise, Denoiser
-    from diffuse_cli.models.model_file import StoredModel
-
 
 PATHS = 0.85
 """The fraction of the run that learns from trajectories."""

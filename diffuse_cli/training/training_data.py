@@ -7,10 +7,11 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from accelerate import Accelerator
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import MetadataTable
@@ -18,6 +19,7 @@ from diffuse_cli.core.settings import to_dict
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.stream import Stream, find_stream, replace_unreadable
 from diffuse_cli.media import MEDIA, Array, Indices, resolve_layout, stored_dtype
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import (
     DataError,
     Notice,
@@ -31,12 +33,6 @@ from diffuse_cli.system.memory import free_memory
 from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training import training_conditions
 from diffuse_cli.training.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from diffuse_cli.models.blueprint import Blueprint
-
 
 FEW = 2
 """The fewest images from which a model can do more than memorize."""

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffuse_cli.config import sample_options
 from diffuse_cli.config.sample_options import SamplerChoice
@@ -24,6 +25,7 @@ from diffuse_cli.media import MEDIA, Array, Indices, can_judge
 from diffuse_cli.metrics import features, memorization, nearest_neighbors
 from diffuse_cli.metrics.features import FeatureNetwork
 from diffuse_cli.metrics.features.feature_choice import build_random_network
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.sampling import setting_search
 from diffuse_cli.sampling.generation import generate_all
 from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings, can_start_from_gaussian
@@ -31,13 +33,7 @@ from diffuse_cli.system import ModelFileError, Notice, UsageError, Work, finish
 from diffuse_cli.system.rng import permutation
 from diffuse_cli.training import chores, previews
 from diffuse_cli.training.plan import Plan
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.models.blueprint import Blueprint
-    from diffuse_cli.training.trainer import Trainer
-
+from diffuse_cli.training.trainer import Trainer
 
 REAL_IMAGES = 1000
 """The most real images to compare with. Their features are computed once."""

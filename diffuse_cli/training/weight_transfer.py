@@ -7,20 +7,15 @@ as the model without the new conditions. If the channels differ, this holds for 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from diffuse_cli.core import NETWORKS, Ends, LabelColumn
+from diffuse_cli.core import NETWORKS, Conditions, Ends, LabelColumn, MetadataTable
 from diffuse_cli.core.parameterization import LEARNED
+from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system.rng import philox
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.core import Conditions, MetadataTable
-    from diffuse_cli.models.blueprint import Blueprint
-    from diffuse_cli.models.model_file import StoredModel
 
 GREY, COLOR = 1, 3
 """Numbers of channels that are converted into each other. Other channels keep their places."""
