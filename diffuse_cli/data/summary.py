@@ -212,12 +212,7 @@ def format_sizes(sizes: Mapping[Size, int]) -> str:
     return smallest if len(ordered) == 1 else f"{len(ordered):,} sizes from {smallest} to {largest}"
 
 
-def describe_fit(
-    sizes: Iterable[Size],
-    size: Size,
-    fit: str = "crop",
-    medium: str = "image",
-) -> str:
+def describe_fit(sizes: Iterable[Size], size: Size, fit: str, medium: str) -> str:
     """Describe the change of samples of `sizes` (width, height) at `size` (height, width).
 
     An example is `, cropped at the center by up to 44 %`. Empty if no sample changes its shape.

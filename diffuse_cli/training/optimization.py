@@ -121,7 +121,7 @@ def lr_at(
 
 
 class Updater:
-    """Network with its optimizer.
+    """Network with its optimizer, of the configured learning rate times `rate`.
 
     A fused optimizer takes the gradient's divisor and whether to skip the step as from a gradient
     scaler: both stay on the device, and clipping needs no extra pass over the gradient.
@@ -133,19 +133,12 @@ class Updater:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        net: nn.Module,
-        accelerator: Accelerator,
-        *,
-        lr: float,
-        weight_decay: float,
-        compiled: bool = False,
+        self, config: TrainConfig, net: nn.Module, accelerator: Accelerator, rate: float = 1.0
     ) -> None:
         self.net, self._accelerator, self._most = net, accelerator, config.grad_clip
         make = lookup(OPTIMIZERS, config.optimizer or "adamw", "--optimizer")
-        optimizer = make(net, lr=lr, weight_decay=weight_decay)
-        body: Any = _compile_network(net) if compiled else net
+        optimizer = make(net, lr=rate * (config.lr or 0.0), weight_decay=config.weight_decay)
+        body: Any = _compile_network(net) if config.compile else net
         self.prepared, self.optimizer = accelerator.prepare(body, optimizer)
         # Not with a gradient scaler. Metal's kernel reads neither the scale nor `found_inf`.
         self.obeys = (

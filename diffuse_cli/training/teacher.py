@@ -8,7 +8,7 @@ different endpoints. The last phase therefore uses the distribution matching los
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,8 +82,8 @@ class DistributionMatching:
     ) -> None:
         self.config, self.accelerator, self.net, self._teacher = config, accelerator, net, teacher
         self._shape = blueprint.space.shape
-        lr = FASTER * (config.lr or 0.0)
-        self._updater = Updater(config, net, accelerator, lr=lr, weight_decay=0.0)
+        critic_config = replace(config, weight_decay=0.0, compile=False)
+        self._updater = Updater(critic_config, net, accelerator, rate=FASTER)
         self._critic = blueprint.denoiser(self._updater.prepared)
         self._samples: list[StudentSamples] = []
 

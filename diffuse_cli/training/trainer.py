@@ -90,14 +90,7 @@ class Trainer:
         self.weak: ema_weights.EarlyWeights | None = None
         self.unread: list[Tensor] = []
         self.bad = 0
-        self.updater = optimization.Updater(
-            self.config,
-            self.net,
-            accelerator,
-            lr=self.config.lr or 0.0,
-            weight_decay=self.config.weight_decay,
-            compiled=bool(self.config.compile),
-        )
+        self.updater = optimization.Updater(self.config, self.net, accelerator)
         self.optimizer = self.updater.optimizer
         self.denoiser = plan.blueprint.denoiser(self.updater.prepared)
         guide = plan.teacher.make_denoiser(accelerator) if plan.teacher else None

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from diffuse_cli.core import NETWORKS, Conditions, Ends, LabelColumn, MetadataTable
+from diffuse_cli.core import NETWORKS, Conditions, Ends, LabelColumn
 from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.model_file import StoredModel
@@ -44,10 +44,9 @@ def transfer(model: StoredModel, tuned: Blueprint, seed: int = 0) -> Mapping[str
         _, variance = weights[ends.output_bias].chunk(2)
         variance.fill_(FRACTION.get(base.diffusion.variance, 0.0))
     _fit_classes(weights, ends, model, tuned.conditions)
-    tables = base.conditions.table, tuned.conditions.table
-    for added in removed_columns(model, ends, *tables):
+    for added in removed_columns(model, ends, tuned):
         weights[ends.class_bias] = weights[ends.class_bias] + added
-    return convert_columns(weights, ends.columns, *tables, tuned.shapes)
+    return convert_columns(weights, ends.columns, base, tuned)
 
 
 def learns_variance(blueprint: Blueprint) -> bool:
@@ -129,13 +128,12 @@ def dropped_label(rows: Tensor, never: bool) -> Tensor:
     return rows[:-1].mean(0) if never else rows[-1]
 
 
-def removed_columns(
-    model: StoredModel, ends: Ends, old_table: MetadataTable | None, new_table: MetadataTable | None
-) -> Iterator[Tensor]:
+def removed_columns(model: StoredModel, ends: Ends, tuned: Blueprint) -> Iterator[Tensor]:
     """Yield the embedding, (D,), of each removed column when it is dropped.
 
     For labels it is their mean if the model was trained without dropping them.
     """
+    old_table, new_table = model.blueprint.conditions.table, tuned.conditions.table
     for k, column in enumerate(old_table.columns if old_table else ()):
         if new_table and column.name in new_table.names:
             continue
@@ -168,11 +166,7 @@ def _fit_classes(
 
 
 def convert_columns(
-    weights: Mapping[str, Tensor],
-    embedding: str,
-    old_table: MetadataTable | None,
-    new_table: MetadataTable | None,
-    shapes: Mapping[str, tuple[int, ...]],
+    weights: Mapping[str, Tensor], embedding: str, base: Blueprint, tuned: Blueprint
 ) -> Mapping[str, Tensor]:
     """Convert weights between metadata tables, matching columns and labels by name.
 
@@ -180,17 +174,17 @@ def convert_columns(
 
     Args:
         embedding: `Ends.columns` of the network.
-        shapes: the shapes of the new tensors by name.
     """
+    old_table, new_table = base.conditions.table, tuned.conditions.table
     if old_table == new_table:
         return weights
     converted = {name: w for name, w in weights.items() if not name.startswith(f"{embedding}.")}
     places = {name: k for k, name in enumerate(old_table.names)} if old_table else {}
     for k, column in enumerate(new_table.columns if new_table else ()):
         old = old_table.find(column) if old_table else None
-        for name in (n for n in shapes if n.startswith(f"{embedding}.{k}.")):
+        for name in (n for n in tuned.shapes if n.startswith(f"{embedding}.{k}.")):
             suffix = name.removeprefix(f"{embedding}.{k}.")
-            after = torch.zeros(shapes[name])
+            after = torch.zeros(tuned.shapes[name])
             if old:
                 before = weights[f"{embedding}.{places[column.name]}.{suffix}"]
                 after = _match_labels(before, after, old, column)

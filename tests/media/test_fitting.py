@@ -61,7 +61,7 @@ def test_what_has_the_shape_is_only_scaled(name):
     ],
 )
 def test_what_a_fit_does_is_said(sizes, size, fit, said):
-    assert describe_fit(sizes, size, fit) == said
+    assert describe_fit(sizes, size, fit, "image") == said
 
 
 def test_pad_keeps_the_whole_picture_at_the_center():
