@@ -105,7 +105,7 @@ class Trainer:
             )
         self._timestep_draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._timestep_draw.keep)
-        self._chances: Chances | None = None
+        self._chances = self._timestep_chances()
 
     def _build_network(self, init: Mapping[str, Tensor] | None) -> nn.Module:
         """Build a network with the weights of `init`, or with random weights."""
@@ -132,7 +132,9 @@ class Trainer:
             self.ema.forgotten = self.ema.updates  # a reset: the next update forgets all
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
-        total, norm, timestep_losses = self._gradient(step, self.timestep_chances())
+        if self._timestep_draw.keep:
+            self._chances = self._timestep_chances()
+        total, norm, timestep_losses = self._gradient(step)
         loss = self.accelerator.reduce(total, "sum") / self.batch_size
         norm = norm + 0 * loss
         self.updater.take_step(norm)
@@ -147,7 +149,7 @@ class Trainer:
             self.weak = ema_weights.EarlyWeights.of(self.ema, step + 1)
         return StepResult(loss, norm)
 
-    def _gradient(self, step: int, chances: Chances) -> tuple[Tensor, Tensor, TimestepLosses]:
+    def _gradient(self, step: int) -> tuple[Tensor, Tensor, TimestepLosses]:
         """Return the sum of this process's losses, the gradient's norm, and losses by timestep.
 
         If memory runs out, the parts of the batch are halved. Random numbers belong to positions of
@@ -159,7 +161,7 @@ class Trainer:
         while True:
             try:
                 with optimization.translate_compile_errors():
-                    return self._accumulate(step, chances)
+                    return self._accumulate(step)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -186,7 +188,7 @@ class Trainer:
         if self.device.type != "cpu":
             torch.accelerator.empty_cache()
 
-    def _accumulate(self, step: int, chances: Chances) -> tuple[Tensor, Tensor, TimestepLosses]:
+    def _accumulate(self, step: int) -> tuple[Tensor, Tensor, TimestepLosses]:
         accelerator = self.accelerator
         accelerator.gradient_accumulation_steps, accelerator.step = self.accumulation, 0
         total = torch.zeros((), device=self.device)
@@ -196,9 +198,9 @@ class Trainer:
             self.matching.begin()
         for positions in self.parts(step):
             with accelerator.accumulate(self.updater.prepared):
-                t, plain = self.losses(self.denoiser, step, positions, chances)
+                t, plain = self.losses(self.denoiser, step, positions)
                 # Each timestep counts the same, however often it is drawn.
-                losses = plain / chances.relative[t]
+                losses = plain / self._chances.relative[t]
                 timestep_losses.append((t, plain.detach()))
                 total += losses.detach().sum()
                 # Accelerate divides by the accumulation, and processes are averaged.
@@ -234,13 +236,11 @@ class Trainer:
             self.batch_size, accelerator.num_processes, accelerator.process_index
         )
 
-    def timestep_chances(self) -> Chances:
+    def _timestep_chances(self) -> Chances:
         """Return the probabilities in the next step. Copying them to the device waits for it."""
-        if self._chances is None or self._timestep_draw.keep:
-            probabilities = self._timestep_draw.probabilities(self.history, self._objective.weight)
-            chances = probabilities.cumsum(0), len(probabilities) * probabilities
-            self._chances = Chances(*(values.float().to(self.device) for values in chances))
-        return self._chances
+        probabilities = self._timestep_draw.probabilities(self.history, self._objective.weight)
+        chances = probabilities.cumsum(0), len(probabilities) * probabilities
+        return Chances(*(values.float().to(self.device) for values in chances))
 
     def is_matching_phase(self, step: int) -> bool:
         """Whether the step after `step` steps is in the last phase of a distillation."""
@@ -275,33 +275,27 @@ class Trainer:
         if self.powers:
             self.powers.update(self.net, good)
 
-    def losses(
-        self, denoiser: Denoiser, step: int, positions: range, chances: Chances
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, denoiser: Denoiser, step: int, positions: range) -> tuple[Tensor, Tensor]:
         """Return the timesteps and losses of positions of the global batch, (B,) each."""
         shape = self.plan.blueprint.space.shape
         draws = rng.training_draws(
             self.config.seed, step, positions, shape=shape, device=self.device
         )
         indices = self.batches.find_indices(step, positions)
-        changes = self._draw_changes(draws, step, positions)
+        names, u = self.augmentations, None
+        if names:
+            u = rng.augmentation_draws(self.config.seed, step, positions, count_draws(names))
+        changes = Changes(draws.flip if self.config.flip else None, names, u)
         x0, parameters = changes.apply(self.batches.samples(indices))
         cond = self.batches.condition(indices, x0, changes, step, positions)
         conditions = self.plan.blueprint.conditions
         cond = conditions.drop_conditions(cond, draws.drop, self.config.label_dropout)
         if parameters is not None:
             cond["augment"] = parameters
-        t = locate_timesteps(chances.edges, draws.u)
+        t = locate_timesteps(self._chances.edges, draws.u)
         if self.matching and self.is_matching_phase(step):
             return t, self.matching.losses(denoiser, step, positions, cond)
         return t, self._objective(denoiser, x0, t, draws.noise, cond)
-
-    def _draw_changes(self, draws: rng.Draws, step: int, positions: range) -> Changes:
-        """Draw the changes of the samples at positions of the global batch."""
-        names, seed, u = self.augmentations, self.config.seed, None
-        if names:
-            u = rng.augmentation_draws(seed, step, positions, count_draws(names))
-        return Changes(draws.flip if self.config.flip else None, names, u)
 
     def ema_net(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Evaluate the averaged network in the precision of the run, without gradients."""
@@ -343,7 +337,7 @@ class Trainer:
             with torch.no_grad():
                 denoiser = self.plan.blueprint.denoiser(partial(self.infer, self.net))
                 for positions in self.parts(step):
-                    self.losses(denoiser, step, positions, self.timestep_chances())
+                    self.losses(denoiser, step, positions)
         finally:
             for hook in hooks:
                 hook.remove()

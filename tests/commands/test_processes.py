@@ -129,10 +129,10 @@ def test_two_processes_resume_a_batch_that_one_computed_image_by_image(
     if runs_out:
         real = Trainer.losses
 
-        def losses(self, denoiser, step, positions, chances):
+        def losses(self, denoiser, step, positions):
             if len(positions) > 1:
                 raise MemoryError
-            return real(self, denoiser, step, positions, chances)
+            return real(self, denoiser, step, positions)
 
         monkeypatch.setattr(Trainer, "losses", losses)
     else:

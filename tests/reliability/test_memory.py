@@ -45,9 +45,9 @@ def memory(monkeypatch):
         seen: list[int] = []
         real = Trainer.losses
 
-        def losses(self, denoiser, step, positions, chances):
+        def losses(self, denoiser, step, positions):
             seen.append(len(positions))
-            found = real(self, denoiser, step, positions, chances)
+            found = real(self, denoiser, step, positions)
             if step >= since and len(positions) > images:
                 raise error
             return found
@@ -88,11 +88,11 @@ def test_the_gradient_of_parts_that_did_fit_is_not_counted_twice(quick, monkeypa
     whole = lab.trained(*lab.quick, *line)
     real, failed = Trainer.losses, []
 
-    def losses(self, denoiser, step, positions, chances):
+    def losses(self, denoiser, step, positions):
         if step == 1 and positions == range(4, 8):
             failed.append(step)
             raise ERRORS[0]
-        return real(self, denoiser, step, positions, chances)
+        return real(self, denoiser, step, positions)
 
     monkeypatch.setattr(Trainer, "losses", losses)
     assert quick(*line).code == 0
