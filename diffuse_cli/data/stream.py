@@ -91,6 +91,7 @@ class Stream:
         kept_samples: (K, C, *size), the first K samples.
         holes: indices of kept samples that could not be read.
         workers: threads that decode ahead; None for one per core, shared with other processes.
+        ahead: samples that were decoded ahead.
     """
 
     source: str
@@ -110,7 +111,7 @@ class Stream:
         self.shape: Size = (len(self.entries), *self.sample_shape)
         self.ndim = len(self.shape)
         self._recent: OrderedDict[int, Array] = OrderedDict()
-        self._ahead: dict[int, Array] = {}
+        self.ahead: dict[int, Array] = {}
         self._lock = threading.Lock()
         self._faulty_rows: set[int] = set()
         self._faults: list[tuple[int, str]] = []
@@ -174,10 +175,6 @@ class Stream:
                 self._recent[row] = samples[row]
             while len(self._recent) > max_samples:
                 self._recent.popitem(last=False)
-
-    def replace_ahead(self, samples: dict[int, Array]) -> None:
-        """Replace the samples that were decoded ahead."""
-        self._ahead = samples
 
     def submit(self, act: Any, *values: Any) -> Future[Any]:
         """Call a function in a thread pool. The first call starts it, with a thread per worker."""
@@ -299,8 +296,8 @@ class Stream:
     def _find_in_memory(self, row: int) -> Array | None:
         if self._is_kept(row):
             return np.asarray(self.kept_samples[row])
-        if row in self._ahead:
-            return self._ahead[row]
+        if row in self.ahead:
+            return self.ahead[row]
         with self._lock:
             if row in self._recent:
                 self._recent.move_to_end(row)

@@ -114,7 +114,7 @@ class Feed:
         self.waited += time.perf_counter() - began
         self._step, self._now = step, np.concatenate([part.indices for part in loaded])
         for k, (stream, _) in enumerate(self._streams):
-            stream.replace_ahead({row: x for part in loaded for row, x in part.samples[k].items()})
+            stream.ahead = {row: x for part in loaded for row, x in part.samples[k].items()}
 
     def _submit(self, step: int) -> list[Future[LoadedImages]]:
         indices, stream = self._order(step, self._mine), self._streams[0][0]
