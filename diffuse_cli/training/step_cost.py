@@ -55,25 +55,24 @@ def find_room(
     Raises:
         UsageError: a process has no memory for a single image.
     """
-    room = count_fitting_images(config, blueprint, accelerator)
-    if not room and not config.gradient_checkpointing:
-        config = dataclasses.replace(config, gradient_checkpointing=True)
-        room = count_fitting_images(config, blueprint, accelerator)
-        if room:
-            text = "an image does not fit into memory: activations are computed again in the "
-            yield Notice(f"{text}backward pass (--gradient-checkpointing)", warning=True)
-    if not room:
-        device = accelerator.device.type
-        free = free_memory_of_process(device)
-        needs = estimate_memory(config, blueprint, device, accelerator.num_processes)
-        raise UsageError(
-            f"one image of {dimensions(blueprint.space.size)} takes "
-            f"{format_bytes(needs.total_bytes(1))} of memory in training, and {format_bytes(free)} "
-            "are free",
-            f"Try {_suggest_smaller(needs, blueprint, free)}",
-            code="out_of_memory",
-        )
-    return config, room
+    device = accelerator.device.type
+    free = free_memory_of_process(device)
+    needs = estimate_memory(config, blueprint, device, accelerator.num_processes)
+    if room := count_fitting_images(needs, free, device):
+        return config, room
+    config = dataclasses.replace(config, gradient_checkpointing=True)
+    needs = estimate_memory(config, blueprint, device, accelerator.num_processes)
+    if room := count_fitting_images(needs, free, device):
+        text = "an image does not fit into memory: activations are computed again in the backward "
+        yield Notice(f"{text}pass (--gradient-checkpointing)", warning=True)
+        return config, room
+    raise UsageError(
+        f"one image of {dimensions(blueprint.space.size)} takes "
+        f"{format_bytes(needs.total_bytes(1))} of memory in training, and {format_bytes(free)} "
+        "are free",
+        f"Try {_suggest_smaller(needs, blueprint, free)}",
+        code="out_of_memory",
+    )
 
 
 def split_batch(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
@@ -91,17 +90,9 @@ def split_batch(config: TrainConfig, room: int, processes: int) -> Work[TrainCon
     return config
 
 
-def count_fitting_images(
-    config: TrainConfig, blueprint: Blueprint, accelerator: Accelerator
-) -> int:
+def count_fitting_images(needs: MemoryCost, free: int, device: str) -> int:
     """Return the number of images per part that every process has memory for."""
-    device = accelerator.device.type
-    free = free_memory_of_process(device)
-    needs = estimate_memory(config, blueprint, device, accelerator.num_processes)
-    images = max(
-        0,
-        (free - needs.fixed) // max(1, int(needs.image * SLACK.get(device, 1.0))),
-    )
+    images = max(0, (free - needs.fixed) // max(1, int(needs.image * SLACK.get(device, 1.0))))
     if images == 0 and needs.total_bytes(1) <= free:
         images = 1  # it may just fit
     return int(min(gather_object([images])))
