@@ -257,27 +257,20 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
         DataError: no image has a pair, or, with --strict, an image has none.
         UsageError: the conditioning images are of another type or size.
     """
+    option = f"--given {files.show(str(config.given))}"
     space, given_space = images.estimated_space, given.estimated_space
     longest = max(max(size) for data in (images, given) for size in data.summary.sizes)
     if space.rate is not None and longest > space.size[0]:
-        raise UsageError(
-            f"--given {files.show(str(config.given))}: of sounds longer than --size, the parts of "
-            "a pair may differ",
-            f"Pass --size {longest} or cut the files",
-            code="data_mismatch",
-            path=config.given,
-        )
+        text = f"{option}: of sounds longer than --size, the parts of a pair may differ"
+        hint = f"Pass --size {longest} or cut the files"
+        raise UsageError(text, hint, code="data_mismatch", path=config.given)
     kinds = [(s.medium, s.levels, s.size) for s in (space, given_space)]
     if given.layout == LABELS:
         kinds[1] = (given_space.medium, space.levels, given_space.size)
     if kinds[0] != kinds[1]:
-        raise UsageError(
-            f"--given {files.show(str(config.given))}: the samples differ from DATA in medium, "
-            "depth or size",
-            "Convert them to the same kind",
-            code="data_mismatch",
-            path=config.given,
-        )
+        text = f"{option}: the samples differ from DATA in medium, depth or size"
+        hint = "Convert them to the same kind"
+        raise UsageError(text, hint, code="data_mismatch", path=config.given)
     pairs = match_pairs(images, given)
     for line in pairs.describe_unpaired():
         if config.strict:
@@ -286,16 +279,16 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
         yield Notice(line, warning=True)
     if given.layout == LABELS:
         count = np.count_nonzero(given.label_counts)
-        yield Notice(f"--given {files.show(str(config.given))}: label maps of {count} labels")
+        yield Notice(f"{option}: label maps of {count} labels")
         return pairs
     stored = pairs[samples.select_evenly(np.flatnonzero(pairs.matched), samples.FEW)]
     if ends := samples.limit_levels(given_space, stored).level_range:
         low, high = int(stored.min()), int(stored.max())
         if high - low < NARROW * (ends[1] - ends[0]):
             yield Notice(
-                f"--given {files.show(str(config.given))}: the images use only levels {low:,} to "
-                f"{high:,} of {ends[0]:,} to {ends[1]:,}, which the model can hardly tell apart. "
-                "Scale them to the whole range, or for label maps pass --given-kind labels",
+                f"{option}: the images use only levels {low:,} to {high:,} of {ends[0]:,} to "
+                f"{ends[1]:,}, which the model can hardly tell apart. Scale them to the whole "
+                "range, or for label maps pass --given-kind labels",
                 warning=True,
             )
     return pairs

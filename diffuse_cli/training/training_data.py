@@ -183,21 +183,20 @@ class TrainingData:
         source = files.show(config.data)
         before, classes = state["classes"], now["classes"]
         moved = [name for name in before if classes.get(name, before[name]) != before[name]]
+        began, change, fix, path = state.get("table", {}), "", "Restore it", config.data
         if moved:
-            text = f"images in {source} have moved to other class folders since this run started: "
-            text += f"{training_conditions.list_names(moved)} changed"
-            hint = "Move them back, or start another run with --init"
-            raise UsageError(text, hint, code="run_differs", path=config.data)
-        if now["given"] != state["given"]:
-            text = f"the conditioning images in {files.show(str(config.given))} have changed since "
-            text += "this run started"
-            hint = "Restore the files and their names, or start another run with --init"
-            raise UsageError(text, hint, code="run_differs", path=config.given)
-        began = state.get("table", {})
-        if {**began, **self.fingerprints.get("table", {})} != began:
-            text = f"the metadata in {source} has changed since this run started"
-            hint = "Restore it, or start another run with --init"
-            raise UsageError(text, hint, code="run_differs", path=config.data)
+            change = f"images in {source} have moved to other class folders"
+            fix = "Move them back"
+        elif now["given"] != state["given"]:
+            change = f"the conditioning images in {files.show(str(config.given))} have changed"
+            fix, path = "Restore the files and their names", str(config.given)
+        elif {**began, **self.fingerprints.get("table", {})} != began:
+            change = f"the metadata in {source} has changed"
+        if change:
+            ending = f": {training_conditions.list_names(moved)} changed" if moved else ""
+            text = f"{change} since this run started{ending}"
+            hint = f"{fix}, or start another run with --init"
+            raise UsageError(text, hint, code="run_differs", path=path)
 
 
 def read_data(
