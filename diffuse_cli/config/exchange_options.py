@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config import parsers, shared_options
+from diffuse_cli.config import options, parsers, shared_options
 from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option, repeat
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.train_options import TrainConfig
@@ -123,8 +123,7 @@ class ConvertConfig(RuntimeConfig):
         pairs = (("schedule", "betas"), ("heads", "head_width"), ("heads_upsample", "head_width"))
         for first, second in pairs:
             if None not in (getattr(self, first), getattr(self, second)):
-                text = f"{flag(first)} and {flag(second)} exclude each other"
-                raise UsageError(text, "Leave one of them out", code="options_conflict")
+                raise options.conflict_error(flag(first), flag(second))
 
 
 # -- pushing --------------------------------------------------------------------------------------
@@ -167,8 +166,7 @@ class PushConfig(RuntimeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.runtime is not None and not self.demo:
-            text = "--runtime needs --demo"
-            raise UsageError(text, "Pass both, or neither", code="option_needs")
+            raise options.needs_error("--runtime", "--demo")
         if self.private and self.out is not None:
             text = "--private has no effect with -o"
             raise UsageError(text, "Leave one of them out", code="options_conflict")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from diffuse_cli.config.parsers import as_number
 from diffuse_cli.core import InvalidArgument, Settings, settings
 from diffuse_cli.core.settings import Setting, field_annotation, fields_by_name
-from diffuse_cli.system import UsageError, translate_errors
+from diffuse_cli.system import UsageError, show, translate_errors
 from diffuse_cli.system.descriptors import read_bounded
 
 OVERWRITE = "Replace existing output."
@@ -119,6 +119,16 @@ def find_changed_flag(config: object, *kinds: type) -> str:
         if f.name in names and getattr(config, f.name) != getattr(type(config), f.name):
             return field_flag(f)
     return ""
+
+
+def needs_error(flag: str, needed: str, hint: str = "Pass both, or neither") -> UsageError:
+    """Return the error of an option that has no effect without another."""
+    return UsageError(f"{flag} needs {needed}", hint, code="option_needs")
+
+
+def conflict_error(first: str, second: str, hint: str = "Leave one of them out") -> UsageError:
+    """Return the error of two options that exclude each other."""
+    return UsageError(f"{first} and {second} exclude each other", hint, code="options_conflict")
 
 
 def convert_options(config: object, kind: type[C], **changes: Any) -> C:
@@ -296,8 +306,6 @@ def read_toml(path: str | Path, owner: str = "--config") -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, is not a regular one, or is not TOML.
     """
-    from diffuse_cli.system import show
-
     try:
         data = read_bounded(path, MOST_TOML)
     except (OSError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config import parsers
+from diffuse_cli.config import options, parsers
 from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
 from diffuse_cli.core.parameterization import MEASURED
 from diffuse_cli.core.samplers import sampler_options
@@ -313,20 +313,15 @@ class SampleConfig(ColumnsConfig, StartConfig, DrawConfig, VarianceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n is not None and self.range is not None:
-            text = "-n and --range exclude each other"
-            raise UsageError(text, "Pass one of them", code="options_conflict")
+            raise options.conflict_error("-n", "--range", "Pass one of them")
         for flag, value in (("-n", self.n), ("--range", self.range)):
             if self.members is not None and value is not None:
-                text = f"{flag} and --members exclude each other"
-                raise UsageError(text, "Pass one of them", code="options_conflict")
+                raise options.conflict_error(flag, "--members", "Pass one of them")
         if self.moments and self.members is None:
-            raise UsageError("--moments needs --members", "Pass both", code="option_needs")
+            raise options.needs_error("--moments", "--members", "Pass both")
         if self.given is None:
             for flag in ("mask", "degrade", "members"):
                 if getattr(self, flag):
-                    text = f"--{flag} needs --given"
-                    raise UsageError(text, "Pass both, or neither", code="option_needs")
+                    raise options.needs_error(f"--{flag}", "--given")
         if self.mask and self.degrade:
-            text = "--mask and --degrade exclude each other"
-            hint = "--degrade draws its own masks"
-            raise UsageError(text, hint, code="options_conflict")
+            raise options.conflict_error("--mask", "--degrade", "--degrade draws its own masks")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.config import parsers, sample_options, shared_options
+from diffuse_cli.config import options, parsers, sample_options, shared_options
 from diffuse_cli.config.options import (
     MODEL,
     OVERWRITE,
@@ -267,8 +267,6 @@ class DemoConfig(ForwardConfig, ReverseConfig):
             text, hint = f"{flag}: a model has its own", "Leave out --model, or this"
             raise UsageError(text, hint, code="options_conflict")
         if self.model is None and (flag := find_changed_flag(self, ReverseConfig)):
-            text = f"{flag} needs --model"
-            raise UsageError(text, "Pass both, or neither", code="option_needs")
+            raise options.needs_error(flag, "--model")
         if self.fit is not None and self.size is None and self.model is None:
-            text = "--fit needs --size or --model"
-            raise UsageError(text, "Pass both, or neither", code="option_needs")
+            raise options.needs_error("--fit", "--size or --model")

@@ -149,8 +149,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     Layer({"data": "", **given}).config()
     for first, second in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
         if first in flags and second in flags:
-            text = f"--{first} and --{second} exclude each other"
-            raise UsageError(text, "Remove one of them", code="options_conflict")
+            raise options.conflict_error(f"--{first}", f"--{second}", "Remove one of them")
     run = RunDirectory(given.get("out", "model.safetensors"))
     if given.get("resume") or given.get("auto_resume"):
         if run.exists():
@@ -165,8 +164,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     ):
         if name in flags and not any(getattr(config, condition) for condition in conditions):
             either = " or ".join(map(flag, conditions))
-            text = f"{flag(name)} needs {either}"
-            raise UsageError(text, "Set both, or neither", code="option_needs")
+            raise options.needs_error(flag(name), either, "Set both, or neither")
     parse_column_names(split_vector_file(config.condition_on or ())[0])
     if config.given and is_degradation(config.given):
         check_degradation(config.given, typed="given" in flags)
@@ -196,11 +194,9 @@ def _check_options(config: TrainConfig) -> TrainConfig:
     """
     if config.eval_every is None:
         if config.eval_images is not None:
-            text = "--eval-images needs --eval-every"
-            raise UsageError(text, "Set both, or neither", code="option_needs")
+            raise options.needs_error("--eval-images", "--eval-every", "Set both, or neither")
         if config.keep == "best":
-            text = "--keep best needs --eval-every"
-            raise UsageError(text, "Set both, or neither", code="option_needs")
+            raise options.needs_error("--keep best", "--eval-every", "Set both, or neither")
     for name in config.augment or ():
         lookup(AUGMENTATIONS, name, "--augment")
     if config.minutes is None and config.stop_at is not None and config.stop_at > config.num_steps:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from diffuse_cli.config.exchange_options import ConvertConfig
+from diffuse_cli.config.options import needs_error
 from diffuse_cli.config.presets import find_preset
 from diffuse_cli.core import Modules
 from diffuse_cli.system import ModelFileError, UsageError, Work, flag, lookup, outputs
@@ -72,8 +73,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     """
     for option in OF_EXPORTS:
         if getattr(config, option):
-            text = f"{flag(option)} needs --to"
-            raise UsageError(text, "Pass both, or neither", code="option_needs")
+            raise needs_error(flag(option), "--to")
     with outputs.claim_output(
         config.out or OUT, ".safetensors", config.overwrite, read=config.source
     ) as path:
