@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.config import parsers, sample_options, shared_options
-from diffuse_cli.config.options import (
-    MODEL,
-    OVERWRITE,
-    Options,
-    argument,
-    find_changed_flag,
-    option,
-)
+from diffuse_cli.config.options import Options, find_changed_flag, option
 from diffuse_cli.system import UsageError
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -63,9 +56,9 @@ class ImageSetsConfig(
 class MeasureConfig(ImageSetsConfig):
     """The model, and the real images to compare with."""
 
-    subject: str = argument("MODEL", MODEL)
-    data: str = argument("DATA", "Real images, in any form that train reads.")
-    overwrite: bool = option(False, OVERWRITE)
+    subject: str = option.model()
+    data: str = option.argument("DATA", "Real images, in any form that train reads.")
+    overwrite: bool = option.overwrite()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +126,7 @@ class EvalConfig(
 ):
     """A model, or a folder of images, measured against real images."""
 
-    subject: str = argument(
+    subject: str = option.argument(
         "MODEL_OR_FOLDER", "Model, run directory, or folder of generated images."
     )
     metrics: tuple[str, ...] | None = option.optional(
@@ -269,8 +262,8 @@ class CompareConfig(
 ):
     """Two runs or models, side by side."""
 
-    a: str = argument("A", MODEL)
-    b: str = argument("B", MODEL)
+    a: str = option.model("A")
+    b: str = option.model("B")
     data: str | None = option.optional(
         "Real images, to also evaluate both models from the same noise.",
         metavar="[DATA]",
@@ -279,7 +272,7 @@ class CompareConfig(
     report: str | None = option.optional(
         "Write a page with the settings and curves of both.", metavar="FILE.html"
     )
-    overwrite: bool = option(False, OVERWRITE)
+    overwrite: bool = option.overwrite()
 
     def __post_init__(self) -> None:
         super().__post_init__()

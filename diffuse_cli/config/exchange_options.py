@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.config import options, parsers, shared_options
-from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option, repeat
+from diffuse_cli.config.options import Options, option
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.system import UsageError, flag
@@ -29,7 +29,7 @@ class ConvertConfig(RuntimeConfig):
     None stands for the value of the source or the preset.
     """
 
-    source: str = argument(
+    source: str = option.argument(
         "SOURCE", "Folder or file of another program, or with --to a diffuse model."
     )
     where: str | None = option.optional("Output, the same as -o.", metavar="[OUT]", argument=True)
@@ -53,7 +53,7 @@ class ConvertConfig(RuntimeConfig):
         "Published network of SOURCE, for settings that its files lack.",
         table="config.presets.PRESETS",
     )
-    overwrite: bool = option(False, OVERWRITE)
+    overwrite: bool = option.overwrite()
     weights: str | None = option.optional(
         "With --to: averaged weights (ema), or raw weights.", table=("ema", "raw"), shown="ema"
     )
@@ -94,7 +94,7 @@ class ConvertConfig(RuntimeConfig):
     schedule: str | None = option.process.optional(
         "Noise schedule.", table="core.schedules.SCHEDULES", shown="from SOURCE or preset"
     )
-    betas: tuple[float, ...] | None = repeat(shared_options.DiffusionConfig, "betas")
+    betas: tuple[float, ...] | None = option.repeat(shared_options.DiffusionConfig, "betas")
     num_timesteps: int | None = option.process.optional(
         "Timesteps T of the process.", low=2, high=100_000, shown="from SOURCE or preset"
     )
@@ -139,8 +139,8 @@ class PushConfig(RuntimeConfig):
         UsageError: no license, or options that exclude each other.
     """
 
-    model: str = argument("MODEL", MODEL)
-    target: str = argument("TARGET", "Name on the Hugging Face Hub, hf://ORG/NAME.")
+    model: str = option.model()
+    target: str = option.argument("TARGET", "Name on the Hugging Face Hub, hf://ORG/NAME.")
     license: str | None = option.optional(
         "License of the model (required), for example mit or cc-by-4.0.",
         parse=parsers.parse_license,
@@ -161,7 +161,7 @@ class PushConfig(RuntimeConfig):
     out: str | None = option.optional(
         "Write the folder that would be pushed, without pushing.", flag="-o", metavar="FOLDER"
     )
-    overwrite: bool = option(False, OVERWRITE)
+    overwrite: bool = option.overwrite()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,37 +186,37 @@ DISTILL_STEPS = 1000
 class DistillConfig(shared_options.ConditionsConfig):
     """Options of a distillation run that do not come from the model."""
 
-    model: str = argument("MODEL", MODEL)
-    data: str = argument("DATA", "Training data of the model, or similar data.")
-    steps: int | None = repeat(TrainConfig, "steps", shown=f"{DISTILL_STEPS}")
+    model: str = option.model()
+    data: str = option.argument("DATA", "Training data of the model, or similar data.")
+    steps: int | None = option.repeat(TrainConfig, "steps", shown=f"{DISTILL_STEPS}")
     minutes: float | None = option.optional(
         "Distill for X minutes in total, over all resumes, instead of --steps.", low=0.01, high=1e6
     )
-    out: str = repeat(TrainConfig, "out", default="distilled.safetensors")
+    out: str = option.repeat(TrainConfig, "out", default="distilled.safetensors")
     guidance: float | None = option.optional(
         "Guidance scale to distill, which cannot be changed later.",
         low=0,
         high=100,
         shown="the model's default",
     )
-    resume: bool = repeat(TrainConfig, "resume")
-    overwrite: bool = option(False, OVERWRITE)
+    resume: bool = option.repeat(TrainConfig, "resume")
+    overwrite: bool = option.overwrite()
     batch_size: int | None = option.optimizer.optional(
         "Sampling trajectories per step, over all processes.",
         low=1,
         high=1_000_000,
         shown="a quarter of the model's",
     )
-    lr: float | None = repeat(TrainConfig, "lr", shown="half of the model's")
+    lr: float | None = option.repeat(TrainConfig, "lr", shown="half of the model's")
     workers: int | None = option.run.optional(
         "Threads that read images.", low=1, high=256, shown="one per core"
     )
-    seed: int = repeat(TrainConfig, "seed")
-    precision: str = repeat(TrainConfig, "precision")
-    device: str = repeat(TrainConfig, "device")
-    stop_at: int | None = repeat(TrainConfig, "stop_at")
+    seed: int = option.repeat(TrainConfig, "seed")
+    precision: str = option.repeat(TrainConfig, "precision")
+    device: str = option.repeat(TrainConfig, "device")
+    stop_at: int | None = option.repeat(TrainConfig, "stop_at")
     preview_every: int | None = option.run.optional(
         "Steps between preview images.", low=1, shown="an eighth of the steps"
     )
-    save_every: int | None = repeat(TrainConfig, "save_every")
-    log_every: int = repeat(TrainConfig, "log_every")
+    save_every: int | None = option.repeat(TrainConfig, "save_every")
+    log_every: int = option.repeat(TrainConfig, "log_every")

@@ -20,12 +20,6 @@ from diffuse_cli.core.settings import Setting, field_annotation, fields_by_name
 from diffuse_cli.system import UsageError, show, translate_errors
 from diffuse_cli.system.descriptors import read_bounded
 
-OVERWRITE = "Replace existing output."
-"""Help of --overwrite, which every command that writes has."""
-
-MODEL = "Model file, run directory, or hf://ORG/NAME."
-"""Help of MODEL."""
-
 C = TypeVar("C", bound="Options")
 
 
@@ -70,7 +64,7 @@ class OptionMaker:
 
 
 class OptionMakers(OptionMaker):
-    """The maker of the options needed most, and the makers of each further section."""
+    """The maker of the options needed most and of arguments, and of each further section."""
 
     conditioning = OptionMaker("Conditioning")
     data = OptionMaker("Data")
@@ -82,6 +76,24 @@ class OptionMakers(OptionMaker):
     run = OptionMaker("Run")
     output = OptionMaker("Output")
 
+    def argument(self, metavar: str, help: str) -> Any:
+        """Return a dataclass field that is a positional argument: a path, and required."""
+        return self(help=help, metavar=metavar, argument=True, place=True)
+
+    def model(self, metavar: str = "MODEL") -> Any:
+        """Return the argument of a model."""
+        return self.argument(metavar, "Model file, run directory, or hf://ORG/NAME.")
+
+    def overwrite(self, control: bool = False) -> Any:
+        """Return the option that every command that writes has."""
+        return self(False, "Replace existing output.", control=control)
+
+    def repeat(self, kind: type[Options], name: str, **changes: Any) -> Any:
+        """Return a dataclass field that is an option of another command, with these changes."""
+        f = fields_by_name(kind)[name]
+        default, spec = changes.pop("default", f.default), f.metadata["setting"]
+        return field(default=default, metadata={"setting": replace(spec, **changes)})
+
 
 option = OptionMakers("Options")
 
@@ -90,18 +102,6 @@ GROUPS = (
     *(maker.group for maker in vars(OptionMakers).values() if isinstance(maker, OptionMaker)),
 )
 """The sections of `--help`, the most needed first."""
-
-
-def argument(metavar: str, help: str) -> Any:
-    """Return a dataclass field that is a positional argument: a path, and required."""
-    return option(help=help, metavar=metavar, argument=True, place=True)
-
-
-def repeat(kind: type[Options], name: str, **changes: Any) -> Any:
-    """Return a dataclass field that is an option of another command, with these changes."""
-    f = fields_by_name(kind)[name]
-    default = changes.pop("default", f.default)
-    return field(default=default, metadata={"setting": replace(f.metadata["setting"], **changes)})
 
 
 def option_fields(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.config import options, parsers
-from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
+from diffuse_cli.config.options import Options, option
 from diffuse_cli.core.parameterization import MEASURED
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.system import UsageError, translate_errors
@@ -261,7 +261,7 @@ class ColumnsConfig(Options):
 class SampleConfig(ColumnsConfig, StartConfig, DrawConfig, VarianceConfig):
     """Images from a model file."""
 
-    model: str = argument("MODEL", MODEL)
+    model: str = option.model()
     n: int | None = option.optional(
         "Number of images (with --given, for each input).",
         low=1,
@@ -308,7 +308,7 @@ class SampleConfig(ColumnsConfig, StartConfig, DrawConfig, VarianceConfig):
     )
     gif: bool = option(False, "Also write denoising.gif, from noise to image.")
     grid: bool = option.output(True, "Write grid.png, all images in one.")
-    overwrite: bool = option(False, OVERWRITE)
+    overwrite: bool = option.overwrite()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.config import parsers
-from diffuse_cli.config.options import OVERWRITE, Options, argument, option
+from diffuse_cli.config.options import Options, option
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.system import UsageError
 
@@ -74,7 +74,7 @@ class FormConfig(AxesConfig, ReadingConfig):
 class InfoConfig(FormConfig):
     """A set of images, or a model file, to describe."""
 
-    path: str = argument("PATH", "Training data, a model file, or a run directory.")
+    path: str = option.argument("PATH", "Training data, a model file, or a run directory.")
     size: Size | None = option.data.optional(
         "Image size, as for train.", parse=parsers.parse_length, shown="from the data"
     )
@@ -90,7 +90,7 @@ class InfoConfig(FormConfig):
     toml: bool = option(
         False, "Print a model's training configuration, for train --config.", control=True
     )
-    overwrite: bool = option(False, OVERWRITE)
+    overwrite: bool = option.overwrite()
 
 
 # -- model ----------------------------------------------------------------------------------------

@@ -9,15 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.config import options, parsers, sample_options, shared_options
-from diffuse_cli.config.options import (
-    MODEL,
-    OVERWRITE,
-    Options,
-    argument,
-    find_changed_flag,
-    option,
-    repeat,
-)
+from diffuse_cli.config.options import Options, find_changed_flag, option
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.core import DEGRADATIONS, RESTORATIONS
 from diffuse_cli.core.degradations import parse
@@ -64,11 +56,11 @@ class ImageTaskConfig(
 ):
     """Samples that start from an image."""
 
-    model: str = argument("MODEL", MODEL)
-    image: str = argument("IMAGE", "Image, or folder or zip of images.")
+    model: str = option.model()
+    image: str = option.argument("IMAGE", "Image, or folder or zip of images.")
     n: int = option(4, "Number of samples for each image.", low=1, high=100_000)
     out: str = option(flag="-o", help="Folder for the samples.", metavar="FOLDER", default="made")
-    classes: tuple[str, ...] = repeat(sample_options.SampleConfig, "classes", shown="none")
+    classes: tuple[str, ...] = option.repeat(sample_options.SampleConfig, "classes", shown="none")
     size: Size | None = option.optional(
         "Size of the samples, in overlapping windows if larger than the model's.",
         parse=parsers.parse_length,
@@ -78,7 +70,7 @@ class ImageTaskConfig(
         shared_options.FIT, table="media.FITS", shown="as in training"
     )
     grid: bool = option.output(True, "Write grid.png, with a row of samples for each image.")
-    overwrite: bool = option(False, OVERWRITE)
+    overwrite: bool = option.overwrite()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -122,7 +114,7 @@ class UpscaleConfig(ObservationConfig):
     """An enlarged image."""
 
     factor: int = option(4, "Enlargement factor.", low=2, high=4096)
-    size: Size | None = repeat(
+    size: Size | None = option.repeat(
         ImageTaskConfig, "size", shown="a single image's size times --factor, at least the model's"
     )
     out: str = option("upscaled", "Folder for the samples.", flag="-o", metavar="FOLDER")
@@ -164,9 +156,9 @@ class InterpolateConfig(
 ):
     """Images between two images."""
 
-    model: str = argument("MODEL", MODEL)
-    first: str = argument("A", "First image.")
-    second: str = argument("B", "Last image.")
+    model: str = option.model()
+    first: str = option.argument("A", "First image.")
+    second: str = option.argument("B", "Last image.")
     n: int = option(9, "Number of images, including A and B.", low=2, high=100_000)
     steps: int | None = option.optional(
         "Steps from each image to its noise, and back.",
@@ -181,9 +173,9 @@ class InterpolateConfig(
         shown="none",
     )
     out: str = option("interpolated", "Folder for the images.", flag="-o", metavar="FOLDER")
-    fit: str | None = repeat(ImageTaskConfig, "fit")
+    fit: str | None = option.repeat(ImageTaskConfig, "fit")
     grid: bool = option.output(True, "Write grid.png, all images in a row.")
-    overwrite: bool = option(False, OVERWRITE)
+    overwrite: bool = option.overwrite()
     precision: str = option.run(
         "fp32", "Floating-point precision (lower precisions may not reproduce A and B).",
         table="system.devices.PRECISIONS",
@@ -240,7 +232,7 @@ class ReverseConfig(sample_options.WeightsConfig):
 class DemoConfig(ForwardConfig, ReverseConfig):
     """The forward process of one image, as a picture. With a model also the reverse one."""
 
-    image: str = argument("IMAGE", "Image, array or sound.")
+    image: str = option.argument("IMAGE", "Image, array or sound.")
     model: str | None = option.optional(
         "Also show how this model denoises the image, and how it samples.", metavar="MODEL"
     )
@@ -259,7 +251,7 @@ class DemoConfig(ForwardConfig, ReverseConfig):
     )
     gif: bool = option(False, "Also write an animation.")
     open: bool = option.output(False, "Open the animation or image that was written.")
-    overwrite: bool = option(False, OVERWRITE)
+    overwrite: bool = option.overwrite()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config import parsers, shared_options
-from diffuse_cli.config.options import OVERWRITE, argument, option, repeat, to_dict
+from diffuse_cli.config.options import option, to_dict
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.sample_options import ComputeConfig
 from diffuse_cli.core import NETWORKS
@@ -42,7 +42,7 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
         teacher_guidance: the guidance scale of the model that a run distills.
     """
 
-    data: str = argument("DATA", "Folder, zip, tar, parquet, npy, nc or hf:// name.")
+    data: str = option.argument("DATA", "Folder, zip, tar, parquet, npy, nc or hf:// name.")
     steps: int | None = option.optional(
         "Training steps.", low=1, high=100_000_000, shown=f"at most {MOST_STEPS}"
     )
@@ -81,7 +81,7 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
     auto_resume: bool = option.run(
         False, "Continue a run, or start one if there is none, for requeued jobs.", control=True
     )
-    overwrite: bool = option(False, OVERWRITE, control=True)
+    overwrite: bool = option.overwrite(control=True)
     dry_run: bool = option(
         False, "Print the configuration and its cost without training.", control=True
     )
@@ -217,7 +217,7 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
     precision: str = option.run(
         "auto", "Floating-point precision.", table="system.devices.PRECISIONS"
     )
-    device: str = repeat(ComputeConfig, "device", place=True)
+    device: str = option.repeat(ComputeConfig, "device", place=True)
     compile: bool | None = option.run.optional(
         "Compile the network, which pays off in long runs on a GPU.",
         shown="on for CUDA with Triton, from 5000 steps or 20 minutes on",
