@@ -19,7 +19,6 @@ from diffuse_cli.config.eval_options import CompareConfig
 from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.core import PAIRS
 from diffuse_cli.core.settings import digits
-from diffuse_cli.data.summary import plural
 from diffuse_cli.media import describe_space
 from diffuse_cli.metrics import SIGNIFICANT, Measurement, label
 from diffuse_cli.metrics.features import KIDS, describe_network
@@ -30,6 +29,7 @@ from diffuse_cli.system import (
     Work,
     files,
     outputs,
+    plural,
     processes,
     run_reader,
 )

@@ -20,9 +20,9 @@ from diffuse_cli.config.parsers import read_vectors, to_plain
 from diffuse_cli.data.samples import match_names
 from diffuse_cli.data.sources import base, find_source_kind, open_source
 from diffuse_cli.data.sources.base import Entry, MetadataRow, Source
-from diffuse_cli.data.summary import format_names, plural
+from diffuse_cli.data.summary import format_names
 from diffuse_cli.media import Array
-from diffuse_cli.system import DataError, shorten, show
+from diffuse_cli.system import DataError, plural, shorten, show
 
 FILE_NAME = "file_name"
 """Column with the path of a row's sample, relative to the folder of the table."""

@@ -20,10 +20,10 @@ from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.sources.base import Source
 from diffuse_cli.data.store import Store, store_stream
 from diffuse_cli.data.stream import Stream
-from diffuse_cli.data.summary import Summary, plural, remark_lines, skip_counts
+from diffuse_cli.data.summary import Summary, remark_lines, skip_counts
 from diffuse_cli.media import Array, ReadSettings, Size
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.system import DataError, Notice, Work, show, translate_errors
+from diffuse_cli.system import DataError, Notice, Work, plural, show, translate_errors
 
 LOOKED_AT = 256
 """Number of files that settle open options, such as the rate of sounds and the axes of arrays."""

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from diffuse_cli.core import TRANSFORMS, Space
 from diffuse_cli.core.space import LEAST_STD
 from diffuse_cli.data.sources.base import strip_common_folder
-from diffuse_cli.data.summary import NAMED, Summary, format_names, plural
+from diffuse_cli.data.summary import NAMED, Summary, format_names
 from diffuse_cli.media import MEDIA, Array, Indices
 from diffuse_cli.media.file_errors import public_name
-from diffuse_cli.system import DataError, lookup, show
+from diffuse_cli.system import DataError, lookup, plural, show
 
 HELD_OUT_OF = 20
 HELD_OUT_MINIMUM = 40

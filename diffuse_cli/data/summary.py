@@ -9,7 +9,7 @@ from typing import Any
 
 from diffuse_cli.core import dimensions
 from diffuse_cli.media import MEDIA, Size, advice, file_errors
-from diffuse_cli.system import DataError, show
+from diffuse_cli.system import DataError, plural, show
 
 NAMED = 5
 """Number of files that are named for each reason."""
@@ -235,8 +235,3 @@ def describe_fit(sizes: Iterable[Size], size: Size, fit: str, medium: str) -> st
     # Fractions such as 1e-16 are rounding.
     percents = {text: math.ceil(round(100 * max(parts), 6)) for text, parts in changes.items()}
     return "".join(", " + text.format(percent) for text, percent in percents.items() if percent)
-
-
-def plural(count: int, one: str, many: str = "") -> str:
-    """Return a count with its noun, such as `1 image` or `2 images`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"

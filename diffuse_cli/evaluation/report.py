@@ -14,7 +14,6 @@ from markupsafe import Markup
 from diffuse_cli import metrics
 from diffuse_cli.config import options
 from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
-from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.examples import ReportImages
 from diffuse_cli.evaluation.results import EvaluationResult, TuningResult, strip_folders
 from diffuse_cli.media import Array
@@ -23,7 +22,7 @@ from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.pages import charts, curves, templates
 from diffuse_cli.pages.charts import Line
 from diffuse_cli.sampling.setting_search import Trial
-from diffuse_cli.system import run_reader
+from diffuse_cli.system import plural, run_reader
 
 COLORS = {1: "grey", 3: "color"}
 

@@ -18,7 +18,6 @@ from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.config.options import convert_options
 from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice
 from diffuse_cli.core import samplers
-from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run, image_sets, tradeoff_figure
 from diffuse_cli.evaluation.results import TuningResult
 from diffuse_cli.metrics import Words
@@ -32,7 +31,7 @@ from diffuse_cli.sampling import (
     setting_search,
 )
 from diffuse_cli.sampling.setting_search import Levels
-from diffuse_cli.system import Notice, Progress, UsageError, Work, files, outputs
+from diffuse_cli.system import Notice, Progress, UsageError, Work, files, outputs, plural
 from diffuse_cli.system.accelerator import describe_environment, reuse_accelerator
 
 

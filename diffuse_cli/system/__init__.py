@@ -25,6 +25,7 @@ from diffuse_cli.system.events import Table as Table
 from diffuse_cli.system.events import Work as Work
 from diffuse_cli.system.events import finish as finish
 from diffuse_cli.system.events import format_duration as format_duration
+from diffuse_cli.system.events import plural as plural
 from diffuse_cli.system.events import replace_nonfinite as replace_nonfinite
 from diffuse_cli.system.events import run_until as run_until
 from diffuse_cli.system.files import shorten as shorten

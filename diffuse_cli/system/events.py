@@ -107,6 +107,11 @@ def run_until(stop: StopRequest, work: Work[T]) -> Work[T]:
         yield event
 
 
+def plural(count: int, one: str, many: str = "") -> str:
+    """Return a count with its noun, such as `1 image` or `2 images`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def format_duration(seconds: float) -> str:
     """Return `12.3 minutes`, in hours from 90 minutes on, in days from 48 hours on."""
     for max_seconds, unit, name in ((90 * 60, 60, "minutes"), (2 * DAY, 3600, "hours")):

@@ -17,10 +17,9 @@ from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core import dimensions
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models.activation_memory import SLACK
-from diffuse_cli.system import Progress, UsageError, Work, format_duration
+from diffuse_cli.system import Progress, UsageError, Work, format_duration, plural
 from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.training import decisions, run_length, step_cost
 from diffuse_cli.training.chores import plan_chores

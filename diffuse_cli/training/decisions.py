@@ -17,10 +17,9 @@ from diffuse_cli.core.data_gaussian import LONGEST
 from diffuse_cli.core.parameterization import LEARNED, has_noise
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import MOST_CHANNELS
-from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA, layout_name
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system import Notice, UsageError, Work, devices
+from diffuse_cli.system import Notice, UsageError, Work, devices, plural
 from diffuse_cli.training import step_cost, time_budget
 from diffuse_cli.training.configuration import default_loss
 from diffuse_cli.training.training_data import TrainingData

@@ -14,8 +14,7 @@ from accelerate import Accelerator
 from diffuse_cli.config.options import read_toml
 from diffuse_cli.config.presets import find_preset
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.data.summary import plural
-from diffuse_cli.system import Notice, UsageError, Work, format_duration
+from diffuse_cli.system import Notice, UsageError, Work, format_duration, plural
 from diffuse_cli.system.events import DAY
 from diffuse_cli.training import step_cost, time_budget
 from diffuse_cli.training.chores import plan_chores

@@ -18,7 +18,7 @@ from diffuse_cli.data import Dataset, is_images, samples, summary
 from diffuse_cli.data.metadata_columns import examples, split_vector_file
 from diffuse_cli.media import MEDIA, figures, render_samples
 from diffuse_cli.media.file_errors import public_name
-from diffuse_cli.system import Notice, Work, files, run_reader
+from diffuse_cli.system import Notice, Work, files, plural, run_reader
 from diffuse_cli.system.accelerator import redirect_trackers
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import RunDirectory
@@ -97,7 +97,7 @@ def describe_run(plan: Plan, trainer: Trainer) -> str:
         f"{MEDIA[images.medium].many} at {dimensions(size)}{fitted}; "
         f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
         f"{config.precision} on {accelerator.device.type}{compiled}; "
-        f"{summary.plural(config.num_steps, 'step')}"
+        f"{plural(config.num_steps, 'step')}"
     )
 
 

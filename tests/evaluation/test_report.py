@@ -23,7 +23,6 @@ from PIL import Image
 from diffuse_cli import metrics
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import from_dict, to_arguments
-from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import metric_inputs
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.evaluation.report import COLORS
@@ -31,6 +30,7 @@ from diffuse_cli.evaluation.results import strip_folders
 from diffuse_cli.metrics import METRICS, Measurement, Metric, Words
 from diffuse_cli.pages import charts, curves, templates
 from diffuse_cli.pages.templates import environment, render
+from diffuse_cli.system import plural
 
 QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
 HOSTILE = '<script>alert(1)</script> & "x"'.replace("/", "∕")

@@ -26,7 +26,7 @@ from diffuse_cli.data import (
     samples,
 )
 from diffuse_cli.data.metadata_columns import describe_columns
-from diffuse_cli.data.summary import describe_fit, format_sizes, plural, remark_lines, skip_lines
+from diffuse_cli.data.summary import describe_fit, format_sizes, remark_lines, skip_lines
 from diffuse_cli.media import MEDIA, Array, figures, render_samples, resolve_layout
 from diffuse_cli.media.image.planes import to_pixels
 from diffuse_cli.system import (
@@ -36,6 +36,7 @@ from diffuse_cli.system import (
     Work,
     files,
     outputs,
+    plural,
     show,
     translate_errors,
 )

@@ -20,7 +20,6 @@ from diffuse_cli.commands.convert.exporters import onnx, page
 from diffuse_cli.config.exchange_options import PushConfig
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import PAIRS
-from diffuse_cli.data import summary
 from diffuse_cli.data.metadata_columns import examples
 from diffuse_cli.evaluation.results import strip_folders
 from diffuse_cli.media import MEDIA, can_judge, describe_space, figures, suffix
@@ -40,6 +39,7 @@ from diffuse_cli.system import (
     files,
     hub_models,
     outputs,
+    plural,
 )
 from diffuse_cli.system.accelerator import open_accelerator
 
@@ -259,7 +259,7 @@ def _said(source: ModelFile) -> str:
     inputs += ["metadata columns"] if conditions.table else []
     what = f", conditioned on {' and '.join(inputs)}" if inputs else ""
     step = source.model.step  # 0 for a model of another program
-    origin = f"trained for {summary.plural(step, 'step')}" if step else "converted"
+    origin = f"trained for {plural(step, 'step')}" if step else "converted"
     samples = f"{MEDIA[space.medium].many} ({describe_space(space)})"
     return (
         f"A diffusion model of {samples}{escape(what)}: {source.model.parameters:,} parameters, "

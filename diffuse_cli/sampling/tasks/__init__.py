@@ -16,7 +16,6 @@ import torch
 
 from diffuse_cli.config.task_options import ImageTaskConfig
 from diffuse_cli.core import PAIRS, Degradation, State, dimensions
-from diffuse_cli.data.summary import plural
 from diffuse_cli.media import Array, figures, render_samples
 from diffuse_cli.media.file_errors import public_name
 from diffuse_cli.models.image_conditioning import Conditioner
@@ -32,7 +31,7 @@ from diffuse_cli.sampling.job import (
 )
 from diffuse_cli.sampling.model_loading import LoadedModel, fit_windows, load_denoiser
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.system import Notice, UsageError, Work, files, format_duration
+from diffuse_cli.system import Notice, UsageError, Work, files, format_duration, plural
 from diffuse_cli.system.memory import format_bytes
 from diffuse_cli.system.processes import rank, world_size
 from diffuse_cli.system.rng import image_noise
