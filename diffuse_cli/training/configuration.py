@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffuse_cli.config import options, presets, train_options
-from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.task_options import check_degradation, is_degradation
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import NETWORKS
@@ -246,22 +245,17 @@ def _read_base(given: Layer) -> Layer:
         batch = given.get("batch_size")
         if batch and given.get("lr") is None and {"lr", "batch_size"} <= model.keys():
             model["lr"] = presets.scale_to_batch(model["lr"], model["batch_size"], batch)
-        return _resize_network(model, given.get("size"))
+        size, model_size = given.get("size"), model.get("size")
+        if size is not None and model_size is not None:
+            network = presets.network_config(model["network"], model.network)
+            resized = NETWORKS[model["network"]].resized(network, model_size, size)
+            model["architecture"] = plain(resized)
+        return model
     if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
         # The learning rate depends on the width, which `complete_config` knows.
         return Layer(train).without("lr")
     return Layer()
-
-
-def _resize_network(model: Layer, size: Size | None) -> Layer:
-    """Return the options of a model, with its network resized."""
-    name, model_size = model["network"], model.get("size")
-    if size is None or model_size is None:
-        return model
-    config = presets.network_config(name, model.network)
-    resized = NETWORKS[name].resized(config, model_size, size)
-    return Layer({**model, "architecture": plain(resized)})
 
 
 def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
