@@ -76,8 +76,8 @@ def held_out(pixels: Any) -> bool:
 
 def look(folder: Path, **options: Any) -> Any:
     """The JSON of a set of images, without the command line."""
-    found = finish(inspect(InfoConfig(path=str(folder), **options)))
-    return json.loads(json.dumps(found.to_dict()))
+    values, _ = finish(inspect(InfoConfig(path=str(folder), **options)))
+    return json.loads(json.dumps(values))
 
 
 # -- images ---------------------------------------------------------------------------------------

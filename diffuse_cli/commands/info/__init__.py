@@ -18,5 +18,4 @@ def run(config: InfoConfig, console: Console) -> None:
     """Inspect, and print what was found."""
     from diffuse_cli.commands.info.inspection import inspect
 
-    report = console.follow(inspect(config))
-    console.show(report.to_dict(), report.list_parts())
+    console.show(*console.follow(inspect(config)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from diffuse_cli.commands._cli import Rows, brief, format_rest, label_lines
+from diffuse_cli.commands._cli import brief, format_rest, label_lines
 from diffuse_cli.commands._cli.model_facts import describe_labels
 from diffuse_cli.commands.info import duplicates as near
 from diffuse_cli.config.shared_options import InfoConfig
@@ -27,7 +27,7 @@ from diffuse_cli.data import (
 )
 from diffuse_cli.data.metadata_columns import describe_columns
 from diffuse_cli.data.summary import describe_fit, format_sizes, remark_lines, skip_lines
-from diffuse_cli.media import MEDIA, Array, figures, render_samples, resolve_layout
+from diffuse_cli.media import MEDIA, Array, Medium, figures, render_samples, resolve_layout
 from diffuse_cli.media.image.planes import to_pixels
 from diffuse_cli.system import (
     DataError,
@@ -44,65 +44,11 @@ from diffuse_cli.system import (
 MAP_OVER = 2**30
 """Bytes beyond which pixels are mapped from a temporary file."""
 
-
-@dataclass(frozen=True)
-class DataReport:
-    """Facts about a set of images.
-
-    Attributes:
-        size: (height, width) after resizing.
-        held_out: images that `train` would not train on.
-        near_duplicates: among images that differ; None if they are too small to compare.
-        blank: almost blank images, which are not compared.
-        ends: the levels that are -1 and 1 to the network; None for floats.
-        top: the highest level that a value can have; None for floats.
-        out: the contact sheet, if asked for.
-        columns: metadata columns, each in words.
-        labels: the fractions of labels in some of the images, if they are label maps.
-    """
-
-    config: InfoConfig
-    summary: Summary
-    size: tuple[int, ...]
-    held_out: int
-    pixels: near.Spread
-    duplicates: near.Copies
-    near_duplicates: near.Copies | None
-    blank: int
-    fingerprint: str
-    ends: tuple[int, int] | None
-    top: int | None
-    out: Path | None
-    columns: Mapping[str, str]
-    labels: Mapping[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        size = dict(zip(("height", "width"), self.size, strict=True)) if len(self.size) == 2 else {}
-        return {
-            "kind": "data",
-            "path": self.config.path,
-            **self.summary.to_dict(),
-            "size": size or list(self.size),
-            "held_out": self.held_out,
-            "pixels": asdict(self.pixels),
-            **({"range": list(self.ends)} if self.ends not in (None, (0, self.top)) else {}),
-            **({"pixels_scaled": asdict(self.pixels.rescale(*self.ends))} if self.ends else {}),
-            "duplicates": asdict(self.duplicates),
-            "near_duplicates": self.near_duplicates and asdict(self.near_duplicates),
-            "blank": self.blank,
-            "fingerprint": self.fingerprint,
-            "contact_sheet": str(self.out) if self.out else None,
-            **({"columns": dict(self.columns)} if self.columns else {}),
-            **({"labels": dict(self.labels)} if self.labels else {}),
-        }
-
-    def list_parts(self) -> list[str | Table]:
-        """Return a table of the facts."""
-        return [Table(_rows(self), head=False)]
+Report = tuple[dict[str, Any], list[str | Table]]
+"""A description as the values of `--json`, and as lines and tables."""
 
 
-def inspect_data(config: InfoConfig) -> Work[DataReport]:
+def inspect_data(config: InfoConfig) -> Work[Report]:
     """Read the images once and describe them. See `inspect`."""
     with translate_errors():
         layout = resolve_layout(config.layout, config.alpha)
@@ -125,7 +71,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             single=not is_images(Path(config.path)),
             keep=kept_bytes(folder),
         )
-        report = yield from _report(config, images, out)
+        report = yield from _describe(config, images, out)
         if out is not None:
             page = yield from make_sheet(images)
             files.write_bytes(out, figures.encode_png(page))
@@ -137,7 +83,8 @@ def kept_bytes(folder: str) -> int:
     return max(MAP_OVER, files.free_space(Path(folder)) // 2)
 
 
-def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataReport]:
+def _describe(config: InfoConfig, images: Dataset, out: Path | None) -> Work[Report]:
+    summary, size = images.summary, images.estimated_space.size
     top = {"uint8": 255, "uint16": 65_535}.get(images.stored.dtype.name)
     pictured = top is not None and images.stored.ndim == 4
     ends = samples.limit_levels(images.estimated_space, images.stored).level_range if top else None
@@ -154,22 +101,62 @@ def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataR
         different = np.flatnonzero((roots == everything) & ~blank)
         alike = yield from near.group_similar(images.stored, hashed, different)
         similar = near.count_copies(images, alike, different)
-    return DataReport(
-        config=config,
-        summary=images.summary,
-        size=images.estimated_space.size,
-        held_out=int(images.held_out.sum()),
-        pixels=pixels,
-        duplicates=near.count_copies(images, roots, everything),
-        near_duplicates=similar,
-        blank=int(blank.sum()) if pictured else 0,
-        fingerprint=images.fingerprint,
-        ends=ends,
-        top=top,
-        out=out,
-        columns=(yield from _columns(config, images)),
-        labels=label_maps.measure_fractions(config.path) if images.medium == "image" else {},
-    )
+    duplicates = near.count_copies(images, roots, everything)
+    held_out, blanks = int(images.held_out.sum()), int(blank.sum()) if pictured else 0
+    columns = yield from _columns(config, images)
+    labels = label_maps.measure_fractions(config.path) if images.medium == "image" else {}
+    sides = dict(zip(("height", "width"), size, strict=True)) if len(size) == 2 else list(size)
+    values = {
+        "kind": "data",
+        "path": config.path,
+        **summary.to_dict(),
+        "size": sides,
+        "held_out": held_out,
+        "pixels": asdict(pixels),
+        **({"range": list(ends)} if ends not in (None, (0, top)) else {}),
+        **({"pixels_scaled": asdict(pixels.rescale(*ends))} if ends else {}),
+        "duplicates": asdict(duplicates),
+        "near_duplicates": similar and asdict(similar),
+        "blank": blanks,
+        "fingerprint": images.fingerprint,
+        "contact_sheet": str(out) if out else None,
+        **({"columns": columns} if columns else {}),
+        **({"labels": labels} if labels else {}),
+    }
+    medium = MEDIA[summary.medium]
+    searched = "too small" if pictured else "no pictures"
+    near_lines = [f"not searched: the {medium.many} are {searched}"]
+    if similar is not None:
+        near_lines = _copies(similar, " ~ ", medium)
+        if blanks:
+            near_lines.append(f"not searched among {blanks:,} almost blank {medium.many}")
+    ignored = f"; {plural(summary.unnamed, 'file')} not named as {medium.many}"
+    usable = f"{summary.usable:,} usable of {summary.found:,}"
+    fitted = describe_fit(summary.sizes, size, config.fit or "crop", summary.medium)
+    held = f"{held_out:,} held out" if held_out else "none held out"
+    skipped = (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))
+    unused = (line.removeprefix("ignored ") for line in summary.ignored_lines())
+    remarks = remark_lines(summary.remarks, summary.format_samples(summary.usable))
+    rows = [
+        ("data", summary.source),
+        (medium.many, usable + (ignored if summary.unnamed else "")),
+        *label_lines("skipped", skipped),
+        *label_lines("ignored", unused),
+        *label_lines("remarks", remarks),
+        ("sizes", _sizes(summary.sizes)),
+        ("modes", _counts(summary.modes)),
+        ("train", f"at {dimensions(size)}{fitted}, {summary.kind}; {held}"),
+        *label_lines("classes", _classes(summary)),
+        *label_lines("labels", describe_labels(labels, labels.values())),
+        *label_lines("columns", (f"{brief(k)}: {text}" for k, text in columns.items())),
+        *label_lines("pixels" if top else "numbers", _pixels(pixels, ends, top)),
+        *label_lines("duplicates", _copies(duplicates, " = ", medium)),
+        *label_lines("near duplicates", near_lines),
+        ("fingerprint", images.fingerprint),
+        *label_lines("origin", [summary.origin] if summary.origin else []),
+        *([("contact sheet", show(out))] if out else []),
+    ]
+    return values, [Table(rows, head=False)]
 
 
 def _columns(config: InfoConfig, images: Dataset) -> Work[dict[str, str]]:
@@ -194,35 +181,6 @@ MOST = 5
 MOST_CLASSES = 20
 
 
-def _rows(report: DataReport) -> Rows:
-    summary, many = report.summary, MEDIA[report.summary.medium].many
-    ignored = f"; {plural(summary.unnamed, 'file')} not named as {many}" if summary.unnamed else ""
-    fitted = describe_fit(summary.sizes, report.size, report.config.fit or "crop", summary.medium)
-    skipped = (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))
-    unused = (line.removeprefix("ignored ") for line in summary.ignored_lines())
-    usable = summary.format_samples(summary.usable)
-    held_out = f"{report.held_out:,} held out" if report.held_out else "none held out"
-    return [
-        ("data", summary.source),
-        (many, f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
-        *label_lines("skipped", skipped),
-        *label_lines("ignored", unused),
-        *label_lines("remarks", remark_lines(summary.remarks, usable)),
-        ("sizes", _sizes(summary.sizes)),
-        ("modes", _counts(summary.modes)),
-        ("train", f"at {dimensions(report.size)}{fitted}, {summary.kind}; {held_out}"),
-        *label_lines("classes", _classes(report)),
-        *label_lines("labels", describe_labels(report.labels, report.labels.values())),
-        *label_lines("columns", (f"{brief(k)}: {text}" for k, text in report.columns.items())),
-        *label_lines("pixels" if report.top else "numbers", _pixels(report)),
-        *label_lines("duplicates", _copies(report, report.duplicates, " = ")),
-        *label_lines("near duplicates", _format_near_duplicates(report)),
-        ("fingerprint", report.fingerprint),
-        *label_lines("origin", [summary.origin] if summary.origin else []),
-        *([("contact sheet", show(report.out))] if report.out else []),
-    ]
-
-
 def _sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
     if len(sizes) == 1:
         return format_sizes(sizes)
@@ -238,32 +196,30 @@ def _counts(counts: Mapping[str, int], limit: int = MOST) -> str:
     return listed + format_rest(len(ranked) - limit)
 
 
-def _classes(report: DataReport) -> list[str]:
-    classes, medium = report.summary.classes, MEDIA[report.summary.medium]
+def _classes(summary: Summary) -> list[str]:
+    classes, medium = summary.classes, MEDIA[summary.medium]
     if not classes:
         return [f"none: the {medium.many} are not in class folders"]
     smallest, largest = min(classes.values()), max(classes.values())
     size = f"{largest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
     noun = medium.one if largest == 1 else medium.many
     lines = [f"{plural(len(classes), 'class', 'classes')} of {size} {noun}"]
-    if report.summary.unlabelled:
-        unlabelled = report.summary.format_samples(report.summary.unlabelled)
-        lines.append(f"{unlabelled} outside the class folders")
+    if summary.unlabelled:
+        lines.append(f"{summary.format_samples(summary.unlabelled)} outside the class folders")
     return [*lines, _counts(classes, MOST_CLASSES)]
 
 
-def _pixels(report: DataReport) -> list[str]:
-    if report.top is None:
-        values = (" ".join(f"{v:.4g}" for v in stats) for stats in vars(report.pixels).values())
+def _pixels(pixels: near.Spread, ends: tuple[int, int] | None, top: int | None) -> list[str]:
+    """Return the statistics of levels up to `top`, with `ends` at -1 and 1, or of floats."""
+    if ends is None:
+        values = (" ".join(f"{v:.4g}" for v in stats) for stats in vars(pixels).values())
         return ["mean {}, deviation {}".format(*values)]
-    assert report.ends is not None
-    scaled, part = report.pixels.rescale(*report.ends), report.ends != (0, report.top)
-    limits = ", which is {:,} to {:,}: samples use no other levels".format(*report.ends)
+    scaled, limits = pixels.rescale(*ends), ""
+    if ends != (0, top):
+        limits = ", which is {:,} to {:,}: samples use no other levels".format(*ends)
     return [
-        f"mean {_numbers(report.pixels.mean, 2)}, deviation {_numbers(report.pixels.std, 2)} "
-        f"of {report.top}",
-        f"mean {_numbers(scaled.mean, 4)}, deviation {_numbers(scaled.std, 4)} in [-1, 1]"
-        f"{limits if part else ''}",
+        f"mean {_numbers(pixels.mean, 2)}, deviation {_numbers(pixels.std, 2)} of {top}",
+        f"mean {_numbers(scaled.mean, 4)}, deviation {_numbers(scaled.std, 4)} in [-1, 1]{limits}",
     ]
 
 
@@ -271,21 +227,10 @@ def _numbers(values: Iterable[float], digits: int) -> str:
     return " ".join(f"{value:.{digits}f}" for value in values)
 
 
-def _format_near_duplicates(report: DataReport) -> list[str]:
-    many = MEDIA[report.summary.medium].many
-    if report.near_duplicates is None:
-        pictured = report.top is not None and len(report.size) == 2
-        return [f"not searched: the {many} are {'too small' if pictured else 'no pictures'}"]
-    lines = _copies(report, report.near_duplicates, " ~ ")
-    if report.blank:
-        lines.append(f"not searched among {report.blank:,} almost blank {many}")
-    return lines
-
-
-def _copies(report: DataReport, copies: near.Copies, sign: str) -> list[str]:
+def _copies(copies: near.Copies, sign: str, medium: Medium) -> list[str]:
     if not copies.groups:
         return ["none"]
-    one, many = MEDIA[report.summary.medium].one, MEDIA[report.summary.medium].many
+    one, many = medium.one, medium.many
     surplus = plural(copies.surplus, f"surplus {one}", f"surplus {many}")
     lines = [f"{plural(copies.groups, 'group')}, {surplus}"]
     if copies.across_classes:
