@@ -81,12 +81,12 @@ def test_the_nearest_image_of_data_is_found(diffuse, model, images, picture, jou
     assert ran.code == 0, ran.err
     (found,) = journey
     real = [np.asarray(Image.open(p).convert("L"))[None] for p in sorted(images.rglob("*.png"))]
-    for way, near in ((found.forward, found.forward_near), (found.reverse, found.reverse_near)):
+    for way in (found.forward, found.reverse):
         for t in found.timesteps[::3]:
             least = min(distance(way.x0[t], image) for image in real)
-            assert near.distances[t] == pytest.approx(least)
-            assert distance(near.images[t], way.x0[t]) == pytest.approx(least)
-    assert found.forward_near.distances[0] <= distance(found.forward.x0[0], found.image)
+            assert way.distances[t] == pytest.approx(least)
+            assert distance(way.nearest[t], way.x0[t]) == pytest.approx(least)
+    assert found.forward.distances[0] <= distance(found.forward.x0[0], found.image)
 
 
 def test_data_that_cannot_be_read_are_refused_before_the_model_computes(

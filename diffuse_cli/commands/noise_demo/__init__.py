@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffuse_cli import pages
 from diffuse_cli.commands._cli import Console
 from diffuse_cli.config.task_options import DemoConfig
 from diffuse_cli.core import SCHEDULES
 from diffuse_cli.system import Progress, Work, files, outputs
+
+if TYPE_CHECKING:
+    from diffuse_cli.commands.noise_demo.forward_process import Scene
+    from diffuse_cli.commands.noise_demo.reverse_process import Trajectories
 
 CONFIG = DemoConfig
 EXAMPLES = (
@@ -60,19 +64,18 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
             for end, path in named.items()
         ]
         paths = tuple(map(stack.enter_context, claims))
-        scene: Any
-        moving: Any
+        scene: Scene | Trajectories
         if config.model is None:
-            scene, moving = yield from forward_process.prepare(config)
+            scene = yield from forward_process.prepare(config)
         else:
             from diffuse_cli.commands.noise_demo import reverse_process
 
-            scene = moving = yield from reverse_process.prepare(config)
+            scene = yield from reverse_process.prepare(config)
         yield Progress("drawing", 0, 1)
         contents = [figures.encode_png(scene.draw(config.steps))]
         yield Progress("drawing", 1, 1)
         if config.gif:
-            contents.append((yield from moving.animate()))
+            contents.append((yield from scene.animate()))
         for path, content in zip(paths, contents, strict=True):
             files.write_bytes(path, content)
     return paths

@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.task_options import DemoConfig
 from diffuse_cli.core import SCHEDULES, Space, dimensions
 from diffuse_cli.media import MEDIA, figures
-from diffuse_cli.system import Notice, UsageError, Work, files, lookup, translate_errors
+from diffuse_cli.system import Notice, UsageError, Work, files, translate_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,20 +48,44 @@ FRAME_TOP, FRAME_HEAD, FRAME_LEFT = 0.42, 0.28, 0.62
 NOISE = 1_800_000  # pixels times zoom of all frames; noise does not compress: 3 or 4 MB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
-    """Contents of the demonstration: the sample as the model sees it and the noise, (C, *size)."""
+    """Contents of the demonstration: a sample as stored, (C, *size), and the seed of its noise."""
 
     title: str
-    x0: Tensor
-    noise: Tensor
+    values: media.Array
+    seed: int
     space: Space
     processes: Mapping[str, Process]
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """The sample as the model sees it, (C, *size)."""
+        import torch
+
+        return self.space.to_model(torch.tensor(self.values[None]))[0]
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """The noise of all pictures, (C, *size)."""
+        from diffuse_cli.system.rng import draw_noise
+
+        return draw_noise(self.seed, "noise-demo", shape=self.space.shape)
 
     @property
     def num_timesteps(self) -> int:
         """T of all processes."""
         return next(iter(self.processes.values())).num_timesteps
+
+    def shrink(self) -> Scene:
+        """Return the scene of an image scaled down for an animation. Anything else as it is."""
+        from diffuse_cli.media.image.planes import to_pixels
+
+        if self.space.medium != "image":
+            return self
+        side = 100 if len(self.processes) <= FRAME_COLUMNS else 64
+        values = to_pixels(figures.shrink_image(figures.to_image(self.values), side))
+        return replace(self, values=values, space=replace(self.space, size=values.shape[1:]))
 
     def times(self, count: int) -> list[int]:
         """Return at most `count` timesteps from 0 to T - 1, evenly spaced."""
@@ -90,8 +114,8 @@ class Scene:
 
     def animate(self) -> Work[bytes]:
         """Animate the pictures of all processes, over the log-SNR, from t = 0 to T - 1."""
-        names, count = list(self.processes), len(self.processes)
-        first = self.to_pixels(names[0], 0)
+        small, names, count = self.shrink(), list(self.processes), len(self.processes)
+        first = small.to_pixels(names[0], 0)
         zoom, w, h = demo_page.choose_zoom(first, FRAME_WIDTH)
         lines = math.ceil(count / FRAME_COLUMNS)
         columns = math.ceil(count / lines)
@@ -113,7 +137,7 @@ class Scene:
         def frames(t: int) -> Iterator[tuple[float, float, figures.Pixels]]:
             for curve, name, (x, y) in zip(curves, names, centers, strict=True):
                 curve.set_markevery([t])
-                yield x - w / 2, y, self.to_pixels(name, t)
+                yield x - w / 2, y, small.to_pixels(name, t)
 
         size = count * math.prod(first.shape[-2:]) * zoom
         times = self.times(max(8, min(FRAMES, NOISE // size)))
@@ -128,19 +152,22 @@ def level(process: Process, t: int) -> str:
 # -- preparing ------------------------------------------------------------------------------------
 
 
-def prepare(config: DemoConfig) -> Work[tuple[Scene, Scene]]:
-    """Return the processes of some schedules, at the sample's size and small enough to be
-    animated."""
+def prepare(config: DemoConfig) -> Work[Scene]:
+    """Return the processes of some schedules, at the sample's size."""
     rows = choose_processes(config)
 
     from diffuse_cli.models.blueprint import make_process
 
     processes = {name: make_process(row) for name, row in rows.items()}
-    sample = yield from read_sample(config, panels=len(rows) * config.steps)
-    scene = _make_scene(config, sample, processes)
+    values, space = yield from read_sample(config, panels=len(rows) * config.steps)
+    shifted = f",  log-SNR shifted by {config.log_snr_shift:+g}" if config.log_snr_shift else ""
+    rescaled = ",  zero terminal SNR" if config.zero_terminal_snr else ""
+    name = _shorten_name(Path(config.image).name, 42)
+    total = next(iter(processes.values())).num_timesteps
+    title = f"Forward process of {name},  T = {total}{shifted}{rescaled}"
+    scene = Scene(title, values, config.seed, space, processes)
     yield from _warn_of_signal(scene)
-    small = sample.shrink(100 if len(processes) <= FRAME_COLUMNS else 64)
-    return scene, _make_scene(config, small, processes)
+    return scene
 
 
 def choose_processes(config: DemoConfig) -> dict[str, DiffusionConfig]:
@@ -148,8 +175,6 @@ def choose_processes(config: DemoConfig) -> dict[str, DiffusionConfig]:
     names = tuple(SCHEDULES) if config.schedule is None else config.schedule
     if not names:
         raise UsageError("--schedule must name at least one", code="invalid_value")
-    for name in names:
-        lookup(SCHEDULES, name, "--schedule")
     shared: dict[str, Any] = {
         "log_snr_shift": config.log_snr_shift,
         "zero_terminal_snr": config.zero_terminal_snr,
@@ -167,22 +192,6 @@ def _shorten_name(name: str, limit: int) -> str:
     """Return the start and end of a file's name, in about `limit` characters."""
     name = files.show(name)
     return name if len(name) <= limit else f"{name[: limit * 2 // 3]} … {name[-limit // 3 :]}"
-
-
-def _make_scene(config: DemoConfig, sample: DemoSample, processes: Mapping[str, Process]) -> Scene:
-    import torch
-
-    from diffuse_cli.system.rng import draw_noise
-
-    space = sample.space
-    noise = draw_noise(config.seed, "noise-demo", shape=space.shape)
-    total = next(iter(processes.values())).num_timesteps
-    rescaled = f",  log-SNR shifted by {config.log_snr_shift:+g}" if config.log_snr_shift else ""
-    rescaled += ",  zero terminal SNR" if config.zero_terminal_snr else ""
-    name = _shorten_name(Path(config.image).name, 42)
-    title = f"Forward process of {name},  T = {total}{rescaled}"
-    x0 = space.to_model(torch.tensor(sample.values[None]))[0]
-    return Scene(title, x0, noise, space, processes)
 
 
 def _warn_of_signal(scene: Scene) -> Iterator[Notice]:
@@ -215,23 +224,6 @@ OWN_SIDE, PIXELS = 256, 1_000_000
 a million of its pixels take about 3 MB."""
 
 
-@dataclass(frozen=True, eq=False)
-class DemoSample:
-    """A sample as stored, (C, *size), and its space."""
-
-    values: media.Array
-    space: Space
-
-    def shrink(self, side: int) -> DemoSample:
-        """Return an image scaled down to a largest side. Anything else as it is."""
-        from diffuse_cli.media.image.planes import to_pixels
-
-        if self.space.medium != "image":
-            return self
-        values = to_pixels(figures.shrink_image(figures.to_image(self.values), side))
-        return replace(self, values=values, space=replace(self.space, size=values.shape[1:]))
-
-
 def check_sample_options(config: DemoConfig) -> None:
     """Refuse options that do not suit the medium of the file.
 
@@ -262,26 +254,24 @@ def medium_of(path: str) -> str:
 
 def read_sample(
     config: DemoConfig, space: Space | None = None, fit: str | None = None, panels: int = 1
-) -> Work[DemoSample]:
-    """Return the sample, at the size and of the numbers of a model, or its own.
+) -> Work[tuple[media.Array, Space]]:
+    """Return the sample as stored, (C, *size), and its space: a model's, or its own.
 
     Args:
         panels: the number of panels that show an image, if it keeps its size.
 
     Raises:
         DataError: it is missing or cannot be read.
-        UsageError: a size of another number of sides.
     """
     medium = space.medium if space else medium_of(config.image)
-    with translate_errors():
-        size = MEDIA[medium].resolve_size(config.size)
     if medium == "image" and space is None:
         return (yield from _read_own_image(config, panels))
     from diffuse_cli.data.samples import limit_levels, measure_space
     from diffuse_cli.sampling.input_pictures import read_picture, rgb
 
     MEDIA[medium].prepare()
-    fields = media.settings_for(space) if space else {"size": size, "layout": config.layout}
+    own_fields = {"size": MEDIA[medium].resolve_size(config.size), "layout": config.layout}
+    fields = media.settings_for(space) if space else own_fields
     settings = media.ReadSettings(
         **fields, fit=fit or "crop", background=rgb(config.background or WHITE)
     )
@@ -299,10 +289,10 @@ def read_sample(
             name = Path(config.image).name
             space = measure_space(space, values[None], np.zeros(1, np.int64), [name])
         space = limit_levels(space, values[None])
-    return DemoSample(values, space)
+    return values, space
 
 
-def _read_own_image(config: DemoConfig, panels: int) -> Work[DemoSample]:
+def _read_own_image(config: DemoConfig, panels: int) -> Work[tuple[media.Array, Space]]:
     """Return an image at the requested size, or its own up to a limit, in 8 bits."""
     from diffuse_cli.media.image.decoding import read_image
     from diffuse_cli.media.image.planes import fit_image, to_pixels
@@ -321,7 +311,7 @@ def _read_own_image(config: DemoConfig, panels: int) -> Work[DemoSample]:
             text = f"{files.show(config.image)} is {dimensions(size)}: shown at {dimensions(sides)}"
             yield Notice(f"{text}; pass --size {'x'.join(map(str, more))} for more detail")
     values = to_pixels(picture)
-    return DemoSample(values, MEDIA["image"].space(values[None]))
+    return values, MEDIA["image"].space(values[None])
 
 
 # -- the plots ------------------------------------------------------------------------------------

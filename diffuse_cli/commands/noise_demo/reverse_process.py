@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,8 +105,8 @@ def read_condition(
             raise UsageError(text, hint, code="missing_argument", option="--given")
         pair_config = replace(config, image=config.given)
         fit = config.fit or loaded.fit
-        pair = yield from forward_process.read_sample(pair_config, encoder.input_space, fit)
-        stored = encoder.match_labels(pair.values[None], config.given)
+        pair, _ = yield from forward_process.read_sample(pair_config, encoder.input_space, fit)
+        stored = encoder.match_labels(pair[None], config.given)
         inputs = image_conditioning.stored_inputs(encoder, stored)
     given = inputs.encode([0], device)
     return DemoCondition(encoder.given.what, given, encoder.look(given)[0])
@@ -118,19 +118,15 @@ class DemoTrajectory:
 
     Attributes:
         x: x_t.
-        x0: what the model expects x_0 to be.
+        x0: the model's estimate of x_0.
+        nearest: the image of DATA that is nearest to the estimate. Empty without DATA.
+        distances: the distance of that image from the estimate.
     """
 
     x: Mapping[int, Array]
     x0: Mapping[int, Array]
-
-
-@dataclass(frozen=True)
-class NearestImages:
-    """The image of DATA that is nearest to each estimate, by timestep, and its distance."""
-
-    images: Mapping[int, Array]
-    distances: Mapping[int, float]
+    nearest: Mapping[int, Array] = field(default_factory=dict)
+    distances: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,8 +145,6 @@ class Trajectories:
     reverse: DemoTrajectory
     space: Space
     condition: DemoCondition | None = None
-    forward_near: NearestImages | None = None
-    reverse_near: NearestImages | None = None
 
     @property
     def timesteps(self) -> list[int]:
@@ -174,13 +168,9 @@ class Trajectories:
         picture: Array = media.render_samples(self.space, stored[None])[0]
         return picture
 
-    def times(self, count: int) -> list[int]:
-        """Return at most `count` of the timesteps, evenly spaced."""
-        return demo_page.spread_evenly(self.timesteps, count)
-
     def draw(self, steps: int) -> Image.Image:
         """Draw the page, with at most `steps` pictures in a row."""
-        times, near, given = self.times(steps), self.reverse_near, self.condition
+        times, given = demo_page.spread_evenly(self.timesteps, steps), self.condition
 
         def seen(numbers: Mapping[int, Any]) -> Callable[[int], Any]:
             return lambda t: self.look(numbers[t])
@@ -201,13 +191,12 @@ class Trajectories:
         if given is not None:
             once: dict[int, Any] = {times[0]: given.picture}
             rows.append(demo_page.Row("given", figures.FAINT, once.get, lambda t: given.what))
-        if near is not None:
-            distances = near.distances
+        if self.reverse.nearest:
 
             def away(t: int) -> str:
-                return f"{self.format_distance(distances[t])} away"
+                return f"{self.format_distance(self.reverse.distances[t])} away"
 
-            rows.append(demo_page.Row("nearest", GREEN, seen(near.images), away))
+            rows.append(demo_page.Row("nearest", GREEN, seen(self.reverse.nearest), away))
             legend += [(f"from the nearest {one} of DATA", GREEN), ("the same in reverse", RED)]
         plots: list[Callable[[Axes], object]] = [
             partial(_distances, journey=self),
@@ -242,50 +231,44 @@ class Trajectories:
 
 
 def prepare(config: DemoConfig) -> Work[Trajectories]:
-    """Return the process of a model, at its own size, and the model's estimates."""
+    """Return the process of a model, at its own size, and the model's estimates on both ways.
+
+    Raises:
+        UsageError: the model has no such class, or no classes; --given is missing, or of no use.
+        DataError: the image, --given or --data cannot be read.
+    """
     assert config.model is not None
+    names = [files.show(Path(path).name) for path in (config.image, config.model)]
     if forward_process.medium_of(config.image) == "image":
         read_image(config.image)  # one that cannot be read is refused before the model is read
     with open_accelerator("fp32") as accelerator:
         loaded = yield from load_denoiser(config.model, config.weights, accelerator)
-        space, fit = loaded.space, config.fit or loaded.fit
+        device, space, fit = accelerator.device, loaded.space, config.fit or loaded.fit
         config = replace(config, background=config.background or loaded.background)
-        sample = yield from forward_process.read_sample(config, space, fit)
-        work = compute_trajectories(config, sample.values, loaded, accelerator.device)
-        if config.data is None:
-            return (yield from work)
-        images = yield from read_images(
-            config.data,
-            **media.settings_for(space),
-            background=str(config.background),
-            fit=fit,
-            medium=space.medium,
+        values, _ = yield from forward_process.read_sample(config, space, fit)
+        images = None
+        if config.data is not None:
+            images = yield from read_images(
+                config.data,
+                **media.settings_for(space),
+                background=str(config.background),
+                fit=fit,
+                medium=space.medium,
+            )
+        process = loaded.denoiser.process
+        total = process.num_timesteps
+        times = demo_page.spread_evenly(range(total), STEPS)
+        x0 = space.to_model(torch.tensor(values[None], device=device))
+        given = yield from read_condition(config, values, loaded, device)
+        denoise = clamp_denoised(
+            _bind_condition(loaded, config.label, given, device), loaded.denoiser
         )
-        journey = yield from work
-        forward, reverse = yield from nearest(journey, images.stored)
-    return replace(journey, forward_near=forward, reverse_near=reverse)
-
-
-def compute_trajectories(
-    config: DemoConfig, values: Array, loaded: LoadedModel, device: torch.device
-) -> Work[Trajectories]:
-    """Both ways of a sample of the model's space, as stored.
-
-    Raises:
-        UsageError: the model has no such class, or no classes; --given is missing, or of no use.
-        DataError: --given cannot be read.
-    """
-    process, space = loaded.denoiser.process, loaded.space
-    last = process.num_timesteps - 1
-    times = demo_page.spread_evenly(range(last + 1), STEPS)
-    x0 = space.to_model(torch.tensor(values[None], device=device))
-    given = yield from read_condition(config, values, loaded, device)
-    denoise = clamp_denoised(_bind_condition(loaded, config.label, given, device), loaded.denoiser)
-    noise = partial(image_noise, config.seed, [0], shape=space.shape, device=device)
-    forward = yield from _forward(denoise, x0, noise(-1), times, loaded)
-    reverse = yield from _reverse(denoise, noise, times, loaded)
-    names = (files.show(Path(path).name) for path in (config.image, config.model or ""))
-    title = f"{' and '.join(names)},  T = {last + 1}"
+        noise = partial(image_noise, config.seed, [0], shape=space.shape, device=device)
+        forward = yield from _forward(denoise, x0, noise(-1), times, loaded)
+        reverse = yield from _reverse(denoise, noise, times, loaded)
+        if images is not None:
+            forward, reverse = yield from _find_nearest(space, images.stored, forward, reverse)
+    title = f"{' and '.join(names)},  T = {total}"
     return Trajectories(title, values, process, forward, reverse, space, given)
 
 
@@ -343,21 +326,26 @@ def _reverse(
     return DemoTrajectory(dict(sorted(xs.items())), dict(sorted(x0s.items())))
 
 
-def nearest(journey: Trajectories, data: Array) -> Work[tuple[NearestImages, NearestImages]]:
-    """Return the nearest of some images to the estimates on both ways."""
-    times = journey.timesteps
-    queries = np.stack([way.x0[t] for way in (journey.forward, journey.reverse) for t in times])
-    see = partial(nearest_neighbors.to_comparable, journey.space)
+def _find_nearest(
+    space: Space, data: Array, *ways: DemoTrajectory
+) -> Work[tuple[DemoTrajectory, ...]]:
+    """Return the ways with the nearest of some images to each estimate."""
+    queries = np.stack([x0 for way in ways for x0 in way.x0.values()])
+    see = partial(nearest_neighbors.to_comparable, space)
     hits = yield from nearest_neighbors.find_nearest(
         queries, queries[:0], data, np.arange(len(data)), see=see
     )
-    forward, reverse = (
-        NearestImages(
-            dict(zip(times, data[places], strict=True)), dict(zip(times, away, strict=True))
-        )
-        for places, away in zip(np.split(hits.places, 2), np.split(hits.samples, 2), strict=True)
+    parts = zip(
+        ways, np.split(hits.places, len(ways)), np.split(hits.samples, len(ways)), strict=True
     )
-    return forward, reverse
+    return tuple(
+        replace(
+            way,
+            nearest=dict(zip(way.x0, data[places], strict=True)),
+            distances=dict(zip(way.x0, away, strict=True)),
+        )
+        for way, places, away in parts
+    )
 
 
 def _distances(axes: Axes, journey: Trajectories) -> None:
@@ -371,7 +359,7 @@ def _distances(axes: Axes, journey: Trajectories) -> None:
     style: dict[str, Any] = {"linewidth": 1.8, "clip_on": False, "zorder": 3}
     missed = [journey.measure_distance(t) for t in times]
     axes.plot(x, missed, color=BLUE, **style)
-    for near, color in ((journey.forward_near, GREEN), (journey.reverse_near, RED)):
-        if near is not None:
-            axes.plot(x, [near.distances[t] for t in times], color=color, **style)
+    for way, color in ((journey.forward, GREEN), (journey.reverse, RED)):
+        if way.distances:
+            axes.plot(x, [way.distances[t] for t in times], color=color, **style)
     axes.set_ylim(bottom=0)
