@@ -6,21 +6,27 @@ No code in a foreign file is executed.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.options import needs_error
 from diffuse_cli.config.presets import find_preset
-from diffuse_cli.core import Modules
-from diffuse_cli.system import ModelFileError, UsageError, Work, flag, lookup, outputs
+from diffuse_cli.core import Modules, dimensions
+from diffuse_cli.system import (
+    ModelFileError,
+    Notice,
+    UsageError,
+    Work,
+    files,
+    flag,
+    lookup,
+    outputs,
+)
 from diffuse_cli.system.hub_models import fetch_source
 
 if TYPE_CHECKING:
     from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
     from diffuse_cli.commands.convert.importers.assembly import ForeignModel
-    from diffuse_cli.models.model_file import StoredModel
 
 
 class Format(Protocol):
@@ -54,17 +60,8 @@ OF_EXPORTS = ("weights", "sampler", "runtime", "single_file")
 """Options of `ConvertConfig` for models that leave."""
 
 
-@dataclass(frozen=True)
-class Converted:
-    """The model file, the format of its source, and the model."""
-
-    path: Path
-    format: str
-    model: StoredModel
-
-
-def convert(config: ConvertConfig) -> Work[Converted]:
-    """Write another program's model as a model file.
+def convert(config: ConvertConfig) -> Work[dict[str, Any]]:
+    """Write another program's model as a model file, and return its path and facts.
 
     Raises:
         UsageError: the source is a `diffuse` model, or options do not suit it.
@@ -79,7 +76,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     ) as path:
         from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
         from diffuse_cli.commands.convert.importers.assembly import assemble
-        from diffuse_cli.models import model_file
+        from diffuse_cli.models import model_file, model_header
 
         source = ForeignSource((yield from fetch_source(config.source)))
         if source.is_own:
@@ -98,7 +95,23 @@ def convert(config: ConvertConfig) -> Work[Converted]:
         model = assemble(foreign, source, config)
         yield from foreign.notices
         model_file.save(path, model)
-        return Converted(path, name, model)
+        blueprint, described = model.blueprint, model_header.describe_model(model)
+        diffusion, count = blueprint.diffusion, blueprint.conditions.num_classes
+        schedule = diffusion.schedule or "custom betas"
+        classes = f", {count:,} classes" if count else ""
+        yield Notice(
+            f"{name}: {model.parameters:,} parameters, {dimensions(blueprint.space.size)}, "
+            f"{schedule} over {diffusion.num_timesteps:,} timesteps, target {diffusion.target}, "
+            f"variance {diffusion.variance}{classes}"
+        )
+        return {
+            "model": str(path),
+            "format": name,
+            "parameters": model.parameters,
+            **{part: described[part] for part in ("space", "network", "diffusion")},
+            "classes": count,
+            "sha256": files.sha256(path),
+        }
 
 
 def _check_options(config: ConvertConfig, name: str) -> None:
