@@ -33,6 +33,9 @@ from diffuse_cli.system import (
 
 T = TypeVar("T")
 
+Report = tuple[dict[str, Any], list[str | Table]]
+"""A result as the values of `--json`, and as lines and tables."""
+
 FEW_PATHS = 4
 """Most paths that a terminal shows."""
 

@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
+from diffuse_cli.commands._cli import Report
 from diffuse_cli.config import train_options
 from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.core import Denoiser
 from diffuse_cli.evaluation import image_sets
 from diffuse_cli.evaluation.image_sets import Sides
-from diffuse_cli.metrics import Measurement
+from diffuse_cli.metrics import Measurement, label
 from diffuse_cli.metrics.estimates import average
 from diffuse_cli.metrics.features.feature_choice import choose_network, load_trained_network
+from diffuse_cli.metrics.presentation import format_measurement
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import generate_all
 from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser, load_guide, make_denoiser
@@ -30,9 +32,9 @@ from diffuse_cli.system import (
     ModelFileError,
     Notice,
     Progress,
+    Table,
     Work,
     files,
-    lookup,
     outputs,
     run_reader,
 )
@@ -57,32 +59,10 @@ class MeasuredLength:
     values: dict[str, float]
 
 
-@dataclass(frozen=True)
-class MeasuredLengths:
-    """The lengths that were measured, and the best.
-
-    Attributes:
-        metric: the key of the number that decides. Lower is better.
-        file: the numbers of the model file's own average.
-        step, updates: where the averages end.
-        out: the model file with the best length, if one was asked for.
-    """
-
-    metric: str
-    rows: tuple[MeasuredLength, ...]
-    file: dict[str, float]
-    best: float
-    step: int
-    updates: int
-    real: int
-    part: str
-    out: Path | None
-
-
-def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
+def measure_lengths(config: EmaConfig) -> Work[Report | None]:
     """Measure averages of `LENGTHS`, made from the snapshots in the model's run directory.
 
-    Returns None on every process but the first.
+    Returns a row for each length and the best of them, or None on every process but the first.
 
     Raises:
         ModelFileError: not a model file, or one without sound snapshots.
@@ -106,8 +86,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
             )
         fits = yield from _fit_lengths(given)
         sides = yield from image_sets.read_sides(config, loaded)
-        make = lookup(EMA_METRICS, config.metric, "--metric")
-        metric, measure = yield from make(config, loaded, sides, accelerator)
+        metric, measure = yield from EMA_METRICS[config.metric](config, loaded, sides, accelerator)
         rows: list[MeasuredLength] = []
         models = _models(loaded.model, given, fits)
         for k, ((length, fit), model) in enumerate(zip(fits.items(), models, strict=True), 1):
@@ -127,17 +106,27 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
             yield Notice("the model file's own average is better than all of these")
         if out:
             model_file.save(out, chosen)
-    return MeasuredLengths(
-        metric=metric,
-        rows=tuple(rows),
-        file=file,
-        best=best.length,
-        step=given[-1].step,
-        updates=_last_update(given),
-        real=len(sides.real),
-        part=sides.part,
-        out=out,
-    )
+    step, updates = given[-1].step, _last_update(given)
+    facts = {
+        "subject": config.subject,
+        "data": config.data,
+        "metric": metric,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "file": file,
+        "best": best.length,
+        "step": step,
+        "updates": updates,
+        "real": len(sides.real),
+        "part": sides.part,
+        "out": str(out) if out else None,
+    }
+    cells = [(f"{row.length:.2f}", format_measurement(row.values, metric)) for row in rows]
+    file_cells = ("in the file", format_measurement(file, metric))
+    return facts, [
+        Table([("length", label(metric)), *cells, file_cells]),
+        f"best: {best.length:.2f} of the {updates:,} updates at step {step:,}",
+        *([files.show(out)] if out else []),
+    ]
 
 
 def rank_value(value: float) -> float:

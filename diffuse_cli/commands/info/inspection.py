@@ -7,9 +7,9 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffuse_cli.commands._cli import format_seconds, format_speed
+from diffuse_cli.commands._cli import Report, format_seconds, format_speed
 from diffuse_cli.commands._cli.model_facts import model_rows
-from diffuse_cli.commands.info.reports import Report, inspect_data
+from diffuse_cli.commands.info.reports import inspect_data
 from diffuse_cli.config import options
 from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.data import is_images

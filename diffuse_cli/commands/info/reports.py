@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from diffuse_cli.commands._cli import brief, format_rest, label_lines
+from diffuse_cli.commands._cli import Report, brief, format_rest, label_lines
 from diffuse_cli.commands._cli.model_facts import describe_labels
 from diffuse_cli.commands.info import duplicates as near
 from diffuse_cli.config.shared_options import InfoConfig
@@ -43,9 +42,6 @@ from diffuse_cli.system import (
 
 MAP_OVER = 2**30
 """Bytes beyond which pixels are mapped from a temporary file."""
-
-Report = tuple[dict[str, Any], list[str | Table]]
-"""A description as the values of `--json`, and as lines and tables."""
 
 
 def inspect_data(config: InfoConfig) -> Work[Report]:
