@@ -1,53 +1,31 @@
-"""`ema`: measure averages of many lengths, made from the snapshots of a run, and find the best."""
+"""`ema`: averages of many lengths, made from the snapshots of a run, and the best of them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from accelerate import Accelerator
-
 from diffuse_cli.commands._cli import Report
-from diffuse_cli.config import train_options
+from diffuse_cli.commands.ema.ema_metrics import EMA_METRICS
 from diffuse_cli.config.eval_options import EmaConfig
-from diffuse_cli.config.options import from_dict
-from diffuse_cli.core import Denoiser
-from diffuse_cli.evaluation import image_sets
-from diffuse_cli.evaluation.image_sets import Sides
-from diffuse_cli.metrics import Measurement, label
-from diffuse_cli.metrics.estimates import average
-from diffuse_cli.metrics.features.feature_choice import choose_network, load_trained_network
+from diffuse_cli.evaluation.image_sets import read_sides
+from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import format_measurement
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import generate_all
-from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser, load_guide, make_denoiser
-from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
-from diffuse_cli.sampling.setting_search import FeatureMeasure
-from diffuse_cli.system import (
-    ModelFileError,
-    Notice,
-    Progress,
-    Table,
-    Work,
-    files,
-    outputs,
-    run_reader,
-)
+from diffuse_cli.sampling.model_loading import load_denoiser, make_denoiser
+from diffuse_cli.system import ModelFileError, Notice, Table, Work, files, outputs, run_reader
 from diffuse_cli.system.accelerator import open_accelerator
-from diffuse_cli.training import ema_weights, optimization
+from diffuse_cli.training import ema_weights
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
 """The lengths to try: standard deviations of the profile, as a fraction of the run."""
 
 NEAR = 0.1
 """Lengths whose profile the snapshots miss by more than this fraction of its norm are left out."""
-
-Measure = Callable[[Denoiser], Work[dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +63,7 @@ def measure_lengths(config: EmaConfig) -> Work[Report | None]:
                 f"{loaded.model.step:,}"
             )
         fits = yield from _fit_lengths(given)
-        sides = yield from image_sets.read_sides(config, loaded)
+        sides = yield from read_sides(config, loaded)
         metric, measure = yield from EMA_METRICS[config.metric](config, loaded, sides, accelerator)
         rows: list[MeasuredLength] = []
         models = _models(loaded.model, given, fits)
@@ -203,68 +181,3 @@ def _models(
                 errors=None,
                 data={**model.data, "ema_length": length},
             )
-
-
-# -- metrics --------------------------------------------------------------------------------------
-
-
-def _kid(
-    config: EmaConfig, loaded: LoadedModel, sides: Sides, accelerator: Accelerator
-) -> Work[tuple[str, Measure]]:
-    sides.check()
-    trained = yield from load_trained_network(config, loaded.space, accelerator, alone=True)
-    real, device = sides.real.samples, accelerator.device
-    network = yield from choose_network(config, trained, sides.space, real, device)
-    guide = yield from load_guide(config, loaded, accelerator, alone=True)
-    resolved = resolve_settings(config, loaded.model, guide=guide)
-    settings = image_sets.set_conditions(resolved, loaded, sides, config.seed)
-    yield from report_settings(settings)
-    against = FeatureMeasure(network, sides.space, real, cached=True)
-    yield from against.read_real()
-
-    def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        indices = range(config.n)
-        samples = yield from generate_all(
-            denoiser, settings, indices, space=loaded.space, device=device
-        )
-        return (yield from against.compare(samples))
-
-    return network.kid, measure
-
-
-def _loss(
-    config: EmaConfig, loaded: LoadedModel, sides: Sides, accelerator: Accelerator
-) -> Work[tuple[str, Measure]]:
-    """Training loss on the real images, with the same draws for every length."""
-    yield from ()
-    real = sides.real
-    fields = train_options.from_file(loaded.model.training)
-    training = from_dict(train_options.TrainConfig, {"data": "", **fields})
-    objective = optimization.Objective(training, loaded.denoiser, accelerator.device)
-
-    def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        losses: list[float] = []
-        for part in optimization.measure_losses(
-            objective,
-            denoiser,
-            loaded.model.blueprint,
-            real.samples,
-            real.labels,
-            given=image_sets.prepare_inputs(loaded, real, config.seed),
-            rows=real.rows,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            device=accelerator.device,
-        ):
-            losses += part.tolist()
-            yield Progress("held-out loss", len(losses), len(real))
-        mean = math.fsum(losses) / len(losses)
-        if len(losses) < 2:
-            return {"held_out_loss": mean}
-        return Measurement(mean, average(np.array(losses)).error).to_entries("held_out_loss")
-
-    return "held_out_loss", measure
-
-
-EMA_METRICS = {"kid": _kid, "held-out": _loss}
-"""Definition of each metric of --metric: the key of its number, and the measure."""
