@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +123,7 @@ def test_a_program_of_torch_answers_and_says_the_same(written: Path):
 
 
 def test_a_missing_package_is_named_with_its_extra(diffuse, monkeypatch: pytest.MonkeyPatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "onnxscript" else found(name)
-    )
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     ran = diffuse("convert", "nowhere", "--to", "onnx", "-q")
     assert (ran.code, "needs onnxscript" in ran.line) == (2, True)
     assert "`pip install '.[onnx]'`" in ran.line

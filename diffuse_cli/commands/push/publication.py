@@ -15,8 +15,7 @@ from typing import Any
 
 from diffuse_cli.commands._cli import model_facts
 from diffuse_cli.commands._cli.model_facts import escape
-from diffuse_cli.commands.convert import web_runtime
-from diffuse_cli.commands.convert.exporters import onnx, page
+from diffuse_cli.commands.convert.exporters import page
 from diffuse_cli.config.exchange_options import PushConfig
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import PAIRS
@@ -70,8 +69,7 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
     if config.samples:
         outputs.check_suffix(Path(config.samples), ".png", "--samples")
     if config.demo:
-        onnx.check_packages("--demo")
-        web_runtime.check_available("--demo", config.runtime)
+        page.check_tools("--demo", config.runtime)
     if config.out is None and not config.overwrite:
         hub_models.check_unpublished(config.target)
     with _place(config) as folder:

@@ -22,9 +22,9 @@ class Target(Protocol):
 
     Attributes:
         OUT: what is written if no name is given. Every name has its suffix. A folder has none.
-        PARTS: what a folder that it wrote holds.
-        MARK: one of the parts and a text in its first 64 KiB, for targets that write a folder. Only
-            a folder with this mark may be replaced.
+        PARTS: what a folder that it wrote holds, for targets that write a folder.
+        MARK: one of the parts and a text in its first 64 KiB, for the same targets. Only a folder
+            with this mark may be replaced.
         OPTIONS: the options of `ConvertConfig` that it takes, besides those of every target.
     """
 

@@ -6,21 +6,26 @@ and not a network, is in the file's metadata.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.system import ModelFileError, Notice, Progress, UsageError, Work, files
-from diffuse_cli.system.errors import INSTALL
+from diffuse_cli.system import (
+    ModelFileError,
+    Notice,
+    Progress,
+    UsageError,
+    Work,
+    extra_package,
+    files,
+)
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile
 
 OUT = "model.onnx"
-PARTS: tuple[str, ...] = ()
 OPTIONS: tuple[str, ...] = ()
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -46,11 +51,8 @@ def check_packages(option: str) -> None:
     Raises:
         UsageError: names the first one that is missing.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        text = f"{option} needs {missing[0]}"
-        hint = f"Install it: {INSTALL.format(extra='onnx')}"
-        raise UsageError(text, hint, code="package_missing")
+    for name in PACKAGES:
+        extra_package(name, "onnx", f"{option} needs {name}", UsageError)
 
 
 def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:

@@ -59,8 +59,17 @@ FACTS = ("parameters", "network", "process", "classes", "columns", "input", "ste
 
 def check(config: ConvertConfig) -> None:
     """Refuse to begin without the packages or the runtime."""
-    onnx.check_packages("--to page")
-    web_runtime.check_available("--to page", config.runtime)
+    check_tools("--to page", config.runtime)
+
+
+def check_tools(option: str, runtime: str | None) -> None:
+    """Refuse an option without the packages or the runtime that make a page.
+
+    Raises:
+        UsageError
+    """
+    onnx.check_packages(option)
+    web_runtime.check_available(option, runtime)
 
 
 def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:

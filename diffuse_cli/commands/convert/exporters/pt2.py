@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile
 
 OUT = "model.pt2"
-PARTS: tuple[str, ...] = ()
 OPTIONS: tuple[str, ...] = ()
 
 TASK = "tracing the network"
