@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffuse_cli.config import parsers, sample_options, shared_options
-from diffuse_cli.config.options import Options, find_changed_flag, option
+from diffuse_cli.config.options import (
+    Options,
+    changed_flags,
+    find_changed_flag,
+    option,
+)
 from diffuse_cli.system import UsageError
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -276,15 +281,8 @@ class CompareConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flag = find_changed_flag(
-            self,
-            ImageSetsConfig,
-            MembersConfig,
-            BoundConfig,
-            sample_options.StartConfig,
-            sample_options.DrawConfig,
-            sample_options.WeightsConfig,
-        )
-        if self.data is None and flag:
-            text = f"{flag} needs DATA, images to evaluate both on"
-            raise UsageError(text, code="option_needs", option=flag)
+        changed = changed_flags(self)
+        flags = [changed[name] for name in changed if name not in ("a", "b", "report", "overwrite")]
+        if self.data is None and flags:
+            text = f"{flags[0]} needs DATA, images to evaluate both on"
+            raise UsageError(text, code="option_needs", option=flags[0])

@@ -111,14 +111,20 @@ def option_fields(config: type | object) -> Iterator[tuple[dataclasses.Field[Any
             yield f, spec
 
 
+def changed_flags(config: object) -> dict[str, str]:
+    """Return the flags of the options that differ from their defaults, by name."""
+    return {
+        f.name: field_flag(f)
+        for f, _ in option_fields(config)
+        if getattr(config, f.name) != f.default
+    }
+
+
 def find_changed_flag(config: object, *kinds: type) -> str:
     """Return the flag of the first option of `kinds` that differs from its default, or an empty
     string."""
     names = {f.name for kind in kinds for f, _ in option_fields(kind)}
-    for f, _ in option_fields(config):
-        if f.name in names and getattr(config, f.name) != getattr(type(config), f.name):
-            return field_flag(f)
-    return ""
+    return next((flag for name, flag in changed_flags(config).items() if name in names), "")
 
 
 def needs_error(flag: str, needed: str, hint: str = "Pass both, or neither") -> UsageError:

@@ -77,10 +77,8 @@ def _check_sheet_path(config: InfoConfig) -> None:
 
 # -- model ----------------------------------------------------------------------------------------
 
-IMAGES_ONLY = (
-    "size", "background", "fit", "layout", "alpha", "bits", "rate", "out", "workers", "strict",
-)  # fmt: skip
-"""Options that apply only to images."""
+OF_MODELS = ("path", "toml", "overwrite")
+"""Options that do not apply only to images."""
 
 
 def _inspect_model(config: InfoConfig) -> Work[tuple[ModelFile, Report]]:
@@ -92,11 +90,10 @@ def _inspect_model(config: InfoConfig) -> Work[tuple[ModelFile, Report]]:
         UsageError: an option is for images.
         OutputError: the TOML cannot be written.
     """
-    for name in IMAGES_ONLY:
-        if getattr(config, name) not in (None, False) and not (name == "out" and config.toml):
-            flag = "-o" if name == "out" else f"--{name}"
-            path = files.show(Path(config.path))
-            text = f"{flag} is for images, and {path} is a model"
+    for name, flag in options.changed_flags(config).items():
+        if name not in OF_MODELS and not (name == "out" and config.toml):
+            flag = "-o" if name == "out" else flag
+            text = f"{flag} is for images, and {files.show(Path(config.path))} is a model"
             raise UsageError(text, code="option_unsuited", option=flag)
     from diffuse_cli.models import model_file
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.options import field_flag, option_fields
+from diffuse_cli.config.options import changed_flags
 from diffuse_cli.core import Modules
 from diffuse_cli.system import ModelFileError, OutputError, UsageError, Work, files, lookup, outputs
 
@@ -80,9 +80,9 @@ def export(config: ConvertConfig) -> Work[dict[str, Any]]:
     assert name is not None
     target = lookup(TARGETS, name, "--to")
     allowed = (*OF_ALL, *target.OPTIONS)
-    for f, _ in option_fields(config):
-        if f.name not in allowed and getattr(config, f.name) != f.default:
-            text = f"{field_flag(f)} does not suit --to {name}"
+    for option, flag in changed_flags(config).items():
+        if option not in allowed:
+            text = f"{flag} does not suit --to {name}"
             raise UsageError(text, "Leave it out", code="options_conflict")
     with _claim_output(target, name, config) as path:
         target.check(config)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.options import needs_error
+from diffuse_cli.config.options import changed_flags, needs_error
 from diffuse_cli.config.presets import find_preset
 from diffuse_cli.core import Modules, dimensions
 from diffuse_cli.system import (
@@ -18,7 +18,6 @@ from diffuse_cli.system import (
     UsageError,
     Work,
     files,
-    flag,
     lookup,
     outputs,
 )
@@ -68,9 +67,10 @@ def convert(config: ConvertConfig) -> Work[dict[str, Any]]:
         ModelFileError: the source is missing, damaged, or of no known format.
         OutputError: the model file exists, or cannot be written.
     """
+    changed = changed_flags(config)
     for option in OF_EXPORTS:
-        if getattr(config, option):
-            raise needs_error(flag(option), "--to")
+        if option in changed:
+            raise needs_error(changed[option], "--to")
     with outputs.claim_output(
         config.out or OUT, ".safetensors", config.overwrite, read=config.source
     ) as path:
@@ -121,7 +121,8 @@ def _check_options(config: ConvertConfig, name: str) -> None:
         hint = "Leave it out, or name a published U-Net"
         raise UsageError(text, hint, code="option_unsuited")
     special = {option for format in FORMATS.values() for option in format.OPTIONS}
+    changed = changed_flags(config)
     for option in sorted(special.difference(FORMATS[name].OPTIONS)):
-        if getattr(config, option):
-            text = f"{flag(option)} does not suit {name}, whose files say it"
+        if option in changed:
+            text = f"{changed[option]} does not suit {name}, whose files say it"
             raise UsageError(text, "Leave it out", code="option_unsuited")
