@@ -53,47 +53,20 @@ MEANT = (
 
 @dataclass(frozen=True)
 class Side:
-    """A run or a model. Settings and facts of a model file are untrusted. Escape them.
+    """A run or a model. Its settings and values are untrusted. Escape them.
 
     Attributes:
         settings: training settings by name, those of the network as `unet.width`.
         places: settings of the run alone, such as its data; None without a run directory.
         file: the model, or the newest of a run; None if it has none yet.
-        facts: facts of the model file by name, empty without a model.
-        step, steps: of the model or the run, and of the whole training if it is known.
-        losses: the last loss and held-out loss logged up to that step.
-        lowest: the lowest held-out loss and KIDs by name, with their steps.
+        values: the values for `--json`: `lowest_NAME` is the lowest held-out loss or KID, with its
+            step, and `steps` the number of the whole training, if it is known.
     """
 
-    path: str
     settings: Mapping[str, Any]
     places: Mapping[str, Any] | None
     file: ModelFile | None
-    facts: Mapping[str, Any]
-    step: int
-    steps: int | None
-    losses: Mapping[str, float | None]
-    lowest: Mapping[str, dict[str, float] | None]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, without the settings."""
-        return {
-            "path": self.path,
-            "sha256": self.facts.get("sha256"),
-            "step": self.step,
-            "steps": self.steps,
-            **self.losses,
-            **{f"lowest_{name}": lowest for name, lowest in self.lowest.items()},
-            "parameters": self.facts.get("parameters"),
-            "data": dict(self.facts.get("data", {})),
-            "versions": self.facts.get("versions"),
-        }
-
-    @property
-    def given_kind(self) -> str | None:
-        """The degradation that a run is conditioned on, `PAIRS`, or None."""
-        given: str | None = (self.places or {}).get("given")
-        return given if given is None or is_degradation(given) else PAIRS
+    values: dict[str, Any]
 
 
 def run(config: CompareConfig, console: Console) -> None:
@@ -114,14 +87,14 @@ def run(config: CompareConfig, console: Console) -> None:
         if report:
             files.write_text(report, _render_page(sides, rows, remarks))
     values = {
-        **{name: side.to_dict() for name, side in zip("ab", sides, strict=True)},
+        **{name: side.values for name, side in zip("ab", sides, strict=True)},
         "settings": {name: dict(zip("ab", pair, strict=True)) for name, pair in differing.items()},
         "remarks": remarks,
         "evaluation": measured and _to_json(measured),
         **({"report": str(report)} if report else {}),
     }
     parts = [
-        *(f"{name}  {files.show(side.path)}" for name, side in zip("AB", sides, strict=True)),
+        *(f"{name}  {files.show(path)}" for name, path in (("A", config.a), ("B", config.b))),
         "",
         Table(rows),
         *(_evaluation_parts(measured) if measured else []),
@@ -165,17 +138,19 @@ def _read_side(path: str) -> Work[Side]:
     log = run_reader.read_log(run / run_reader.METRICS)
     rows = [row for row in log if file is None or row["step"] <= file.model.step]
     last_step = max((int(row["step"]) for row in rows), default=0)
-    return Side(
-        path=path,
-        settings=settings,
-        places=places,
-        file=file,
-        facts=file.facts() if file else {},
-        step=file.model.step if file else last_step,
-        steps=settings.get("steps"),
-        losses={name: run_reader.last_value(rows, name) for name in ("loss", "held_out_loss")},
-        lowest={name: _find_lowest(rows, name) for name in ("held_out_loss", *KIDS)},
-    )
+    facts = file.facts() if file else {}
+    values = {
+        "path": path,
+        "sha256": facts.get("sha256"),
+        "step": file.model.step if file else last_step,
+        "steps": settings.get("steps"),
+        **{name: run_reader.last_value(rows, name) for name in ("loss", "held_out_loss")},
+        **{f"lowest_{name}": _find_lowest(rows, name) for name in ("held_out_loss", *KIDS)},
+        "parameters": facts.get("parameters"),
+        "data": facts.get("data", {}),
+        "versions": facts.get("versions"),
+    }
+    return Side(settings, places, file, values)
 
 
 def _find_lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:
@@ -203,12 +178,16 @@ def _differing_settings(a: Side, b: Side) -> dict[str, tuple[Any, Any]]:
 
 def _compare_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[str]:
     """Whether the losses of two runs are of the same quantity."""
-    if a.losses["loss"] is None or b.losses["loss"] is None:
+    if a.values["loss"] is None or b.values["loss"] is None:
         return
     names = [name for name in MEANT if name in differing]
-    if a.given_kind != b.given_kind:
+    given_a, given_b = ((side.places or {}).get("given") for side in (a, b))
+    kinds = [
+        given if given is None or is_degradation(given) else PAIRS for given in (given_a, given_b)
+    ]
+    if kinds[0] != kinds[1]:
         names.append("given")
-    prints = [side.facts.get("data", {}).get("fingerprint") for side in (a, b)]
+    prints = [side.values["data"].get("fingerprint") for side in (a, b)]
     if prints[0] != prints[1] and None not in prints:
         names.append("training images")
     if names:
@@ -217,9 +196,10 @@ def _compare_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[
 
 def _require_model(side: Side) -> ModelFile:
     if side.file is None:
-        text = f"{files.show(side.path)} has no model yet"
+        path = side.values["path"]
+        text = f"{files.show(path)} has no model yet"
         hint = "Leave out DATA, or wait for its first checkpoint"
-        raise ModelFileError(text, hint, code="checkpoint_missing", path=side.path)
+        raise ModelFileError(text, hint, code="checkpoint_missing", path=path)
     return side.file
 
 
@@ -280,7 +260,7 @@ def _table_rows(sides: Sequence[Side], differing: Mapping[str, tuple[Any, Any]])
     """Return a head, and the settings that differ and the facts of both as rows of cells."""
     rows = [["", "A", "B"]]
     rows += [[brief(name), *_setting(*pair)] for name, pair in differing.items()]
-    a, b = map(_facts, sides)
+    a, b = (_facts(side.values) for side in sides)
     rows += [
         [name, a[name], b[name]]
         for name in a
@@ -298,22 +278,23 @@ def _setting(*pair: Any) -> list[str]:
     return short if short[0] != short[1] else long
 
 
-def _facts(side: Side) -> dict[str, str]:
+def _facts(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts of a run or model by their labels."""
-    parameters, versions = side.facts.get("parameters"), side.facts.get("versions", {})
+    step, steps, parameters = values["step"], values["steps"], values["parameters"]
     loss, held_out_loss = (
-        NONE if value is None else str(Measurement(value)) for value in side.losses.values()
+        NONE if values[name] is None else str(Measurement(values[name]))
+        for name in ("loss", "held_out_loss")
     )
+    versions = [f"{name} {format_value(v)}" for name, v in (values["versions"] or {}).items()]
     return {
         "parameters": NONE if parameters is None else f"{parameters:,}",
-        "training images": _images(side.facts.get("data", {})),
-        "step": brief(f"{side.step:,} of {side.steps:,}" if side.steps else f"{side.step:,}"),
+        "training images": _images(values["data"]),
+        "step": brief(f"{step:,} of {steps:,}" if steps else f"{step:,}"),
         "loss": loss,
         "held-out loss": held_out_loss,
-        "  lowest": _format_lowest(side.lowest["held_out_loss"]),
-        **{f"lowest {label(key)}": _format_lowest(side.lowest[key]) for key in KIDS},
-        "written by": brief(", ".join(f"{k} {format_value(v)}" for k, v in versions.items()))
-        or NONE,
+        "  lowest": _format_lowest(values["lowest_held_out_loss"]),
+        **{f"lowest {label(key)}": _format_lowest(values[f"lowest_{key}"]) for key in KIDS},
+        "written by": brief(", ".join(versions)) or NONE,
     }
 
 
@@ -364,8 +345,9 @@ def _render_page(
     from diffuse_cli.pages import curves
     from diffuse_cli.pages.templates import render_page
 
-    logs = [run_reader.run_folder(Path(side.path)) / run_reader.METRICS for side in sides]
-    names = dict(zip("AB", (options.place_name(side.path) for side in sides), strict=True))
+    paths = [side.values["path"] for side in sides]
+    logs = [run_reader.run_folder(Path(path)) / run_reader.METRICS for path in paths]
+    names = dict(zip("AB", map(options.place_name, paths), strict=True))
     runs = dict(zip("AB", map(curves.read_curves, logs), strict=True))
     return render_page(
         "compare",
