@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.media import figures
@@ -71,14 +71,14 @@ class Row:
 
     Attributes:
         name: on the left, in `color`.
-        picture: pixels (C, H, W) at a timestep; None for an empty place.
-        caption: under the picture of a timestep. Nothing by default.
+        pictures: pixels (C, H, W) by timestep. Other places stay empty.
+        captions: texts under pictures, by timestep.
     """
 
     name: str
     color: str
-    picture: Callable[[int], Pixels | None]
-    caption: Callable[[int], str] = lambda t: ""
+    pictures: Mapping[int, Pixels]
+    captions: Mapping[int, str] = field(default_factory=dict)
 
 
 def draw(
@@ -97,9 +97,7 @@ def draw(
         legend: names and colors of what the plots show.
         plots: what draws each, side by side.
     """
-    first = rows[0].picture(times[0])
-    assert first is not None
-    height, width = first.shape[-2:]
+    height, width = rows[0].pictures[times[0]].shape[-2:]
     lines = Layout.of(len(rows), len(times), height, width)
     content = max(lines.columns * lines.pitch - GAP, 6.6)
     block = lines.lines * lines.line + BETWEEN
@@ -130,17 +128,17 @@ def _row(
     style |= {"color": row.color, "va": "center"}
     sheet.text(LEFT - 0.16, middle, row.name, LEFT - 0.28, fontsize=10.5, **style)
     for i, t in enumerate(times):
-        picture = row.picture(t)
-        if picture is None:
+        if t not in row.pictures:
             continue
         x = LEFT + i % lines.columns * lines.pitch + (lines.pitch - GAP - lines.width) / 2
         y = top + i // lines.columns * lines.line + HEAD
         center = x + lines.width / 2
-        sheet.image(x, y, picture, lines.zoom)
+        sheet.image(x, y, row.pictures[t], lines.zoom)
         if headed:
             sheet.text(center, y - 0.06, f"$t$ = {t}", ha="center", fontsize=8)
         below = y + lines.height + 0.17
-        sheet.text(center, below, row.caption(t), ha="center", fontsize=7.5, color=FAINT)
+        caption = row.captions.get(t, "")
+        sheet.text(center, below, caption, ha="center", fontsize=7.5, color=FAINT)
 
 
 def _legend(sheet: Sheet, legend: Sequence[tuple[str, str]], y: float, content: float) -> None:

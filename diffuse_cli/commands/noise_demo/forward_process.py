@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -105,7 +105,10 @@ class Scene:
         colors = {name: figures.color(i) for i, name in enumerate(self.processes)}
         rows = [
             demo_page.Row(
-                name, colors[name], partial(self.to_pixels, name), partial(level, process)
+                name,
+                colors[name],
+                {t: self.to_pixels(name, t) for t in times},
+                format_levels(process, times),
             )
             for name, process in self.processes.items()
         ]
@@ -144,9 +147,10 @@ class Scene:
         return (yield from demo_page.animate(sheet, label, times, self.num_timesteps, zoom, frames))
 
 
-def level(process: Process, t: int) -> str:
-    """Return the caption of a timestep, its alpha-bar."""
-    return rf"$\bar\alpha$ = {figures.format_fraction(process.alpha_bar(t))}"
+def format_levels(process: Process, times: Iterable[int]) -> dict[int, str]:
+    """Return the alpha-bar of each timestep, for captions."""
+    levels = {t: figures.format_fraction(process.alpha_bar(t)) for t in times}
+    return {t: rf"$\bar\alpha$ = {level}" for t, level in levels.items()}
 
 
 # -- preparing ------------------------------------------------------------------------------------

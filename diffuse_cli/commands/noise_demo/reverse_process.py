@@ -172,31 +172,26 @@ class Trajectories:
         """Draw the page, with at most `steps` pictures in a row."""
         times, given = demo_page.spread_evenly(self.timesteps, steps), self.condition
 
-        def seen(numbers: Mapping[int, Any]) -> Callable[[int], Any]:
-            return lambda t: self.look(numbers[t])
+        def look(samples: Mapping[int, Array]) -> dict[int, Array]:
+            return {t: self.look(samples[t]) for t in times}
 
-        def off(t: int) -> str:
-            return f"off by {self.format_distance(self.measure_distance(t))}"
-
+        levels = forward_process.format_levels(self.process, times)
+        off = {t: f"off by {self.format_distance(self.measure_distance(t))}" for t in times}
         rows = [
-            demo_page.Row(
-                "forward", BLUE, seen(self.forward.x), partial(forward_process.level, self.process)
-            ),
-            demo_page.Row("expected", BLUE, seen(self.forward.x0), off),
-            demo_page.Row("reverse", RED, seen(self.reverse.x)),
-            demo_page.Row("expected", RED, seen(self.reverse.x0)),
+            demo_page.Row("forward", BLUE, look(self.forward.x), levels),
+            demo_page.Row("expected", BLUE, look(self.forward.x0), off),
+            demo_page.Row("reverse", RED, look(self.reverse.x)),
+            demo_page.Row("expected", RED, look(self.reverse.x0)),
         ]
         one = MEDIA[self.space.medium].one
         legend = [(f"from the {one}", BLUE)]
         if given is not None:
-            once: dict[int, Any] = {times[0]: given.picture}
-            rows.append(demo_page.Row("given", figures.FAINT, once.get, lambda t: given.what))
+            first, what = {times[0]: given.picture}, {times[0]: given.what}
+            rows.append(demo_page.Row("given", figures.FAINT, first, what))
         if self.reverse.nearest:
-
-            def away(t: int) -> str:
-                return f"{self.format_distance(self.reverse.distances[t])} away"
-
-            rows.append(demo_page.Row("nearest", GREEN, seen(self.reverse.nearest), away))
+            distances = self.reverse.distances
+            away = {t: f"{self.format_distance(distances[t])} away" for t in times}
+            rows.append(demo_page.Row("nearest", GREEN, look(self.reverse.nearest), away))
             legend += [(f"from the nearest {one} of DATA", GREEN), ("the same in reverse", RED)]
         plots: list[Callable[[Axes], object]] = [
             partial(_distances, journey=self),
