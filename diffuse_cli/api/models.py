@@ -14,7 +14,6 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from diffuse_cli.api import calls, keywords
-from diffuse_cli.api.calls import convert_errors
 from diffuse_cli.api.generated_samples import Samples
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import from_dict
@@ -125,7 +124,7 @@ class Model:
         typed: dict[str, Any] = {**options, "n": n, "seed": seed, "steps": steps}
         typed |= {"sampler": sampler, "on": tuple(column_texts) or None, "model": str(self.path)}
         typed |= {"classes": None if label is None else [*map(str, _list_values("label", label))]}
-        with contextlib.ExitStack() as stack, convert_errors():
+        with contextlib.ExitStack() as stack, calls.convert_errors():
             config = from_dict(SampleConfig, calls.convert_keywords(typed, stack), "sample")
             samples, space, start = calls.run_work(generate_arrays(config, self._file), progress)
             MEDIA[space.medium].prepare()
@@ -146,7 +145,7 @@ class Model:
         """
         with (
             calls.use_torch_defaults(),
-            convert_errors(),
+            calls.convert_errors(),
             open_accelerator(precision, device) as accelerator,
         ):
             exact = choose_precision(self._file.model, precision, accelerator)
@@ -154,7 +153,7 @@ class Model:
 
     def network(self, weights: str = "ema") -> nn.Module:
         """Return a trainable copy of the network on the CPU, with weights as for `denoiser`."""
-        with calls.use_torch_defaults(), convert_errors():
+        with calls.use_torch_defaults(), calls.convert_errors():
             net: nn.Module = copy.deepcopy(self._file.model.network(weights))
         return net.requires_grad_(True)
 
@@ -242,7 +241,7 @@ def evaluate(
         raise UsageError("metrics is an empty list", hint, code="invalid_value", option="metrics")
     for name in named or ():
         lookup(METRICS, name, "metrics")
-    with contextlib.ExitStack() as stack, convert_errors():
+    with contextlib.ExitStack() as stack, calls.convert_errors():
         typed = calls.convert_keywords({**options, "n": n, "metrics": named}, stack)
         subject = model.path if isinstance(model, Model) else model
         typed["subject"] = stack.enter_context(calls.open_data(subject, "model"))

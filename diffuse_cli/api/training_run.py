@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
 from diffuse_cli.api import calls
-from diffuse_cli.api.calls import convert_errors, use_torch_defaults
 from diffuse_cli.api.keywords import TrainOptions
 from diffuse_cli.config.options import read_toml
 from diffuse_cli.config.parsers import to_plain
@@ -83,8 +82,8 @@ def train(
     typed |= {name: [*typed[name]] for name in calls.HELD if isinstance(typed.get(name), Iterator)}
     with (
         contextlib.ExitStack() as stack,
-        convert_errors(),
-        use_torch_defaults(),
+        calls.convert_errors(),
+        calls.use_torch_defaults(),
     ):  # what can be refused now is
         if config is not None and not isinstance(config, (str, Path, Mapping)):
             text = f"config: {shorten_repr(config)} is not a path, and not a mapping of options"
@@ -102,12 +101,12 @@ def train(
 def _events(
     data: calls.Data, typed: Mapping[str, Any], filed: Mapping[str, Any] | None
 ) -> Iterator[TrainingEvent]:
-    with contextlib.ExitStack() as stack, convert_errors():
+    with contextlib.ExitStack() as stack, calls.convert_errors():
         options = {
             **from_file(calls.convert_keywords(typed, stack)),
             "data": stack.enter_context(calls.open_data(data)),
         }
-        with use_torch_defaults():
+        with calls.use_torch_defaults():
             config = configure(options, filed)
         yield from _run_training(config)
 
@@ -118,7 +117,7 @@ def _run_training(config: TrainConfig) -> Iterator[TrainingEvent]:
     work = fit(config, stop)
     while True:
         try:
-            with note_interrupts(stop), process_state.take_turn(), use_torch_defaults():
+            with note_interrupts(stop), process_state.take_turn(), calls.use_torch_defaults():
                 event = next(work)
         except StopIteration as end:
             if end.value is not None:  # on the first of several processes
@@ -136,7 +135,7 @@ def _run_training(config: TrainConfig) -> Iterator[TrainingEvent]:
             with (
                 contextlib.suppress(Interrupted, Terminated),
                 process_state.take_turn(),
-                use_torch_defaults(),
+                calls.use_torch_defaults(),
             ):
                 finish(work)
             raise

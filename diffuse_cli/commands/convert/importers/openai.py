@@ -18,7 +18,6 @@ from torch import Tensor
 
 from diffuse_cli.commands.convert.importers import assembly
 from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
-from diffuse_cli.commands.convert.importers.assembly import ForeignModel, Net
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
@@ -64,7 +63,7 @@ def recognizes(source: ForeignSource) -> bool:
     return file_types.is_of("openai", source.tensors)
 
 
-def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
+def read(source: ForeignSource, config: ConvertConfig) -> assembly.ForeignModel:
     """Return the network and weights of a checkpoint, which does not hold its process."""
     if not recognizes(source):
         text = f"{source.name} is not a checkpoint of OpenAI's: no input_blocks"
@@ -86,7 +85,7 @@ def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
         if name in state:
             tensors[our_name] = _part(unet, our_name, state[name], order)
     assumed = config.heads and config.heads_upsample is None and any(unet.attends)
-    return ForeignModel(
+    return assembly.ForeignModel(
         unet=unet,
         diffusion={"variance": _variance(unet, config.preset)},
         tensors=tensors,
@@ -211,7 +210,7 @@ def _size(source: ForeignSource, config: ConvertConfig, attends: list[bool]) -> 
     return side, side
 
 
-def _variance(unet: Net, preset: str | None) -> str:
+def _variance(unet: assembly.Net, preset: str | None) -> str:
     """Learned if there are channels for it. Else the preset's, or `large`, OpenAI's default."""
     if unet.out_channels == 2 * unet.space.channels:
         return "learned"
@@ -222,7 +221,7 @@ def _variance(unet: Net, preset: str | None) -> str:
 # -- the tensors ----------------------------------------------------------------------------------
 
 
-def _names(unet: Net) -> Iterator[tuple[str, str]]:
+def _names(unet: assembly.Net) -> Iterator[tuple[str, str]]:
     """Yield every tensor's name in `UNet`, with the name of OpenAI's tensor that it is or is part
     of."""
     places = dict(_places(unet))
@@ -237,7 +236,7 @@ def _names(unet: Net) -> Iterator[tuple[str, str]]:
         yield name, f"{places[place]}.{parts[layer]}.{kind}"
 
 
-def _places(unet: Net) -> Iterator[tuple[str, str]]:
+def _places(unet: assembly.Net) -> Iterator[tuple[str, str]]:
     """Yield every block's name in `UNet`, with OpenAI's name: there are a list of blocks down and
     one up.
 
@@ -261,7 +260,7 @@ def _places(unet: Net) -> Iterator[tuple[str, str]]:
         yield f"up_blocks.{i}.upsamplers.0", f"output_blocks.{first + blocks}.{part}"
 
 
-def _part(unet: Net, name: str, tensor: Tensor, order: str) -> Tensor:
+def _part(unet: assembly.Net, name: str, tensor: Tensor, order: str) -> Tensor:
     """Return the tensor `name` of `UNet` from OpenAI's: without the last side, of length 1, of
     attention's convolutions, and only the rows of `qkv` for queries, keys or values."""
     if ".attentions." in name and tensor.ndim == 3 and tensor.shape[-1] == 1:
