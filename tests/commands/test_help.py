@@ -143,10 +143,6 @@ def test_a_synonym_is_no_option_and_what_it_stands_for_is_one(diffuse, typed):
         ran = diffuse(typed, "x")
         assert typed not in COMMANDS
         assert meant.split()[0] in COMMANDS
-    elif meant.startswith("diffuse"):
-        ran = diffuse("eval", "x", "y", typed)
-        _, command, _, _, *flag = meant.split()
-        assert set(flag) <= set(flags_of(command))
     else:
         ran = diffuse(*first_with(meant.split()[0]), typed)
     assert ran.code == 2

@@ -64,12 +64,6 @@ SYNONYMS = _invert_words({
     "--precision": "--mixed-precision --dtype --amp",
     "--device cuda": "--gpu --cuda",
     "--device cpu": "--cpu",
-    "diffuse tune MODEL DATA": "--sweep",
-    "diffuse tune MODEL DATA --samplers": "--sweep-samplers",
-    "diffuse tune MODEL DATA --steps": "--sweep-steps",
-    "diffuse tune MODEL DATA --guidance": "--sweep-guidance",
-    "diffuse ema MODEL DATA": "--ema-sweep",
-    "diffuse ema MODEL DATA --metric": "--ema-metric",
     "train": "fit",
     "train DATA --init MODEL": "finetune",
     "sample": "generate",
@@ -82,10 +76,9 @@ SYNONYMS = _invert_words({
     "info": "inspect",
     "compare": "diff",
 })  # fmt: skip
-"""Names of options and commands in other programs, and earlier ones here, to the names here.
+"""Names of options and commands in other programs, to the names here.
 
-A flag is suggested only for commands that have it, anything else for every command. A flag is also
-found with underscores.
+A flag is suggested only for commands that have it. It is also found with underscores.
 """
 
 _HINTS = {
@@ -180,7 +173,7 @@ def _suggest_flag(typed: str, context: Any) -> str:
         return advice
     flags = _flags(context.command)
     synonym = SYNONYMS.get(typed, "")
-    if synonym and (synonym.split()[0] in flags or not synonym.startswith("-")):
+    if synonym and synonym.split()[0] in flags:
         return f"Did you mean '{synonym}'?"
     if close := closest_name(typed, flags, cutoff=0.75):
         return f"Did you mean '{close}'?"
