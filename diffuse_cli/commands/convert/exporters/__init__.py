@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.options import changed_flags
 from diffuse_cli.core import Modules
-from diffuse_cli.system import ModelFileError, OutputError, UsageError, Work, files, lookup, outputs
+from diffuse_cli.system import ModelFileError, OutputError, UsageError, Work, files, outputs
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile
@@ -78,7 +78,7 @@ def export(config: ConvertConfig) -> Work[dict[str, Any]]:
     """
     name = target_of(config)
     assert name is not None
-    target = lookup(TARGETS, name, "--to")
+    target = TARGETS[name]
     allowed = (*OF_ALL, *target.OPTIONS)
     for option, flag in changed_flags(config).items():
         if option not in allowed:

@@ -15,9 +15,9 @@ from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core import SAMPLERS, dimensions, parameterization
+from diffuse_cli.core import dimensions, parameterization
 from diffuse_cli.models.blueprint import make_process
-from diffuse_cli.system import Notice, UsageError, Work, file_types, files, lookup
+from diffuse_cli.system import Notice, UsageError, Work, file_types, files
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile, StoredModel
@@ -37,10 +37,7 @@ LOOP = "no pipeline of diffusers {}: README.md there has a loop that does"
 
 def check(config: ConvertConfig) -> None:
     """Refuse a sampler that has no scheduler there."""
-    if config.sampler is None:
-        return
-    lookup(SAMPLERS, config.sampler, "--sampler")
-    if config.sampler not in SCHEDULERS:
+    if config.sampler not in (None, *SCHEDULERS):
         text = f"--sampler {config.sampler} has no scheduler in diffusers that does the same"
         hint = f"Choose one of {', '.join(SCHEDULERS)}"
         raise UsageError(text, hint, code="options_conflict")

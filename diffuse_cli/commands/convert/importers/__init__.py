@@ -18,7 +18,6 @@ from diffuse_cli.system import (
     UsageError,
     Work,
     files,
-    lookup,
     outputs,
 )
 from diffuse_cli.system.hub_models import fetch_source
@@ -89,9 +88,8 @@ def convert(config: ConvertConfig) -> Work[dict[str, Any]]:
             tuple(map(FORMATS.__getitem__, FORMATS))  # names a broken extension, which may know it
             text = f"{source.name} is no model of a known format: {', '.join(FORMATS)}"
             raise ModelFileError(text, code="model_unsupported", path=source.path)
-        format = lookup(FORMATS, name, "--format")
         _check_options(config, name)
-        foreign = format.read(source, config)
+        foreign = FORMATS[name].read(source, config)
         model = assemble(foreign, source, config)
         yield from foreign.notices
         model_file.save(path, model)
