@@ -130,29 +130,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     consoles = [Console(as_json="--json" in words)]  # until the command's own is known
     try:
         with processes.raise_signals(), _print_skipped(consoles):
-            program, name = build(), "diffuse"
-            code = program(arguments, prog_name=name, standalone_mode=False, obj=consoles)
+            code = build()(arguments, prog_name="diffuse", standalone_mode=False, obj=consoles)
         return int(code or 0)
-    except DiffuseError as error:
-        return _report_error(consoles[-1], error)
-    except InvalidArgument as error:
-        return _report_error(consoles[-1], to_usage_error(error))
-    except TyperException as error:
-        return _report_error(consoles[-1], explain(error))
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:
-        if is_out_of_memory(error):
-            hint = _suggest_less_memory(words)
-            failure: DiffuseError = UsageError("out of memory", hint, code="out_of_memory")
-            return _report_error(consoles[-1], failure.mark_local())
-        if isinstance(error, OSError):
-            failure = OutputError(str(error), code="output_failed", path=error.filename or "")
-            return _report_error(consoles[-1], failure)
-        if process_error := processes.lost_process_error(error):
-            return _report_error(consoles[-1], process_error)
-        traceback.print_exc()
-        return 1
+        failure = _explain_error(error, words)
+        if failure is None:
+            traceback.print_exc()
+            return 1
+        if processes.rank() == 0 or not failure.of_all:
+            consoles[-1].fail(failure)
+        return failure.exit_code
+
+
+def _explain_error(error: Exception, words: Sequence[str]) -> DiffuseError | None:
+    """Return an error of a command line as one for users, None for a bug."""
+    if isinstance(error, DiffuseError):
+        return error
+    if isinstance(error, InvalidArgument):
+        return to_usage_error(error)
+    if isinstance(error, TyperException):
+        return explain(error)
+    if is_out_of_memory(error):
+        hint = _suggest_less_memory(words)
+        return UsageError("out of memory", hint, code="out_of_memory").mark_local()
+    if isinstance(error, OSError):
+        return OutputError(str(error), code="output_failed", path=error.filename or "")
+    return processes.lost_process_error(error)
 
 
 @contextlib.contextmanager
@@ -183,12 +188,6 @@ def _suggest_less_memory(words: Sequence[str]) -> str:
     if "batch_size" in names:
         return f"Try a smaller --batch-size{' or --size' if 'size' in names else ''}"
     return "End other programs, or use a machine with more memory"
-
-
-def _report_error(console: Console, error: DiffuseError) -> int:
-    if processes.rank() == 0 or not error.of_all:
-        console.fail(error)
-    return error.exit_code
 
 
 def run() -> None:
