@@ -161,7 +161,8 @@ STYLES = {"title": "bold", "good": "green", "doubtful": "yellow", "bad": "red"}
 
 
 def _render_text(text: str) -> Text:
-    return Text(show(text), style=STYLES.get(getattr(text, "style", ""), ""))
+    style = STYLES.get(text.style, "") if isinstance(text, Styled) else ""
+    return Text(show(text), style=style)
 
 
 def _render_table(table: Table) -> RenderableType:
@@ -217,9 +218,8 @@ def discard_output(stream: TextIO) -> None:
 
 def escape_unencodable(stream: TextIO | None) -> None:
     """Let a stream escape what its encoding lacks."""
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 class _Bars:
