@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import io
 import os
 import sys
 import traceback
@@ -21,7 +22,7 @@ import typer.main
 from typer.exceptions import TyperException
 
 from diffuse_cli.commands import COMMANDS
-from diffuse_cli.commands._cli import Console, escape_unencodable
+from diffuse_cli.commands._cli import Console
 from diffuse_cli.commands._cli.help import SHORT_HELP, HelpfulCommand, HelpfulGroup
 from diffuse_cli.commands._cli.suggestions import explain, suggest_value
 from diffuse_cli.config import options, parsers
@@ -125,7 +126,8 @@ def _print_version(value: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code (listed in docs/cli.md)."""
     for stream in (sys.stdout, sys.stderr):
-        escape_unencodable(stream)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for what its encoding lacks
     words = sys.argv[1:] if arguments is None else arguments
     consoles = [Console(as_json="--json" in words)]  # until the command's own is known
     try:

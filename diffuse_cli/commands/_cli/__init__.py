@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TextIO, TypeVar, cast
@@ -216,12 +216,6 @@ def discard_output(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def escape_unencodable(stream: TextIO | None) -> None:
-    """Let a stream escape what its encoding lacks."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-
-
 class _Bars:
     """A bar for each task on a terminal."""
 
@@ -306,9 +300,6 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-MOST_LISTED = 100
-"""The most words in a list, and lines of settings, to print."""
-
 Rows = list[tuple[str, str]]
 """Labels, each with a text."""
 
@@ -316,11 +307,6 @@ Rows = list[tuple[str, str]]
 def label_lines(label: str, texts: Iterable[str]) -> Rows:
     """Return lines under one label, which is on the first."""
     return [("" if i else label, text) for i, text in enumerate(texts)]
-
-
-def join_words(words: Sequence[str]) -> str:
-    """Return the first of the words, and how many more there are."""
-    return ", ".join(map(brief, words[:MOST_LISTED])) + format_rest(len(words) - MOST_LISTED)
 
 
 def format_rest(count: int) -> str:

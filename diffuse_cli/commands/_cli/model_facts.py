@@ -6,14 +6,7 @@ import html
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli import (
-    MOST_LISTED,
-    Rows,
-    brief,
-    format_value,
-    join_words,
-    label_lines,
-)
+from diffuse_cli.commands._cli import Rows, brief, format_rest, format_value, label_lines
 from diffuse_cli.config.options import GROUPS, option_fields
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import NETWORKS
@@ -26,6 +19,9 @@ if TYPE_CHECKING:
     from diffuse_cli.core import Conditions
     from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import ModelFile, StoredModel
+
+MOST_LISTED = 100
+"""The most words in a list, and lines of settings, to print."""
 
 
 def model_rows(file: ModelFile) -> Rows:
@@ -139,6 +135,11 @@ def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
     for name, table in tables.items():
         lines += _settings(table, f"{before}{brief(name)}: ")
     return lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], "..."]
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Return the first of the words, and how many more there are."""
+    return ", ".join(map(brief, words[:MOST_LISTED])) + format_rest(len(words) - MOST_LISTED)
 
 
 def select_rows(rows: Rows, accepts: Callable[[str], bool]) -> Rows:
