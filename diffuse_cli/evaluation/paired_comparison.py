@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from accelerate import Accelerator
 
 from diffuse_cli import metrics
 from diffuse_cli.config.eval_options import CompareConfig, EvalConfig
@@ -18,9 +20,6 @@ from diffuse_cli.models import image_conditioning
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.system import Notice, UsageError, Work, files
 from diffuse_cli.system.accelerator import describe_environment
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)

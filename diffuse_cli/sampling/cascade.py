@@ -9,13 +9,17 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from posixpath import splitext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate import Accelerator
+from PIL.Image import Image
 
 from diffuse_cli.config.sample_options import IMAGES, SampleConfig
+from diffuse_cli.core import Space
 from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, render_samples, settings_for
 from diffuse_cli.models.image_conditioning import ConditioningInputs, stored_inputs
+from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.sampling import generation, journal, packing
 from diffuse_cli.sampling.input_pictures import SampleInputs, read_inputs
 from diffuse_cli.sampling.job import (
@@ -38,14 +42,6 @@ from diffuse_cli.system import DataError, Progress, UsageError, Work, files
 from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.processes import rank
 from diffuse_cli.system.rng import key
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from PIL.Image import Image
-
-    from diffuse_cli.core import Space
-    from diffuse_cli.models.model_file import ModelFile
-
 
 GIF_IMAGES = 16
 """Largest number of images in the animation."""

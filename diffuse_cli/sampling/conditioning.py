@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from diffuse_cli.config.sample_options import GUIDANCE, DrawConfig
-from diffuse_cli.core import LabelColumn
+from diffuse_cli.core import Conditions, Denoise, LabelColumn
 from diffuse_cli.core.conditions import partial_dropout
 from diffuse_cli.data import metadata_columns
+from diffuse_cli.models.image_conditioning import ConditioningInputs
+from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system import Notice, UsageError, Work, lookup, shorten
-
-if TYPE_CHECKING:
-    from diffuse_cli.core import Conditions, Denoise
-    from diffuse_cli.models.image_conditioning import ConditioningInputs
-    from diffuse_cli.models.model_file import StoredModel
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from diffuse_cli.core import SAMPLERS, Denoise, Denoiser, Space, State
 from diffuse_cli.media import MEDIA, Array
@@ -21,10 +22,6 @@ from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import DivergedError, Progress, Work, plural
 from diffuse_cli.system.rng import image_noise
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

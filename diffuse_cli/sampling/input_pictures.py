@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import TRANSFORMS, Space, dimensions
@@ -18,7 +19,9 @@ from diffuse_cli.media import (
     ALPHA,
     MEDIA,
     Array,
+    Read,
     ReadSettings,
+    Size,
     advice_for,
     check_fit,
     layout_name,
@@ -31,12 +34,6 @@ from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInput
 from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.system import DataError, Notice, UsageError, Work, files, translate_errors
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.media import Read, Size
-
 
 FAINT = 1 / 8
 """Fraction of white above which a mask is unknown, so that partly covered pixels are generated."""

@@ -8,10 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from PIL.Image import Image
 
 from diffuse_cli.core import Space
 from diffuse_cli.data.metadata_columns import decode_row
@@ -37,11 +39,6 @@ from diffuse_cli.sampling.sampling_settings import (
 from diffuse_cli.system import Notice, OutputError, Progress, Work, files
 from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.processes import rank, run_on_first
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from PIL.Image import Image
-
 
 GRID_IMAGES = 400
 """Largest number of images in the grid."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from diffuse_cli.config.sample_options import OWN, WEAK_GUIDANCE, DrawConfig
 from diffuse_cli.core import Denoiser, Space, dimensions, kernels, networks
 from diffuse_cli.core.tiling import WINDOWS, Tiling
 from diffuse_cli.data.metadata_columns import describe_column
+from diffuse_cli.media import Size
 from diffuse_cli.models import activation_memory, model_file
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.sampling.sampling_settings import Guide
 from diffuse_cli.system import (
@@ -28,13 +32,6 @@ from diffuse_cli.system import (
 )
 from diffuse_cli.system.devices import hold_cuda_settings
 from diffuse_cli.system.memory import free_memory_of_process
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import Tensor
-
-    from diffuse_cli.media import Size
-    from diffuse_cli.models.blueprint import Blueprint
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from diffuse_cli.config import sample_options
 from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice
-from diffuse_cli.core import VARIANCES, guidance, parameterization, samplers
+from diffuse_cli.core import (
+    VARIANCES,
+    DataGaussian,
+    Denoise,
+    Denoiser,
+    Process,
+    guidance,
+    parameterization,
+    samplers,
+)
+from diffuse_cli.core.denoising_errors import DenoisingErrors
+from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.sampling.conditioning import Condition, resolve_condition
 from diffuse_cli.system import Notice, UsageError, Work, lookup
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.core import DataGaussian, Denoise, Denoiser, Process
-    from diffuse_cli.core.denoising_errors import DenoisingErrors
-    from diffuse_cli.models.blueprint import Blueprint
-    from diffuse_cli.models.model_file import StoredModel
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from diffuse_cli.config.sample_options import SamplerChoice
+from diffuse_cli.core import Denoiser, Space
+from diffuse_cli.media import Array
 from diffuse_cli.metrics import (
     Measurement,
     baselines,
@@ -27,15 +29,11 @@ from diffuse_cli.metrics import (
     read_measurement,
 )
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork, feature_cache
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, can_start_from_gaussian
 from diffuse_cli.system import DivergedError, Notice, Progress, Work
 from diffuse_cli.system.rng import philox
-
-if TYPE_CHECKING:
-    from diffuse_cli.core import Denoiser, Space
-    from diffuse_cli.media import Array
-    from diffuse_cli.models.blueprint import Blueprint
 
 MIDDLE = 0.3, 3.0
 """Noise levels sigma / alpha in the middle. Outside of them guidance can exaggerate brightness or

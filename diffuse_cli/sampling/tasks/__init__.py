@@ -9,14 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from PIL.Image import Image
+from torch import Tensor
 
 from diffuse_cli.config.task_options import ImageTaskConfig
-from diffuse_cli.core import PAIRS, Degradation, State, dimensions
-from diffuse_cli.media import Array, figures, render_samples
+from diffuse_cli.core import PAIRS, Degradation, Denoise, State, dimensions
+from diffuse_cli.core.solvers import Noise
+from diffuse_cli.data.summary import plural
+from diffuse_cli.media import Array, Size, figures, render_samples
 from diffuse_cli.media.file_errors import public_name
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.sampling import journal
@@ -36,16 +41,7 @@ from diffuse_cli.system.memory import format_bytes
 from diffuse_cli.system.processes import rank, world_size
 from diffuse_cli.system.rng import image_noise
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from PIL.Image import Image
-    from torch import Tensor
-
-    from diffuse_cli.core import Denoise
-    from diffuse_cli.core.solvers import Noise
-    from diffuse_cli.media import Size
-
-    Bind = Callable[[Denoise], Denoise]
+Bind = Callable[[Denoise], Denoise]
 
 
 MEASURED = 8

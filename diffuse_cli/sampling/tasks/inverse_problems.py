@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffuse_cli.config.task_options import (
     METHOD,
@@ -29,6 +29,8 @@ from diffuse_cli.core import (
     inpainting,
     restoration,
 )
+from diffuse_cli.core.solvers import Noise
+from diffuse_cli.media import Array, Size
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import check_observed_files, observed_space
 from diffuse_cli.sampling import input_pictures
@@ -36,17 +38,9 @@ from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.sampling.tasks import TaskPlan, run_task
+from diffuse_cli.sampling.tasks import Bind, TaskPlan, run_task
 from diffuse_cli.system import UsageError, Work, translate_errors
 from diffuse_cli.system.rng import draw_noise, philox
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.core.solvers import Noise
-    from diffuse_cli.media import Array, Size
-    from diffuse_cli.sampling.tasks import Bind
-
 
 JUMPS = 10
 """Parts into which --jumps divides the sampling steps."""

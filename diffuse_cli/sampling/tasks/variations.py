@@ -6,15 +6,18 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.config.task_options import ENCODING_STEPS, InterpolateConfig, VaryConfig
-from diffuse_cli.core import SAMPLERS, State
+from diffuse_cli.core import SAMPLERS, Denoise, State
 from diffuse_cli.core.samplers import encode
+from diffuse_cli.core.solvers import Noise
+from diffuse_cli.media import Array
 from diffuse_cli.sampling import input_pictures, tasks
 from diffuse_cli.sampling.conditioning import report_out_of_range, resolve_condition
 from diffuse_cli.sampling.generation import guide_denoiser
@@ -22,13 +25,6 @@ from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import DataError, Notice, Progress, UsageError, Work, show
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.core import Denoise
-    from diffuse_cli.core.solvers import Noise
-    from diffuse_cli.media import Array
 
 
 class InterpolationJob(tasks.TaskJob):
