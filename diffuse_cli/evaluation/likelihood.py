@@ -7,7 +7,7 @@ The bound is estimated by timestep, on a few timesteps per image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffuse_cli.core import Denoiser, likelihood, log_densities
+from diffuse_cli.core import Denoiser, Space, likelihood, log_densities
 from diffuse_cli.evaluation.image_sets import LabeledSamples, prepare_inputs
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Measurement, Words
@@ -25,6 +25,9 @@ from diffuse_cli.system import Progress, Work, rng
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.metric_inputs import EvaluationRun
+
+Batch = tuple[range, torch.Tensor, dict[str, Any]]
+"""The indices of some images, their stored samples, and the network's keywords."""
 
 TASK = "estimating the likelihood"
 """The name of the task in progress messages."""
@@ -63,33 +66,32 @@ def _bound(
     denoiser = settings.set_variance(loaded.denoiser)
     if config.respaced is not None:
         denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
-    indices = evaluation.team.share(len(images), config.batch_size)
-    bound = yield from measure_bound(
-        denoiser,
-        images,
-        loaded.model.blueprint,
-        indices,
-        given=prepare_inputs(loaded, images, config.seed),
-        timesteps=timesteps,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        device=evaluation.accelerator.device,
-        task=task,
+    indices, batches = _share_batches(evaluation, images)
+    work = measure_bound(
+        denoiser, batches, indices, loaded.space, timesteps=timesteps, seed=config.seed, task=task
     )
-    return join_bounds(evaluation.team.gather(bound))
+    return join_bounds(evaluation.team.gather((yield from work)))
+
+
+def _share_batches(
+    evaluation: EvaluationRun, images: LabeledSamples
+) -> tuple[range, Iterator[Batch]]:
+    """Return the indices of this process's images, and their batches."""
+    config, (loaded, _) = evaluation.config, evaluation.model_and_settings
+    indices = evaluation.team.share(len(images), config.batch_size)
+    given, device = prepare_inputs(loaded, images, config.seed), evaluation.accelerator.device
+    sources = images, loaded.model.blueprint, indices, given
+    return indices, iterate_batches(*sources, config.batch_size, device)
 
 
 def measure_bound(
     denoiser: Denoiser,
-    images: LabeledSamples,
-    blueprint: Blueprint,
+    batches: Iterable[Batch],
     indices: range,
+    space: Space,
     *,
-    given: ConditioningInputs | None = None,
     timesteps: int | str,
     seed: int,
-    batch_size: int,
-    device: torch.device,
     task: str = TASK,
 ) -> Work[VariationalBound]:
     """Estimate the bound of the images with these indices over the denoiser's own process.
@@ -98,7 +100,7 @@ def measure_bound(
     same process are compared at the same points.
 
     Args:
-        given: the conditioning inputs, for a model that is conditioned on images.
+        batches: the images, from `iterate_batches`.
         timesteps: the number of visits to each image, or `all`.
         task: the name in `Progress`.
     """
@@ -107,21 +109,19 @@ def measure_bound(
     expected = likelihood.plan_visits(denoiser.process, n)
     priors, rows = [np.zeros(0)], [np.zeros((0, n))]
     times = likelihood.draw_visits(expected, torch.from_numpy(draw_positions(seed, indices, n)))
-    for batch, stored, cond in iterate_batches(
-        images, blueprint, indices, given, batch_size, device
-    ):
-        start, x0 = batch.start - indices.start, blueprint.space.to_model(stored)
-        draws = _draws(seed, batch, times[start : start + batch_size], x0)
-        terms = []
+    for batch, stored, cond in batches:
+        start, x0 = batch.start - indices.start, space.to_model(stored)
+        batch_times = times[start : start + len(batch)]
+        draws, terms = _draws(seed, batch, batch_times, x0), []
         for term in likelihood.bound_terms(denoiser, x0, draws, **cond):
             terms.append(term)
             part = len(x0) * len(terms) // n
             yield Progress(task, start + part, len(indices))
         # Metal has no float64.
         rows.append(torch.stack(terms, 1).cpu().double().numpy())
-        if blueprint.space.levels is None:
-            slope = blueprint.space.log_slope(stored).flatten(1).mean(1).cpu().double().numpy()
-            first = times[start : start + batch_size].numpy() == 0
+        if space.levels is None:
+            slope = space.log_slope(stored).flatten(1).mean(1).cpu().double().numpy()
+            first = batch_times.numpy() == 0
             # An image's decoder terms, divided by their expected number, sum to one decoder.
             rows[-1] -= first * (slope / math.log(2))[:, None]
         priors.append(likelihood.prior_bits(denoiser, x0).cpu().double().numpy())
@@ -136,8 +136,12 @@ def iterate_batches(
     given: ConditioningInputs | None,
     batch_size: int,
     device: torch.device,
-) -> Iterator[tuple[range, torch.Tensor, dict[str, Any]]]:
-    """Yield the indices of each batch, its stored samples, and the network's keywords."""
+) -> Iterator[Batch]:
+    """Yield the batches of the images with these indices.
+
+    Args:
+        given: the conditioning inputs, for a model that is conditioned on images.
+    """
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
         chosen = images[batch.start : batch.stop]
@@ -297,33 +301,21 @@ ODE_STEPS = 64
 
 def make_ode_bits(evaluation: EvaluationRun) -> Work[None]:
     """Estimate the likelihood of each real image by the probability-flow equation."""
-    config, loaded, images = evaluation.config, evaluation.loaded, evaluation.real
-    assert loaded is not None
-    bits = yield from measure_ode_bits(
-        loaded.denoiser,
-        images,
-        loaded.model.blueprint,
-        evaluation.team.share(len(images), config.batch_size),
-        given=prepare_inputs(loaded, images, config.seed),
-        steps=config.ode_steps or ODE_STEPS,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        device=evaluation.accelerator.device,
-    )
+    config, (loaded, _) = evaluation.config, evaluation.model_and_settings
+    indices, batches = _share_batches(evaluation, evaluation.real)
+    sources, steps = (loaded.denoiser, batches, indices, loaded.space), config.ode_steps
+    bits = yield from measure_ode_bits(*sources, steps=steps or ODE_STEPS, seed=config.seed)
     evaluation.ode_bits = np.concatenate(evaluation.team.gather(bits))
 
 
 def measure_ode_bits(
     denoiser: Denoiser,
-    images: LabeledSamples,
-    blueprint: Blueprint,
+    batches: Iterable[Batch],
     indices: range,
+    space: Space,
     *,
-    given: ConditioningInputs | None = None,
     steps: int,
     seed: int,
-    batch_size: int,
-    device: torch.device,
 ) -> Work[Array]:
     """Estimate the bits per dimension of the images with these indices, (N, 2).
 
@@ -331,15 +323,13 @@ def measure_ode_bits(
     is a bound on the bits of the level (Theis et al. 2016). The second column is the result minus
     its limit for many steps, estimated from half the steps (Richardson extrapolation).
     """
-    space, rows, runs = blueprint.space, [np.zeros((0, 2))], (steps, steps // 2)
-    for batch, stored, cond in iterate_batches(
-        images, blueprint, indices, given, batch_size, device
-    ):
-        stored, step = stored.float(), 0
+    rows, runs = [np.zeros((0, 2))], (steps, steps // 2)
+    for batch, samples, cond in batches:
+        stored, step = samples.float(), 0
         densities: list[torch.Tensor] = []
         if space.levels is not None:
-            stored = stored + _draw_uniform(seed, batch, space.shape).to(device) - 0.5
-        x0, probe = space.to_model(stored), _draw_signs(seed, batch, space.shape).to(device)
+            stored = stored + _draw_uniform(seed, batch, space.shape).to(stored) - 0.5
+        x0, probe = space.to_model(stored), _draw_signs(seed, batch, space.shape).to(stored)
         for k, n in enumerate(runs):
             for density in log_densities(denoiser, x0, steps=n, probes=[probe], **cond):
                 densities[k:] = [density]

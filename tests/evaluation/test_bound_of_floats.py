@@ -12,7 +12,7 @@ import torch
 from diffuse_cli.core import Conditions, Denoiser, Process, Space
 from diffuse_cli.data.samples import measure_space
 from diffuse_cli.evaluation.image_sets import LabeledSamples
-from diffuse_cli.evaluation.likelihood import measure_bound
+from diffuse_cli.evaluation.likelihood import iterate_batches, measure_bound
 from diffuse_cli.system.events import finish
 
 BARS = torch.linspace(12, -12, 300, dtype=torch.float64).sigmoid()
@@ -32,11 +32,11 @@ def bits(stored, transform=None, timesteps="all"):
     count = len(stored)
     space = Space(channels=2, size=(400,), levels=None, **units)
     space = measure_space(space, stored, np.arange(count), [f"{k}" for k in range(count)])
-    work = measure_bound(
-        Denoiser(net, PROCESS, "x0", "small", None), LabeledSamples(stored, np.full(count, -1)),
-        SimpleNamespace(space=space, conditions=Conditions()), range(count), timesteps=timesteps,
-        seed=0, batch_size=100, device=torch.device("cpu"),
-    )  # fmt: skip
+    denoiser = Denoiser(net, PROCESS, "x0", "small", None)
+    samples = LabeledSamples(stored, np.full(count, -1))
+    blueprint, device = SimpleNamespace(conditions=Conditions()), torch.device("cpu")
+    batches = iterate_batches(samples, blueprint, range(count), None, 100, device)
+    work = measure_bound(denoiser, batches, range(count), space, timesteps=timesteps, seed=0)
     return finish(work).parts()
 
 

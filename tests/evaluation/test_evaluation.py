@@ -514,21 +514,19 @@ def test_all_timesteps_are_the_bound_of_core(diffuse, other, tmp_path, request, 
     assert terms == pytest.approx(expected["terms"].mean(0).tolist(), rel=1e-4, abs=1e-7)
 
 
-PLAIN = SimpleNamespace(
-    space=SimpleNamespace(to_model=lambda x: x, levels=256),
-    conditions=SimpleNamespace(make_keywords=lambda *own: {}),
-)
-"""A blueprint of samples that are the model's numbers already, without conditions."""
+PLAIN = SimpleNamespace(to_model=lambda x: x, levels=256)
+"""A space of samples that are the model's numbers already."""
 
 
 def estimated(x0, timesteps, seed=0, indices=None, batch_size=64, spread=0.5):
     """The bound under the exact denoiser of Gaussian data."""
     process = process_of("cosine", 300)
     exact = Denoiser(exact_net(process, "x0", spread=spread), process, "x0")
-    given = {"timesteps": timesteps, "seed": seed, "batch_size": batch_size}
     samples, indices = LabeledSamples(x0, np.full(len(x0), -1)), indices or range(len(x0))
-    device = torch.device("cpu")
-    return finish(likelihood.measure_bound(exact, samples, PLAIN, indices, device=device, **given))
+    unconditional = SimpleNamespace(conditions=SimpleNamespace(make_keywords=lambda *own: {}))
+    images = samples, unconditional, indices, None, batch_size, torch.device("cpu")
+    given = likelihood.iterate_batches(*images), indices, PLAIN
+    return finish(likelihood.measure_bound(exact, *given, timesteps=timesteps, seed=seed))
 
 
 def gaussian_images(n):

@@ -13,7 +13,7 @@ from conftest import mostly_slow
 from diffuse_cli.core import Conditions, Denoiser, Process, Space
 from diffuse_cli.evaluation import likelihood
 from diffuse_cli.evaluation.image_sets import LabeledSamples
-from diffuse_cli.evaluation.likelihood import measure_ode_bits
+from diffuse_cli.evaluation.likelihood import iterate_batches, measure_ode_bits
 from diffuse_cli.metrics import METRICS, Facts, remarks
 from diffuse_cli.system.events import finish
 
@@ -39,16 +39,13 @@ def denoise(spreads, mixing=None):
     return net
 
 
-def measure(stored, space, net, steps=64, **options):
+def measure(stored, space, net, steps=64, seed=0, batch_size=100, indices=None):
     """Return the bits of each sample, and the errors of the solver."""
-    blueprint = SimpleNamespace(space=space, conditions=Conditions())
+    blueprint, indices = SimpleNamespace(conditions=Conditions()), indices or range(len(stored))
     denoiser = Denoiser(net, PROCESS, "x0", levels=space.levels)
     samples = LabeledSamples(stored, np.full(len(stored), -1))
-    given = {"indices": range(len(stored)), "seed": 0, "batch_size": 100, **options}
-    device = torch.device("cpu")
-    return finish(
-        measure_ode_bits(denoiser, samples, blueprint, steps=steps, device=device, **given)
-    )
+    batches = iterate_batches(samples, blueprint, indices, None, batch_size, torch.device("cpu"))
+    return finish(measure_ode_bits(denoiser, batches, indices, space, steps=steps, seed=seed))
 
 
 def entropy(std):
