@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import spectrum
-from diffuse_cli.metrics.estimates import average, measure_inner_variance, moments
+from diffuse_cli.metrics.estimates import average, measure_inner_variance, moments, standard_errors
 from diffuse_cli.metrics.presentation import SIGNIFICANT
 
 FEWEST = 10
@@ -220,12 +220,6 @@ def linearize(scores: EnsembleScores) -> dict[str, Array]:
         inside = np.diff(np.clip(ends, (1 - fraction) / 2, (1 + fraction) / 2))
         values[key] = scores.column("ranks") @ inside * (scores.members + 1)
     return values
-
-
-def standard_errors(values: Array) -> Array:
-    """Return the standard errors of the means of values (N, ...), 0 for one value."""
-    count = len(values)
-    return np.asarray(values.std(0, ddof=min(1, count - 1)) / math.sqrt(count))
 
 
 def judge(scores: EnsembleScores) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli.media import Array
 from diffuse_cli.metrics import Facts, Measurement, MetricInputs, MetricNumber, Remark
 from diffuse_cli.metrics.ensemble_scores import (
     COVERED,
@@ -18,9 +17,8 @@ from diffuse_cli.metrics.ensemble_scores import (
     linearize,
     linearize_ratio,
     list_widths,
-    standard_errors,
 )
-from diffuse_cli.metrics.estimates import average
+from diffuse_cli.metrics.estimates import average, average_all, list_averages, standard_errors
 
 NEEDS = ("ensembles",)
 OPTION = "members"
@@ -73,7 +71,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     scores = evaluation.ensembles
     if scores is None or not scores.fields:
         return {}
-    entries = _average_all({key: values.mean(1) for key, values in linearize(scores).items()})
+    entries = average_all({key: values.mean(1) for key, values in linearize(scores).items()})
     # The mean size of a Gaussian error is sqrt(2 / pi) of its standard deviation.
     sizes = math.sqrt(2 / math.pi) * standard_errors(scores.column("ranks")).sum(1)
     return {**entries, "rank_reliability_expected": float(sizes.mean())}
@@ -106,36 +104,23 @@ def details(evaluation: MetricInputs) -> dict[str, Any]:
         "members": scores.members,
         "fields": len(scores.fields),
         "findings": judge(scores),
-        "channels": [_average_all({k: v[:, c] for k, v in values.items()}) for c in channels],
+        "channels": [average_all({k: v[:, c] for k, v in values.items()}) for c in channels],
         "widths": [
-            {"width": width, **_average_all({"crps": scores.column(f"blur_{width}").mean(1)})}
+            {"width": width, **average_all({"crps": scores.column(f"blur_{width}").mean(1)})}
             for width in list_widths(scores.maps["error"].shape[1:])
         ],
-        "ranks": _describe({"frequencies": scores.column("ranks").mean(1)}),
+        "ranks": list_averages({"frequencies": scores.column("ranks").mean(1)}),
         "bins": [
             {
                 "spread": math.sqrt(sums["spread"][k] / sums["count"][k]),
                 "error": math.sqrt(sums["error"][k] / sums["count"][k]),
-                **_average_all({"spread_error_ratio": ratios[:, k]}),
+                **average_all({"spread_error_ratio": ratios[:, k]}),
                 "fraction": float(sums["count"][k] / sums["count"].sum()),
             }
             for k in np.flatnonzero(sums["count"] > RARE * sums["count"].sum())
         ],
-        "spectrum": {"frequencies": scores.shells.frequencies.tolist(), **_describe(spectra)},
+        "spectrum": {"frequencies": scores.shells.frequencies.tolist(), **list_averages(spectra)},
     }
-
-
-def _average_all(values: Mapping[str, Array]) -> dict[str, float]:
-    """Return the means of values (N,) by key, with standard errors."""
-    entries = (average(rows).to_entries(key) for key, rows in values.items())
-    return {name: value for entry in entries for name, value in entry.items()}
-
-
-def _describe(values: Mapping[str, Array]) -> dict[str, list[float]]:
-    """Return the means of values (N, K) by key, then their standard errors."""
-    errors = {f"{key}_standard_error": standard_errors(rows) for key, rows in values.items()}
-    means = {key: rows.mean(0) for key, rows in values.items()}
-    return {key: row.tolist() for key, row in {**means, **errors}.items()}
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:

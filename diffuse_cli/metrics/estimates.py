@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,25 @@ def average(values: Array) -> Measurement:
     n = len(values)
     error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     return Measurement(float(values.mean()), error)
+
+
+def average_all(values: Mapping[str, Array]) -> dict[str, float]:
+    """Return the means of independent values (N,) by key, with standard errors."""
+    entries = (average(rows).to_entries(key) for key, rows in values.items())
+    return {name: value for entry in entries for name, value in entry.items()}
+
+
+def standard_errors(values: Array) -> Array:
+    """Return the standard errors of the means of values (N, ...), 0 for one value."""
+    count = len(values)
+    return np.asarray(values.std(0, ddof=min(1, count - 1)) / math.sqrt(count))
+
+
+def list_averages(values: Mapping[str, Array]) -> dict[str, list[float]]:
+    """Return the means of values (N, K) by key, then their standard errors."""
+    errors = {f"{key}_standard_error": standard_errors(rows) for key, rows in values.items()}
+    means = {key: rows.mean(0) for key, rows in values.items()}
+    return {key: row.tolist() for key, row in {**means, **errors}.items()}
 
 
 def measure_inner_variance(samples: Array) -> Array:

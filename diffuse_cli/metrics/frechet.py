@@ -118,17 +118,13 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of both distances, from differences of influences."""
-    (real, of_a), (_, of_b) = (
-        estimates.require_features(a, NAME),
-        estimates.require_features(b, NAME),
-    )
+    real, of_a = estimates.require_features(a, NAME)
+    _, of_b = estimates.require_features(b, NAME)
     distance_a, distance_b = estimate_frechet(real, of_a), estimate_frechet(real, of_b)
     result = {"frechet_distance": distance_b.subtract(distance_a).error()}
     if min(len(real), len(of_a)) >= SMALLEST * max(PARTS):
-        (line_a, bend_a), (line_b, bend_b) = (
-            extrapolate_distance(real, of_a, distance_a),
-            extrapolate_distance(real, of_b, distance_b),
-        )
+        line_a, bend_a = extrapolate_distance(real, of_a, distance_a)
+        line_b, bend_b = extrapolate_distance(real, of_b, distance_b)
         result["frechet_infinity"] = math.hypot(line_b.subtract(line_a).error(), bend_b - bend_a)
     return result
 

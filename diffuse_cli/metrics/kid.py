@@ -108,10 +108,8 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     Generated images with the same index are one sample, a pair. The difference is then an estimate
     like `mmd`, whose kernel is a difference of kernels. Within the real images it is zero.
     """
-    (real, of_a), (_, of_b) = (
-        estimates.require_features(a, NAME),
-        estimates.require_features(b, NAME),
-    )
+    real, of_a = estimates.require_features(a, NAME)
+    _, of_b = estimates.require_features(b, NAME)
     (n, d), pairs = real.shape, np.concatenate([of_a, of_b], 1)
     if min(n, len(pairs)) < 4:
         return {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import MetricInputs, MetricNumber
-from diffuse_cli.metrics.estimates import average
+from diffuse_cli.metrics.estimates import average, average_all
 
 NEEDS = ("paired_values",)
 
@@ -145,12 +145,9 @@ def feature_distances(real: Array, fake: Array, baselines: Mapping[str, Array]) 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
     """Return the mean of each value over the real images, with its standard error."""
-    entries: dict[str, float] = {}
-    for key, values in evaluation.paired_values.values.items():
-        measured = values[~np.isnan(values)]  # without images that lack a label
-        if len(measured):
-            entries |= average(measured).to_entries(key)
-    return entries
+    # Without images that lack a label.
+    values = {k: v[~np.isnan(v)] for k, v in evaluation.paired_values.values.items()}
+    return average_all({key: rows for key, rows in values.items() if len(rows)})
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:

@@ -96,19 +96,8 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 def details(evaluation: MetricInputs) -> dict[str, Any]:
     """Return the power of both sides by frequency, in waves per point."""
     spectra = evaluation.spectra
-    sides = {"real": spectra.real, "generated": spectra.fake}
-    return {
-        "frequencies": spectra.shells.frequencies.tolist(),
-        **{name: rows.mean(0).tolist() for name, rows in sides.items()},
-        **{f"{name}_standard_error": _errors(rows).tolist() for name, rows in sides.items()},
-    }
-
-
-def _errors(rows: Array) -> Array:
-    """Return the standard errors of column means."""
-    if len(rows) < 2:
-        return np.zeros(rows.shape[1])
-    return np.asarray(rows.std(0, ddof=1) / math.sqrt(len(rows)))
+    powers = estimates.list_averages({"real": spectra.real, "generated": spectra.fake})
+    return {"frequencies": spectra.shells.frequencies.tolist(), **powers}
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
