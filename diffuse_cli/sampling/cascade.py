@@ -21,7 +21,7 @@ from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, render_sample
 from diffuse_cli.models.image_conditioning import ConditioningInputs, stored_inputs
 from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.sampling import generation, journal, packing
-from diffuse_cli.sampling.input_pictures import SampleInputs, read_inputs
+from diffuse_cli.sampling.input_pictures import read_inputs
 from diffuse_cli.sampling.job import (
     GRID_IMAGES,
     PartState,
@@ -70,11 +70,13 @@ class Cascade:
     """Models, each of which is conditioned on samples of the previous model.
 
     Attributes:
-        offered: inputs of the first model.
+        per: the number of samples per `-n`, one for each input of the first model.
+        described: entries of the manifest about these inputs.
     """
 
     stages: tuple[Stage, ...]
-    offered: SampleInputs
+    per: int
+    described: Mapping[str, Any]
 
     @property
     def last(self) -> Stage:
@@ -115,7 +117,7 @@ class Cascade:
         """Return the indices of the samples that a command asks for."""
         if config.range:
             return range(*config.range)
-        return range((config.members or config.n or IMAGES) * self.offered.per)
+        return range((config.members or config.n or IMAGES) * self.per)
 
     def list_stems(self, config: SampleConfig) -> list[str]:
         """Return the names of the inputs that members are named after, empty without `--members`.
@@ -123,7 +125,7 @@ class Cascade:
         Raises:
             DataError: they differ only in the extension, or leave the folder.
         """
-        inputs = self.offered.described["given"]["files"] if config.members else ()
+        inputs = self.described["given"]["files"] if config.members else ()
         stems = [splitext(file["name"])[0] for file in inputs]
         for stem in stems:
             if stems.count(stem) > 1 or not journal.WRITTEN.fullmatch(f"{stem}-00.png"):
@@ -153,9 +155,9 @@ def load_cascade(
     first = before.get("first") if config.then else before
     options = (config.weights, accelerator, config.precision)
     loaded = yield from load_denoiser(file or config.model, *options, earlier=first)
-    given = yield from read_inputs(config, loaded)
-    turn = given.per
-    stages = [(yield from load_stage(config, loaded, accelerator, given=given.inputs, turn=turn))]
+    inputs, described = yield from read_inputs(config, loaded)
+    turn = len(inputs) if inputs else 1
+    stages = [(yield from load_stage(config, loaded, accelerator, given=inputs, turn=turn))]
     if config.then:
         last = yield from load_denoiser(config.then, *options, earlier=before)
         check_follows(loaded.space, last, config.then)
@@ -173,7 +175,7 @@ def load_cascade(
             on_vector=config.on_vector if conditions.table and conditions.table.vector else None,
         )
         stages.append((yield from load_stage(last_config, last, accelerator, turn=turn)))
-    return Cascade(tuple(stages), given)
+    return Cascade(tuple(stages), turn, described)
 
 
 def generate_arrays(config: SampleConfig, file: ModelFile) -> Work[tuple[Array, Space, int]]:
@@ -243,11 +245,8 @@ class CascadeJob(SamplingJob):
         self.chain, self.condition = chain, last.settings.condition
         self.cascaded, indices = first is not last, chain.list_indices(config)
         hidden = {"told": last.describe_cycle()}
-        described = {
-            **last.describe(config),
-            "batch_size": config.batch_size,
-            **chain.offered.described,
-        }
+        described = last.describe(config)
+        described |= {"batch_size": config.batch_size, **chain.described}
         if self.cascaded:
             described["first"] = first.describe(config)
             hidden["told_first"] = first.describe_cycle()
@@ -334,7 +333,7 @@ class CascadeJob(SamplingJob):
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return the smallest `-n` that includes these samples, gaps in it, and the conditions."""
-        per = self.chain.offered.per
+        per = self.chain.per
         whole = -(-(indices[-1] + 1) // per)
         counted: dict[str, Any] = {"n": whole}
         if len(indices) != whole * per:

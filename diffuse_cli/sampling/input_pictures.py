@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +42,10 @@ THIN = 1 / 32
 """Fraction of transparency above which a pixel is unknown. Less of it is not visible."""
 
 
-@dataclass(frozen=True)
-class SampleInputs:
-    """Conditioning inputs of the images of a command.
-
-    Attributes:
-        inputs: the model's inputs.
-        per: the number of images per `-n`, one for each input.
-        described: entries of the manifest.
-    """
-
-    inputs: ConditioningInputs | None = None
-    per: int = 1
-    described: dict[str, Any] = field(default_factory=dict)
-
-
-def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]:
-    """Read the inputs of the images, if the model takes any.
+def read_inputs(
+    config: SampleConfig, loaded: LoadedModel
+) -> Work[tuple[ConditioningInputs | None, dict[str, Any]]]:
+    """Read the inputs of the images, if the model takes any, and return their manifest entries too.
 
     Raises:
         UsageError: `--given` is missing, or the model takes no input.
@@ -70,10 +57,10 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
             text = "--given: the model was trained without --given"
             hint = "Leave it out, or train a model with --given"
             raise UsageError(text, hint, code="option_unsuited")
-        return SampleInputs()
+        return None, {}
     if config.given is None:
         if guidance_scale(config, loaded.model) == 0:
-            return SampleInputs()
+            return None, {}
         space = encoder.input_space
         color = {1: "grey ", 3: "color "}.get(space.channels, "")
         noun = "label maps" if encoder.given.labels else f"{color}images"
@@ -105,7 +92,7 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
     else:
         stored = encoder.match_labels(samples.stored, config.given)
         inputs = image_conditioning.stored_inputs(encoder, stored)
-    return SampleInputs(inputs, len(samples), {"given": described})
+    return inputs, {"given": described}
 
 
 def _read_stored(path: str, loaded: LoadedModel, settings: dict[str, Any]) -> Work[Dataset]:
