@@ -133,21 +133,16 @@ class Trial:
         return read_measurement(self.values, next(key for key in KIDS if key in self.values))
 
 
-class _ImageCounter:
-    """Counter of the images that networks evaluate."""
+def _count_images(denoiser: Denoiser, counts: list[int]) -> Denoiser:
+    """Return a copy of the denoiser that adds the number of images of each evaluation to counts."""
 
-    images = 0
+    def counted(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
+        counts.append(len(x))
+        return denoiser.net(x, t, **cond)
 
-    def count_images(self, denoiser: Denoiser) -> Denoiser:
-        """Return a copy of the denoiser that counts its images."""
-
-        def counted(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
-            self.images += len(x)
-            return denoiser.net(x, t, **cond)
-
-        twin = copy.copy(denoiser)
-        twin.net = counted
-        return twin
+    twin = copy.copy(denoiser)
+    twin.net = counted
+    return twin
 
 
 @dataclass(frozen=True)
@@ -195,16 +190,16 @@ class SettingSearch:
 
     def try_setting(self, setting: SamplerChoice) -> Work[Trial]:
         """Generate samples with a setting, and compare them with real samples."""
-        team, counter = self.measure.team, _ImageCounter()
+        team, counts = self.measure.team, list[int]()
         settings = self.base.with_choice(setting, self.blueprint.gaussian)
         if settings.guide:
-            weaker = counter.count_images(settings.guide.denoiser)
+            weaker = _count_images(settings.guide.denoiser, counts)
             settings = replace(settings, guide=replace(settings.guide, denoiser=weaker))
         began = time.perf_counter()
         indices = team.share(self.n, settings.batch_size)
-        batches = self._generate(counter.count_images(self.denoiser), settings, indices)
+        batches = self._generate(_count_images(self.denoiser, counts), settings, indices)
         part = yield from generation.collect(batches, self.blueprint.space, len(indices))
-        costs = team.gather((counter.images, time.perf_counter() - began))
+        costs = team.gather((sum(counts), time.perf_counter() - began))
         samples = team.gather_samples(part)
         real = yield from self.measure.read_real()
         features = yield from self.measure.extract(samples)
