@@ -45,13 +45,8 @@ class NearestPair:
         return f"{self.sample}: {self.ratio:.2f} in {self.space}"
 
 
-@dataclass(frozen=True)
-class ImagePair:
-    """Two images of a pair, (C, H, W)."""
-
-    pair: NearestPair
-    generated: Array
-    training: Array
+ImagePair = tuple[NearestPair, Array, Array]
+"""A pair, and its generated and training image, (C, H, W)."""
 
 
 def find_closest_pairs(nearest: Mapping[str, NearestDistances], count: int) -> list[NearestPair]:
@@ -67,7 +62,7 @@ def find_closest_pairs(nearest: Mapping[str, NearestDistances], count: int) -> l
 
 def plot_pairs(twins: Sequence[ImagePair], words: Words) -> bytes:
     """Plot a page of pairs as PNG: each generated image next to its nearest training image."""
-    image_pairs = [[_resize_image(twin.generated), _resize_image(twin.training)] for twin in twins]
+    image_pairs = [[*map(_resize_image, images)] for _, *images in twins]
     side = max(max(image.shape[1:]) for pair in image_pairs for image in pair) / DPI
     columns = min(COLUMNS, len(twins))
     pitch_x, pitch_y = max(2 * side + 0.35, 1.6), side + 0.4
@@ -76,11 +71,11 @@ def plot_pairs(twins: Sequence[ImagePair], words: Words) -> bytes:
     wide = sheet.width - 0.8
     sheet.text(0.4, 0.4, TITLE.format(many=words.many), wide, fontsize=11, fontweight="bold")
     sheet.text(0.4, 0.65, UNDER.format(many=words.many), wide, fontsize=8.5, color=figures.FAINT)
-    for k, (twin, images) in enumerate(zip(twins, image_pairs, strict=True)):
+    for k, ((pair, *_), images) in enumerate(zip(twins, image_pairs, strict=True)):
         x, y = 0.4 + k % columns * pitch_x, 0.85 + k // columns * pitch_y
         for place, image in enumerate(images):
             sheet.image(x + place * (side + 0.05), y, image)
-        sheet.text(x, y + side + 0.15, f"{words.one} {twin.pair}", pitch_x - 0.15, fontsize=7.5)
+        sheet.text(x, y + side + 0.15, f"{words.one} {pair}", pitch_x - 0.15, fontsize=7.5)
     return figures.encode_png(sheet.render())
 
 
@@ -210,6 +205,6 @@ def find_image_pairs(evaluation: EvaluationRun, count: int) -> list[ImagePair]:
     fakes, pool = evaluation.generated.samples, evaluation.training.pool.samples
     look = evaluation.look
     return [
-        ImagePair(pair, look(fakes[[pair.sample]])[0], look(pool[[pair.place]])[0])
+        (pair, look(fakes[[pair.sample]])[0], look(pool[[pair.place]])[0])
         for pair in find_closest_pairs(evaluation.nearest, count)
     ]

@@ -262,10 +262,9 @@ def show_ensembles(result: EvaluationResult, images: ReportImages) -> dict[str, 
 def show_nearest(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show the generated images nearest to training images, each next to that image."""
     pairs, one = [], result.words.one
-    for twin in images.twins:
-        words = (f"generated {one} {twin.pair.sample}", f"its nearest training {one}")
-        pixels = twin.generated, twin.training
-        pairs.append((templates.make_pictures(pixels, words, LARGE), twin.pair))
+    for pair, *pixels in images.twins:
+        words = (f"generated {one} {pair.sample}", f"its nearest training {one}")
+        pairs.append((templates.make_pictures(pixels, words, LARGE), pair))
     return {"pairs": pairs, "remarks": [r for r in result.remarks if r.kind == "memorization"]}
 
 
