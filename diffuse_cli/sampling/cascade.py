@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from PIL.Image import Image
 from diffuse_cli.config.sample_options import IMAGES, SampleConfig
 from diffuse_cli.core import Space
 from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, render_samples, settings_for
+from diffuse_cli.media.array import to_npy
 from diffuse_cli.models.image_conditioning import ConditioningInputs, stored_inputs
 from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.sampling import generation, journal, packing
@@ -322,9 +322,8 @@ class CascadeJob(SamplingJob):
         """Return the mean or standard deviation of an input's members as .npy, channels first."""
         members = [self.read(self.record.path(i)) for i in indices[place :: len(self.record.stems)]]
         stack = np.stack(members).astype(np.float64)
-        file, values = io.BytesIO(), stack.std(0, ddof=1) if spread else stack.mean(0)
-        np.save(file, values.astype(np.float32), allow_pickle=False)
-        return file.getvalue()
+        values = stack.std(0, ddof=1) if spread else stack.mean(0)
+        return to_npy(values.astype(np.float32))
 
     def _load_arrays(self, name: str, indices: range) -> list[Array]:
         """Return arrays of the first samples, which are kept until the job ends, by part."""

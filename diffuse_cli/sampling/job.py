@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from diffuse_cli.media import (
     settings_for,
     suffix,
 )
+from diffuse_cli.media.array import to_npy
 from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.conditioning import report_out_of_range
@@ -316,10 +316,7 @@ class SamplingJob(ABC):
             encoded = (self.medium.encode(sample, self.space) for sample in state.samples)
             names = (self.record.name(i) for i in part)
             contents = dict(zip(names, encoded, strict=True))
-            for name, array in state.arrays.items():
-                file = io.BytesIO()
-                np.save(file, array, allow_pickle=False)
-                contents[array_file(part, name)] = file.getvalue()
+            contents |= {array_file(part, name): to_npy(x) for name, x in state.arrays.items()}
             self.record.add(f"{part.start}-{part.stop}", contents)
             written += len(part)
 

@@ -22,6 +22,7 @@ from diffuse_cli.core import Space
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
 from diffuse_cli.media import Array, stored_dtype
+from diffuse_cli.media.array import to_npy
 from diffuse_cli.sampling import journal
 from diffuse_cli.system import OutputError, UsageError, extra_package, files
 
@@ -140,15 +141,14 @@ def pack(
             return
         paths = [folder / name for name in manifest["images"]]
         channels, *size = read(paths[0]).shape
-        shape, header, end = (len(paths), *size, channels), io.BytesIO(), io.BytesIO()
+        shape, header = (len(paths), *size, channels), io.BytesIO()
         kind = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(header, kind)
         pixels = (np.moveaxis(read(path), 0, -1).tobytes() for path in paths)
         parts = chain([header.getvalue()], pixels)
         listed = {IMAGES: _add(archive, IMAGES, parts, math.prod(shape) + 128)}
         if labels is not None:
-            np.lib.format.write_array(end, np.array(labels, np.int64), (1, 0), allow_pickle=False)
-            listed[LABELS] = _add(archive, LABELS, [end.getvalue()])
+            listed[LABELS] = _add(archive, LABELS, [to_npy(np.array(labels, np.int64))])
         text = files.as_json({**manifest, "files": listed})
         _add(archive, MANIFEST, [text.encode()], len(text))
 
