@@ -84,10 +84,7 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
     first = {k: evaluation.look(side[:shown]) for k, side in sides.items() if side is not None}
     if encoder.given.labels:
         inputs = image_conditioning.stored_inputs(encoder, real.pairs[:shown])
-        first = {
-            "condition": encoder.look(inputs.encode(range(shown), torch.device("cpu"))),
-            **first,
-        }
+        first = {"condition": encoder.look(inputs.encode(range(shown))), **first}
     evaluation.paired_values = paired.PairedValues(values, np.arange(count), first)
 
 
@@ -105,7 +102,7 @@ def _make_baselines(
     inputs = image_conditioning.choose_inputs(encoder, real.samples, real.pairs, seed)
     channels = 0 if encoder.given.labels else encoder.given.channels
     if channels in (1, encoder.space.channels):  # it can be looked at as samples are
-        given = encoder.render_input(inputs.encode(range(count), torch.device("cpu")))
+        given = encoder.render_input(inputs.encode(range(count)))
         images["given"] = np.broadcast_to(given, (count, *encoder.space.shape))
         look = evaluation.look(images["given"])
         features["given"] = yield from compute_features(evaluation.network, look, evaluation.team)
@@ -165,7 +162,7 @@ def find_nearest_inputs(
     width = encoder.given.channels * math.prod(encoder.space.size)
     places: list[Array] = []
     for rows in nearest_neighbors.blocks(count, width):
-        conditioning = inputs.encode(range(rows.start, rows.stop), torch.device("cpu")).double()
+        conditioning = inputs.encode(range(rows.start, rows.stop)).double()
         values, mask = conditioning[:, :-1], conditioning[:, -1:]
         mask = mask.expand_as(values).flatten(1)
         nearest = None
@@ -187,7 +184,7 @@ def _unmasked_inputs(encoder: Conditioner, images: LabeledSamples, seed: int) ->
         inputs = image_conditioning.stored_inputs(encoder, images.pairs)
     else:
         inputs = image_conditioning.degraded_inputs(encoder, images.samples, seed, "looked up")
-    return inputs.encode(range(len(images)), torch.device("cpu"))[:, :-1]
+    return inputs.encode(range(len(images)))[:, :-1]
 
 
 def _make_generated(evaluation: EvaluationRun) -> Work[None]:
@@ -343,7 +340,7 @@ def _render_inputs(
         return none, none
     real, seed = evaluation.real, evaluation.config.seed
     inputs = image_conditioning.choose_inputs(encoder, real.samples, real.pairs, seed)
-    conditioning = inputs.encode(rows, torch.device("cpu"))
+    conditioning = inputs.encode(rows)
     comparable = encoder.given.channels == evaluation.space.channels and not encoder.given.labels
     stored = [*encoder.render_input(conditioning)] if comparable else none
     return stored, [*encoder.look(conditioning)] if rows.start < ENSEMBLES_SHOWN else none

@@ -297,7 +297,7 @@ class ConditioningInputs:
     make: Make
     first: int = 0
 
-    def encode(self, indices: Sequence[int], device: torch.device) -> Tensor:
+    def encode(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Return the conditioning inputs of these samples, (B, C', *size)."""
         rows = [(i - self.first) % len(self.stored) for i in indices]
         batch = torch.from_numpy(np.ascontiguousarray(self.stored[rows])).to(device)

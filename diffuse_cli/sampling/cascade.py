@@ -291,7 +291,7 @@ class CascadeJob(SamplingJob):
                     arrays["frames"] = np.stack(frames, 1)
                 indices = [i for i in part if i in self.grid_indices]
                 if inputs := self.chain.stages[k].show_inputs(indices, given):
-                    arrays["inputs"] = np.stack([inputs[i][0] for i in indices])
+                    arrays["inputs"] = np.stack([inputs[i] for i in indices])
             share = (k + drawing.step / drawing.steps) / models
             yield PartState(drawing.step, drawing.steps, share, samples, arrays)
 
@@ -304,7 +304,7 @@ class CascadeJob(SamplingJob):
         turn = len(given) if given else max(samples) + 1
         if self.cascaded:
             rows = np.concatenate(self._load_arrays("inputs", self.grid_indices))
-            inputs = {i: [row] for i, row in zip(self.grid_indices, rows, strict=True)}
+            inputs = dict(zip(self.grid_indices, rows, strict=True))
         else:
             inputs = self.chain.last.show_inputs(sorted({i % turn for i in samples}), given)
         return self.chain.last.make_grid(samples, inputs, turn)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from PIL.Image import Image
 
@@ -56,20 +55,18 @@ class Stage:
 
     def show_inputs(
         self, indices: Iterable[int], given: ConditioningInputs | None
-    ) -> dict[int, list[Array]]:
-        """Return the inputs of images by index, each a list of one picture, uint8 (1 or 3, H, W).
+    ) -> dict[int, Array]:
+        """Return pictures of the inputs of images by index, uint8 (1 or 3, H, W).
 
         A model without inputs has none.
         """
-
         encoder = self.loaded.encoder
         if encoder is None or given is None:
             return {}
-        cpu = torch.device("cpu")
-        return {i: [*encoder.look(given.encode([i], cpu))] for i in indices}
+        return {i: encoder.look(given.encode([i]))[0] for i in indices}
 
     def make_grid(
-        self, samples: Mapping[int, Array], inputs: Mapping[int, list[Array]] = {}, turn: int = 1
+        self, samples: Mapping[int, Array], inputs: Mapping[int, Array] = {}, turn: int = 1
     ) -> Image:
         """Return a grid of samples by index, with a row for each input, which comes first.
 
@@ -82,7 +79,7 @@ class Stage:
         stack = render_samples(self.loaded.space, np.stack([samples[i] for i in order]))
         condition, rows = self.settings.condition, dict[Any, list[Array]]()
         if inputs:
-            rows = {i: [*inputs[i]] for i in sorted({i % turn for i in order})}
+            rows = {i: [inputs[i]] for i in sorted({i % turn for i in order})}
             for i, picture in zip(order, stack, strict=True):
                 rows[i % turn].append(picture)
             return figures.arrange_rows(rows.values())

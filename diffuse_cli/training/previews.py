@@ -134,13 +134,12 @@ def draw_preview(trainer: Trainer) -> Work[Image]:
 
 def _comparison(plan: Plan, samples: Array) -> Image:
     """Make a row for each image: its conditioning image if any, samples, and the image."""
-    import torch
 
     encoder, chosen = plan.encoder, plan.data.find_readable(preview_images(plan, GIVEN_SHOWN))
     given, space = plan.inputs(chosen), plan.blueprint.space
     truths = render_samples(space, plan.data.images.stored[chosen])
     rows = [[*samples[k :: len(chosen)], truths[k]] for k in range(len(chosen))]
     if encoder and given:
-        pictures = encoder.look(given.encode(range(len(chosen)), torch.device("cpu")))
+        pictures = encoder.look(given.encode(range(len(chosen))))
         rows = [[first, *row] for first, row in zip(pictures, rows, strict=True)]
     return figures.arrange_rows(rows)
