@@ -15,7 +15,6 @@ from diffuse_cli.config.options import find_changed_flag
 from diffuse_cli.core import PAIRS
 from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, image_sets, input_builders, likelihood
-from diffuse_cli.evaluation.image_sets import Sides
 from diffuse_cli.evaluation.metric_inputs import (
     REQUIREMENTS,
     EvaluationRun,
@@ -144,7 +143,7 @@ def evaluate(
         )
 
 
-def _report_conditions(sides: Sides, loaded: LoadedModel) -> Work[None]:
+def _report_conditions(sides: image_sets.Sides, loaded: LoadedModel) -> Work[None]:
     """Report the conditions of generated samples, for a conditional model."""
     conditions, many = loaded.model.blueprint.conditions, sides.words.many
     if conditions.given:

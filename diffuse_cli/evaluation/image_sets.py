@@ -24,7 +24,6 @@ from diffuse_cli.data import (
 from diffuse_cli.media import MEDIA, Array, Indices, can_judge, settings_for
 from diffuse_cli.metrics import Words, memorization
 from diffuse_cli.models import image_conditioning
-from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, UsageError, Work, memory, rng
@@ -233,7 +232,7 @@ def _read_pairs(config: ImageSetsConfig, data: Dataset, loaded: LoadedModel) -> 
 
 def prepare_inputs(
     loaded: LoadedModel, images: LabeledSamples, seed: int
-) -> ConditioningInputs | None:
+) -> image_conditioning.ConditioningInputs | None:
     """Return the conditioning inputs of images, or None for a model without them."""
     if loaded.encoder is None:
         return None

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.evaluation.results import TuningResult
 from diffuse_cli.media import figures
-from diffuse_cli.media.figures import Sheet
 from diffuse_cli.metrics import label, read_measurement
 from diffuse_cli.metrics.features import describe_network
 from diffuse_cli.sampling.setting_search import Trial
@@ -33,7 +32,7 @@ def plot_tradeoff(tuning: TuningResult, name: str) -> bytes:
     guidance scales, labeled with × for guidance and w for autoguidance. A ring marks the
     recommended setting. If a KID is not above 0, its axis is linear.
     """
-    sheet = Sheet(9.2, 5.95, 150)
+    sheet = figures.Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
     line = (
         f"{tuning.n:,} generated against {tuning.real:,} real {tuning.words.many}, "
@@ -109,7 +108,7 @@ def _points(
         axes.annotate(text, (row.seconds, row.values[metric]), offset, **beside)
 
 
-def _plot_legend(sheet: Sheet, tuning: TuningResult, samplers: Sequence[str]) -> None:
+def _plot_legend(sheet: figures.Sheet, tuning: TuningResult, samplers: Sequence[str]) -> None:
     """Plot the legend: samplers, other guidance scales, the recommendation."""
     style: dict[str, Any] = {"fontsize": 9, "va": "center", **PLAIN}
     marks: list[tuple[str, dict[str, Any]]] = [
@@ -133,7 +132,7 @@ def _plot_legend(sheet: Sheet, tuning: TuningResult, samplers: Sequence[str]) ->
         sheet.text(KEYS, y + (i + 1) * 0.2, words, 1.65, **style)
 
 
-def _plot_legend_mark(sheet: Sheet, y: float, **mark: Any) -> None:
+def _plot_legend_mark(sheet: figures.Sheet, y: float, **mark: Any) -> None:
     axes = sheet.axes(KEYS - 0.27, y - 0.1, 0.2, 0.2)
     axes.plot([0], [0], **mark)
     axes.set_axis_off()

@@ -21,7 +21,6 @@ import torch
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import Facts, Measurement, MetricInputs, MetricNumber, Remark, estimates
-from diffuse_cli.metrics.estimates import SampledEstimate
 
 NEEDS = ("spectra",)
 
@@ -124,7 +123,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     )
 
 
-def log_spectral_distance(real: Array, fake: Array) -> SampledEstimate:
+def log_spectral_distance(real: Array, fake: Array) -> estimates.SampledEstimate:
     """Return the log-spectral distance of powers (N, S) and (M, S), in decibels."""
     levels = [np.maximum(side.mean(0), LEAST) for side in (real, fake)]
     gaps = DECIBELS * np.log(levels[1] / levels[0])
@@ -134,10 +133,10 @@ def log_spectral_distance(real: Array, fake: Array) -> SampledEstimate:
     a, b = (
         DECIBELS * (estimates.center_influences(side) / level) @ slopes for side, level in pairs
     )
-    return SampledEstimate(value, -a, b)
+    return estimates.SampledEstimate(value, -a, b)
 
 
-def measure_fine_detail(evaluation: MetricInputs) -> SampledEstimate | None:
+def measure_fine_detail(evaluation: MetricInputs) -> estimates.SampledEstimate | None:
     """Return the ratio of generated to real power from `FINE` on, in decibels.
 
     It is None if real samples have no power there.
@@ -151,7 +150,7 @@ def measure_fine_detail(evaluation: MetricInputs) -> SampledEstimate | None:
     levels = [max(float(side.mean()), min_power) for side in (real, fake)]
     pairs = zip((real, fake), levels, strict=True)
     a, b = (DECIBELS * estimates.center_influences(side) / level for side, level in pairs)
-    return SampledEstimate(DECIBELS * math.log(levels[1] / levels[0]), -a, b)
+    return estimates.SampledEstimate(DECIBELS * math.log(levels[1] / levels[0]), -a, b)
 
 
 # Periodograms, averaged over shells of equal wavelength. Frequencies are in waves per point, so 0.5

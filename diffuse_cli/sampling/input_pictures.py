@@ -30,7 +30,6 @@ from diffuse_cli.media import (
 )
 from diffuse_cli.media.file_errors import public_name, read_required_file
 from diffuse_cli.models import image_conditioning
-from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.system import DataError, Notice, UsageError, Work, files, translate_errors
@@ -44,7 +43,7 @@ THIN = 1 / 32
 
 def read_inputs(
     config: SampleConfig, loaded: LoadedModel
-) -> Work[tuple[ConditioningInputs | None, dict[str, Any]]]:
+) -> Work[tuple[image_conditioning.ConditioningInputs | None, dict[str, Any]]]:
     """Read the inputs of the images, if the model takes any, and return their manifest entries too.
 
     Raises:
@@ -101,7 +100,7 @@ def _read_stored(path: str, loaded: LoadedModel, settings: dict[str, Any]) -> Wo
     return (yield from read_images(path, **{**defaults, **settings}, single=True))
 
 
-def _check_options(config: SampleConfig, encoder: Conditioner) -> None:
+def _check_options(config: SampleConfig, encoder: image_conditioning.Conditioner) -> None:
     """Refuse options that do not suit the model's kind of input."""
     masks = encoder.masks
     if config.degrade and encoder.degradation is None:

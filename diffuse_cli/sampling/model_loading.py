@@ -30,7 +30,6 @@ from diffuse_cli.system import (
     files,
     translate_errors,
 )
-from diffuse_cli.system.devices import hold_cuda_settings
 from diffuse_cli.system.memory import free_memory_of_process
 
 
@@ -174,7 +173,7 @@ def make_denoiser(
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         cast = torch.autocast(device.type, half, enabled=half is not None)
         conditions = {k: v.to(device) if torch.is_tensor(v) else v for k, v in cond.items()}
-        settings = hold_cuda_settings(device.type, precision)
+        settings = devices.hold_cuda_settings(device.type, precision)
         with settings, torch.inference_mode(not x.requires_grad), cast:
             y: Tensor = net(x.to(device), t.to(device), **conditions)
             return y.float().to(x.device)
