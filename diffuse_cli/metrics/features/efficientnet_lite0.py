@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,25 +27,16 @@ norm = partial(nn.BatchNorm2d, eps=1e-3)
 """BatchNorm after each convolution."""
 
 
-class StageShape(NamedTuple):
-    """Row of table 1: `repeats` blocks, of which the first has the stride."""
-
-    kernel: int
-    stride: int
-    expansion: int
-    width: int
-    repeats: int
-
-
 STAGES = (
-    StageShape(3, 1, 1, 16, 1),
-    StageShape(3, 2, 6, 24, 2),
-    StageShape(5, 2, 6, 40, 2),
-    StageShape(3, 2, 6, 80, 3),
-    StageShape(5, 1, 6, 112, 3),
-    StageShape(5, 2, 6, 192, 4),
-    StageShape(3, 1, 6, 320, 1),
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
 )
+"""Rows of table 1: kernel, stride of the first block, expansion, width and number of blocks."""
 
 
 class SameConv(nn.Conv2d):
@@ -104,12 +94,11 @@ class EfficientNetLite0(nn.Module):
         self._bn0 = norm(STEM)
         self._blocks = nn.Sequential()
         width = STEM
-        for stage in STAGES:
-            for i in range(stage.repeats):
-                stride = 1 if i else stage.stride
-                block = InvertedResidual(width, stage.width, stage.kernel, stride, stage.expansion)
+        for kernel, first_stride, expansion, stage_width, count in STAGES:
+            for stride in (first_stride, *[1] * (count - 1)):
+                block = InvertedResidual(width, stage_width, kernel, stride, expansion)
                 self._blocks.append(block)
-                width = stage.width
+                width = stage_width
         self._conv_head = SameConv(width, DIM, 1)
         self._bn1 = norm(DIM)
 
