@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from posixpath import splitext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -50,19 +51,9 @@ GIF_FRAMES = 60
 """Largest number of frames of the animation."""
 
 
-class StageState(NamedTuple):
-    """A state of a sampler on the way to some samples.
-
-    Attributes:
-        place: the place of the stage in its chain.
-        samples: the samples as stored, (B, C, *size), once the stage is done.
-        given: inputs made from samples of the previous stage.
-    """
-
-    place: int
-    drawing: generation.BatchState
-    samples: Array | None
-    given: ConditioningInputs | None
+StageState = tuple[int, generation.BatchState, Array | None, ConditioningInputs | None]
+"""The place of a stage in its chain, a state of its sampler, the samples as stored, (B, C, *size),
+once the stage is done, and its inputs made from samples of the previous stage."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +94,12 @@ class Cascade:
             )
             for drawing in drawings:
                 samples = generation.to_stored(space, drawing.state.x) if drawing.done else None
-                yield StageState(place, drawing, samples, given)
+                yield place, drawing, samples, given
 
     def generate_samples(self, part: range, accelerator: Accelerator) -> Array:
         """Return the samples with these indices as stored, generated in one batch."""
-        samples: Array | None = None
-        for state in self.generate_states(part, accelerator):  # one at a time, to save memory
-            samples = state.samples
+        states = self.generate_states(part, accelerator)
+        *_, samples, _ = deque(states, maxlen=1).pop()  # one at a time, to save memory
         assert samples is not None
         return samples
 
