@@ -52,37 +52,29 @@ FAR = {"contrast": 0.1, "detail": 0.25}
 `choose_best` may have if the default's are not larger."""
 
 
+@dataclass
 class FeatureMeasure:
     """KID of generated samples against fixed real samples, by features of a network.
 
     Attributes:
         space: the space of stored samples.
+        real: the stored real samples (N, C, *size), None once their features are computed.
         team: the processes that compute features.
+        cached: whether to keep their features in the cache, and to report its use.
     """
 
-    def __init__(
-        self,
-        network: FeatureNetwork,
-        space: Space,
-        real: Array,
-        team: feature_cache.Team = feature_cache.ALONE,
-        *,
-        cached: bool = False,
-    ) -> None:
-        """Make the measure against stored real samples (N, C, *size).
-
-        Args:
-            cached: whether to keep their features in the cache, and to report its use.
-        """
-        self.network, self.space, self.team = network, space, team
-        self._real, self._cached = real, cached
-        self._real_features: Array | None = None
+    network: FeatureNetwork
+    space: Space
+    real: Array | None
+    team: feature_cache.Team = feature_cache.ALONE
+    cached: bool = False
+    _real_features: Array = field(init=False)
 
     def read_real(self) -> Work[Array]:
         """Return the features of the real samples, which are computed once."""
-        if self._real_features is None:
-            self._real_features = yield from self.extract(self._real, cached=self._cached)
-            del self._real
+        if self.real is not None:
+            self._real_features = yield from self.extract(self.real, cached=self.cached)
+            self.real = None
         return self._real_features
 
     def extract(self, samples: Array, *, cached: bool = False) -> Work[Array]:
