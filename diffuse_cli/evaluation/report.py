@@ -294,12 +294,8 @@ def show_training(result: EvaluationResult, model: Path) -> dict[str, Any]:
     log = run_reader.run_folder(model) / run_reader.METRICS if result.model else None
     run_curves = curves.read_curves(log) if log else {}
     step = float(result.model["step"]) if run_curves else 0.0
-    loss = {"loss": "training", "held_out_loss": f"held-out {result.words.many}"}
-    series = [
-        Line(name, curve.steps, curve.values, marks=len(curve.steps) < charts.FEW)
-        for key, name in loss.items()
-        if (curve := run_curves.get(key))
-    ]
+    losses = {"loss": "training", "held_out_loss": f"held-out {result.words.many}"}
+    series = curves.make_lines(run_curves, losses)
     kid = next((key for key in KIDS if key in run_curves), None)
     return {
         "log": log and f"{log.parent.name}/{log.name}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,11 @@ class Curve:
     def reach(self) -> int:
         """The number of points to each side that a smoothed curve averages."""
         return len(self.values) // SMOOTH
+
+    def to_line(self, name: str) -> charts.Line:
+        """Return the line of a plot, with a mark for each point if there are few."""
+        errors = self.errors if any(self.errors) else None
+        return charts.Line(name, self.steps, self.values, errors, len(self.steps) < charts.FEW)
 
     def smooth(self) -> list[float]:
         """Return the means over `reach` points to each side, fewer at the ends."""
@@ -84,22 +89,18 @@ LOSSES = {"held_out_loss": "held-out", "loss": "training"}
 
 def plot_run(curves: Mapping[str, Curve]) -> list[tuple[str, Markup]]:
     """Plot the curves of a run: losses together, with the smoothed one, then each of the others."""
-    plots, losses = [], {key: words for key, words in LOSSES.items() if key in curves}
-    if losses:
-        lines = [*_lines(curves, losses)]
-        if (loss_curve := curves.get("loss")) and loss_curve.reach:
-            lines.insert(
-                0, charts.Line("training, smoothed", loss_curve.steps, loss_curve.smooth())
-            )
+    plots = []
+    if lines := make_lines(curves, LOSSES):
+        if (curve := curves.get("loss")) and curve.reach:
+            lines.insert(0, charts.Line("training, smoothed", curve.steps, curve.smooth()))
         caption = "Loss, lower is better. If only the held-out loss rises, the model memorizes."
         plots.append((caption, _plot("loss", lines, "loss")))
     for key, (words, caption) in CAPTIONS.items():
-        if key in curves and key not in (*LOSSES, *COPIES):
-            plots.append((caption, _plot(key, [*_lines(curves, {key: words})], words)))
-    copies = {key: key.partition("_")[2] for key in COPIES if key in curves}
-    if copies:
+        if key not in (*LOSSES, *COPIES) and (lines := make_lines(curves, {key: words})):
+            plots.append((caption, _plot(key, lines, words)))
+    if lines := make_lines(curves, {key: key.partition("_")[2] for key in COPIES}):
         caption = "Memorization rate, about 0.05 if no samples are copies."
-        plots.append((caption, _plot("copies", [*_lines(curves, copies)], "memorization rate")))
+        plots.append((caption, _plot("copies", lines, "memorization rate")))
     return plots
 
 
@@ -117,13 +118,9 @@ def plot_runs(runs: Mapping[str, Mapping[str, Curve]]) -> list[tuple[str, Markup
     return plots
 
 
-def _lines(curves: Mapping[str, Curve], names: Mapping[str, str]) -> Iterator[charts.Line]:
-    for key, words in names.items():
-        curve = curves[key]
-        errors = curve.errors if any(curve.errors) else None
-        yield charts.Line(
-            words, curve.steps, curve.values, errors, marks=len(curve.steps) < charts.FEW
-        )
+def make_lines(curves: Mapping[str, Curve], names: Mapping[str, str]) -> list[charts.Line]:
+    """Return a line for each of these curves that a run has, under its name."""
+    return [curves[key].to_line(name) for key, name in names.items() if key in curves]
 
 
 def _plot(name: str, lines: list[charts.Line], axis: str) -> Markup:
