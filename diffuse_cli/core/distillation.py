@@ -14,12 +14,12 @@ a path, but learns point by point from the endpoint on, which makes little progr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.solvers import Noise, State, Times, unipc
+from diffuse_cli.core.solvers import unipc
 from diffuse_cli.core.space import expand_batch, send
 
 if TYPE_CHECKING:
@@ -126,19 +126,6 @@ def consistency_loss(
     return mean if weight is None else mean * weight
 
 
-def sample_consistency(
-    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
-) -> Iterator[State]:
-    """Each step estimates x_0, and adds new noise for the next time (Song et al. 2023b, alg. 1).
-
-    It is exact for every number of steps, but only for a consistency function.
-    """
-    for k, (t, s) in enumerate(pairwise([*times, end])):
-        x0 = denoise(x, t).x0
-        x = x0 if s < 0 else process.diffuse(x0, s, noise(k))
-        yield State(x, x0, s)
-
-
 # -- matching -------------------------------------------------------------------------------------
 
 # Distribution matching: samples move toward a higher density under a model of the data.
@@ -170,7 +157,7 @@ def generate_samples(denoiser: Denoiser, noise: Tensor, again: Tensor, **cond: A
     """Generate samples from `noise` with one and with two evaluations. Shape (2 B, C, *size).
 
     The second evaluation starts from the sample of the first, with `again` as new noise, as in
-    `sample_consistency`. Both are trained separately: gradients do not flow from the second
+    the sampler `consistency`. Both are trained separately: gradients do not flow from the second
     evaluation to the first (Yin et al. 2024b, section 4.5).
     """
     import torch

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core import distillation, solvers
+from diffuse_cli.core import solvers
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup
 from diffuse_cli.core.solvers import Noise, Times
 from diffuse_cli.core.solvers import State as State
@@ -67,6 +67,19 @@ def ddim(
         if std > 0:
             x = x + std * noise(k)
         yield State(x, prediction.x0, s)
+
+
+def consistency(
+    denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
+) -> Iterator[State]:
+    """Each step estimates x_0, and adds new noise for the next time (Song et al. 2023b, alg. 1).
+
+    It is exact for every number of steps, but only for a consistency function.
+    """
+    for k, (t, s) in enumerate(pairwise([*times, end])):
+        x0 = denoise(x, t).x0
+        x = x0 if s < 0 else process.diffuse(x0, s, noise(k))
+        yield State(x, x0, s)
 
 
 def encode(
@@ -183,7 +196,7 @@ SAMPLERS: Registry[Callable[..., Iterator[State]]] = Registry(
         "dpmpp-2m-sde": solvers.dpmpp_2m_sde,
         "unipc": solvers.unipc,
         "ipndm": solvers.ipndm,
-        "consistency": distillation.sample_consistency,
+        "consistency": consistency,
     },
 )
 
