@@ -30,7 +30,7 @@ from torch import Tensor
 from diffuse_cli.core import RESTORATIONS, SAMPLERS, Denoiser, Process
 from diffuse_cli.core.degradations import Degradation, parse
 from diffuse_cli.core.guidance import clip
-from diffuse_cli.core.inpainting import sample_with_jumps, split_path
+from diffuse_cli.core.samplers import sample_with_jumps, split_path
 from diffuse_cli.sampling.model_loading import load_denoiser
 from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.system.events import finish

@@ -28,7 +28,7 @@ import torch
 
 from diffuse_cli.core.degradations import Degradation
 from diffuse_cli.core.losses import simple
-from diffuse_cli.core.inpainting import MaskKind
+from diffuse_cli.core.masks import MaskKind
 from diffuse_cli.core.networks._unet_modules import ResBlock
 from diffuse_cli.core.restoration import RESTORATIONS, Restoration
 from diffuse_cli.core.samplers import SAMPLERS

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffuse_cli.core import settings
 from diffuse_cli.core.data_gaussian import scale_frequencies
-from diffuse_cli.core.inpainting import MASKS
+from diffuse_cli.core.masks import MASKS
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup, suggest
 from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.space import send

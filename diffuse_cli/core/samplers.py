@@ -2,7 +2,7 @@
 
 `SAMPLERS[name](denoise, process, x, times, *, noise, **options)` yields a `State` after each step.
 The last step goes to `end`. By default that is s = -1, which gives the images. A caller can end
-earlier, as `core.inpainting` does, which adds noise again from there. `noise(k)` is the noise of
+earlier, as `sample_with_jumps` does, which adds noise again from there. `noise(k)` is the noise of
 the k-th step, so all randomness comes from the caller.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -261,3 +261,84 @@ WITH_VARIANCE = frozenset({"ddpm"})
 
 OF_DISTILLED = frozenset({"consistency"})
 """Samplers that need a consistency function. With other denoisers their samples are blurred."""
+
+
+# -- jumps ----------------------------------------------------------------------------------------
+
+# Jumps: after some steps the forward process adds noise, and the sampler repeats them.
+#
+# A sampler can fit one region before its surroundings agree with it. Noising both gives it another
+# chance (RePaint, Lugmayr et al. 2022, sec. 4.2; "time travel" in Wang et al. 2023). The forward
+# transition q(x_t | x_s) is exact, so with an exact sampler a jump does not change the
+# distribution.
+
+Sample = Callable[..., Iterator[State]]
+"""Sampler with its first arguments: `partial(SAMPLERS[name], denoise, process, **options)`."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Part of a sampler's path: its descending times, and its end (-1 is clean)."""
+
+    times: tuple[int | float, ...]
+    end: int | float = -1
+
+
+def split_path(times: Times, length: int = 10, repeats: int = 1) -> list[Segment]:
+    """Return RePaint's path, with every `length` steps `repeats` times (Lugmayr et al. 2022).
+
+    Noise is added between the repetitions. With `repeats` 1 the path has a single segment.
+
+    Args:
+        times: the descending times of a sampler.
+
+    Raises:
+        InvalidArgument: a length or repeats below 1.
+    """
+    for name, value in (("length", length), ("repeats", repeats)):
+        if value < 1:
+            raise InvalidArgument("must be at least 1", argument=name)
+    ends = [*times[1:], -1]
+    segments, start = list[Segment](), 0
+    for first in range(0, len(times), length):
+        last = min(first + length, len(times))
+        for _ in range(repeats - 1):
+            segments.append(Segment(tuple(times[start:last]), ends[last - 1]))
+            start = first
+    return [*segments, Segment(tuple(times[start:]))]
+
+
+def sample_with_jumps(
+    sample: Sample, process: Process, x: Tensor, path: list[Segment], *, noise: Noise
+) -> Iterator[State]:
+    """Sample along each segment, and add noise from its end to the start of the next segment.
+
+    Multistep samplers begin each segment without history.
+
+    Args:
+        sample: the sampler, called as `sample(x, times, noise=noise)`. If a segment does not end at
+            clean data, also with `end=end`.
+        x: the samples at the first time of the first segment.
+        noise: `noise(k)` is the noise of the k-th step or jump, each with its own k.
+
+    Yields:
+        A `State` after each step.
+    """
+    draws = 0
+    for i, segment in enumerate(path):
+        if i > 0:
+            before = path[i - 1].end
+            x = process.transition(x, before, segment.times[0]).sample(noise(draws))
+            draws += 1
+
+        # Without jumps, samplers of other packages need not support `end`.
+        options = {} if segment.end < 0 else {"end": segment.end}
+        for state in sample(x, segment.times, noise=lambda k, by=draws: noise(by + k), **options):
+            x = state.x
+            yield state
+        draws += len(segment.times)
+
+
+def count_steps(path: list[Segment]) -> int:
+    """Return the number of steps of a path."""
+    return sum(len(segment.times) for segment in path)

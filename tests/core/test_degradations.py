@@ -8,7 +8,7 @@ from oracles import generator
 
 from diffuse_cli.core import DEGRADATIONS
 from diffuse_cli.core.degradations import CUTOFF, Mask, parse
-from diffuse_cli.core.inpainting import LARGEST, MASKS, MOST, SMALLEST
+from diffuse_cli.core.masks import LARGEST, MASKS, MOST, SMALLEST
 from diffuse_cli.core.registry import InvalidArgument
 
 FORMS = [

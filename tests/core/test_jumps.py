@@ -7,8 +7,8 @@ import torch
 from oracles import exact_denoise, generator, mixture_denoise, process_of
 
 from diffuse_cli.core import SAMPLERS
-from diffuse_cli.core.inpainting import Segment, count_steps, sample_with_jumps, split_path
 from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core.samplers import Segment, count_steps, sample_with_jumps, split_path
 
 COSINE = process_of("cosine", 1000)
 samplers = pytest.mark.parametrize("name", list(SAMPLERS))

@@ -26,8 +26,8 @@ from diffuse_cli.core import (
     Degradation,
     State,
     degradations,
-    inpainting,
     restoration,
+    samplers,
 )
 from diffuse_cli.core.solvers import Noise
 from diffuse_cli.media import Array, Size
@@ -177,8 +177,8 @@ def _restore(
         method = _choose_method(config, flag, has_input, floats=loaded.space.levels is None)
         observation = yield from observe(loaded)
         times = settings.resolve_times(loaded.denoiser.process)
-        path = inpainting.split_path(times, max(1, round(len(times) / JUMPS)), config.jumps)
-        steps = inpainting.count_steps(path)
+        path = samplers.split_path(times, max(1, round(len(times) / JUMPS)), config.jumps)
+        steps = samplers.count_steps(path)
         in_range = partial(clamp_denoised, denoiser=loaded.denoiser, percentile=settings.threshold)
 
         def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
@@ -195,7 +195,7 @@ def _restore(
             else:
                 denoise = fit(in_range(guided), process, degradation, y)
             sample = partial(SAMPLERS[settings.sampler], denoise, process, **settings.options)
-            visited = inpainting.sample_with_jumps(sample, process, start, path, noise=noise)
+            visited = samplers.sample_with_jumps(sample, process, start, path, noise=noise)
             for step, state in enumerate(visited, 1):
                 if step == steps and not degradation.sigma:
                     bounded = loaded.space.levels is not None
