@@ -17,7 +17,7 @@ from typing import NamedTuple
 from diffuse_cli.data.sources import Entry, Source
 from diffuse_cli.media import MEDIA, Read, ReadSettings, Unusable
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import LARGE, lock_large
+from diffuse_cli.media.file_errors import lock_large
 from diffuse_cli.system.memory import is_out_of_memory
 
 SMALL = 2**12
@@ -56,7 +56,7 @@ def _decode_file(reading: DecodingTask, entry: Entry) -> DecodedFile:
     reason = entry.fault
     try:
         if not reason:
-            with lock_large(entry.size > LARGE):
+            with lock_large(entry.size):
                 data = reading.source.read(entry)
                 return DecodedFile(entry, MEDIA[reading.medium].read(data, reading.settings))
     except Unusable as error:

@@ -19,7 +19,6 @@ from diffuse_cli.core import InvalidArgument, Space
 from diffuse_cli.media import Array, Read, ReadSettings, Unusable
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_sounds
-from diffuse_cli.media.file_errors import LARGE, errors_as, lock_large
 from diffuse_cli.system import extra_package
 
 if TYPE_CHECKING:
@@ -92,9 +91,9 @@ def read_sound(data: bytes) -> Sound:
     if not data.startswith(MARKS):
         cut = any(mark.startswith(data[:4]) for mark in MARKS)
         raise Unusable(reasons.CORRUPT if cut else reasons.NOT_A_SOUND)
-    with errors_as(reasons.CORRUPT), soundfile.SoundFile(io.BytesIO(data)) as file:
+    with reasons.errors_as(reasons.CORRUPT), soundfile.SoundFile(io.BytesIO(data)) as file:
         _check_header(file, data)
-        with lock_large(file.frames * file.channels * _NUMBER > LARGE):
+        with reasons.lock_large(file.frames * file.channels * _NUMBER):
             return Sound(_unpack_samples(file), file.samplerate, file.subtype)
 
 

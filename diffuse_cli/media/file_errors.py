@@ -107,9 +107,9 @@ _one_large = threading.RLock()
 
 
 @contextlib.contextmanager
-def lock_large(large: bool) -> Iterator[None]:
-    """Let only one thread at a time read a large sample inside the block."""
-    with _one_large if large else contextlib.nullcontext():
+def lock_large(count: float) -> Iterator[None]:
+    """Let only one thread at a time read a sample of more than `LARGE` elements or bytes."""
+    with _one_large if count > LARGE else contextlib.nullcontext():
         yield
 
 

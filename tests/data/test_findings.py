@@ -16,7 +16,6 @@ from PIL import Image
 from diffuse_cli.data import open_index, read_images, save_index, summary
 from diffuse_cli.media import FITS, advice, advice_for, image, media_by_extension
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.image import decoding
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
@@ -228,10 +227,9 @@ def test_pages_of_floats_are_of_one_size_and_kind_and_large_together(tmp_path, m
         read(tmp_path)
     first.save(tmp_path / "all.tif", save_all=True, append_images=[first] * 2)
     lock = Mock(return_value=contextlib.nullcontext())
-    monkeypatch.setattr(decoding, "lock_large", lock)
-    monkeypatch.setattr(decoding, "LARGE", 6 * 5 * 2)
+    monkeypatch.setattr(reasons, "lock_large", lock)
     assert read(tmp_path).stored.shape == (1, 3, 5, 6)
-    lock.assert_called_with(True)
+    lock.assert_called_with(3 * 6 * 5)
 
 
 def test_the_index_keeps_what_was_found(tmp_path):

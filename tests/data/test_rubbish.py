@@ -1,5 +1,6 @@
 """Folders full of rubbish: every file has its outcome, memory is bounded, training goes on."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from odd_files import odd, place, rubbish, zeros
 from PIL import ImageFile
 
 from diffuse_cli.data import decoding_threads, read_images
+from diffuse_cli.media import file_errors
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image import decoding
 from diffuse_cli.system.events import finish
 
 MIB = 2**20
@@ -106,10 +107,10 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch, what):
         return original(image)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", slowly)
-    if what == "pixels":
-        monkeypatch.setattr(decoding, "LARGE", 63)
-    if what == "bytes":
-        monkeypatch.setattr(decoding_threads, "LARGE", 63)
+    unlocked = {"pixels": decoding_threads, "bytes": file_errors}.get(what)
+    if unlocked:
+        monkeypatch.setattr(unlocked, "lock_large", lambda count: contextlib.nullcontext())
+        monkeypatch.setattr(file_errors, "LARGE", 63)
     monkeypatch.setattr(decoding_threads, "FILES_A_CHUNK", 1)
     monkeypatch.setattr(decoding_threads, "SMALL", 0)
     kind = "AVIF" if what == "frames" else "PNG"

@@ -214,16 +214,14 @@ def test_what_unpacks_to_too_much_is_refused_and_an_unknown_length_is_read_to_it
 np.savez(NPZ := io.BytesIO(), x=np.zeros(1200, np.float32))
 
 
-@pytest.mark.parametrize("below", [False, True])
 @pytest.mark.parametrize(
     ("own", "data", "size"), [(medium, WHOLE, 600 * 2 * 4), (array, NPZ.getvalue(), 1200 * 4 + 128)]
 )
-def test_what_is_large_is_unpacked_alone(monkeypatch, own, data, size, below):
+def test_what_is_large_is_unpacked_alone(monkeypatch, own, data, size):
     lock = Mock(return_value=contextlib.nullcontext())
-    monkeypatch.setattr(own, "lock_large", lock)
-    monkeypatch.setattr(own, "LARGE", size - below)
+    monkeypatch.setattr(reasons, "lock_large", lock)
     assert own.read(data, ReadSettings()).values.size == 1200
-    lock.assert_called_once_with(below)
+    lock.assert_called_once_with(size)
 
 
 def test_silent_and_clipped_sounds_are_remarked_on():

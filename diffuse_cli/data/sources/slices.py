@@ -58,7 +58,7 @@ class Slices(folder.Scans):
     def read(self, entry: base.Entry) -> bytes:
         path, _, number = entry.key.partition("\0")
         # Threads that need slices of the same volume wait for it, even if it is small.
-        with reasons.lock_large(True):
+        with reasons.lock_large(math.inf):
             volume = self._read_volume(entry._replace(key=path))
         with reasons.errors_as(reasons.CHANGED):
             values = volume.take(int(number), self._axis)

@@ -27,13 +27,6 @@ from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.media import Array, Read, ReadSettings, Size, Unusable
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_channels
-from diffuse_cli.media.file_errors import (
-    LARGE,
-    errors_as,
-    lock_large,
-    member_fault,
-    read_member,
-)
 from diffuse_cli.media.image.decoding import is_float, read_floats
 from diffuse_cli.system import extra_package, show
 
@@ -120,15 +113,15 @@ def read_array(data: bytes) -> Array:
 
 def _member(data: bytes) -> bytes:
     """Return the bytes of the only array of a .npz."""
-    with errors_as(reasons.CORRUPT), zipfile.ZipFile(io.BytesIO(data)) as file:
+    with reasons.errors_as(reasons.CORRUPT), zipfile.ZipFile(io.BytesIO(data)) as file:
         members = [info for info in file.infolist() if not info.is_dir()]
         if len(members) != 1:
             raise Unusable(reasons.MEMBERS.format(_format_members(members)))
         (info,) = members
-        if fault := member_fault(info):
+        if fault := reasons.member_fault(info):
             raise Unusable(fault)
-        with lock_large(info.file_size > LARGE), file.open(info) as opened:
-            return read_member(opened)
+        with reasons.lock_large(info.file_size), file.open(info) as opened:
+            return reasons.read_member(opened)
 
 
 def _format_members(members: list[zipfile.ZipInfo]) -> str:
@@ -145,7 +138,7 @@ def _parse_npy(data: bytes) -> Array:
         cut = npy.MAGIC_PREFIX.startswith(data[: len(npy.MAGIC_PREFIX)])
         raise Unusable(reasons.CORRUPT if cut else reasons.NOT_AN_ARRAY)
     file = io.BytesIO(data)
-    with errors_as(reasons.CORRUPT):
+    with reasons.errors_as(reasons.CORRUPT):
         version = npy.read_magic(file)
         if version == (3, 0):
             raise Unusable(reasons.NUMBERS)

@@ -57,7 +57,7 @@ def read(data: bytes) -> tuple[Array, str]:
         packed = file.file_meta.TransferSyntaxUID.is_compressed
     with (
         reasons.errors_as(reasons.COMPRESSION if packed else reasons.CORRUPT),
-        reasons.lock_large(size > reasons.LARGE),
+        reasons.lock_large(size),
     ):
         values = file.pixel_array
         if file.PhotometricInterpretation == "MONOCHROME1":

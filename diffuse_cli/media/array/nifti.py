@@ -58,7 +58,7 @@ def read_volume(data: bytes) -> Array:
         count, offset = math.prod(shape), header.get_data_offset()
         if offset + count * dtype.itemsize > reasons.LARGEST_FILE:
             raise reasons.Unusable(reasons.TOO_LARGE)
-        with reasons.lock_large(count * dtype.itemsize > reasons.LARGE):
+        with reasons.lock_large(count * dtype.itemsize):
             body = start + file.read(offset + count * dtype.itemsize - len(start))
             values = np.frombuffer(body, dtype, count, offset).astype(dtype.newbyteorder("="))
         slope, intercept = header.get_slope_inter()

@@ -21,7 +21,6 @@ from diffuse_cli.core import LABELS, InvalidArgument, Space
 from diffuse_cli.media import Array, Read, ReadSettings, Size, Unusable, figures
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import plot_channels
-from diffuse_cli.media.file_errors import ADVICE
 from diffuse_cli.media.image import decoding, image_metadata, label_maps, planes
 
 SIDE = 64
@@ -199,7 +198,7 @@ MEDIUM = media.Medium(
     prepare=image_metadata.silence_pillow,
     check=check,
     fits=media.FITS,
-    advice=ADVICE,
+    advice=reasons.ADVICE,
     layouts=(*media.OF_IMAGES, LABELS),
     mixed=True,
     alike=(media.PAGES, LABELS),

@@ -5,6 +5,7 @@ Pillow supports 16 bits only for grey, so color comes from libpng, in torchvisio
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,6 @@ from PIL import Image, ImageColor
 from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.media import Array, Size, Unusable, advice_for
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import LARGE, errors_as, lock_large, read_required_file
 from diffuse_cli.media.image import image_metadata, planes
 from diffuse_cli.media.image.image_metadata import Conversion
 
@@ -94,13 +94,14 @@ def decode_image(
         reduced = convert is not None
         deep = not reduced
     # A small AVIF can hold frames of 2**28 pixels, which are decoded and then scaled.
-    large = image.format in image_metadata.AVIF or image_metadata.pixels_at_once(image) > LARGE
-    with lock_large(large), errors_as(reasons.PIXELS):
+    avif = image.format in image_metadata.AVIF
+    at_once = math.inf if avif else image_metadata.pixels_at_once(image)
+    with reasons.lock_large(at_once), reasons.errors_as(reasons.PIXELS):
         if deep:
             values = read_planes(image, data)
             mode = mode if mode.startswith("I") else _MODES[len(values)]
         else:
-            with errors_as(reasons.CORRUPT):
+            with reasons.errors_as(reasons.CORRUPT):
                 image.load()
             if image.format == "PNG":
                 _scale_key(image, data[24])
@@ -232,13 +233,13 @@ def read_planes(image: Image.Image, data: bytes) -> Array:
     """
     key, opaque = image.info.get("transparency"), None
     if image.mode.startswith("I"):
-        with errors_as(reasons.CORRUPT):
+        with reasons.errors_as(reasons.CORRUPT):
             image.load()
         levels = grey_levels(image, 65_535)[None]
         if key is not None:
             opaque = np.asarray(image)[None] != key
     else:
-        with errors_as(reasons.CORRUPT):
+        with reasons.errors_as(reasons.CORRUPT):
             levels = _png_planes(data)
         if isinstance(key, tuple) and len(key) == len(levels):
             opaque = (levels != np.reshape(key, (-1, 1, 1))).any(0, keepdims=True)
@@ -300,13 +301,13 @@ def _pages(image: Image.Image, page: Callable[[Image.Image], Array]) -> list[Arr
     Raises:
         Unusable: the image is damaged, or its pages are too many or too large.
     """
-    with errors_as(reasons.CORRUPT):
+    with reasons.errors_as(reasons.CORRUPT):
         count = getattr(image, "n_frames", 1)
     if count > MOST_CHANNELS:
         raise Unusable(reasons.MANY_PAGES)
     pages = []
-    large = count * image_metadata.pixels_at_once(image) > LARGE
-    with lock_large(large), errors_as(reasons.CORRUPT):
+    at_once = count * image_metadata.pixels_at_once(image)
+    with reasons.lock_large(at_once), reasons.errors_as(reasons.CORRUPT):
         for k in range(count):
             image.seek(k)
             if image_metadata.pixels_at_once(image) > (Image.MAX_IMAGE_PIXELS or 2**63):
@@ -384,6 +385,6 @@ def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image
     usual = f"Pass a {', '.join(image_metadata.FORMATS[:-1])} or {image_metadata.FORMATS[-1]} file"
     hint = advice_for(str(path)) or usual
     image_metadata.silence_pillow()
-    with read_required_file(Path(path), "image", hint) as data:
+    with reasons.read_required_file(Path(path), "image", hint) as data:
         decoded = decode_image(data, ImageColor.getrgb(background)[:3])
         return decoded.as_srgb(), decoded.remarks

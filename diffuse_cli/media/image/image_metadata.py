@@ -29,7 +29,6 @@ from PIL import (
 
 from diffuse_cli.media import Unusable
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import errors_as
 from diffuse_cli.system import raise_if_full
 
 AVIF = ("AVIF",) if features.check("avif") else ()
@@ -87,7 +86,7 @@ def open_header(data: bytes) -> Image.Image:
     """
     if not data:
         raise Unusable(reasons.EMPTY)
-    with errors_as(reasons.CORRUPT):
+    with reasons.errors_as(reasons.CORRUPT):
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if _is_bomb(image, data):

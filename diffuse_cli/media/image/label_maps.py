@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.media import Array, Unusable, file_errors
+from diffuse_cli.media import Array, Unusable
+from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image import image_metadata, planes
 from diffuse_cli.media.image.decoding import is_grey
 
@@ -25,8 +26,8 @@ def read_labels(data: bytes) -> tuple[Array, str]:
         Unusable: the file is damaged, or has colors without a palette, or labels above 255.
     """
     image = image_metadata.open_header(data)
-    large = image_metadata.pixels_at_once(image) > file_errors.LARGE
-    with file_errors.lock_large(large), file_errors.errors_as(file_errors.CORRUPT):
+    at_once = image_metadata.pixels_at_once(image)
+    with reasons.lock_large(at_once), reasons.errors_as(reasons.CORRUPT):
         image.load()
         turn = image_metadata.orientation(image)
         if image.mode == "1" or (image.mode == INDEXED and is_grey(image)):
@@ -35,7 +36,7 @@ def read_labels(data: bytes) -> tuple[Array, str]:
     labels, colors = pixels[..., :1], pixels[..., : 3 if pixels.shape[2] > 2 else 1]
     usable = pixels.dtype.kind != "f" and labels.min() >= 0 and labels.max() <= 255
     if not usable or (colors != labels).any():
-        raise Unusable(file_errors.LABELS)
+        raise Unusable(reasons.LABELS)
     upright = planes.turn_upright(labels.astype(np.uint8).transpose(2, 0, 1), turn)
     return np.ascontiguousarray(upright), image.mode
 
