@@ -11,7 +11,6 @@ from diffuse_cli.system.errors import ModelFileError as ModelFileError
 from diffuse_cli.system.errors import OutputError as OutputError
 from diffuse_cli.system.errors import Terminated as Terminated
 from diffuse_cli.system.errors import UsageError as UsageError
-from diffuse_cli.system.errors import closest_name as closest_name
 from diffuse_cli.system.errors import extra_package as extra_package
 from diffuse_cli.system.errors import flag as flag
 from diffuse_cli.system.errors import lookup as lookup

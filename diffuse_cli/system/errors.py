@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.registry import closest_name as closest_name
 from diffuse_cli.core.registry import lookup as known
-from diffuse_cli.core.registry import suggest as suggest
 
 T = TypeVar("T")
 

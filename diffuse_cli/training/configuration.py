@@ -18,10 +18,10 @@ from diffuse_cli.core import NETWORKS
 from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.parameterization import LEARNED
+from diffuse_cli.core.registry import suggest
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.data.metadata_columns import parse_column_names, split_vector_file
 from diffuse_cli.system import OutputError, UsageError, files, finish, flag, lookup
-from diffuse_cli.system.errors import suggest
 from diffuse_cli.system.processes import rank
 from diffuse_cli.training.run_directory import RunDirectory
 

@@ -23,6 +23,7 @@ from diffuse_cli.core import (
     Space,
     VectorColumn,
 )
+from diffuse_cli.core.registry import suggest
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.data import (
@@ -38,7 +39,6 @@ from diffuse_cli.data import (
 from diffuse_cli.media import MEDIA, Indices
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system import DataError, Notice, UsageError, Work, files
-from diffuse_cli.system.errors import suggest
 
 
 def read_metadata(

@@ -9,8 +9,8 @@ from typing import Any
 from typer.exceptions import TyperException
 
 from diffuse_cli.core import InvalidArgument
+from diffuse_cli.core.registry import closest_name, suggest
 from diffuse_cli.system import UsageError
-from diffuse_cli.system.errors import closest_name, suggest
 
 
 def _invert_words(words: Mapping[str, str]) -> dict[str, str]:

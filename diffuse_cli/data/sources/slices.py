@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffuse_cli.core.registry import suggest
 from diffuse_cli.data.sources import base, folder
 from diffuse_cli.media import Array, array
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array import nifti
 from diffuse_cli.system import DataError, show
-from diffuse_cli.system.errors import suggest
 
 PLANES = {"axial": 1, "coronal": 2, "sagittal": 3}
 """Axis of a volume (C, D, H, W) across each plane."""
