@@ -21,7 +21,7 @@ from diffuse_cli.core import (
 )
 from diffuse_cli.media import ALPHA, MEDIA, layout_name, render_samples
 from diffuse_cli.system import DataError, UsageError, show, translate_errors
-from diffuse_cli.system.rng import BLOCK, GivenDraws, given_draws
+from diffuse_cli.system.rng import BLOCK, GivenDraws, draw_blocks
 
 if TYPE_CHECKING:
     from diffuse_cli.core import Degradation
@@ -253,14 +253,18 @@ class Conditioner:
         self, seed: int, purpose: str, step: int, positions: range, device: torch.device
     ) -> GivenDraws:
         """Draw the random numbers for some positions of a step."""
-        degradation, none = self.degradation, (0,)
+        degradation, shape, none = self.degradation, self.space.shape, (0,)
         uniforms = degradation.uniforms if degradation else 0
-        shape = self.space.shape
-        observed = (
-            degradation.observation_shape(shape) if degradation and degradation.sigma else none
-        )
-        noise = (self.given.channels, *self.space.size) if self.given.noise else none
-        return given_draws(seed, step, positions, uniforms, observed, noise, device, purpose)
+        has_noise = degradation is not None and degradation.sigma > 0
+        observed = degradation.observation_shape(shape) if degradation and has_noise else none
+        added = (self.given.channels, *self.space.size) if self.given.noise else none
+
+        def draw(**options: Any) -> tuple[Tensor, ...]:
+            u = torch.rand((BLOCK, uniforms + 1), **options)
+            noise, more = (torch.randn((BLOCK, *sizes), **options) for sizes in (observed, added))
+            return u[:, 1:], u[:, 0], noise, more
+
+        return GivenDraws(*draw_blocks(seed, step, positions, device, purpose, draw))
 
     def render_input(self, conditioning: Tensor) -> Array:
         """Return a conditioning input in `rendered_space`, stored, mid-range where unknown.
@@ -279,22 +283,18 @@ class Conditioner:
         return render_samples(self.rendered_space, self.render_input(conditioning))
 
 
-Make = Callable[[Tensor, Sequence[int]], Tensor]
-"""Function from stored values of some rows, and their indices, to conditioning inputs."""
-
-
 @dataclass(frozen=True, eq=False)
 class ConditioningInputs:
     """Conditioning inputs of samples: sample k gets row k modulo the number N of rows.
 
     Attributes:
         stored: the stored values of the rows, (N, ...).
-        make: the function that encodes them.
+        make: the function from stored values of some rows, and their indices, to inputs.
         first: the index of the first sample.
     """
 
     stored: Array
-    make: Make
+    make: Callable[[Tensor, Sequence[int]], Tensor]
     first: int = 0
 
     def encode(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

@@ -83,7 +83,7 @@ def training_draws(
         noise = torch.randn((BLOCK, *shape), **options)
         return u, noise, flip < 0.5, drop
 
-    return Draws(*_in_blocks(seed, step, positions, device, purpose, draw))
+    return Draws(*draw_blocks(seed, step, positions, device, purpose, draw))
 
 
 class GivenDraws(NamedTuple):
@@ -102,26 +102,6 @@ class GivenDraws(NamedTuple):
     more: Tensor
 
 
-def given_draws(
-    seed: int,
-    step: int,
-    positions: range,
-    uniforms: int,
-    observed: Sequence[int],
-    shape: Sequence[int],
-    device: torch.device,
-    purpose: str,
-) -> GivenDraws:
-    """Return the draws of conditioning inputs, see `training_draws`. Shape (0,) has no noise."""
-
-    def draw(**options: Any) -> tuple[Tensor, ...]:
-        u = torch.rand((BLOCK, uniforms + 1), **options)
-        noise, more = (torch.randn((BLOCK, *sizes), **options) for sizes in (observed, shape))
-        return u[:, 1:], u[:, 0], noise, more
-
-    return GivenDraws(*_in_blocks(seed, step, positions, device, purpose, draw))
-
-
 def augmentation_draws(seed: int, step: int, positions: range, count: int) -> Tensor:
     """Return numbers in [0, 1) that decide augmentations, (B, count) on the CPU.
 
@@ -131,10 +111,10 @@ def augmentation_draws(seed: int, step: int, positions: range, count: int) -> Te
     def draw(**options: Any) -> tuple[Tensor, ...]:
         return (torch.rand((BLOCK, count), **options),)
 
-    return _in_blocks(seed, step, positions, torch.device("cpu"), "augment", draw)[0]
+    return draw_blocks(seed, step, positions, torch.device("cpu"), "augment", draw)[0]
 
 
-def _in_blocks(
+def draw_blocks(
     seed: int,
     step: int,
     positions: range,
@@ -142,7 +122,7 @@ def _in_blocks(
     purpose: str,
     draw: Callable[..., tuple[Tensor, ...]],
 ) -> list[Tensor]:
-    """Call `draw` for blocks of positions, and return its draws for these positions."""
+    """Return the draws of some positions. `draw` draws those of a block."""
     first, last = positions.start // BLOCK, (positions.stop - 1) // BLOCK
     blocks = []
     for block in range(first, last + 1):
