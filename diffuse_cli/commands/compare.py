@@ -71,7 +71,7 @@ class Side:
 
 def run(config: CompareConfig, console: Console) -> None:
     """Compare, and print what differs."""
-    with outputs.claim_option(config, "report", ".html") as report:
+    with outputs.claim_option(config.report, ".html", config.overwrite, "--report") as report:
         sides = a, b = [console.follow(_read_side(path)) for path in (config.a, config.b)]
         differing = _differing_settings(a, b)
         remarks, measured = [*_compare_losses(a, b, differing)], None

@@ -28,7 +28,7 @@ def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
     from diffuse_cli.evaluation.evaluation_run import evaluate
 
-    with outputs.claim_option(config, "report", ".html") as report:
+    with outputs.claim_option(config.report, ".html", config.overwrite, "--report") as report:
         scores = console.follow(evaluate(config))
         if scores is None:
             return

@@ -37,7 +37,7 @@ def run(config: TuneConfig, console: Console) -> None:
     """Tune, and print what was tried and recommended. With --report, also evaluate that."""
     from diffuse_cli.evaluation.tune import tune
 
-    with outputs.claim_option(config, "report", ".html") as report:
+    with outputs.claim_option(config.report, ".html", config.overwrite, "--report") as report:
         if report is None:
             tuned = console.follow(tune(config))
             if processes.rank() == 0:

@@ -60,8 +60,8 @@ def evaluate(
         text = f"{flag} needs a folder of samples: {files.show(subject)} has its own {flag[2:]}"
         raise UsageError(text, "Remove it", code="option_unsuited")
     with (
-        outputs.claim_option(config, "plot", ".png") as plot,
-        outputs.claim_option(config, "pairs", ".png") as page,
+        outputs.claim_option(config.plot, ".png", config.overwrite, "--plot") as plot,
+        outputs.claim_option(config.pairs, ".png", config.overwrite, "--pairs") as page,
         reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
     ):
         loaded, settings, described = None, None, {}

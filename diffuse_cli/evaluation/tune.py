@@ -48,8 +48,8 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         OutputError: the plot or the model file exists already, or cannot be written.
     """
     with (
-        outputs.claim_option(config, "out", ".safetensors") as out,
-        outputs.claim_option(config, "plot", ".png") as plot,
+        outputs.claim_option(config.out, ".safetensors", config.overwrite) as out,
+        outputs.claim_option(config.plot, ".png", config.overwrite, "--plot") as plot,
         reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
     ):
         loaded = yield from model_loading.load_denoiser(

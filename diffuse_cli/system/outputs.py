@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from diffuse_cli.system import OutputError, UsageError, files
 from diffuse_cli.system.errors import BusyError
@@ -26,17 +25,17 @@ RECORD = "record"
 """File in it with the SHA-256 and the name of each new file."""
 
 
-def claim_option(config: Any, name: str, suffix: str) -> AbstractContextManager[Path | None]:
-    """Claim the path of a configuration's option `name`, None if the option is not set.
+def claim_option(
+    path: str | None, suffix: str, overwrite: bool, flag: str = "-o"
+) -> AbstractContextManager[Path | None]:
+    """Claim the path of an option, None if the option is not set.
 
     Raises:
         UsageError, OutputError, BusyError: see `claim_output`.
     """
-    path = getattr(config, name)
     if path is None:
         return contextlib.nullcontext()
-    flag = "-o" if name == "out" else f"--{name}"
-    return claim_output(path, suffix, config.overwrite, flag=flag)
+    return claim_output(path, suffix, overwrite, flag=flag)
 
 
 @contextlib.contextmanager

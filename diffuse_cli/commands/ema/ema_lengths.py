@@ -48,7 +48,7 @@ def measure_lengths(config: EmaConfig) -> Work[Report | None]:
         OutputError: the output exists already, or cannot be written.
     """
     with (
-        outputs.claim_option(config, "out", ".safetensors") as out,
+        outputs.claim_option(config.out, ".safetensors", config.overwrite) as out,
         open_accelerator(config.precision, config.device) as accelerator,
     ):
         if not accelerator.is_main_process:

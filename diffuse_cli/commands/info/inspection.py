@@ -97,7 +97,7 @@ def _inspect_model(config: InfoConfig) -> Work[tuple[ModelFile, Report]]:
             raise UsageError(text, code="option_unsuited", option=flag)
     from diffuse_cli.models import model_file
 
-    with outputs.claim_option(config, "out", ".toml") as out:
+    with outputs.claim_option(config.out, ".toml", config.overwrite) as out:
         yield Progress("reading model", 0, 1)
         file = yield from model_file.find(config.path)
         values = file.facts()

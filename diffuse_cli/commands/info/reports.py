@@ -49,7 +49,7 @@ def inspect_data(config: InfoConfig) -> Work[Report]:
     with translate_errors():
         layout = resolve_layout(config.layout, config.alpha)
     with (
-        outputs.claim_option(config, "out", ".png") as out,
+        outputs.claim_option(config.out, ".png", config.overwrite) as out,
         tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder,
     ):
         images = yield from read_images(
