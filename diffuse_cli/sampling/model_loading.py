@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffuse_cli.config.sample_options import OWN, WEAK_GUIDANCE, DrawConfig
-from diffuse_cli.core import Denoiser, Space, dimensions, kernels, networks
+from diffuse_cli.core import NETWORKS, Denoiser, Space, dimensions, kernels
 from diffuse_cli.core.tiling import WINDOWS, Tiling
 from diffuse_cli.data.metadata_columns import describe_column
 from diffuse_cli.media import Size
@@ -147,7 +147,8 @@ def choose_precision(
         return {mode: name for name, mode in devices.PRECISIONS.items()}[
             accelerator.mixed_precision
         ]
-    device, width = accelerator.device.type, networks.largest_width(model.blueprint.config)
+    device, blueprint = accelerator.device.type, model.blueprint
+    width = NETWORKS[blueprint.network].widest(blueprint.config)
     model_precision = model.training.get("precision")
     return devices.resolve_precision(precision, device, width, model_precision=model_precision)
 

@@ -11,7 +11,7 @@ from diffuse_cli.config import presets, train_options
 from diffuse_cli.config.options import convert_options
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import NETWORKS, Conditions, Space, networks
+from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.data_gaussian import LONGEST
 from diffuse_cli.core.parameterization import LEARNED, has_noise
@@ -211,7 +211,7 @@ def complete_config(
         weighting=config.weighting
         or ("none" if loss in train_options.WEIGHTED else train_options.WEIGHTING),
         precision=devices.resolve_precision(
-            config.precision, config.device, networks.largest_width(settings)
+            config.precision, config.device, NETWORKS[network].widest(settings)
         ),
         compile=resolve_compile(config, device),
     )

@@ -76,6 +76,8 @@ class Network:
             can hold noise in every dimension.
         width: a function of (config) that returns the width that scales the learning rate, or None.
             By default it is the setting `width`.
+        widest: a function of (config) that returns the most channels of a block, or None. By
+            default it is the setting `width`.
         patch: a function of (config) that returns the side of the patches that become a position.
             By default it is the setting `patch`, or 1.
         OF_SIZE: the settings that depend on the size.
@@ -92,6 +94,7 @@ class Network:
     )
     full_rank: Callable[[Any, Space], Any] = lambda config, space: config
     width: Callable[[Any], int | None] = lambda config: to_dict(config).get("width")
+    widest: Callable[[Any], int | None] = lambda config: to_dict(config).get("width")
     patch: Callable[[Any], int] = lambda config: to_dict(config).get("patch", 1)
     OF_SIZE: Collection[str] = frozenset()
     ENDS: Ends | None = None
@@ -155,11 +158,6 @@ def run_checkpointed(block: Run, *inputs: object) -> Tensor:
 def count_parameters(module: nn.Module) -> int:
     """Return the number of parameters of a network."""
     return sum(p.numel() for p in module.parameters())
-
-
-def largest_width(config: Any) -> int | None:
-    """Return the largest width of a configuration, or None if it has no widths."""
-    return max(getattr(config, "widths", None) or [getattr(config, "width", 0)]) or None
 
 
 def largest_patch(patch: int, features: int, space: Space) -> int | None:

@@ -62,6 +62,11 @@ def resized(config: Config, before: tuple[int, ...], after: tuple[int, ...]) -> 
     return replace(config, attention=tuple(side >> i for i, has in enumerate(attends) if has))
 
 
+def widest(config: Config) -> int:
+    """Return the channels of the widest level."""
+    return max(config.widths)
+
+
 def full_rank(config: Config, space: Space) -> Config:
     """Return the configuration with patches, or else a width, that can hold noise in every
     dimension."""
