@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.config import train_options
-from diffuse_cli.config.options import from_dict, option_fields, to_dict
+from diffuse_cli.config.options import from_dict, option_fields
 from diffuse_cli.core import PAIRS, settings
 from diffuse_cli.models import model_header, tensor_file
 from diffuse_cli.models.model_header import StoredModel as StoredModel
@@ -112,14 +112,14 @@ class ModelFile:
             "classes": conditions.classes,
             "data": model.data,
             "training": model.training,
-            "sampling": to_dict(model.sampling) if model.sampling else None,
+            "sampling": plain(model.sampling) if model.sampling else None,
             "distilled": model.distilled,
             "versions": model.versions,
             "space": plain(blueprint.space),
             **({"given": plain(conditions.given)} if conditions.given else {}),
             **({"columns": plain(conditions.table)["columns"]} if conditions.table else {}),
             "network": {"name": blueprint.network, **plain(blueprint.config)},
-            "diffusion": to_dict(blueprint.diffusion),
+            "diffusion": plain(blueprint.diffusion),
         }
 
     def training_config(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli.config.options import from_dict, to_dict
+from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import parse_color, parse_size
 from diffuse_cli.config.presets import network_config
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
@@ -138,11 +138,11 @@ def describe_model(model: StoredModel) -> dict[str, Any]:
         "space": settings.to_dict(blueprint.space),
         "network": {"name": blueprint.network, **settings.to_dict(blueprint.config)},
         "conditions": settings.to_dict(blueprint.conditions),
-        "diffusion": to_dict(blueprint.diffusion),
+        "diffusion": settings.to_dict(blueprint.diffusion),
         "step": model.step,
         "data": {**model.data, **({data_gaussian.NAME: gaussian.plain} if gaussian else {})},
         "training": dict(model.training),
-        **({SAMPLING: to_dict(model.sampling)} if model.sampling else {}),
+        **({SAMPLING: settings.to_dict(model.sampling)} if model.sampling else {}),
         **({WEAK_KEY: {"step": model.weak_step}} if model.weak is not None else {}),
         **({DISTILLED: dict(model.distilled)} if model.distilled is not None else {}),
         **({denoising_errors.NAME: model.errors.plain} if model.errors else {}),
