@@ -236,9 +236,7 @@ def make_command(module: Any) -> Any:
     """Return the function that Typer calls for a command. Its parameters are the options. It
     appends its console to the `obj` of the context."""
     kind = module.CONFIG
-    configure = getattr(
-        module, "configure", lambda typed, file: options.from_dict(kind, {**file, **typed})
-    )
+    configure = getattr(module, "configure", lambda typed, file: kind.from_dict({**file, **typed}))
 
     def command(context: typer.Context, **typed: Any) -> None:
         console = Console(

@@ -28,7 +28,7 @@ from typer.exceptions import TyperException
 
 from diffuse_cli.app import build
 from diffuse_cli.commands import COMMANDS
-from diffuse_cli.config.options import from_dict, given_options
+from diffuse_cli.config.options import given_options
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.system.errors import INSTALL, DiffuseError
 from diffuse_cli.training.configuration import configure
@@ -132,7 +132,7 @@ def nested(words: list[str]) -> Iterator[Command]:
 def check_diffuse(name: str, *arguments: str) -> None:
     """Check that the command line accepts these arguments."""
     typed = build().commands[name].make_context(name, [*arguments]).params
-    from_dict(COMMANDS[name].CONFIG, given_options(COMMANDS[name].CONFIG, typed))
+    COMMANDS[name].CONFIG.from_dict(given_options(COMMANDS[name].CONFIG, typed))
 
 
 class Parsed(Exception):

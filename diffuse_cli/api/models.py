@@ -16,7 +16,6 @@ from torch import nn
 from diffuse_cli.api import calls, keywords
 from diffuse_cli.api.generated_samples import Samples
 from diffuse_cli.config.eval_options import EvalConfig
-from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core import Denoiser, Space
@@ -125,7 +124,7 @@ class Model:
         typed |= {"sampler": sampler, "on": tuple(column_texts) or None, "model": str(self.path)}
         typed |= {"classes": None if label is None else [*map(str, _list_values("label", label))]}
         with contextlib.ExitStack() as stack, calls.convert_errors():
-            config = from_dict(SampleConfig, calls.convert_keywords(typed, stack), "sample")
+            config = SampleConfig.from_dict(calls.convert_keywords(typed, stack), "sample")
             samples, space, start = calls.run_work(generate_arrays(config, self._file), progress)
             MEDIA[space.medium].prepare()
         return Samples(samples, space, start)
@@ -246,7 +245,7 @@ def evaluate(
         subject = model.path if isinstance(model, Model) else model
         typed["subject"] = stack.enter_context(calls.open_data(subject, "model"))
         typed["data"] = stack.enter_context(calls.open_data(data))
-        config = from_dict(EvalConfig, typed, "evaluate")
+        config = EvalConfig.from_dict(typed, "evaluate")
         accelerator = stack.enter_context(open_accelerator(config.precision, config.device))
         file = model._file if isinstance(model, Model) else None
         scores = calls.run_work(

@@ -127,7 +127,7 @@ def _read_side(path: str) -> Work[Side]:
     config_path = run / run_reader.CONFIG
     if config_path.is_file():
         values = train_options.from_file(options.read_toml(config_path, "the run's"))
-        config = options.from_dict(train_options.TrainConfig, values, str(config_path))
+        config = train_options.TrainConfig.from_dict(values, str(config_path))
         of_run = options.flatten_settings(train_options.to_file(config, control=False))
         names = [f.name for f, spec in options.option_fields(config) if spec.place]
         places = {name: of_run.pop(name) for name in names if name in of_run}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffuse_cli.commands.train import run as run
-from diffuse_cli.config import options, train_options
+from diffuse_cli.config import train_options
 from diffuse_cli.config.exchange_options import DISTILL_STEPS, DistillConfig
 from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.system import UsageError, finish, outputs
@@ -41,8 +41,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     given = {**(filed or {}), **typed}
     if "steps" in typed or "minutes" in typed:  # either replaces both of the file
         given = {k: v for k, v in given.items() if k in typed or k not in ("steps", "minutes")}
-    config = options.from_dict(DistillConfig, given)
-    values = {k: v for k, v in options.to_dict(config).items() if k in given or k == "out"}
+    config = DistillConfig.from_dict(given)
+    values = {k: v for k, v in config.to_dict().items() if k in given or k == "out"}
     model, guidance = values.pop("model"), values.pop("guidance", None)
     if config.resume:
         resumed = complete({**values, "init": model})

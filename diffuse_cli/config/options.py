@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from diffuse_cli.config.parsers import as_number
 from diffuse_cli.core import InvalidArgument, Settings, settings
@@ -172,6 +172,37 @@ class Options(Settings):
         with translate_errors(partial(flag_by_name, type(self))):
             super().__post_init__()
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "") -> Self:
+        """Return a configuration from a dictionary.
+
+        Args:
+            where: the file of the values, if there is one.
+
+        Raises:
+            UsageError: an unknown or missing key, or an invalid value.
+        """
+        try:
+            return super().from_dict(values)
+        except InvalidArgument as error:
+            if not error.argument:  # an unknown key
+                text = f"{where or 'configuration'}: {error.problem}"
+                raise UsageError(text, error.hint, code="unknown_setting") from error
+            f = fields_by_name(cls)[error.argument]
+            missing = (f"{where}: " if where else "") + error.message(field_flag(f))
+            hint = f.metadata["setting"].help.removesuffix(".")
+            raise UsageError(missing, hint, code="missing_argument") from error
+
+    def to_dict(self, *, control: bool = True, places: bool = True) -> dict[str, Any]:
+        """Return the fields that are set, as plain values, with or without control and place
+        options."""
+        omitted = {
+            f.name
+            for f, spec in option_fields(self)
+            if (spec.control and not control) or (spec.place and not places)
+        }
+        return {k: value for k, value in super().to_dict().items() if k not in omitted}
+
 
 def parse_options(kind: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with the options of `kind` parsed. Files that they name are read here, once.
@@ -212,39 +243,7 @@ def given_options(kind: type[Options], typed: Mapping[str, Any]) -> dict[str, An
     }
 
 
-# -- dictionaries and TOML ------------------------------------------------------------------------
-
-
-def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
-    """Return a configuration from a dictionary.
-
-    Args:
-        where: the file of the values, if there is one.
-
-    Raises:
-        UsageError: an unknown or missing key, or an invalid value.
-    """
-    try:
-        return settings.from_dict(kind, values)
-    except InvalidArgument as error:
-        if not error.argument:  # an unknown key
-            text = f"{where or 'configuration'}: {error.problem}"
-            raise UsageError(text, error.hint, code="unknown_setting") from error
-        f = fields_by_name(kind)[error.argument]
-        missing = (f"{where}: " if where else "") + error.message(field_flag(f))
-        hint = f.metadata["setting"].help.removesuffix(".")
-        raise UsageError(missing, hint, code="missing_argument") from error
-
-
-def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:
-    """Return the fields that are set, as plain values, with or without control and place
-    options."""
-    omitted = {
-        f.name
-        for f, spec in option_fields(config)
-        if (spec.control and not control) or (spec.place and not places)
-    }
-    return {k: value for k, value in settings.to_dict(config).items() if k not in omitted}
+# -- arguments and TOML ----------------------------------------------------------------------------
 
 
 def place_name(place: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffuse_cli.config.train_options import NETWORK, TrainConfig
 from diffuse_cli.core import NETWORKS, Registry, Settings, Space
-from diffuse_cli.core.settings import fields_by_name, from_dict
+from diffuse_cli.core.settings import fields_by_name
 from diffuse_cli.system import UsageError, lookup, translate_errors
 
 
@@ -284,7 +284,7 @@ def network_config(name: str, values: Mapping[str, Any]) -> Settings:
     """
     module = lookup(NETWORKS, name, "--network")
     with translate_network_errors(name):
-        settings: Settings = from_dict(module.Config, values)
+        settings: Settings = module.Config.from_dict(values)
     return settings
 
 

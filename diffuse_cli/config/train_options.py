@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config import parsers, shared_options
-from diffuse_cli.config.options import option, to_dict
+from diffuse_cli.config.options import option
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.sample_options import ComputeConfig
 from diffuse_cli.core import NETWORKS
@@ -329,7 +329,7 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_file(config: TrainConfig, **kinds: bool) -> dict[str, Any]:
-    """Return the inverse of `from_file`; `kinds` are keywords of `config.options.to_dict`."""
-    fields = to_dict(config, **kinds)
+    """Return the inverse of `from_file`; `kinds` are keywords of `Options.to_dict`."""
+    fields = config.to_dict(**kinds)
     settings = fields.pop("architecture")
     return {**fields, config.network or NETWORK: settings} if settings else fields

@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import Settings, from_dict, setting
+from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.space import MOST_CHANNELS
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Conditions(Settings):
         for name, kind in (("given", ConditioningArray), ("table", MetadataTable)):
             condition = getattr(self, name)
             if isinstance(condition, Mapping):  # as plain values
-                condition = from_dict(kind, condition)
+                condition = kind.from_dict(condition)
                 object.__setattr__(self, name, condition)
             if not isinstance(condition, kind | None):
                 raise InvalidArgument("must be a table", argument=name)
@@ -390,7 +390,7 @@ def _column(column: Any) -> Column:
         kind: type[Column] = LabelColumn if "values" in column else NumberColumn
         if isinstance(column.get("mean"), list | tuple):
             kind = VectorColumn
-        return from_dict(kind, column)
+        return kind.from_dict(column)
     if not isinstance(column, Column):
         raise InvalidArgument("must be tables", argument="columns")
     return column

@@ -11,11 +11,9 @@ import operator
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 from diffuse_cli.core.registry import InvalidArgument, suggest
-
-S = TypeVar("S", bound="Settings")
 
 _KINDS: dict[str, tuple[Any, str]] = {
     "int": ((int,), "a whole number"),
@@ -61,6 +59,31 @@ class Settings:
     def __post_init__(self) -> None:
         for name, field in fields_by_name(self).items():
             object.__setattr__(self, name, check_field(field, getattr(self, name)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make settings from plain values.
+
+        Raises:
+            InvalidArgument: an unknown name, a missing one, or a value that the settings refuse.
+        """
+        fields = fields_by_name(cls)
+        for name in values:
+            if name not in fields:
+                text, hint = f"there is no {cls.NOUN} '{name}'", suggest(str(name), fields)
+                raise InvalidArgument(text, hint, code="unknown_setting")
+        for name, f in fields.items():
+            if name not in values and f.default is MISSING and f.default_factory is MISSING:
+                raise InvalidArgument("is missing", argument=name, code="missing_argument")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, without those that are None.
+
+        Tuples become lists, and nested settings become dicts.
+        """
+        values = {name: getattr(self, name) for name in fields_by_name(self)}
+        return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
 def fields_by_name(kind: Any) -> dict[str, dataclasses.Field[Any]]:
@@ -155,35 +178,9 @@ def dimensions(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
-def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
-    """Make settings from plain values.
-
-    Raises:
-        InvalidArgument: an unknown name, a missing one, or a value that the settings refuse.
-    """
-    fields = fields_by_name(kind)
-    for name in values:
-        if name not in fields:
-            text, hint = f"there is no {kind.NOUN} '{name}'", suggest(str(name), fields)
-            raise InvalidArgument(text, hint, code="unknown_setting")
-    for name, f in fields.items():
-        if name not in values and f.default is MISSING and f.default_factory is MISSING:
-            raise InvalidArgument("is missing", argument=name, code="missing_argument")
-    return kind(**values)
-
-
-def to_dict(settings: object) -> dict[str, Any]:
-    """Return settings as plain values, without those that are None.
-
-    Tuples become lists, and nested settings become dicts.
-    """
-    values = {name: getattr(settings, name) for name in fields_by_name(settings)}
-    return {name: _plain(value) for name, value in values.items() if value is not None}
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
-        return to_dict(value)
+        return value.to_dict()
     if isinstance(value, Mapping):
         return dict(value)
     return [_plain(element) for element in value] if isinstance(value, tuple) else value

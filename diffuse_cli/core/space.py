@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup
-from diffuse_cli.core.settings import Settings, from_dict, setting
+from diffuse_cli.core.settings import Settings, setting
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +91,12 @@ class Space(Settings):
             text = f"is for floats, not for {self.levels:,} levels"
             raise InvalidArgument(text, argument="transform", code="option_unsuited")
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make a space from plain values. Those with a mean and without levels are for floats."""
+        floats = bool(values.get("mean")) and "levels" not in values
+        return super().from_dict({**values, "levels": None} if floats else values)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape (C, *size)."""
@@ -169,18 +175,6 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 def expand_batch(values: Tensor, like: Tensor) -> Tensor:
     """Reshape (B,) to (B, 1, ..., 1), to broadcast against `like` of shape (B, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def from_plain(values: Mapping[str, Any]) -> Space:
-    """Make a space from plain values, as `settings.to_dict` writes them.
-
-    Values with a mean and without levels are for floats.
-
-    Raises:
-        InvalidArgument: an unknown name, a missing one, or a value that a space refuses.
-    """
-    floats = bool(values.get("mean")) and "levels" not in values
-    return from_dict(Space, {**values, "levels": None} if floats else values)
 
 
 # -- transforms -----------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from diffuse_cli.core.registry import closest_name
 from diffuse_cli.core.settings import digits
 from diffuse_cli.data.metadata_files import VECTOR, VECTOR_HINT, Cell, Cells
 from diffuse_cli.data.samples import NOISE
-from diffuse_cli.data.summary import format_names, plural
+from diffuse_cli.data.summary import format_names
 from diffuse_cli.media import Indices
-from diffuse_cli.system import DataError, UsageError, closest_name, lookup, plural, shorten
+from diffuse_cli.system import DataError, UsageError, lookup, plural, shorten
 
 Rows = npt.NDArray[np.float32]
 

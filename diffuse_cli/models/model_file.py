@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.config import train_options
-from diffuse_cli.config.options import from_dict, option_fields
+from diffuse_cli.config.options import option_fields
 from diffuse_cli.core import PAIRS, settings
 from diffuse_cli.models import model_header, tensor_file
 from diffuse_cli.models.model_header import StoredModel as StoredModel
@@ -98,7 +98,7 @@ class ModelFile:
     def facts(self) -> dict[str, Any]:
         """Return the content as plain values. Escape its texts: they are untrusted."""
         model, blueprint = self.model, self.model.blueprint
-        conditions, plain = blueprint.conditions, settings.to_dict
+        conditions = blueprint.conditions
         return {
             "kind": "model",
             "path": str(self.path),
@@ -112,14 +112,14 @@ class ModelFile:
             "classes": conditions.classes,
             "data": model.data,
             "training": model.training,
-            "sampling": plain(model.sampling) if model.sampling else None,
+            "sampling": model.sampling.to_dict() if model.sampling else None,
             "distilled": model.distilled,
             "versions": model.versions,
-            "space": plain(blueprint.space),
-            **({"given": plain(conditions.given)} if conditions.given else {}),
-            **({"columns": plain(conditions.table)["columns"]} if conditions.table else {}),
-            "network": {"name": blueprint.network, **plain(blueprint.config)},
-            "diffusion": plain(blueprint.diffusion),
+            "space": blueprint.space.to_dict(),
+            **({"given": conditions.given.to_dict()} if conditions.given else {}),
+            **({"columns": conditions.table.to_dict()["columns"]} if conditions.table else {}),
+            "network": {"name": blueprint.network, **blueprint.config.to_dict()},
+            "diffusion": blueprint.diffusion.to_dict(),
         }
 
     def training_config(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class ModelFile:
         Raises:
             ModelFileError: as `training_options`.
         """
-        config = from_dict(train_options.TrainConfig, {"data": "", **training_options(self)})
+        config = train_options.TrainConfig.from_dict({"data": "", **training_options(self)})
         return train_options.to_file(config, control=False, places=False)
 
 
@@ -245,10 +245,10 @@ def training_options(model_file: ModelFile) -> dict[str, Any]:
         training = {key: value for key, value in stored.items() if key in names}
         training["network"] = blueprint.network
         training["wiener"] = blueprint.wiener
-        training["architecture"] = settings.to_dict(blueprint.config)
+        training["architecture"] = blueprint.config.to_dict()
         if (given := blueprint.conditions.given) and given.what != PAIRS:
             training["given"] = given.what
-        from_dict(train_options.TrainConfig, {"data": "", **training})
+        train_options.TrainConfig.from_dict({"data": "", **training})
     return training
 
 

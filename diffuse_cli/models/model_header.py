@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import parse_color, parse_size
 from diffuse_cli.config.presets import network_config
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
@@ -18,12 +17,11 @@ from diffuse_cli.config.train_options import DATA_FACTS
 from diffuse_cli.core import (
     SAMPLERS,
     Conditions,
+    Space,
     data_gaussian,
     denoising_errors,
     output_channels,
-    settings,
 )
-from diffuse_cli.core.space import from_plain
 from diffuse_cli.media import check, check_fit
 from diffuse_cli.models import tensor_file
 from diffuse_cli.models.blueprint import Blueprint
@@ -135,14 +133,14 @@ def describe_model(model: StoredModel) -> dict[str, Any]:
     blueprint, gaussian = model.blueprint, model.blueprint.gaussian
     return {
         "version": _version(model),
-        "space": settings.to_dict(blueprint.space),
-        "network": {"name": blueprint.network, **settings.to_dict(blueprint.config)},
-        "conditions": settings.to_dict(blueprint.conditions),
-        "diffusion": settings.to_dict(blueprint.diffusion),
+        "space": blueprint.space.to_dict(),
+        "network": {"name": blueprint.network, **blueprint.config.to_dict()},
+        "conditions": blueprint.conditions.to_dict(),
+        "diffusion": blueprint.diffusion.to_dict(),
         "step": model.step,
         "data": {**model.data, **({data_gaussian.NAME: gaussian.plain} if gaussian else {})},
         "training": dict(model.training),
-        **({SAMPLING: settings.to_dict(model.sampling)} if model.sampling else {}),
+        **({SAMPLING: model.sampling.to_dict()} if model.sampling else {}),
         **({WEAK_KEY: {"step": model.weak_step}} if model.weak is not None else {}),
         **({DISTILLED: dict(model.distilled)} if model.distilled is not None else {}),
         **({denoising_errors.NAME: model.errors.plain} if model.errors else {}),
@@ -221,15 +219,15 @@ def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
     """Return the model without its tensors. `weak` is empty if the file has weak weights."""
     network = _check_settings(described["network"])
     name, data = network.pop("name"), dict(described["data"])
-    space = from_plain(_check_settings(described["space"]))
+    space = Space.from_dict(_check_settings(described["space"]))
     if (gaussian := data.pop(data_gaussian.NAME, None)) is not None:
         gaussian = data_gaussian.read(gaussian, space.channels, space.size)
     blueprint = Blueprint(
         space=space,
         network=name,
         config=network_config(name, network),
-        conditions=settings.from_dict(Conditions, _check_settings(described["conditions"])),
-        diffusion=from_dict(DiffusionConfig, _check_settings(described["diffusion"])),
+        conditions=Conditions.from_dict(_check_settings(described["conditions"])),
+        diffusion=DiffusionConfig.from_dict(_check_settings(described["diffusion"])),
         wiener=gaussian is not None and gaussian.bands is not None,
         gaussian=gaussian,
     )
@@ -285,7 +283,7 @@ def _read_choice(
     values: Mapping[str, Any], conditions: Conditions, timesteps: int
 ) -> SamplerChoice:
     """Return a recommended setting, checked to suit the model."""
-    setting = from_dict(SamplerChoice, _check_settings(values))
+    setting = SamplerChoice.from_dict(_check_settings(values))
     lookup(SAMPLERS, setting.sampler, "sampling")
     if setting.steps > timesteps:
         raise ValueError(f"{setting.steps} steps are recommended for {timesteps} timesteps")

@@ -19,7 +19,6 @@ from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.core.registry import suggest
-from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.data.metadata_columns import parse_column_names, split_vector_file
 from diffuse_cli.system import OutputError, UsageError, files, finish, flag, lookup
 from diffuse_cli.system.processes import rank
@@ -58,7 +57,7 @@ class Layer(dict[str, Any]):
         Raises:
             UsageError: the data is missing, an option is unknown, or options exclude each other.
         """
-        return options.from_dict(TrainConfig, self)
+        return TrainConfig.from_dict(self)
 
 
 def merge_layers(*layers: Layer) -> Layer:
@@ -249,7 +248,7 @@ def _read_base(given: Layer) -> Layer:
         if size is not None and model_size is not None:
             network = presets.network_config(model["network"], model.network)
             resized = NETWORKS[model["network"]].resized(network, model_size, size)
-            model["architecture"] = plain(resized)
+            model["architecture"] = resized.to_dict()
         return model
     if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
@@ -261,8 +260,8 @@ def _read_base(given: Layer) -> Layer:
 def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
     """Return the configuration of the stored run, with the options that may change."""
     values = train_options.from_file(options.read_toml(run.config, "the run's"))
-    stored = options.from_dict(TrainConfig, values, str(run.config))
-    config = merge_layers(given, Layer(options.to_dict(stored))).config()
+    stored = TrainConfig.from_dict(values, str(run.config))
+    config = merge_layers(given, Layer(stored.to_dict())).config()
     changes: dict[str, Any] = {}
     for f, spec in options.option_fields(TrainConfig):
         if f.name not in given:

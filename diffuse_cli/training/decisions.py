@@ -15,7 +15,6 @@ from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.data_gaussian import LONGEST
 from diffuse_cli.core.parameterization import LEARNED, has_noise
-from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.media import MEDIA, layout_name
 from diffuse_cli.models.blueprint import Blueprint
@@ -202,7 +201,7 @@ def complete_config(
         layout=layout_name(space.layout),  # the background is its own option
         rate=space.rate,
         transform=space.transform,
-        architecture=to_dict(settings),
+        architecture=settings.to_dict(),
         loss=loss,
         wiener=resolve_wiener(config.wiener, patch, space),
         given_dropout=conditions.given.dropout if conditions.given else None,
@@ -290,8 +289,8 @@ def warn_of_narrow_network(config: TrainConfig, blueprint: Blueprint) -> Iterato
     name = blueprint.network
     if not has_noise(blueprint.diffusion.target):
         return
-    settings = to_dict(blueprint.config)
-    able = to_dict(NETWORKS[name].full_rank(blueprint.config, blueprint.space))
+    settings = blueprint.config.to_dict()
+    able = NETWORKS[name].full_rank(blueprint.config, blueprint.space).to_dict()
     changed = {key: value for key, value in able.items() if value != settings.get(key)}
     ways = " and ".join(
         f"--width {value}"

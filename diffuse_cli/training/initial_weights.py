@@ -10,7 +10,6 @@ from torch import Tensor
 
 from diffuse_cli.core import NETWORKS, PAIRS, Ends, MetadataTable, Settings, dimensions
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.core.settings import to_dict
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
@@ -123,7 +122,7 @@ def _describe_encoding(value: object) -> object:
     if isinstance(value, MetadataTable):
         return tuple(map(_describe_encoding, value.columns))
     if isinstance(value, Settings):
-        return {name: value for name, value in to_dict(value).items() if name not in STATISTICS}
+        return {name: value for name, value in value.to_dict().items() if name not in STATISTICS}
     return value
 
 

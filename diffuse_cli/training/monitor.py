@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from diffuse_cli.config import options
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core import Denoiser, denoising_errors
 from diffuse_cli.core.denoising_errors import DenoisingErrors
@@ -82,7 +81,7 @@ class Monitor:
             "finished": self.finished,
             "copying": {str(step): asdict(signs) for step, signs in self.copying.items()},
             "errors": self.errors.plain if self.errors else None,
-            "recommended": options.to_dict(self.recommended) if self.recommended else None,
+            "recommended": self.recommended.to_dict() if self.recommended else None,
             "loss": self._loss,
             "readings": self._readings,
         }
@@ -96,7 +95,7 @@ class Monitor:
         self.copying = {int(step): memorization.Signs(**signs) for step, signs in copying.items()}
         errors, recommended = state["errors"], state["recommended"]
         self.errors = denoising_errors.read(errors) if errors else None
-        self.recommended = options.from_dict(SamplerChoice, recommended) if recommended else None
+        self.recommended = SamplerChoice.from_dict(recommended) if recommended else None
         best = state["best"]
         if best and self.config.eval_every and "images" not in best:
             best = None  # the last weights without signs of copies have no KID

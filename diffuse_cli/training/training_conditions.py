@@ -24,7 +24,6 @@ from diffuse_cli.core import (
     VectorColumn,
 )
 from diffuse_cli.core.registry import suggest
-from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import MOST_CHANNELS
 from diffuse_cli.data import (
     Dataset,
@@ -73,7 +72,7 @@ def read_metadata(
     if table is None or not continued:
         new = metadata_columns.make_table(columns, cells, train)
         table = _keep_scale(new, table)
-    if not fits_header(to_dict(table)):
+    if not fits_header(table.to_dict()):
         text = "--condition-on: the labels and vectors do not fit into a model file"
         raise DataError(text, "Choose other columns", code="option_unsuited")
     for line in metadata_columns.describe_unknown_labels(table, cells):

@@ -15,7 +15,6 @@ from accelerate import Accelerator
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import MetadataTable
-from diffuse_cli.core.settings import to_dict
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.stream import Stream, find_stream, replace_unreadable
 from diffuse_cli.media import MEDIA, Array, Indices, resolve_layout, stored_dtype
@@ -93,7 +92,7 @@ class TrainingData:
             **self.fingerprints,
         }
         if self.table:
-            state["table"] = {"told": to_dict(self.table), **state["table"]}
+            state["table"] = {"told": self.table.to_dict(), **state["table"]}
         return state
 
     def describe(self, background: str, fit: str) -> dict[str, Any]:

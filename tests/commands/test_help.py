@@ -18,7 +18,7 @@ from diffuse_cli.app import CHAPTERS, build, check_names
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._cli import help
 from diffuse_cli.commands._cli.suggestions import ADVICE, SYNONYMS, VALUES
-from diffuse_cli.config.options import GROUPS, field_flag, from_dict, given_options, option_fields
+from diffuse_cli.config.options import GROUPS, field_flag, given_options, option_fields
 
 SCREEN = 30
 """Lines of a small terminal."""
@@ -94,7 +94,7 @@ def test_the_examples_of_a_command_are_in_its_help_and_can_be_parsed(help_of, co
         assert (program, name) == ("diffuse", command)
         assert all(example in help_of(command, flag=flag) for flag in ("-h", "--help"))
         typed = build().commands[command].make_context(command, arguments).params
-        from_dict(module.CONFIG, given_options(module.CONFIG, typed))
+        module.CONFIG.from_dict(given_options(module.CONFIG, typed))
 
 
 @pytest.mark.parametrize("columns", [60, 100])

@@ -12,7 +12,7 @@ import torch
 from conftest import mostly_slow
 from networks import plan
 
-from diffuse_cli.config.options import from_dict, read_toml, to_toml
+from diffuse_cli.config.options import read_toml, to_toml
 from diffuse_cli.config.parsers import parse_betas
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig, to_file
@@ -214,7 +214,7 @@ def test_hostile_betas_are_rejected(folder, betas):
 
 def test_diffuse_trains_on_the_numbers_of_a_file_and_does_not_need_it_again(train, step_takes):
     step_takes(1.0)
-    assert from_dict(DiffusionConfig, {"betas": "b.txt"}).betas == BETAS
+    assert DiffusionConfig.from_dict({"betas": "b.txt"}).betas == BETAS
     options = ("--steps", 2, "--betas", "b.txt", "--zero-terminal-snr")
     Path("dry.toml").write_text(train(*options, "--dry-run").ok().out)
     train(*options).ok()

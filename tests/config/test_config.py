@@ -12,12 +12,10 @@ from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.options import (
     Options,
     field_flag,
-    from_dict,
     from_text,
     option,
     option_fields,
     read_toml,
-    to_dict,
     to_toml,
 )
 from diffuse_cli.config.parsers import parse_bytes, parse_ints, parse_names, parse_size, parse_times
@@ -168,8 +166,8 @@ OPTION_VALUES = [
 def test_an_option_has_its_value_also_after_toml(kind, name, value, wanted, tmp_path):
     config = made(kind, **{name: value})
     assert getattr(config, name) == wanted
-    (tmp_path / "c.toml").write_text(to_toml(to_dict(config)))
-    assert from_dict(kind, read_toml(tmp_path / "c.toml")) == config
+    (tmp_path / "c.toml").write_text(to_toml(config.to_dict()))
+    assert kind.from_dict(read_toml(tmp_path / "c.toml")) == config
 
 
 REFUSED = [
@@ -190,7 +188,7 @@ REFUSED = [
 def test_a_wrong_value_of_an_option_is_a_usage_error_that_names_it(kind, name, values):
     for value in values:
         with pytest.raises(UsageError) as caught:
-            from_dict(kind, {**REQUIRED[kind], name: value})
+            kind.from_dict({**REQUIRED[kind], name: value})
         named = {"architecture": "unet"}.get(name, name.replace("_", "-"))
         assert named in str(caught.value).lower(), value
 
@@ -201,8 +199,8 @@ def test_a_wrong_value_of_an_option_is_a_usage_error_that_names_it(kind, name, v
 @pytest.mark.parametrize("kind", list(REQUIRED))
 def test_a_configuration_survives_its_toml_and_is_frozen_and_by_keyword(kind, tmp_path):
     path, config = tmp_path / "c.toml", made(kind)
-    path.write_text(to_toml(to_dict(config)), encoding="utf-8")
-    assert from_dict(kind, read_toml(path)) == config
+    path.write_text(to_toml(config.to_dict()), encoding="utf-8")
+    assert kind.from_dict(read_toml(path)) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 3
     with pytest.raises(TypeError):
@@ -221,8 +219,8 @@ def test_any_values_survive_toml(tmp_path_factory, steps, lr, data, flip, seed, 
         architecture={"width": 64, "multipliers": [1, 2]},
     )  # fmt: skip
     path = tmp_path_factory.mktemp("toml") / "c.toml"
-    path.write_bytes(to_toml(to_dict(config)).encode())
-    assert from_dict(TrainConfig, read_toml(path)) == config
+    path.write_bytes(to_toml(config.to_dict()).encode())
+    assert TrainConfig.from_dict(read_toml(path)) == config
 
 
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
@@ -248,7 +246,7 @@ def test_what_is_not_toml_is_a_usage_error(tmp_path, content):
 
 def test_an_unknown_key_is_told_the_nearest():
     with pytest.raises(UsageError, match=r"toml: there is no option 'step'. Did you mean 'steps'"):
-        from_dict(TrainConfig, {"data": "x", "step": 7}, "c.toml")
+        TrainConfig.from_dict({"data": "x", "step": 7}, "c.toml")
     for name, said in {"cosin": "Did you mean 'cosine'", "zzz": "from: linear, cosine"}.items():
         with pytest.raises(UsageError, match=f"--schedule: there is no '{name}'.*{said}"):
             lookup({"linear": 1, "cosine": 2}, name, "--schedule")
@@ -256,12 +254,12 @@ def test_an_unknown_key_is_told_the_nearest():
 
 def test_control_and_places_can_be_left_out():
     config = made(TrainConfig, out="x.safetensors", stop_at=3)
-    whole, plain = to_dict(config), to_dict(config, control=False, places=False)
+    whole, plain = config.to_dict(), config.to_dict(control=False, places=False)
     assert {"data", "out", "stop_at", "resume", "log_every"} <= whole.keys()
     assert not {"data", "out", "stop_at", "resume", "overwrite", "workers"} & plain.keys()
     assert {"warmup", "seed", "schedule", "architecture"} <= plain.keys()
     assert "lr" not in whole
-    assert "gradient_checkpointing" not in to_dict(config, control=False)
+    assert "gradient_checkpointing" not in config.to_dict(control=False)
 
 
 # -- the options as a whole -----------------------------------------------------------------------

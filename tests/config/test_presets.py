@@ -7,7 +7,6 @@ import pytest
 import torch
 from networks import Plan
 
-from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.presets import (
     PRESETS,
     choose,
@@ -65,7 +64,7 @@ PUBLISHED = [name for name, preset in PRESETS.items() if preset.published]
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_a_preset_is_a_configuration_and_its_help_says_how_many_parameters(name):
-    assert from_dict(TrainConfig, {"data": "images", **PRESETS[name].train}).lr is not None
+    assert TrainConfig.from_dict({"data": "images", **PRESETS[name].train}).lr is not None
     said = re.match(r"([\d.]+) M(?: with (\d+) classes)?", PRESETS[name].help)
     digits = len(said[1].partition(".")[2])
     millions = own_parameters(name, int(said[2] or 0)) / 1e6

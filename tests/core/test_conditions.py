@@ -22,7 +22,6 @@ from diffuse_cli.core.guidance import guide, make_unconditional
 from diffuse_cli.core.networks.layers import RowEmbedding
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import SCHEDULES
-from diffuse_cli.core.settings import from_dict, to_dict
 
 BOTH = Conditions(
     classes=("a", "b"), given=ConditioningArray(channels=3, what="low-res:4", dropout=0.25)
@@ -40,8 +39,8 @@ STYLED = Conditions(table=MetadataTable(columns=(AGE, STYLE, SITE)))
     "conditions", [Conditions(), Conditions(classes=("a",)), BOTH, TOLD, STYLED]
 )
 def test_conditions_have_plain_values_and_come_back_from_them(conditions):
-    plain = to_dict(conditions)
-    assert from_dict(Conditions, plain) == conditions
+    plain = conditions.to_dict()
+    assert Conditions.from_dict(plain) == conditions
     assert ("given" in plain) == (conditions.given is not None)
     assert ("table" in plain) == (conditions.table is not None)
     assert bool(conditions) == (plain != {"classes": []})

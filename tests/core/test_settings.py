@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from diffuse_cli.core import InvalidArgument
-from diffuse_cli.core.settings import Settings, dimensions, from_dict, setting, to_dict
+from diffuse_cli.core.settings import Settings, dimensions, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +36,18 @@ WRONG = [
 @pytest.mark.parametrize(("wrong", "says"), WRONG, ids=str)
 def test_a_wrong_value_is_named_and_a_missing_one(wrong, says):
     with pytest.raises(InvalidArgument) as caught:
-        from_dict(Some, {"count": 3, **wrong})
+        Some.from_dict({"count": 3, **wrong})
     assert says in str(caught.value)
     with pytest.raises(InvalidArgument, match="count is missing"):
-        from_dict(Some, {})
+        Some.from_dict({})
 
 
 def test_plain_values_make_the_same_settings_again():
     made = Some(count=2, share=1, widths=[3, 4])
     assert (type(made.share), made.widths) == (float, (3, 4))
-    plain = to_dict(made)
+    plain = made.to_dict()
     assert plain == {"count": 2, "share": 1.0, "name": "a", "on": False, "widths": [3, 4]}
-    assert from_dict(Some, plain) == made
+    assert Some.from_dict(plain) == made
 
 
 def test_a_size_says_which_side_is_which_where_they_differ():

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import to_dict
-from diffuse_cli.core.space import TRANSFORMS, Space, from_plain
+from diffuse_cli.core.space import TRANSFORMS, Space
 
 X = torch.tensor([1e-20, 1e-3, 0.5, 1, 2, 1e3, 1e10], dtype=torch.float64)
 
@@ -43,8 +42,8 @@ def test_a_space_transforms_then_standardizes(name):
 def test_plain_values_give_the_space_back():
     floats = Space(channels=1, size=(8,), levels=None, mean=(0,), std=(1,), transform="asinh")
     for space in (floats, Space(channels=3, size=(8, 8)), Space(channels=1, size=(8,), levels=2)):
-        assert from_plain(to_dict(space)) == space
-    plain = to_dict(Space(channels=1, size=(8, 8)))
+        assert Space.from_dict(space.to_dict()) == space
+    plain = Space(channels=1, size=(8, 8)).to_dict()
     assert not {"transform", "layout"} & set(plain), "older versions would refuse these keys"
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffuse_cli import metrics
 from diffuse_cli.config.eval_options import EvalConfig
-from diffuse_cli.config.options import from_dict, to_arguments
+from diffuse_cli.config.options import to_arguments
 from diffuse_cli.evaluation import metric_inputs
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.evaluation.report import COLORS
@@ -263,7 +263,7 @@ def test_arguments_make_the_configuration_again(monkeypatch):
         {"subject": "a model's.safetensors", "strict": True, "timesteps": "all"},
         {"overwrite": True, "background": "#ffffff", "eta": 0.5, "sampler": "ddim"},
     ):
-        config = from_dict(EvalConfig, {"subject": "m", "data": "d", **given})
+        config = EvalConfig.from_dict({"subject": "m", "data": "d", **given})
         assert in_process(["eval", *to_arguments(config)]) == 0
         assert seen.pop() == config
 

@@ -14,7 +14,7 @@ from conftest import MODEL, RUN, logged, mostly_slow
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffuse_cli.config.options import from_dict, read_toml
+from diffuse_cli.config.options import read_toml
 from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.metrics.features import efficientnet_lite0
 from diffuse_cli.models import model_file
@@ -285,7 +285,7 @@ def test_a_run_or_the_one_that_is_suggested_instead_fits(
 def test_a_batch_that_does_not_fit_is_split_and_said(quick, has, memory, untimed, lab):
     whole = lab.trained(*lab.quick, "--steps", 2)
     seen = memory(8)
-    config = from_dict(TrainConfig, from_file(read_toml(whole.with_suffix(".run") / "config.toml")))
+    config = TrainConfig.from_dict(from_file(read_toml(whole.with_suffix(".run") / "config.toml")))
     needs = estimate_memory(config, model_file.load(whole).blueprint, "cpu")
     has(needs.total_bytes(2, SLACK["cpu"]) + 10)
     ran = quick("--steps", 2)

@@ -15,7 +15,6 @@ from conftest import MODEL, WHOLE
 from lab import QUICK
 from PIL import Image
 
-from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.presets import DEFAULT_RATE, PRESETS, Preset
 from diffuse_cli.config.train_options import WEIGHTED, to_file
 from diffuse_cli.core import LOSSES, VARIANCES, WEIGHTINGS, Conditions, Space
@@ -100,7 +99,7 @@ def test_the_network_has_the_channels_and_classes_it_needs(variance, num_classes
     assert shapes["conv_out.bias"] == (channels * (2 if variance == "learned" else 1),)
     label = (num_classes + 1, 4 * width) if num_classes else None
     assert shapes.get("class_embedding.weight") == label
-    again = from_dict(type(config), to_dict(config))
+    again = type(config).from_dict(config.to_dict())
     assert complete_config(again, space, blueprint.conditions) == (config, blueprint)
 
 

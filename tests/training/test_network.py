@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import MODEL
 
-from diffuse_cli.config.options import from_dict, to_toml
+from diffuse_cli.config.options import to_toml
 from diffuse_cli.config.presets import PRESETS, scale_learning_rate
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.core import Conditions, Space
@@ -305,6 +305,6 @@ def test_dry_run_prints_less_memory_with_checkpointing(train, step_takes):
     checkpointed = train("--dry-run", "--json", "--gradient-checkpointing").json
     assert checkpointed["memory_bytes"] < plain["memory_bytes"]
     assert checkpointed["config"] == plain["config"]
-    again = from_dict(TrainConfig, from_file(plain["config"]))
+    again = TrainConfig.from_dict(from_file(plain["config"]))
     assert again.width == 8
     assert to_file(again, control=False) == plain["config"]

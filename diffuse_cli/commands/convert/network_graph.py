@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
-from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import UNTOLD
 from diffuse_cli.core.space import expand_batch
 from diffuse_cli.models import model_file
@@ -160,11 +159,11 @@ def metadata(model: model_file.StoredModel) -> Mapping[str, str]:
         "alpha_bars": process.alpha_bars.tolist(),
         "target": blueprint.diffusion.target,
         "variance": blueprint.diffusion.variance,
-        "space": settings.to_dict(blueprint.space),
+        "space": blueprint.space.to_dict(),
         "classes": list(blueprint.conditions.classes),
     }
     if blueprint.conditions.table:
-        fields["columns"] = settings.to_dict(blueprint.conditions.table)["columns"]
+        fields["columns"] = blueprint.conditions.table.to_dict()["columns"]
     described = {name: json.dumps(value) for name, value in fields.items()}
     return {
         **{n: text for n, text in model_file.metadata(model).items() if n != "format"},

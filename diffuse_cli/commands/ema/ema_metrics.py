@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import train_options
 from diffuse_cli.config.eval_options import EmaConfig
-from diffuse_cli.config.options import from_dict
 from diffuse_cli.core import Denoiser
 from diffuse_cli.evaluation.image_sets import Sides, prepare_inputs, set_conditions
 from diffuse_cli.metrics import Measurement
@@ -57,7 +56,7 @@ def _loss(
     yield from ()
     real = sides.real
     fields = train_options.from_file(loaded.model.training)
-    training = from_dict(train_options.TrainConfig, {"data": "", **fields})
+    training = train_options.TrainConfig.from_dict({"data": "", **fields})
     objective = optimization.Objective(training, loaded.denoiser, accelerator.device)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:

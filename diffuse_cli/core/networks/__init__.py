@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.registry import InvalidArgument, Modules
-from diffuse_cli.core.settings import Settings, fields_by_name, to_dict
+from diffuse_cli.core.settings import Settings, fields_by_name
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ class Network:
         lambda settings, width, published: {n: v for n, v in settings.items() if n != "width"}
     )
     full_rank: Callable[[Any, Space], Any] = lambda config, space: config
-    width: Callable[[Any], int | None] = lambda config: to_dict(config).get("width")
-    widest: Callable[[Any], int | None] = lambda config: to_dict(config).get("width")
-    patch: Callable[[Any], int] = lambda config: to_dict(config).get("patch", 1)
+    width: Callable[[Any], int | None] = lambda config: config.to_dict().get("width")
+    widest: Callable[[Any], int | None] = lambda config: config.to_dict().get("width")
+    patch: Callable[[Any], int] = lambda config: config.to_dict().get("patch", 1)
     OF_SIZE: Collection[str] = frozenset()
     ENDS: Ends | None = None
 

@@ -19,7 +19,7 @@ from diffuse_cli.core.networks import Ends, largest_patch
 from diffuse_cli.core.networks._unet_config import Config as Config
 from diffuse_cli.core.networks._unet_config import check as check
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import dimensions, from_dict
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def adapt(
     if finest is not None and "patch" not in given:
         fields["patch"] = _patch(space, finest)
     undivided = {"heads": None, "head_width": None, "groups": 1}
-    config = from_dict(Config, {**fields, **undivided})
+    config = Config.from_dict({**fields, **undivided})
     held = full_rank(config, space)
     config = replace(
         config, **{name: getattr(held, name) for name in ("patch", "width") if name not in given}
@@ -136,7 +136,7 @@ def adapt(
         if maximum is not None and name not in given:
             heads[name] = _largest_divisor(shared, maximum)
     groups = given.get("groups", default_groups(config.width, published))
-    return from_dict(Config, {**vars(config), **heads, "groups": groups})
+    return Config.from_dict({**vars(config), **heads, "groups": groups})
 
 
 def default_groups(width: int, published: bool) -> int:

@@ -17,7 +17,7 @@ from diffuse_cli.core.networks import Ends, largest_patch
 from diffuse_cli.core.networks._vit_config import LARGEST, POSITIONS, check, positions
 from diffuse_cli.core.networks._vit_config import Config as Config
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import dimensions, from_dict
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -108,10 +108,10 @@ def adapt(
     if "head_width" not in given and isinstance(width, int) and isinstance(head_width, int):
         even = (n for n in range(head_width - head_width % 2, 0, -2) if width % n == 0)
         fields["head_width"] = next(even, head_width)
-    config = from_dict(Config, fields)
+    config = Config.from_dict(fields)
     numbers = config.patch**space.dims * space.channels
     if config.bottleneck is not None and "bottleneck" not in given and numbers <= config.bottleneck:
-        config = from_dict(Config, {**vars(config), "bottleneck": None})
+        config = Config.from_dict({**vars(config), "bottleneck": None})
     return config
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from diffuse_cli.config.task_options import ImageTaskConfig
 from diffuse_cli.core import PAIRS, Degradation, Denoise, State, dimensions
 from diffuse_cli.core.solvers import Noise
-from diffuse_cli.data.summary import plural
 from diffuse_cli.media import Array, Size, figures, render_samples
 from diffuse_cli.media.file_errors import public_name
 from diffuse_cli.models.image_conditioning import Conditioner

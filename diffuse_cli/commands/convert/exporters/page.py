@@ -18,7 +18,7 @@ from diffuse_cli.commands.convert import web_runtime
 from diffuse_cli.commands.convert.exporters import export_error, onnx
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core import PAIRS, dimensions, parameterization, samplers, settings
+from diffuse_cli.core import PAIRS, dimensions, parameterization, samplers
 from diffuse_cli.media import PAGES
 from diffuse_cli.system import Notice, Progress, Work, files
 
@@ -156,7 +156,7 @@ def check_shown(file: ModelFile) -> None:
         raise export_error(file, "a page", "given", given.what)
     shown = given is None or given.labels or given.channels in (1, 3)
     if given and (not shown or given.mean or given.limits):
-        raise export_error(file, "a page", "given", settings.to_dict(given))
+        raise export_error(file, "a page", "given", given.to_dict())
 
 
 def draw_first(file: ModelFile, weights: str) -> Work[bytes | None]:
@@ -204,7 +204,7 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
         "interval": model.sampling.guidance_interval if guide and model.sampling else None,
         "guidance": condition.scale if condition and guided else None,
         "classes": blueprint.conditions.classes,
-        "columns": [settings.to_dict(column) for column in blueprint.conditions.table.columns]
+        "columns": [column.to_dict() for column in blueprint.conditions.table.columns]
         if blueprint.conditions.table
         else [],
         "optional": not model.always_told,

@@ -18,7 +18,7 @@ from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.config.shared_options import TIMESTEPS, DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import Conditions, InvalidArgument, Space, output_channels, settings
+from diffuse_cli.core import Conditions, InvalidArgument, Space, output_channels
 from diffuse_cli.core.networks import unet as unets
 from diffuse_cli.models import blueprint, tensor_file
 from diffuse_cli.models.model_file import StoredModel
@@ -90,7 +90,7 @@ def make_net(fields: Mapping[str, Any], size: Size) -> Net:
     out_channels, num_classes = (fields.pop(name) for name in ("out_channels", "num_classes"))
     if not all(type(count) is int and count >= 0 for count in (out_channels, num_classes)):
         raise InvalidArgument(f"it has {out_channels!r} channels out and {num_classes!r} classes")
-    config = settings.from_dict(unets.Config, fields)
+    config = unets.Config.from_dict(fields)
     unets.check(config, space)
     return Net(config=config, space=space, out_channels=out_channels, num_classes=num_classes)
 
@@ -143,7 +143,7 @@ def resolve_process(
         option = "--num-timesteps" if "schedule" in fields else "--schedule"
         raise UsageError(message, hint, code="missing_argument", option=option)
     try:
-        diffusion = options.from_dict(DiffusionConfig, fields)
+        diffusion = DiffusionConfig.from_dict(fields)
         blueprint.make_denoiser(None, diffusion, blueprint.make_process(diffusion))
     except UsageError as error:
         if typed:
@@ -250,16 +250,16 @@ def make_training_options(
     labels = {"classes": True, "label_dropout": label_dropout} if unet.num_classes else {}
     given = {
         **recipe,
-        **options.to_dict(diffusion),
+        **diffusion.to_dict(),
         **labels,
         "size": unet.space.size,
         "channels": unet.space.channels,
         "preset": preset,
         "width": unet.config.width,
         "network": "unet",
-        "architecture": settings.to_dict(unet.config),
+        "architecture": unet.config.to_dict(),
     }
-    return to_model_options(options.from_dict(TrainConfig, {"data": "", **given}))
+    return to_model_options(TrainConfig.from_dict({"data": "", **given}))
 
 
 @dataclass(frozen=True, kw_only=True)
