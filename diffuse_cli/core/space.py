@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup
-from diffuse_cli.core.settings import Settings, setting
+from diffuse_cli.core.settings import Settings, dimensions, setting
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +106,11 @@ class Space(Settings):
     def dims(self) -> int:
         """The number of spatial dimensions."""
         return len(self.size)
+
+    @property
+    def size_text(self) -> str:
+        """The size in words, see `dimensions`."""
+        return dimensions(self.size)
 
     @property
     def level_range(self) -> tuple[int, int] | None:

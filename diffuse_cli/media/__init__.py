@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
-from diffuse_cli.core import InvalidArgument, Modules, Registry, dimensions
+from diffuse_cli.core import InvalidArgument, Modules, Registry
 from diffuse_cli.core import Space as Space
 from diffuse_cli.core.registry import lookup
 from diffuse_cli.core.space import LONGEST_SIDE
@@ -358,7 +358,7 @@ def describe_space(space: Space) -> str:
     if space.layout not in medium.alike:
         kind = medium.kinds.get(count, kind)
     limits = ", levels {:,} to {:,}".format(*space.limits) if space.limits else ""
-    return f"{dimensions(space.size)}{rate}, {kind}{limits}"
+    return f"{space.size_text}{rate}, {kind}{limits}"
 
 
 def settings_for(space: Space) -> dict[str, Any]:

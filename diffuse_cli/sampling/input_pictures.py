@@ -63,7 +63,7 @@ def read_inputs(
         space = encoder.input_space
         color = {1: "grey ", 3: "color "}.get(space.channels, "")
         noun = "label maps" if encoder.given.labels else f"{color}images"
-        text = f"{noun} of {dimensions(space.size)} ({encoder.given.what})"
+        text = f"{noun} of {space.size_text} ({encoder.given.what})"
         dropped = loaded.model.has_unconditional
         free = ", or --guidance 0 to generate without any" if dropped else ""
         text = f"--given is missing: the model is conditioned on {text}"
@@ -77,7 +77,7 @@ def read_inputs(
     if [size[::-1] for size in sizes] != [space.size]:
         fit = summary.describe_fit(sizes, space.size, loaded.fit, space.medium)
         text = f"--given of {summary.format_sizes(sizes)}"
-        yield Notice(f"{text}: resized to {dimensions(space.size)}{fit}")
+        yield Notice(f"{text}: resized to {space.size_text}{fit}")
     described = _describe_files(config.given, samples.names)
     if config.mask:
         settings = {**mask_settings_for(encoder.space), "size": space.size, "background": "black"}
@@ -317,7 +317,7 @@ def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[
     mask, points = is_dark(values)[None], MEDIA[space.medium].points
     if mask.all():
         if not is_dark(whole).all():
-            text = f"{flag}: the part to generate is outside the {dimensions(space.size)} crop"
+            text = f"{flag}: the part to generate is outside the {space.size_text} crop"
             raise DataError(text, "Pass --fit pad, or a larger --size", path=path)
         text = f"{flag} is black: it keeps all {points}"
         raise DataError(text, "Paint it white where to generate", path=path)

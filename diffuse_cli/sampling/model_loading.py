@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffuse_cli.config.sample_options import OWN, WEAK_GUIDANCE, DrawConfig
-from diffuse_cli.core import NETWORKS, Denoiser, Space, dimensions, kernels
+from diffuse_cli.core import NETWORKS, Denoiser, Space, kernels
 from diffuse_cli.core.tiling import WINDOWS, Tiling
 from diffuse_cli.data.metadata_columns import describe_column
 from diffuse_cli.media import Size
@@ -291,7 +291,7 @@ def _traits(blueprint: Blueprint) -> dict[str, tuple[object, str]]:
     columns = table.columns[:3] if table else ()
     column_texts = (f"{files.shorten(c.name)}, {describe_column(c)}" for c in columns)
     return {
-        "samples are": (space, f"{dimensions(space.size)} in {describe_channels(space)}"),
+        "samples are": (space, f"{space.size_text} in {describe_channels(space)}"),
         "process is": (blueprint.process.betas.tolist(), betas),
         "classes are": (classes, names),
         "input is": (inputs, inputs),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffuse_cli.core import NETWORKS, PAIRS, Ends, MetadataTable, Settings, dimensions
+from diffuse_cli.core import NETWORKS, PAIRS, Ends, MetadataTable, Settings
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
@@ -183,7 +183,7 @@ def find_changes(model: StoredModel, tuned: Blueprint) -> Iterator[ModelChange]:
     base = model.blueprint
     ends = NETWORKS[base.network].ENDS
     if base.space.size != tuned.space.size:
-        sizes = " becomes ".join(dimensions(b.space.size) for b in (base, tuned))
+        sizes = " becomes ".join(b.space.size_text for b in (base, tuned))
         yield ModelChange("size", f"{sizes}: the network and its schedule stay")
     if base.space.level_range != tuned.space.level_range:
         text = f"{_levels(base)} become {_levels(tuned)}: the contrast of samples changes"

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import NETWORKS, dimensions
+from diffuse_cli.core import NETWORKS
 from diffuse_cli.core.distillation import POINTS
 from diffuse_cli.models.activation_memory import SLACK, MemoryCost, count_kept_bytes
 from diffuse_cli.models.blueprint import Blueprint
@@ -67,7 +67,7 @@ def find_room(
         yield Notice(f"{text}pass (--gradient-checkpointing)", warning=True)
         return config, room
     raise UsageError(
-        f"one image of {dimensions(blueprint.space.size)} takes "
+        f"one image of {blueprint.space.size_text} takes "
         f"{format_bytes(needs.total_bytes(1))} of memory in training, and {format_bytes(free)} "
         "are free",
         f"Try {_suggest_smaller(needs, blueprint, free)}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import Settings, dimensions, setting
+from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.space import Space
 
 WIDEST = 65_536
@@ -135,7 +135,7 @@ def check(config: Config, space: Space) -> None:
         cut = "x".join([str(config.patch)] * space.dims)
         patches = f" on patches of {cut}" if config.patch > 1 else ""
         raise InvalidArgument(
-            f"{dimensions(space.size)} does not suit a network of {levels} levels{patches}",
+            f"{space.size_text} does not suit a network of {levels} levels{patches}",
             f"Choose a multiple of {factor}, or fewer levels",
             argument="size",
         )

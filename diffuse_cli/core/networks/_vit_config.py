@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import Settings, dimensions, setting
+from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.space import Space
 
 LARGEST = 64
@@ -78,12 +78,12 @@ def check(config: Config, space: Space) -> None:
     """
     if any(side % config.patch for side in space.size):
         raise InvalidArgument(
-            f"{dimensions(space.size)} cannot be cut into patches of {config.patch}",
+            f"{space.size_text} cannot be cut into patches of {config.patch}",
             f"Choose a multiple of {config.patch}, or other patches",
             argument="size",
         )
     if (count := positions(config.patch, space)) > POSITIONS:
-        text = f"{dimensions(space.size)} has too many patches for attention: {count:,}"
+        text = f"{space.size_text} has too many patches for attention: {count:,}"
         hint = f"Choose a larger patch than {config.patch}, or a smaller size"
         raise InvalidArgument(text, hint, argument="size")
     if config.head_width < 2 * space.dims:

@@ -19,7 +19,6 @@ from diffuse_cli.core.networks import Ends, largest_patch
 from diffuse_cli.core.networks._unet_config import Config as Config
 from diffuse_cli.core.networks._unet_config import check as check
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -176,7 +175,7 @@ def _levels(config: Config, space: Space, exact: bool) -> tuple[int, ...]:
     allowed = next(n for n in range(halvings, -1, -1) if not any(s % 2**n for s in sides))
     if allowed < halvings and exact:
         raise InvalidArgument(
-            f"{dimensions(space.size)} cannot be halved {halvings} times",
+            f"{space.size_text} cannot be halved {halvings} times",
             f"Choose a multiple of {config.patch * 2**halvings}",
             argument="size",
         )

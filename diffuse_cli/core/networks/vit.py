@@ -17,7 +17,6 @@ from diffuse_cli.core.networks import Ends, largest_patch
 from diffuse_cli.core.networks._vit_config import LARGEST, POSITIONS, check, positions
 from diffuse_cli.core.networks._vit_config import Config as Config
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ def _patch(space: Space, max_patches: int, values: int, exact: bool) -> int:
         counts = {n: math.prod(-(-side // n) for side in space.size) for n in range(1, LARGEST)}
         divisors = (n for n, count in counts.items() if count <= max_patches)
         raise InvalidArgument(
-            f"{dimensions(space.size)} cannot be cut into {max_patches} patches or fewer",
+            f"{space.size_text} cannot be cut into {max_patches} patches or fewer",
             f"Choose a multiple of {next(divisors, LARGEST)}",
             argument="size",
         )

@@ -18,7 +18,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diffuse_cli.config.task_options import ImageTaskConfig
-from diffuse_cli.core import PAIRS, Degradation, Denoise, State, dimensions
+from diffuse_cli.core import PAIRS, Degradation, Denoise, State
 from diffuse_cli.core.solvers import Noise
 from diffuse_cli.media import Array, Size, figures, render_samples
 from diffuse_cli.media.file_errors import public_name
@@ -203,8 +203,8 @@ def _describe_windows(
     size = max(size, size // count * together) + together * math.prod(space.shape) * WHOLE
     ways = "--method ddnm or " * (plan.gradients > 0) + "a smaller -n or " * (samples > 1)
     return (
-        f"{dimensions(space.size)} in {loaded.windows:,} overlapping windows of "
-        f"{dimensions(blueprint.space.size)}: {plural(samples, 'sample')} "
+        f"{space.size_text} in {loaded.windows:,} overlapping windows of "
+        f"{blueprint.space.size_text}: {plural(samples, 'sample')} "
         f"take{'s' * (samples == 1)} about {duration} and {format_bytes(size)} of memory beyond "
         f"the program's. For less, pass {ways}fewer --steps"
     )

@@ -15,7 +15,7 @@ from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core import dimensions, parameterization
+from diffuse_cli.core import parameterization
 from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.system import Notice, UsageError, Work, file_types, files
 
@@ -275,7 +275,7 @@ def card(name: str, file: ModelFile, weights: str, sampler: str) -> str:
     model = file.model
     space, classes = model.blueprint.space, model.blueprint.conditions.classes
     kind = "grey" if space.channels == 1 else "color"
-    what = f"images of {dimensions(space.size)} pixels in {kind}"
+    what = f"images of {space.size_text} pixels in {kind}"
     if classes:
         what += f", conditioned on one of {len(classes):,} classes"
     task = f"{'class-conditional' if classes else 'unconditional'}-image-generation"

@@ -18,7 +18,7 @@ from diffuse_cli.commands.convert import web_runtime
 from diffuse_cli.commands.convert.exporters import export_error, onnx
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core import PAIRS, dimensions, parameterization, samplers
+from diffuse_cli.core import PAIRS, parameterization, samplers
 from diffuse_cli.media import PAGES
 from diffuse_cli.system import Notice, Progress, Work, files
 
@@ -147,7 +147,7 @@ def check_shown(file: ModelFile) -> None:
     space, given, table = blueprint.space, blueprint.conditions.given, blueprint.conditions.table
     masks = (_describe_input(file.model) or {}).get("masks")
     if space.dims > 2:
-        raise export_error(file, "a page", "size", dimensions(space.size))
+        raise export_error(file, "a page", "size", space.size_text)
     if table and table.vector:
         raise export_error(file, "a page", "condition-on", "vectors")
     if given and space.medium != "image":
