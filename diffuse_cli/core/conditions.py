@@ -74,13 +74,16 @@ class ConditioningArray(Settings):
         for name, partner in (("mean", "std"), ("std", "mean")):
             if getattr(self, name) is not None and getattr(self, partner) is None:
                 raise InvalidArgument(f"needs {partner} as well", argument=name)
-        if self.limits is not None and not (
-            len(self.limits) == 2 and self.limits[0] < self.limits[1]
-        ):
+        if self.limits is not None and (len(self.limits) != 2 or self.limits[0] >= self.limits[1]):
             raise InvalidArgument("must be two levels in order", argument="limits")
         labels = [*(self.labels or ())]
-        if labels and (self.what != PAIRS or labels != sorted({*labels})):
+        if labels and (not self.is_paired or labels != sorted({*labels})):
             raise InvalidArgument("must be labels of pairs in order", argument="labels")
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the array is paired data, not a degradation of the sample."""
+        return self.what == PAIRS
 
     @property
     def label_texts(self) -> list[str]:

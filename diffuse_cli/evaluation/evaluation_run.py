@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from diffuse_cli import metrics
 from diffuse_cli.config.eval_options import OF_FOLDERS, OF_MODELS, EvalConfig, TuneConfig
 from diffuse_cli.config.options import find_changed_flag
-from diffuse_cli.core import PAIRS
 from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, image_sets, input_builders, likelihood
 from diffuse_cli.evaluation.metric_inputs import (
@@ -147,7 +146,7 @@ def _report_conditions(sides: image_sets.Sides, loaded: LoadedModel) -> Work[Non
     """Report the conditions of generated samples, for a conditional model."""
     conditions, many = loaded.model.blueprint.conditions, sides.words.many
     if conditions.given:
-        inputs = f"the paired {many}" if conditions.given.what == PAIRS else conditions.given.what
+        inputs = f"the paired {many}" if conditions.given.is_paired else conditions.given.what
         yield Notice(f"conditioned on the real {many}: {inputs}")
     elif sides.real.rows is not None:
         yield Notice(f"conditioned on the metadata of the real {many}")

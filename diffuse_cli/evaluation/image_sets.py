@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.config.eval_options import EvalConfig, ImageSetsConfig, MeasureConfig
-from diffuse_cli.core import PAIRS, Space
+from diffuse_cli.core import Space
 from diffuse_cli.core.space import longest_side
 from diffuse_cli.data import (
     Dataset,
@@ -219,7 +219,7 @@ def _read_pairs(config: ImageSetsConfig, data: Dataset, loaded: LoadedModel) -> 
         DataError: no image has a pair.
     """
     encoder = loaded.encoder
-    if encoder is None or encoder.given.what != PAIRS:
+    if encoder is None or not encoder.given.is_paired:
         return None
     assert config.given is not None  # as `check_pairs_option` says
     pair_images = yield from _read_in_space(encoder.input_space, config.given, config, loaded)

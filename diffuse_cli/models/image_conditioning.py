@@ -13,7 +13,6 @@ from torch import Tensor
 
 from diffuse_cli.core import (
     LABELS,
-    PAIRS,
     ConditioningArray,
     InvalidArgument,
     Space,
@@ -42,7 +41,7 @@ def check_pairs_option(path: str | None, *models: ConditioningArray | None) -> N
     Raises:
         UsageError: --given is missing, or the models do not take it.
     """
-    paired = any(given is not None and given.what == PAIRS for given in models)
+    paired = any(given is not None and given.is_paired for given in models)
     if paired and path is None:
         text = "the model was trained on pairs"
         hint = "Pass --given PATH, the images paired with DATA"
@@ -110,7 +109,7 @@ def _rendered_space(given: ConditioningArray, space: Space) -> Space:
     if given.labels:
         return Space(channels=1, size=space.size, medium=space.medium, layout=LABELS)
     changes: dict[str, Any] = {n: getattr(given, n) for n in ("mean", "std") if given.mean}
-    if given.what == PAIRS:
+    if given.is_paired:
         changes["limits"] = given.limits
     layout = space.layout
     if layout and layout.isupper() and "C" not in layout and given.channels > 1:
@@ -150,7 +149,7 @@ class Conditioner:
         given, space = self.given, self.space
         degradation: Degradation | None = None
         input_space: Space | None = None
-        if given.what != PAIRS:
+        if not given.is_paired:
             if given.channels != space.channels:
                 text = f"has {given.channels} channels, but samples have {space.channels}"
                 raise UsageError(f"{given.what} {text}")

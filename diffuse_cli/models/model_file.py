@@ -24,7 +24,7 @@ from torch import Tensor
 
 from diffuse_cli.config import train_options
 from diffuse_cli.config.options import option_fields
-from diffuse_cli.core import PAIRS, settings
+from diffuse_cli.core import settings
 from diffuse_cli.models import model_header, tensor_file
 from diffuse_cli.models.model_header import StoredModel as StoredModel
 from diffuse_cli.models.model_header import versions as versions
@@ -246,7 +246,7 @@ def training_options(model_file: ModelFile) -> dict[str, Any]:
         training["network"] = blueprint.network
         training["wiener"] = blueprint.wiener
         training["architecture"] = blueprint.config.to_dict()
-        if (given := blueprint.conditions.given) and given.what != PAIRS:
+        if (given := blueprint.conditions.given) and not given.is_paired:
             training["given"] = given.what
         train_options.TrainConfig.from_dict({"data": "", **training})
     return training

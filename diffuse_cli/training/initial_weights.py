@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffuse_cli.core import NETWORKS, PAIRS, Ends, MetadataTable, Settings
+from diffuse_cli.core import NETWORKS, Ends, MetadataTable, Settings
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
@@ -153,7 +153,7 @@ def _warnings(source: str, model: StoredModel, tuned: Blueprint) -> Iterator[str
             f"{base.diffusion.target}: its output layer is learned again"
         )
     given = base.conditions.given
-    if given and given.what == PAIRS and not tuned.conditions.given:
+    if given and given.is_paired and not tuned.conditions.given:
         yield f"{source} was trained with --given on pairs, and this run has no --given"
     if weight_transfer.has_numbered_classes(model, names):
         yield (

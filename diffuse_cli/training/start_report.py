@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from diffuse_cli.config import options
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import PAIRS, dimensions
+from diffuse_cli.core import dimensions
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.data import Dataset, is_images, samples, summary
 from diffuse_cli.data.metadata_columns import examples, split_vector_file
@@ -118,7 +118,7 @@ def sample_line(plan: Plan, model: Path) -> str:
     if any((name or "").startswith(run_reader.MEMORY) for name in (config.data, config.given)):
         return ""
     given = plan.blueprint.conditions.given
-    source = config.given if given and given.what == PAIRS else config.data
+    source = config.given if given and given.is_paired else config.data
     if given and not is_images(Path(source or ""), single=True):
         return ""
     arguments = [*_list_condition_options(plan), *_list_output_options()]
@@ -158,7 +158,7 @@ def _list_condition_options(plan: Plan) -> Iterator[str]:
     if conditions.given is None:
         return
     unseen = int([*plan.data.held_out, *plan.data.train][0])
-    if conditions.given.what == PAIRS:
+    if conditions.given.is_paired:
         pairs, source = plan.data.pairs, plan.config.given
         assert pairs is not None
         assert source is not None

@@ -18,7 +18,6 @@ from diffuse_cli.commands._cli.model_facts import escape
 from diffuse_cli.commands.convert.exporters import page
 from diffuse_cli.config.exchange_options import PushConfig
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core import PAIRS
 from diffuse_cli.data.metadata_columns import examples
 from diffuse_cli.evaluation.results import strip_folders
 from diffuse_cli.media import MEDIA, can_judge, describe_space, figures, suffix
@@ -282,7 +281,7 @@ def _use(name: str, source: ModelFile) -> str:
         file = f"input{suffix(source.model.blueprint.space)}"
         flags += ["--given", file]
         keywords += f", given={file!r}"
-        if conditions.given.what != PAIRS:
+        if not conditions.given.is_paired:
             flags.append("--degrade")
             keywords += ", degrade=True"
     line = shlex.join(["diffuse", "sample", name, *flags, "-n", "16", "-o", "samples/"])

@@ -255,8 +255,8 @@ def _fits(encoder: Conditioner, degradation: Degradation) -> bool:
 
 
 def _purpose(encoder: Conditioner) -> str:
-    what = encoder.given.what
-    return "on pairs" if what == PAIRS else f"for {what}"
+    given = encoder.given
+    return "on pairs" if given.is_paired else f"for {given.what}"
 
 
 def _command(encoder: Conditioner) -> str:

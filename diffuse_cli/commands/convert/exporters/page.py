@@ -18,7 +18,7 @@ from diffuse_cli.commands.convert import web_runtime
 from diffuse_cli.commands.convert.exporters import export_error, onnx
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SampleConfig
-from diffuse_cli.core import PAIRS, parameterization, samplers
+from diffuse_cli.core import parameterization, samplers
 from diffuse_cli.media import PAGES
 from diffuse_cli.system import Notice, Progress, Work, files
 
@@ -152,7 +152,7 @@ def check_shown(file: ModelFile) -> None:
         raise export_error(file, "a page", "condition-on", "vectors")
     if given and space.medium != "image":
         raise export_error(file, "a page", "given", f"an {space.medium}")
-    if given and not (given.what == PAIRS or masks):
+    if given and not (given.is_paired or masks):
         raise export_error(file, "a page", "given", given.what)
     shown = given is None or given.labels or given.channels in (1, 3)
     if given and (not shown or given.mean or given.limits):
