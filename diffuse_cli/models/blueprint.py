@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from diffuse_cli.core import DataGaussian, Denoise, Denoiser, Process, Reference
+    from diffuse_cli.core.networks import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,11 @@ class Blueprint:
     diffusion: DiffusionConfig
     wiener: bool = False
     gaussian: DataGaussian | None = None
+
+    @property
+    def architecture(self) -> Network:
+        """The entry of the network in `NETWORKS`."""
+        return NETWORKS[self.network]
 
     @property
     def out_channels(self) -> int:

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffuse_cli.config.sample_options import OWN, WEAK_GUIDANCE, DrawConfig
-from diffuse_cli.core import NETWORKS, Denoiser, Space, kernels
+from diffuse_cli.core import Denoiser, Space, kernels
 from diffuse_cli.core.tiling import WINDOWS, Tiling
 from diffuse_cli.data.metadata_columns import describe_column
 from diffuse_cli.media import Size
@@ -148,7 +148,7 @@ def choose_precision(
             accelerator.mixed_precision
         ]
     device, blueprint = accelerator.device.type, model.blueprint
-    width = NETWORKS[blueprint.network].widest(blueprint.config)
+    width = blueprint.architecture.widest(blueprint.config)
     model_precision = model.training.get("precision")
     return devices.resolve_precision(precision, device, width, model_precision=model_precision)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffuse_cli.core import NETWORKS, Ends, MetadataTable, Settings
+from diffuse_cli.core import Ends, MetadataTable, Settings
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
@@ -85,7 +85,7 @@ def _check_network(source: str, base: Blueprint, tuned: Blueprint) -> None:
         text = f"--init {source} was trained {trained} --wiener"
         hint = "Leave out --wiener and --no-wiener, which come from the model"
         raise UsageError(text, hint, code="option_unsuited", option="--wiener")
-    resized = NETWORKS[base.network].resized(base.config, base.space.size, tuned.space.size)
+    resized = base.architecture.resized(base.config, base.space.size, tuned.space.size)
     networks = [
         (base.network, resized, _shapes(base)),
         (tuned.network, tuned.config, _shapes(tuned)),
@@ -134,7 +134,7 @@ def _levels(blueprint: Blueprint) -> str:
 
 def _shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors that do not depend on samples and conditions."""
-    ends, shapes = NETWORKS[blueprint.network].ENDS, dict(blueprint.shapes)
+    ends, shapes = blueprint.architecture.ENDS, dict(blueprint.shapes)
     if ends is None:
         return shapes
     changed = (ends.input, ends.output, ends.output_bias, ends.classes)
@@ -181,7 +181,7 @@ def _report_changes(source: str, changes: list[ModelChange], tuned: Blueprint) -
 def find_changes(model: StoredModel, tuned: Blueprint) -> Iterator[ModelChange]:
     """Yield the parts of a model that change for a blueprint."""
     base = model.blueprint
-    ends = NETWORKS[base.network].ENDS
+    ends = base.architecture.ENDS
     if base.space.size != tuned.space.size:
         sizes = " becomes ".join(b.space.size_text for b in (base, tuned))
         yield ModelChange("size", f"{sizes}: the network and its schedule stay")

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import NETWORKS
 from diffuse_cli.core.distillation import POINTS
 from diffuse_cli.models.activation_memory import SLACK, MemoryCost, count_kept_bytes
 from diffuse_cli.models.blueprint import Blueprint
@@ -102,7 +101,7 @@ def _suggest_smaller(needs: MemoryCost, blueprint: Blueprint, free: int) -> str:
     """Suggest options of a run that fits."""
     if needs.fixed < free:
         ratio = (free - needs.fixed) / max(1, needs.image)
-        patch = NETWORKS[blueprint.network].patch(blueprint.config)
+        patch = blueprint.architecture.patch(blueprint.config)
         # A smaller size may have smaller patches, or none, but not more positions than pixels.
         if side := smaller_side([side // patch for side in blueprint.space.size], ratio):
             return f"--size {side}, or a smaller --width"

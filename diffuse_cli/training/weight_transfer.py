@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from diffuse_cli.core import NETWORKS, Conditions, Ends, LabelColumn
+from diffuse_cli.core import Conditions, Ends, LabelColumn
 from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.model_file import StoredModel
@@ -32,7 +32,7 @@ def transfer(model: StoredModel, tuned: Blueprint, seed: int = 0) -> Mapping[str
         seed: the seed of new input weights for colors, for a model of grey samples.
     """
     base, weights = model.blueprint, dict(model.ema)
-    ends = NETWORKS[base.network].ENDS
+    ends = base.architecture.ENDS
     if ends is None:
         return weights
     weights[ends.input] = combine_channels(weights[ends.input], input_matrix(base, tuned), 1)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.commands._cli import Rows, brief, format_rest, format_value, label_lines
 from diffuse_cli.config.options import GROUPS, option_fields
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import NETWORKS
 from diffuse_cli.data.metadata_columns import describe_column
 from diffuse_cli.media import describe_space
 from diffuse_cli.system import show
@@ -70,7 +69,7 @@ def _weights(model: StoredModel) -> str:
 def _network(blueprint: Blueprint) -> list[str]:
     count = blueprint.conditions.num_classes
     conditional = f", conditional on {count:,} classes" if count else ""
-    lines = NETWORKS[blueprint.network].describe(blueprint.config, blueprint.space)
+    lines = blueprint.architecture.describe(blueprint.config, blueprint.space)
     if blueprint.wiener:
         lines += ["corrects the Wiener filter of the data"]
     quantities = "".join(f", {show(name)}" for name in blueprint.space.quantities)
