@@ -18,7 +18,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diffuse_cli.config.task_options import ImageTaskConfig
-from diffuse_cli.core import PAIRS, Degradation, Denoise, State
+from diffuse_cli.core import Degradation, Denoise, State
 from diffuse_cli.core.solvers import Noise
 from diffuse_cli.media import Array, Size, figures, render_samples
 from diffuse_cli.media.file_errors import public_name
