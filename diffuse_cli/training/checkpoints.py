@@ -95,14 +95,10 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
 
 
 def make_checkpoint(
-    trainer: Trainer,
-    step: int,
-    monitor: Monitor,
-    versions: Versions = (),
-    budget: Budget | None = None,
+    monitor: Monitor, step: int, versions: Versions, budget: Budget | None
 ) -> Checkpoint:
     """Make a checkpoint of the state after `step` steps, with the time budget of --minutes."""
-    plan = trainer.plan
+    trainer, plan = monitor.trainer, monitor.trainer.plan
     average, weak = trainer.ema.net.state_dict(), trainer.weak
     errors = monitor.errors_at(step)
     scaler = trainer.accelerator.scaler

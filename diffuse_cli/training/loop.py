@@ -118,8 +118,8 @@ class TrainingRun:
         due = processes.run_on_first(accelerator, lambda: monitor.is_due(start, self.end))
         if start < self.end or due:
             yield from start_report.begin_trackers(config, accelerator, run)
-            yield start_report.describe_start(self.plan, self.run, trainer, start)
-            yield Notice(start_report.describe_run(self.plan, trainer))
+            yield start_report.describe_start(trainer, self.run, start)
+            yield Notice(start_report.describe_run(trainer))
             last = yield from self._steps(start, due)
         else:
             yield from run_length.explain_no_steps(config, start, progress.steps, self.budget)
@@ -200,9 +200,7 @@ class TrainingRun:
                         self.run.write_config(config, steps)
                 if self.budget:
                     first = self.budget.decisions > decisions == 0
-                    yield from run_length.report_decision(
-                        self.plan, trainer, self.budget, before, first=first
-                    )
+                    yield from run_length.report_decision(trainer, self.budget, before, first)
             if error is None and monitor.is_due(step, self.end):
                 yield from self._measure(step)
                 meter.pause()
@@ -267,8 +265,7 @@ class TrainingRun:
         return next((e for e in errors if e is not None), None), steps
 
     def _save(self, step: int) -> None:
-        state = self.trainer, step, self.monitor, self.versions, self.budget
-        self.run.save(checkpoints.make_checkpoint(*state))
+        self.run.save(checkpoints.make_checkpoint(self.monitor, step, self.versions, self.budget))
 
     def _fail_unreadable(self, error: DataError, step: int) -> DiffuseError:
         """Save a checkpoint when no image can be read, and return the error to raise."""

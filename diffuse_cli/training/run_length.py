@@ -180,13 +180,12 @@ def warn_of_few_minutes(
     yield from warn_of_few_steps(replace(plan.config, steps=steps), seconds, on_cpu=on_cpu)
 
 
-def report_decision(
-    plan: Plan, trainer: Trainer, budget: Budget, before: int, *, first: bool
-) -> Iterator[Notice]:
+def report_decision(trainer: Trainer, budget: Budget, before: int, first: bool) -> Iterator[Notice]:
     """Report a number of steps that --minutes decided, and warn of too few the first time.
 
     Args:
         before: the number of steps that was planned before.
+        first: whether it is the first decision.
     """
     steps = trainer.progress.steps
     if first:
@@ -194,7 +193,7 @@ def report_decision(
         yield Notice(f"{budget.pace:.3g} s per step of {size}: {plural(steps, 'step')}")
         if before > time_budget.FIRST:  # if not, the start has warned
             on_cpu = trainer.device.type == "cpu"
-            yield from warn_of_few_minutes(plan, budget, steps, on_cpu=on_cpu)
+            yield from warn_of_few_minutes(trainer.plan, budget, steps, on_cpu=on_cpu)
     elif steps != before:
         yield Notice(f"{steps:,} steps instead of {before:,}, to end in time")
 

@@ -39,9 +39,9 @@ INPUTS = 16
 """The number of conditioning inputs to select from a source without single files."""
 
 
-def describe_start(plan: Plan, run: RunDirectory, trainer: Trainer, step: int) -> Started:
+def describe_start(trainer: Trainer, run: RunDirectory, step: int) -> Started:
     """Describe the data and the configuration, with a contact sheet and the next commands."""
-    config, data = plan.config, plan.data
+    plan, config, data = trainer.plan, trainer.config, trainer.plan.data
     indices = samples.select_evenly(data.train, SHEET)
     pictures = render_samples(plan.blueprint.space, data.read(indices))
     sheet = figures.shrink_image(figures.arrange_grid(pictures, SHEET // 2), SHEET_SIDE)
@@ -54,7 +54,7 @@ def describe_start(plan: Plan, run: RunDirectory, trainer: Trainer, step: int) -
         step=step,
         steps=trainer.progress.steps,
         data=tuple(data.images.summary.lines()),
-        network=describe_run(plan, trainer),
+        network=describe_run(trainer),
         sheet=figures.encode_png(sheet),
         lines={
             "resume": resume_line(config),
@@ -80,9 +80,9 @@ def begin_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirect
         yield Notice(f"See the run in a browser with: {line}")
 
 
-def describe_run(plan: Plan, trainer: Trainer) -> str:
+def describe_run(trainer: Trainer) -> str:
     """Describe the configuration in one line."""
-    config, images = plan.config, plan.data.images
+    config, images = trainer.config, trainer.plan.data.images
     accelerator = trainer.accelerator
     processes, size = accelerator.num_processes, images.space.size
     fitted = summary.describe_fit(images.summary.sizes, size, config.fit, images.medium)
