@@ -16,7 +16,6 @@ from typing import Any, Self, TypeVar
 
 from diffuse_cli.config.parsers import as_number
 from diffuse_cli.core import InvalidArgument, Settings, settings
-from diffuse_cli.core.settings import Setting, field_annotation, fields_by_name
 from diffuse_cli.system import UsageError, show, translate_errors
 from diffuse_cli.system.descriptors import read_bounded
 
@@ -24,7 +23,7 @@ C = TypeVar("C", bound="Options")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option(Setting):
+class Option(settings.Setting):
     """A field on the command line.
 
     Attributes:
@@ -90,7 +89,7 @@ class OptionMakers(OptionMaker):
 
     def repeat(self, kind: type[Options], name: str, **changes: Any) -> Any:
         """Return a dataclass field that is an option of another command, with these changes."""
-        f = fields_by_name(kind)[name]
+        f = settings.fields_by_name(kind)[name]
         default, spec = changes.pop("default", f.default), f.metadata["setting"]
         return field(default=default, metadata={"setting": replace(spec, **changes)})
 
@@ -106,7 +105,7 @@ GROUPS = (
 
 def option_fields(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
     """Yield the fields of a configuration that are options, with their metadata."""
-    for f in fields_by_name(config).values():
+    for f in settings.fields_by_name(config).values():
         if isinstance(spec := f.metadata.get("setting"), Option):
             yield f, spec
 
@@ -156,7 +155,7 @@ def field_flag(f: dataclasses.Field[Any]) -> str:
 
 def flag_by_name(kind: type[Options], name: str) -> str:
     """Return the flag of a field by its name, or an empty string without a name."""
-    return field_flag(fields_by_name(kind)[name]) if name else ""
+    return field_flag(settings.fields_by_name(kind)[name]) if name else ""
 
 
 class Options(Settings):
@@ -188,7 +187,7 @@ class Options(Settings):
             if not error.argument:  # an unknown key
                 text = f"{where or 'configuration'}: {error.problem}"
                 raise UsageError(text, error.hint, code="unknown_setting") from error
-            f = fields_by_name(cls)[error.argument]
+            f = settings.fields_by_name(cls)[error.argument]
             missing = (f"{where}: " if where else "") + error.message(field_flag(f))
             hint = f.metadata["setting"].help.removesuffix(".")
             raise UsageError(missing, hint, code="missing_argument") from error
@@ -210,7 +209,7 @@ def parse_options(kind: type[Options], values: Mapping[str, Any]) -> dict[str, A
     Raises:
         UsageError: a value that cannot be parsed.
     """
-    fields = fields_by_name(kind)
+    fields = settings.fields_by_name(kind)
     with translate_errors(partial(flag_by_name, kind)):
         return {
             k: settings.parse_field(fields[k], v) if k in fields else v for k, v in values.items()
@@ -223,7 +222,7 @@ def from_text(f: dataclasses.Field[Any], text: str) -> int | float | str:
     Raises:
         UsageError: not a number, or out of range.
     """
-    number: type[float] | None = {"int": int, "float": float}.get(field_annotation(f))
+    number: type[float] | None = {"int": int, "float": float}.get(settings.field_annotation(f))
     if number is None or f.metadata["setting"].parse:
         return text
     with translate_errors(lambda _: field_flag(f)):

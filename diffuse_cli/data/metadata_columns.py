@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from diffuse_cli.config.parsers import VECTOR_FILES
 from diffuse_cli.core import LabelColumn, MetadataTable, NumberColumn, VectorColumn, conditions
-from diffuse_cli.core.conditions import Column, Value
 from diffuse_cli.core.registry import closest_name
 from diffuse_cli.core.settings import digits
 from diffuse_cli.data.metadata_files import VECTOR, VECTOR_HINT, Cell, Cells
@@ -98,7 +97,7 @@ def make_table(columns: Sequence[str], cells: Cells, train: Indices) -> Metadata
     return MetadataTable(columns=tuple(_column(*parse_column(c), cells, train) for c in columns))
 
 
-def _column(name: str, kind: str, cells: Cells, train: Indices) -> Column:
+def _column(name: str, kind: str, cells: Cells, train: Indices) -> conditions.Column:
     every = cells.columns.get(name)
     if every is None:
         closest = closest_name(name, cells.columns)
@@ -281,7 +280,7 @@ def describe_unknown_labels(table: MetadataTable, cells: Cells) -> Iterator[str]
             yield f"{text}, not conditioned on it: {examples}"
 
 
-def _code(column: Column, cell: Cell | None) -> float | tuple[float, ...]:
+def _code(column: conditions.Column, cell: Cell | None) -> float | tuple[float, ...]:
     if isinstance(column, VectorColumn):
         if cell is None:
             return (conditions.UNTOLD,) * column.width
@@ -305,7 +304,7 @@ def parse_rows(
         UsageError: a column or label does not exist, a value is not a number, or vectors do not
             suit the model.
     """
-    values_by_column: dict[str, list[Value]] = {}
+    values_by_column: dict[str, list[conditions.Value]] = {}
     for words in on:
         name, _, text = words.partition("=")
         if name not in table.names:  # its name may contain an equals sign
@@ -327,7 +326,7 @@ def parse_rows(
     return tuple(table.row(dict(zip(values_by_column, values, strict=True))) for values in rows)
 
 
-def _value(column: NumberColumn | LabelColumn, text: str) -> Value:
+def _value(column: NumberColumn | LabelColumn, text: str) -> conditions.Value:
     if isinstance(column, LabelColumn):
         values = dict.fromkeys(column.values)
         lookup(values, text, f"--on {shorten(column.name)}={shorten(text)}")
@@ -375,7 +374,7 @@ def decode_row(table: MetadataTable, row: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def describe_column(column: Column) -> str:
+def describe_column(column: conditions.Column) -> str:
     """Describe a column: its range, its labels or its size."""
     blank = f"; missing from {column.missing:.0%}" if column.missing else ""
     if isinstance(column, VectorColumn):

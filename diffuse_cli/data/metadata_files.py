@@ -19,7 +19,6 @@ import numpy as np
 from diffuse_cli.config.parsers import read_vectors, to_plain
 from diffuse_cli.data.samples import match_names
 from diffuse_cli.data.sources import base, find_source_kind, open_source
-from diffuse_cli.data.sources.base import Entry, MetadataRow, Source
 from diffuse_cli.data.summary import format_names
 from diffuse_cli.media import Array
 from diffuse_cli.system import DataError, plural, shorten, show
@@ -112,7 +111,7 @@ def read_cells(
             hint = VECTOR_HINT if selection and VECTOR in selection else hint
             raise DataError(text, hint, code="metadata_unreadable", path=path)
         entries = sorted(entries, key=lambda e: base.encode_name(e.name))
-        rows: dict[str, MetadataRow] = {}
+        rows: dict[str, base.MetadataRow] = {}
         columns: dict[str, None] = {}
         for row in _read_rows(source, entries, selection):
             columns.update(dict.fromkeys(row.values))
@@ -155,8 +154,8 @@ def _read_vector_cells(path: str | Path, names: Sequence[str], file: str) -> Cel
 
 
 def _read_rows(
-    source: Source, entries: Iterable[Entry], selection: Collection[str] | None
-) -> Iterator[MetadataRow]:
+    source: base.Source, entries: Iterable[base.Entry], selection: Collection[str] | None
+) -> Iterator[base.MetadataRow]:
     """Yield every row, with cells as its values.
 
     Raises:
@@ -170,7 +169,7 @@ def _read_rows(
                 if named is None:
                     raise DataError(f"{table}, line {line:,}: no {FILE_NAME}")
                 name = posixpath.normpath(posixpath.join(folder, named.text))
-                yield MetadataRow(table, line, name, values)
+                yield base.MetadataRow(table, line, name, values)
         except DataError as error:
             error.code = "metadata_unreadable"
             error.path = str(source.path / entry.name)
@@ -180,7 +179,9 @@ def _read_rows(
         yield row._replace(values=cells)
 
 
-def _duplicate_error(row: MetadataRow, before: MetadataRow, path: str | Path) -> DataError:
+def _duplicate_error(
+    row: base.MetadataRow, before: base.MetadataRow, path: str | Path
+) -> DataError:
     place = f"line {before.line:,}" + (f" of {before.table}" if before.table != row.table else "")
     text = f"{row.table}, line {row.line:,}: {shorten(row.name)} already has a row, in {place}"
     return DataError(text, "Remove one of the two rows", code="metadata_unreadable", path=path)
@@ -188,7 +189,7 @@ def _duplicate_error(row: MetadataRow, before: MetadataRow, path: str | Path) ->
 
 def _match_rows(
     tables: tuple[str, ...],
-    rows: Mapping[str, MetadataRow],
+    rows: Mapping[str, base.MetadataRow],
     columns: Mapping[str, None],
     names: Sequence[str],
 ) -> Cells:
@@ -217,7 +218,7 @@ def _match_rows(
     return replace(cells, lines=tuple(lines))
 
 
-def _text(entry: Entry, source: Source) -> str:
+def _text(entry: base.Entry, source: base.Source) -> str:
     """Read the text of a table.
 
     Raises:

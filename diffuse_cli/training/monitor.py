@@ -16,7 +16,6 @@ from torch import Tensor
 
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core import Denoiser, denoising_errors
-from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import Measurement, label, memorization
@@ -65,7 +64,7 @@ class Monitor:
         self.best: validation.BestWeights | None = None
         self.copying: dict[int, memorization.Signs] = {}
         self.finished: dict[str, int] = {}
-        self.errors: DenoisingErrors | None = None
+        self.errors: denoising_errors.DenoisingErrors | None = None
         self.recommended: SamplerChoice | None = None
         self.flaw = ""
         self._loss, self._readings = 0.0, 0
@@ -328,7 +327,7 @@ class Monitor:
         self.errors = yield from run_until(self.stop, work)
         self.finished[chores.ERRORS] = step
 
-    def _average_errors(self) -> Work[DenoisingErrors | None]:
+    def _average_errors(self) -> Work[denoising_errors.DenoisingErrors | None]:
         """Measure the errors of x_0 of the EMA weights on evenly spaced held-out images.
 
         If no images are held out, they are training images. Returns None if an error is infinite.
@@ -344,7 +343,7 @@ class Monitor:
             errors[t] = torch.cat(list(measure(Denoiser.squared_error, at=t))).cpu()
         return denoising_errors.average(timesteps, errors)
 
-    def errors_at(self, step: int) -> DenoisingErrors | None:
+    def errors_at(self, step: int) -> denoising_errors.DenoisingErrors | None:
         """Return the errors of x_0 with the weights after `step` steps, if they were measured."""
         return self.errors if self.has_finished(chores.ERRORS, step) else None
 

@@ -23,7 +23,6 @@ from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import simple
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system import Notice, UsageError, Work, files
 from diffuse_cli.system.rng import Draws, training_draws
 from diffuse_cli.training.optimization import Updater
@@ -172,7 +171,7 @@ class Teacher:
     """
 
     sha256: str
-    model: StoredModel
+    model: model_file.StoredModel
     guidance: float | None = None
 
     @property

@@ -23,7 +23,6 @@ from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core import Space
 from diffuse_cli.media import MEDIA, Array, Indices, can_judge
 from diffuse_cli.metrics import features, memorization, nearest_neighbors
-from diffuse_cli.metrics.features import FeatureNetwork
 from diffuse_cli.metrics.features.feature_choice import build_random_network
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.sampling import setting_search
@@ -93,7 +92,7 @@ def read_samples(plan: Plan, chosen: Indices, max_images: int = REAL_IMAGES) -> 
     return plan.data.read(real)
 
 
-def choose_network(space: Space, samples: Array, device: torch.device) -> FeatureNetwork:
+def choose_network(space: Space, samples: Array, device: torch.device) -> features.FeatureNetwork:
     """Choose the feature network for stored samples (N, C, *size).
 
     Raises:
@@ -128,7 +127,7 @@ def generate(trainer: Trainer, count: int) -> Work[Array]:
 class CopyMeasure:
     """Comparison of samples with the training images of a plan, in features and in pixels."""
 
-    def __init__(self, plan: Plan, network: FeatureNetwork) -> None:
+    def __init__(self, plan: Plan, network: features.FeatureNetwork) -> None:
         self._plan, self._network = plan, network
         self._features: tuple[Array, Array] | None = None
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.data.sources.base import Entry, Source
 from diffuse_cli.media import LARGEST_FILE, Unusable
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import extra_package, show
@@ -24,7 +23,7 @@ STORES = (".zarr",)
 """Extensions of folders that are one file of another program."""
 
 
-class Folder(Source):
+class Folder(base.Source):
     """All files below a folder. Links are followed, and each folder is visited once.
 
     Args:
@@ -39,7 +38,7 @@ class Folder(Source):
     def recognizes(path: Path) -> bool:
         return base.is_folder(path)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[base.Entry]:
         visited: set[tuple[int, int]] = set()
         real: list[tuple[str, str]] = [("", str(self.path.absolute()))]
         # Links come last: a folder is listed by its real name if it has one here.
@@ -54,7 +53,7 @@ class Folder(Source):
                     visited.add((info.st_dev, info.st_ino))
                     children = sorted(dir_entries, key=lambda e: os.fsencode(e.name))
             except OSError:
-                yield Entry(f"{name or '.'}/", 0, path, reasons.UNREADABLE)
+                yield base.Entry(f"{name or '.'}/", 0, path, reasons.UNREADABLE)
                 continue
             for child in children:
                 relative = f"{name}/{child.name}" if name else child.name
@@ -64,7 +63,7 @@ class Folder(Source):
                 elif child.name[0] != "." and (self._names is None or relative in self._names):
                     yield _file_entry(relative, child)
 
-    def read(self, entry: Entry) -> bytes:
+    def read(self, entry: base.Entry) -> bytes:
         # The file may have become a FIFO since it was listed.
         descriptor = open_to_read(entry.key)
         try:
@@ -87,22 +86,22 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def _file_entry(name: str, child: os.DirEntry[str]) -> Entry:
+def _file_entry(name: str, child: os.DirEntry[str]) -> base.Entry:
     try:
         info = child.stat()
     except FileNotFoundError:
-        return Entry(name, 0, child.path, reasons.VANISHED)
+        return base.Entry(name, 0, child.path, reasons.VANISHED)
     except OSError:
-        return Entry(name, 0, child.path, reasons.UNREADABLE)
+        return base.Entry(name, 0, child.path, reasons.UNREADABLE)
     fault = "" if stat.S_ISREG(info.st_mode) else reasons.IRREGULAR
-    return Entry(name, info.st_size, child.path, fault, changed=info.st_mtime_ns)
+    return base.Entry(name, info.st_size, child.path, fault, changed=info.st_mtime_ns)
 
 
 class SingleFile(Folder):
     """A single file."""
 
-    def entries(self) -> Iterator[Entry]:
-        yield Entry(self.path.name, self.path.stat().st_size, str(self.path))
+    def entries(self) -> Iterator[base.Entry]:
+        yield base.Entry(self.path.name, self.path.stat().st_size, str(self.path))
 
 
 class Scans(Folder):
@@ -122,7 +121,7 @@ class Scans(Folder):
         file, self.selection = base.split_selection(path)
         super().__init__(file)
 
-    def describe_files(self, describe: Callable[[str], T]) -> Iterator[tuple[Entry, T | None]]:
+    def describe_files(self, describe: Callable[[str], T]) -> Iterator[tuple[base.Entry, T | None]]:
         """Yield each file of the format, with None instead of a description if it has a fault."""
         files = SingleFile if base.is_file(self.path) else Folder
         for entry in files(self.path).entries():

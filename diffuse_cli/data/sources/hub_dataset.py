@@ -17,11 +17,9 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.data.sources.base import Source
 from diffuse_cli.data.sources.folder import Folder
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import DataError, files, hub
-from diffuse_cli.system.hub import HubFile, HubListing
 
 SHARDS, ZIP = (".parquet", ".tar"), ".zip"
 """Kinds of data files, the preferred kinds first."""
@@ -37,7 +35,7 @@ _FORM = re.compile(
 )
 
 
-class HubDataset(Source):
+class HubDataset(base.Source):
     """Data set of the hub, downloaded and then opened as a local source."""
 
     @staticmethod
@@ -55,7 +53,7 @@ class HubDataset(Source):
         yield from hub.download_missing(subset.listing, subset.files)
 
     @classmethod
-    def open(cls, path: Path) -> Source:
+    def open(cls, path: Path) -> base.Source:
         from diffuse_cli.data.sources import open_source
 
         for _ in cls.fetch(path):
@@ -81,8 +79,8 @@ class HubSelection(NamedTuple):
         name: a name to pass for the same files again.
     """
 
-    listing: HubListing
-    files: Sequence[HubFile]
+    listing: hub.HubListing
+    files: Sequence[hub.HubFile]
     folder: str | None
     name: str
 
@@ -117,7 +115,7 @@ def _select_files(text: str) -> HubSelection:
     return HubSelection(listing, chosen_files, folder, f"{listing.title}@{listing.commit}{ending}")
 
 
-def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
+def _choose_files(listing: hub.HubListing, path: str) -> tuple[list[hub.HubFile], str | None]:
     """Return the files at a path, in a folder or of a pattern, and their folder.
 
     The folder is None for shards.
@@ -160,10 +158,10 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
     raise DataError(message, hint, code="data_empty", path=listing.title)
 
 
-def _choose_shards(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
+def _choose_shards(listing: hub.HubListing, shards: list[hub.HubFile]) -> list[hub.HubFile]:
     """Return the shards of the training split, if there is one, and of one configuration."""
     shards = [f for f in shards if TRAIN.search(f.name)] or shards
-    by_folder: dict[str, list[HubFile]] = {}
+    by_folder: dict[str, list[hub.HubFile]] = {}
     for file in shards:
         parts = posixpath.dirname(file.name).split("/")
         folders = [part for part in parts if part not in ("", DATA) and not TRAIN.search(part)]
@@ -179,7 +177,7 @@ def _choose_shards(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
     raise DataError(text, hint, path=listing.title)
 
 
-def _example_hint(listing: HubListing, matches: Sequence[HubFile]) -> str:
+def _example_hint(listing: hub.HubListing, matches: Sequence[hub.HubFile]) -> str:
     return f"Pass one, for example {listing.title}/{files.shorten(matches[0].name)}"
 
 

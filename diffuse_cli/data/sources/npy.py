@@ -15,16 +15,14 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from diffuse_cli.data.sources import base, npz_batch
-from diffuse_cli.data.sources.base import Entry, Source
 from diffuse_cli.data.sources.in_memory import encode_sample
 from diffuse_cli.media import Array, Unusable
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array import read_array
-from diffuse_cli.media.file_errors import read_required_file
 from diffuse_cli.system import DataError, raise_if_full, shorten, show
 
 
-class NpyRows(Source):
+class NpyRows(base.Source):
     """Rows of an array, named after their indices."""
 
     is_sample = True
@@ -42,12 +40,12 @@ class NpyRows(Source):
         self._values = _open_array(path)
         self._bytes = path.stat().st_size
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[base.Entry]:
         first = encode_sample(self._values[0])
         for k in range(len(self._values)):
-            yield Entry(f"{k:09d}{first.suffix}", len(first.data), str(k))
+            yield base.Entry(f"{k:09d}{first.suffix}", len(first.data), str(k))
 
-    def read(self, entry: Entry) -> bytes:
+    def read(self, entry: base.Entry) -> bytes:
         if self.path.stat().st_size < self._bytes:  # reading past the end would raise SIGBUS
             raise Unusable(reasons.CHANGED)
         return encode_sample(self._values[int(entry.key)]).data
@@ -63,7 +61,7 @@ def _open_array(path: Path) -> Array:
         values = _map_array(path)
     else:
         hint = "Save it with numpy.save as a .npy file"
-        with read_required_file(path, "array", hint) as data:
+        with reasons.read_required_file(path, "array", hint) as data:
             values = read_array(data)
     if values.ndim < 2 or values.size == 0:
         shape = " x ".join(map(str, values.shape)) or "one number"

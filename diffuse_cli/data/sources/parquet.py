@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.data.sources.base import Entry, MetadataRow, Source
 from diffuse_cli.media import LARGEST_FILE, Unusable, media_by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import DataError, extra_package, raise_if_full, shorten, show
@@ -59,7 +58,7 @@ class ColumnRoles:
     names: Mapping[str, Sequence[str]]
 
 
-class Parquet(Source):
+class Parquet(base.Source):
     """Rows of parquet files with a column of samples, as in Hugging Face's datasets."""
 
     @staticmethod
@@ -78,7 +77,7 @@ class Parquet(Source):
         self._blocks = base.Blocks()
         self._lock = threading.Lock()
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[base.Entry]:
         tables = []
         for path, name in self._names.items():
             try:
@@ -90,14 +89,14 @@ class Parquet(Source):
             except DataError:
                 if len(self._names) == 1:
                     raise
-                entries = [Entry(f"{name}/", 0, str(path), reasons.NO_SAMPLES, label="")]
+                entries = [base.Entry(f"{name}/", 0, str(path), reasons.NO_SAMPLES, label="")]
             except Exception as error:
                 raise_if_full(error)
-                entries = [Entry(f"{name}/", 0, str(path), _reason(error, path), label="")]
+                entries = [base.Entry(f"{name}/", 0, str(path), _reason(error, path), label="")]
             yield from entries
         self.tables = tuple(tables)
 
-    def read(self, entry: Entry) -> bytes:
+    def read(self, entry: base.Entry) -> bytes:
         row, _, path = entry.key.partition(":")
         with self._lock:
             try:
@@ -111,7 +110,7 @@ class Parquet(Source):
             raise Unusable(reasons.TOO_LARGE)
         return data or b""
 
-    def read_rows(self, selection: Collection[str] | None) -> Iterator[MetadataRow]:
+    def read_rows(self, selection: Collection[str] | None) -> Iterator[base.MetadataRow]:
         for path, name in self._names.items():
             try:
                 with self._lock:
@@ -130,7 +129,7 @@ class Parquet(Source):
                 raise DataError(text, code="metadata_unreadable", path=path) from error
             for row, entry in enumerate(entries):
                 cells = {c: values[c][row] if c in values else None for c in plain}
-                yield MetadataRow(show(name), row + 1, entry.name, cells)
+                yield base.MetadataRow(show(name), row + 1, entry.name, cells)
 
     def close(self) -> None:
         with self._lock:
@@ -146,7 +145,7 @@ class Parquet(Source):
         self._open.move_to_end(path)
         return self._open[path]
 
-    def _list_entries(self, shard: ParquetShard, path: str) -> Iterator[Entry]:
+    def _list_entries(self, shard: ParquetShard, path: str) -> Iterator[base.Entry]:
         """Yield the entries of a shard."""
         readers, usual, roles = media_by_extension(), "", shard.roles
         names: Sequence[Any] = [None] * shard.count  # of any type: a path may be a number
@@ -161,7 +160,9 @@ class Parquet(Source):
             if extension not in readers:
                 extension = usual = usual or shard.extension()
             class_name = "" if label is None else str(label)
-            yield Entry(f"{start}{row:08d}{extension}", size, f"{row}:{path}", label=class_name)
+            yield base.Entry(
+                f"{start}{row:08d}{extension}", size, f"{row}:{path}", label=class_name
+            )
 
 
 class ParquetShard:

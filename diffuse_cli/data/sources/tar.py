@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.data.sources.base import Entry, MetadataRow, Source
 from diffuse_cli.media import LARGEST_FILE, Unusable, media_by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import DataError, file_types, raise_if_full, shorten, show
@@ -49,14 +48,14 @@ class TarMembers(NamedTuple):
         prefixed: whether names begin with the name of their shard.
     """
 
-    media: dict[str, list[Entry]]
-    other_entries: list[Entry]
-    classes: dict[str, Entry]
-    columns: dict[str, Entry]
+    media: dict[str, list[base.Entry]]
+    other_entries: list[base.Entry]
+    classes: dict[str, base.Entry]
+    columns: dict[str, base.Entry]
     prefixed: bool
 
 
-class Tar(Source):
+class Tar(base.Source):
     """Members of shards.
 
     Their names are their paths, as if all shards were unpacked into one folder. If two shards have
@@ -78,7 +77,7 @@ class Tar(Source):
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[base.Entry]:
         yield from self._index.other_entries
         samples = [e for stem in self._index.media for e in self._samples(stem)]
         labels = {stem: self._label(stem) for stem in self._index.media if self._has_note(stem)}
@@ -89,12 +88,12 @@ class Tar(Source):
         for entry, label in zip(samples, sample_labels, strict=True):
             yield entry._replace(label=label)
 
-    def read(self, entry: Entry) -> bytes:
+    def read(self, entry: base.Entry) -> bytes:
         start, size, shard = entry.key.split(":", 2)
         with self._file(shard) as file:
             return read_range(file, int(start), int(size))
 
-    def read_rows(self, selection: Collection[str] | None) -> Iterator[MetadataRow]:
+    def read_rows(self, selection: Collection[str] | None) -> Iterator[base.MetadataRow]:
         for stem, entry in self._index.columns.items():
             table, data = show(entry.name), self.read_table(entry, LARGEST_NOTE)
             path = self.path / entry.name
@@ -107,7 +106,7 @@ class Tar(Source):
                 text = f"{table}: not an object in braces"
                 raise DataError(text, code="metadata_unreadable", path=path)
             for sample in self._samples(stem):
-                yield MetadataRow(table, 1, sample.name, values)
+                yield base.MetadataRow(table, 1, sample.name, values)
 
     def close(self) -> None:
         with self._lock:
@@ -130,17 +129,17 @@ class Tar(Source):
     @cached_property
     def _index(self) -> TarMembers:
         """The members of all shards, by their role."""
-        members: dict[Path, dict[str, Entry]] = {shard: {} for shard in self._shards}
-        other_entries: list[Entry] = []
+        members: dict[Path, dict[str, base.Entry]] = {shard: {} for shard in self._shards}
+        other_entries: list[base.Entry] = []
         for shard, short in self._shards.items():
             if fault := list_members(shard, members[shard]):
-                other_entries.append(Entry(f"{short}/", 0, str(shard), fault, label=""))
+                other_entries.append(base.Entry(f"{short}/", 0, str(shard), fault, label=""))
         distinct = {name for names in members.values() for name in names}
         several = len(distinct) < sum(map(len, members.values()))
         readers = media_by_extension()
         index = TarMembers({}, other_entries, {}, {}, several)
         notes = {CLASS: index.classes, COLUMNS: index.columns}
-        other_members: list[tuple[str, str, Entry]] = []
+        other_members: list[tuple[str, str, base.Entry]] = []
         for shard, shard_members in members.items():
             prefix = self._shards[shard].removesuffix(EXTENSION) + "/" if several else ""
             for name, member in shard_members.items():
@@ -161,13 +160,13 @@ class Tar(Source):
     def _has_note(self, stem: str) -> bool:
         return stem in self._index.classes or stem in self._index.columns
 
-    def _samples(self, stem: str) -> list[Entry]:
+    def _samples(self, stem: str) -> list[base.Entry]:
         """Return the samples of one name: only `a.jpg` of `a.cls`, `a.jpg` and `a.mask.png`."""
         samples = self._index.media[stem]
         bare = [e for e in samples if _split_name(e.name)[1].count(".") == 1]
         return bare if bare and self._has_note(stem) else samples
 
-    def _folders(self, samples: list[Entry]) -> list[str]:
+    def _folders(self, samples: list[base.Entry]) -> list[str]:
         """Return the folder of each sample, below the folder that all samples of a medium share."""
         readers, inside = media_by_extension(), dict[str, list[str]]()
         media = [readers[base.extension_of(entry.name)] for entry in samples]
@@ -213,7 +212,7 @@ class TarFileReader(io.FileIO):
         return super().read(size)
 
 
-def list_members(shard: Path, members: dict[str, Entry]) -> str:
+def list_members(shard: Path, members: dict[str, base.Entry]) -> str:
     """Add the members of a shard by name, and return its fault or an empty text.
 
     The last member of a name counts. Members before a damaged part are found.
@@ -231,7 +230,7 @@ def list_members(shard: Path, members: dict[str, Entry]) -> str:
                     return reasons.CORRUPT
                 if not info.isdir() and (name := base.plain_name(info.name)):
                     key = f"{info.offset_data}:{info.size}:{shard}"
-                    members[name] = Entry(name, info.size, key, _fault(info))
+                    members[name] = base.Entry(name, info.size, key, _fault(info))
             # tarfile stops at a damaged header as at the blocks of zeros after the last member.
             last = read_at(file.fileno(), tarfile.BLOCKSIZE, archive.offset)
             return reasons.CORRUPT if any(last) else ""

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.data.sources.base import Entry, Source
 from diffuse_cli.media import Unusable, media_by_extension
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import member_fault, read_member
 from diffuse_cli.system import DataError, file_types, raise_if_full, show
 
 
-class Zip(Source):
+class Zip(base.Source):
     """Members of a zip file."""
 
     @staticmethod
@@ -45,18 +43,18 @@ class Zip(Source):
         super().__init__(path)
         self._file = zipfile.ZipFile(path)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[base.Entry]:
         members: dict[str, zipfile.ZipInfo] = {}
         for info in self._file.infolist():
             if not info.is_dir() and (name := base.plain_name(info.filename)):
                 members[name] = info  # the last of a name, like unzip
         for name, info in members.items():
-            yield Entry(name, info.file_size, info.filename, member_fault(info))
+            yield base.Entry(name, info.file_size, info.filename, reasons.member_fault(info))
 
-    def read(self, entry: Entry) -> bytes:
+    def read(self, entry: base.Entry) -> bytes:
         try:
             with self._file.open(entry.key) as file:
-                return read_member(file)
+                return reasons.read_member(file)
         except Exception as error:
             raise_if_full(error)
             unread = isinstance(error, RuntimeError) or getattr(error, "errno", None)
