@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from diffuse_cli.config import options, parsers, shared_options
 from diffuse_cli.config.options import Options, option
-from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.system import UsageError, flag
 
@@ -66,7 +65,7 @@ class ConvertConfig(RuntimeConfig):
         False, "With --to page: write one HTML file that has all others."
     )
 
-    size: Size | None = option.data.optional(
+    size: parsers.Size | None = option.data.optional(
         "Image size.", parse=parsers.parse_size, shown="from SOURCE or preset"
     )
     class_names: str | None = option.data.optional(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from diffuse_cli.config import parsers
 from diffuse_cli.config.options import Options, option
-from diffuse_cli.config.parsers import Size
 from diffuse_cli.system import UsageError
 
 FIT = "Crop, pad or stretch images of another shape."
@@ -75,7 +74,7 @@ class InfoConfig(FormConfig):
     """A set of images, or a model file, to describe."""
 
     path: str = option.argument("PATH", "Training data, a model file, or a run directory.")
-    size: Size | None = option.data.optional(
+    size: parsers.Size | None = option.data.optional(
         "Image size, as for train.", parse=parsers.parse_length, shown="from the data"
     )
     background: str | None = option.data.optional(

@@ -10,7 +10,6 @@ from typing import Any
 
 from diffuse_cli.config import options, parsers, sample_options, shared_options
 from diffuse_cli.config.options import Options, find_changed_flag, option
-from diffuse_cli.config.parsers import Size
 from diffuse_cli.core import DEGRADATIONS, RESTORATIONS
 from diffuse_cli.core.degradations import parse
 from diffuse_cli.system import UsageError, translate_errors
@@ -61,7 +60,7 @@ class ImageTaskConfig(
     n: int = option(4, "Number of samples for each image.", low=1, high=100_000)
     out: str = option(flag="-o", help="Folder for the samples.", metavar="FOLDER", default="made")
     classes: tuple[str, ...] = option.repeat(sample_options.SampleConfig, "classes", shown="none")
-    size: Size | None = option.optional(
+    size: parsers.Size | None = option.optional(
         "Size of the samples, in overlapping windows if larger than the model's.",
         parse=parsers.parse_length,
         shown="the model's",
@@ -114,7 +113,7 @@ class UpscaleConfig(ObservationConfig):
     """An enlarged image."""
 
     factor: int = option(4, "Enlargement factor.", low=2, high=4096)
-    size: Size | None = option.repeat(
+    size: parsers.Size | None = option.repeat(
         ImageTaskConfig, "size", shown="a single image's size times --factor, at least the model's"
     )
     out: str = option("upscaled", "Folder for the samples.", flag="-o", metavar="FOLDER")
@@ -201,7 +200,7 @@ class ForwardConfig(Options):
     num_timesteps: int | None = option.process.optional(
         "Timesteps T of the process.", low=2, high=100_000, shown=shared_options.TIMESTEPS_SHOWN
     )
-    size: Size | None = option.optional(
+    size: parsers.Size | None = option.optional(
         "Size of the image.",
         parse=parsers.parse_length,
         shown="its own, at most 256, less in many rows",

@@ -8,7 +8,6 @@ from typing import Any
 
 from diffuse_cli.config import parsers, shared_options
 from diffuse_cli.config.options import option
-from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.sample_options import ComputeConfig
 from diffuse_cli.core import NETWORKS
 from diffuse_cli.core.settings import setting
@@ -60,7 +59,7 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
         place=True,
         metavar="FILE",
     )
-    size: Size | None = option.optional(
+    size: parsers.Size | None = option.optional(
         "Image size, or length of sounds in samples.",
         parse=parsers.parse_length,
         shown="from the data",
