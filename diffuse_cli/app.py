@@ -35,11 +35,11 @@ from diffuse_cli.system import (
     OutputError,
     UsageError,
     __version__,
+    is_out_of_memory,
     lookup,
     processes,
     to_usage_error,
 )
-from diffuse_cli.system.memory import is_out_of_memory
 
 CHAPTERS = {
     "Start": ("train", "sample", "noise-demo"),

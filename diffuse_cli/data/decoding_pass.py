@@ -24,7 +24,7 @@ from diffuse_cli.data.sources import Listing
 from diffuse_cli.data.sources.base import Entry
 from diffuse_cli.data.store import SECONDS_BETWEEN_EVENTS, Store, make_blank
 from diffuse_cli.data.summary import NAMED
-from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size, Unusable
+from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import Progress, Work, files
 
@@ -161,7 +161,7 @@ def _cut(store: Store, read: Read, settings: ReadSettings, kind: Medium) -> Read
     shape = read.values.shape
     if not store.shape or kind.mixed or store.shape[0] != shape[0] or store.shape == shape:
         return read
-    with contextlib.suppress(Unusable):
+    with contextlib.suppress(reasons.Unusable):
         sized = replace(settings, size=store.shape[1:])
         return read._replace(values=kind.fit(read.values, sized))
     return read

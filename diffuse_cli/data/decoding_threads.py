@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from diffuse_cli.data.sources import Entry, Source
-from diffuse_cli.media import MEDIA, Read, ReadSettings, Unusable
+from diffuse_cli.media import MEDIA, Read, ReadSettings
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import lock_large
+from diffuse_cli.system import is_out_of_memory
 from diffuse_cli.system.memory import is_out_of_memory
 
 SMALL = 2**12
@@ -59,7 +60,7 @@ def _decode_file(reading: DecodingTask, entry: Entry) -> DecodedFile:
             with lock_large(entry.size):
                 data = reading.source.read(entry)
                 return DecodedFile(entry, MEDIA[reading.medium].read(data, reading.settings))
-    except Unusable as error:
+    except reasons.Unusable as error:
         reason = error.reason
     except FileNotFoundError:
         reason = reasons.VANISHED

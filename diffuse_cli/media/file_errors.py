@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from diffuse_cli.system import DataError, show
-from diffuse_cli.system.memory import is_out_of_memory
+from diffuse_cli.system import DataError, is_out_of_memory, show
 
 EMPTY = "empty file"
 NOT_AN_IMAGE = "not an image"

@@ -14,6 +14,7 @@ from diffuse_cli.system.errors import UsageError as UsageError
 from diffuse_cli.system.errors import extra_package as extra_package
 from diffuse_cli.system.errors import flag as flag
 from diffuse_cli.system.errors import lookup as lookup
+from diffuse_cli.system.errors import suggest as suggest
 from diffuse_cli.system.errors import to_usage_error as to_usage_error
 from diffuse_cli.system.errors import translate_errors as translate_errors
 from diffuse_cli.system.events import Notice as Notice
@@ -29,6 +30,7 @@ from diffuse_cli.system.events import replace_nonfinite as replace_nonfinite
 from diffuse_cli.system.events import run_until as run_until
 from diffuse_cli.system.files import shorten as shorten
 from diffuse_cli.system.files import show as show
+from diffuse_cli.system.memory import is_out_of_memory as is_out_of_memory
 from diffuse_cli.system.memory import raise_if_full as raise_if_full
 
 __version__ = "0.1.0"

@@ -30,10 +30,10 @@ from diffuse_cli.system import (
     StopRequest,
     Work,
     files,
+    is_out_of_memory,
     run_until,
 )
 from diffuse_cli.system.accelerator import log_image
-from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.training import chores, overfitting, previews, run_events, start_report, validation
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer

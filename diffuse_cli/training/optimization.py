@@ -25,8 +25,7 @@ from diffuse_cli.core.losses import Loss, weights
 from diffuse_cli.media import Array, Indices
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.image_conditioning import ConditioningInputs
-from diffuse_cli.system import UsageError, lookup, rng
-from diffuse_cli.system.memory import is_out_of_memory
+from diffuse_cli.system import UsageError, is_out_of_memory, lookup, rng
 from diffuse_cli.training.configuration import default_loss
 
 WHOLE = ((1.0, 1.0),)

@@ -21,8 +21,7 @@ from diffuse_cli.core.losses import History, locate_timesteps
 from diffuse_cli.core.networks import run_checkpointed
 from diffuse_cli.media import Indices
 from diffuse_cli.models.blueprint import clamp_denoised
-from diffuse_cli.system import UsageError, lookup, rng
-from diffuse_cli.system.memory import is_out_of_memory
+from diffuse_cli.system import UsageError, is_out_of_memory, lookup, rng
 from diffuse_cli.training import ema_weights, optimization, teacher
 from diffuse_cli.training.batches import Batches, Changes
 from diffuse_cli.training.plan import Plan

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.media import LARGEST_FILE, Unusable
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import extra_package, show
 from diffuse_cli.system.descriptors import open_to_read
@@ -69,9 +68,9 @@ class Folder(base.Source):
         try:
             info = os.fstat(descriptor)
             if not stat.S_ISREG(info.st_mode):
-                raise Unusable(reasons.IRREGULAR)
-            if info.st_size > LARGEST_FILE:
-                raise Unusable(reasons.TOO_LARGE)
+                raise reasons.Unusable(reasons.IRREGULAR)
+            if info.st_size > reasons.LARGEST_FILE:
+                raise reasons.Unusable(reasons.TOO_LARGE)
             data = os.read(descriptor, info.st_size)
             while len(data) < info.st_size and (more := os.read(descriptor, _AT_ONCE)):
                 data += more
@@ -128,7 +127,7 @@ class Scans(Folder):
             if base.extension_of(entry.name) in self.extensions or entry.name.endswith("/"):
                 try:
                     yield entry, None if entry.fault else describe(entry.key)
-                except Unusable as error:
+                except reasons.Unusable as error:
                     yield entry._replace(fault=error.reason), None
 
 

@@ -16,7 +16,7 @@ from numpy.lib.format import open_memmap
 
 from diffuse_cli.data.sources import base, npz_batch
 from diffuse_cli.data.sources.in_memory import encode_sample
-from diffuse_cli.media import Array, Unusable
+from diffuse_cli.media import Array
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array import read_array
 from diffuse_cli.system import DataError, raise_if_full, shorten, show
@@ -47,7 +47,7 @@ class NpyRows(base.Source):
 
     def read(self, entry: base.Entry) -> bytes:
         if self.path.stat().st_size < self._bytes:  # reading past the end would raise SIGBUS
-            raise Unusable(reasons.CHANGED)
+            raise reasons.Unusable(reasons.CHANGED)
         return encode_sample(self._values[int(entry.key)]).data
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.media import LARGEST_FILE, Unusable, media_by_extension
+from diffuse_cli.media import LARGEST_FILE, media_by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import DataError, extra_package, raise_if_full, shorten, show
 
@@ -101,13 +101,13 @@ class Parquet(base.Source):
         with self._lock:
             try:
                 data = self._open_shard(path).sample(int(row))
-            except Unusable:
+            except reasons.Unusable:
                 raise
             except Exception as error:
                 raise_if_full(error)
-                raise Unusable(_reason(error, Path(path))) from None
+                raise reasons.Unusable(_reason(error, Path(path))) from None
         if data is not None and len(data) > LARGEST_FILE:
-            raise Unusable(reasons.TOO_LARGE)
+            raise reasons.Unusable(reasons.TOO_LARGE)
         return data or b""
 
     def read_rows(self, selection: Collection[str] | None) -> Iterator[base.MetadataRow]:
@@ -201,7 +201,7 @@ class ParquetShard:
         """Return the bytes of a sample."""
         group = bisect_right(self._ends, row)
         if group in self._damaged:
-            raise Unusable(reasons.CORRUPT)
+            raise reasons.Unusable(reasons.CORRUPT)
         block_rows = max(1, min(MOST_ROWS, BLOCK_BYTES // max(1, self._size(group))))
         number, place = divmod(row - (self._ends[group] - self._groups[group].num_rows), block_rows)
         block = self._blocks.get((self._path, group, number))
@@ -262,7 +262,7 @@ class ParquetShard:
             self._blocks.add((self._path, group, current_number), block)
             if current_number == number:
                 return block
-        raise Unusable(reasons.CORRUPT)
+        raise reasons.Unusable(reasons.CORRUPT)
 
 
 def _reason(error: Exception, path: Path) -> str:

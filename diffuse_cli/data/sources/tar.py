@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.media import LARGEST_FILE, Unusable, media_by_extension
+from diffuse_cli.media import LARGEST_FILE, media_by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import DataError, file_types, raise_if_full, shorten, show
 from diffuse_cli.system.descriptors import open_to_read, read_at
@@ -189,7 +189,7 @@ class Tar(base.Source):
             if entry:
                 return data.decode("utf-8", "replace").strip()
             value = json.loads(data)[LABEL]
-        except (Unusable, OSError, ValueError, LookupError, TypeError, RecursionError):
+        except (reasons.Unusable, OSError, ValueError, LookupError, TypeError, RecursionError):
             return ""
         named = isinstance(value, str | int) and not isinstance(value, bool)
         return str(value) if named else ""
@@ -208,7 +208,7 @@ class TarFileReader(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         """Read `size` bytes, if a header can be that long."""
         if size is None or not 0 <= size <= LONGEST:
-            raise Unusable(reasons.CORRUPT)
+            raise reasons.Unusable(reasons.CORRUPT)
         return super().read(size)
 
 
@@ -253,13 +253,13 @@ def read_range(file: int, start: int, size: int) -> bytes:
     """Return `size` bytes of an open file.
 
     Raises:
-        Unusable: the file ends earlier.
+        reasons.Unusable: the file ends earlier.
     """
     data = b""
     while len(data) < size:
         more = read_at(file, size - len(data), start + len(data))
         if not more:
-            raise Unusable(reasons.CORRUPT)
+            raise reasons.Unusable(reasons.CORRUPT)
         data += more
     return data
 

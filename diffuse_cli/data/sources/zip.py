@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.media import Unusable, media_by_extension
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import DataError, file_types, raise_if_full, show
 
 
@@ -58,7 +58,7 @@ class Zip(base.Source):
         except Exception as error:
             raise_if_full(error)
             unread = isinstance(error, RuntimeError) or getattr(error, "errno", None)
-            raise Unusable(reasons.UNREADABLE if unread else reasons.CORRUPT) from None
+            raise reasons.Unusable(reasons.UNREADABLE if unread else reasons.CORRUPT) from None
 
     def close(self) -> None:
         self._file.close()
