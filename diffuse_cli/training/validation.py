@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse_cli.config import sample_options
-from diffuse_cli.config.sample_options import SamplerChoice
+from diffuse_cli.config.sample_options import GAUSSIAN, OWN, SamplerChoice
 from diffuse_cli.core import Space
 from diffuse_cli.media import MEDIA, Array, Indices, can_judge
 from diffuse_cli.metrics import features, memorization, nearest_neighbors
@@ -185,7 +184,7 @@ def choose_settings(trainer: Trainer) -> Work[tuple[SamplerChoice | None, bool |
     candidates, guide = [default], None
     if trainer.weak and network.pictures and trials > 1:
         candidates += islice(guide_settings(blueprint, default), trials - 1)
-        guide = Guide(sample_options.OWN, 1.0, blueprint.denoiser(trainer.weak_net()), "")
+        guide = Guide(OWN, 1.0, blueprint.denoiser(trainer.weak_net()), "")
     settings = make_settings(plan, count)
     looks = dict(zip(setting_search.FAR, measure_contrast_and_detail(real), strict=True))
 
@@ -218,7 +217,7 @@ def guide_settings(blueprint: Blueprint, default: SamplerChoice) -> Iterator[Sam
     starts = not blueprint.conditions and can_start_from_gaussian(
         blueprint, max(1, default.steps // 2)
     )
-    setting = replace(default, start=sample_options.GAUSSIAN if starts else None)
+    setting = replace(default, start=GAUSSIAN if starts else None)
     for scale, levels in setting_search.WEAK_CANDIDATES:
         if not (levels and blueprint.conditions):
             yield setting_search.add_autoguidance(setting, scale, blueprint, levels)
