@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from diffuse_cli.config import options, parsers, shared_options
 from diffuse_cli.config.options import Options, option
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.system import UsageError, flag
+
+of_process = partial(option.repeat, shared_options.DiffusionConfig)
+of_training = partial(option.repeat, TrainConfig)
+"""Options of the process of a model, and of `train`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,26 +95,16 @@ class ConvertConfig(RuntimeConfig):
         shown="from the preset, else legacy",
     )
 
-    schedule: str | None = option.process.optional(
-        "Noise schedule.", table="core.schedules.SCHEDULES", shown="from SOURCE or preset"
-    )
-    betas: tuple[float, ...] | None = option.repeat(shared_options.DiffusionConfig, "betas")
+    schedule: str | None = of_process("schedule", default=None, shown="from SOURCE or preset")
+    betas: tuple[float, ...] | None = of_process("betas")
     num_timesteps: int | None = option.process.optional(
         "Timesteps T of the process.", low=2, high=100_000, shown="from SOURCE or preset"
     )
-    rescale_timesteps: bool | None = option.process.optional(
-        "Pass t * 1000 / T to the network instead of t.", shown="on for openai, off for diffusers"
+    rescale_timesteps: bool | None = of_process(
+        "rescale_timesteps", default=None, shown="on for openai, off for diffusers"
     )
-    target: str | None = option.process.optional(
-        "Quantity that the network predicts.",
-        table="core.parameterization.TARGETS",
-        shown="from SOURCE or preset, else eps",
-    )
-    variance: str | None = option.process.optional(
-        "Variance of the reverse process.",
-        table="core.parameterization.VARIANCES",
-        shown="from SOURCE or preset",
-    )
+    target: str | None = of_process("target", default=None, shown="from SOURCE or preset, else eps")
+    variance: str | None = of_process("variance", default=None, shown="from SOURCE or preset")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,18 +182,18 @@ class DistillConfig(shared_options.ConditionsConfig):
 
     model: str = option.model()
     data: str = option.argument("DATA", "Training data of the model, or similar data.")
-    steps: int | None = option.repeat(TrainConfig, "steps", shown=f"{DISTILL_STEPS}")
+    steps: int | None = of_training("steps", shown=f"{DISTILL_STEPS}")
     minutes: float | None = option.optional(
         "Distill for X minutes in total, over all resumes, instead of --steps.", low=0.01, high=1e6
     )
-    out: str = option.repeat(TrainConfig, "out", default="distilled.safetensors")
+    out: str = of_training("out", default="distilled.safetensors")
     guidance: float | None = option.optional(
         "Guidance scale to distill, which cannot be changed later.",
         low=0,
         high=100,
         shown="the model's default",
     )
-    resume: bool = option.repeat(TrainConfig, "resume")
+    resume: bool = of_training("resume")
     overwrite: bool = option.overwrite()
     batch_size: int | None = option.optimizer.optional(
         "Sampling trajectories per step, over all processes.",
@@ -206,16 +201,16 @@ class DistillConfig(shared_options.ConditionsConfig):
         high=1_000_000,
         shown="a quarter of the model's",
     )
-    lr: float | None = option.repeat(TrainConfig, "lr", shown="half of the model's")
+    lr: float | None = of_training("lr", shown="half of the model's")
     workers: int | None = option.run.optional(
         "Threads that read images.", low=1, high=256, shown="one per core"
     )
-    seed: int = option.repeat(TrainConfig, "seed")
-    precision: str = option.repeat(TrainConfig, "precision")
-    device: str = option.repeat(TrainConfig, "device")
-    stop_at: int | None = option.repeat(TrainConfig, "stop_at")
+    seed: int = of_training("seed")
+    precision: str = of_training("precision")
+    device: str = of_training("device")
+    stop_at: int | None = of_training("stop_at")
     preview_every: int | None = option.run.optional(
         "Steps between preview images.", low=1, shown="an eighth of the steps"
     )
-    save_every: int | None = option.repeat(TrainConfig, "save_every")
-    log_every: int = option.repeat(TrainConfig, "log_every")
+    save_every: int | None = of_training("save_every")
+    log_every: int = of_training("log_every")
