@@ -51,14 +51,9 @@ WEIGHTS, MOMENTS = "net.", "optimizer."
 """Prefixes of names in the file of a critic."""
 
 
-@dataclass(frozen=True)
-class StudentSamples:
-    """Samples of the student at positions of the batch, in one and in two evaluations, and their
-    conditions."""
-
-    positions: range
-    x0: Tensor
-    cond: Mapping[str, Tensor]
+StudentSamples = tuple[range, Tensor, Mapping[str, Tensor]]
+"""Positions of the batch, the student's samples there, in one and in two evaluations, and their
+conditions."""
 
 
 class DistributionMatching:
@@ -112,7 +107,7 @@ class DistributionMatching:
         noise = self._draws(step, positions, "matching noise").noise
         draws = [self._draws(step, positions, f"matching {k}") for k in range(2)]
         x0 = distillation.generate_samples(student, noise, draws[0].noise, **cond)
-        self._samples.append(StudentSamples(positions, x0.detach(), cond))
+        self._samples.append((positions, x0.detach(), cond))
         levels = [self._draws(step, positions, f"matching level {k}") for k in range(2)]
         t = distillation.matching_timesteps(student.process, torch.cat([d.u for d in levels]))
         self._updater.prepared.eval()
@@ -139,11 +134,12 @@ class DistributionMatching:
 
     def _learn(self, step: int, update: int, part: StudentSamples, batch_size: int) -> None:
         """Add the gradient of the critic's loss on a part of the batch."""
-        draws = [self._draws(step, part.positions, f"critic {update} {k}") for k in range(2)]
+        positions, x0, conditions = part
+        draws = [self._draws(step, positions, f"critic {update} {k}") for k in range(2)]
         t = (torch.cat([d.u for d in draws]) * self._critic.process.num_timesteps).long()
         noise = torch.cat([d.noise for d in draws])
-        cond = distillation.repeat_conditions(part.cond)
-        losses = simple(self._critic, part.x0, t, noise, **cond)
+        cond = distillation.repeat_conditions(conditions)
+        losses = simple(self._critic, x0, t, noise, **cond)
         # Accelerate divides by the accumulation, and processes are averaged.
         accelerator = self.accelerator
         parts = accelerator.gradient_accumulation_steps * accelerator.num_processes
