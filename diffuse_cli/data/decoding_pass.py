@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 
 from diffuse_cli import system
@@ -59,10 +58,6 @@ class Tally:
         self.layout = self.layout or read.layout
         for remark in read.remarks:
             _count_reason(self.remarks, remark, entry)
-
-    def digest_array(self) -> npt.NDArray[np.uint8]:
-        """Return the digests of the samples, (N, 16)."""
-        return np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, 16)
 
 
 def _count_reason(counts: Reasons, reason: str, entry: Entry) -> None:

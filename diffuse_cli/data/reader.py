@@ -119,7 +119,7 @@ def read_images(
             medium=reading.medium,
             settings=reading.settings,
             entries=tally.entries,
-            digests=tally.digest_array(),
+            digests=np.frombuffer(b"".join(tally.digests), np.uint8).reshape(-1, 16),
             sample_shape=store.shape,
             dtype=store.dtype,
             single=single,
@@ -128,7 +128,7 @@ def read_images(
             strict=strict,
         )
         stored = yield from store_stream(stream, store)
-    images = _samples(source, stored, listing, tally, transform, settings.rate)
+    images = _describe_samples(stream, stored, listing, tally, transform)
     summary = images.summary
     unsized = sizable and settings.size is None
     if unsized and (notice := summary.describe_resizing(stored.shape[2:], fit)):
@@ -203,21 +203,17 @@ def _warnings(summary: Summary, settings: ReadSettings) -> Iterator[Notice]:
         yield Notice(f"{line}{todo}", warning=True)
 
 
-def _samples(
-    source: str | Path,
-    stored: Array,
-    listing: sources.Listing,
-    tally: Tally,
-    transform: str | None,
-    rate: int | None,
+def _describe_samples(
+    stream: Stream, stored: Array, listing: sources.Listing, tally: Tally, transform: str | None
 ) -> Dataset:
-    names = tuple(entry.name for entry in tally.entries)
+    """Return the samples of a stream, which `stored` holds, with their classes and a summary."""
+    names = tuple(entry.name for entry in stream.entries)
     labels, class_names = sources.find_classes(names, listing.candidates)
     counts = Counter(labels)
     summary = Summary(
-        source=show(source),
+        source=show(stream.source),
         found=len(listing.candidates),
-        usable=len(tally.entries),
+        usable=len(stream),
         channels=stored.shape[1],
         sizes=dict(tally.sizes),
         modes=dict(tally.modes),
@@ -242,7 +238,7 @@ def _samples(
         medium=listing.medium,
         layout=tally.layout,
         transform=transform,
-        rate=rate,
-        digests=tally.digest_array(),
+        rate=stream.settings.rate,
+        digests=stream.digests,
         summary=summary,
     )
