@@ -249,11 +249,10 @@ class VariationalBound:
 
 def join_bounds(parts: Sequence[VariationalBound]) -> VariationalBound:
     """Join the bounds of several sets of images, in order."""
-    priors, times, terms = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("prior", "times", "terms")
-    )
-    return VariationalBound(priors, parts[0].expected, times, terms)
+    prior = np.concatenate([part.prior for part in parts])
+    times = np.concatenate([part.times for part in parts])
+    terms = np.concatenate([part.terms for part in parts])
+    return VariationalBound(prior, parts[0].expected, times, terms)
 
 
 def plot_bound(bound: VariationalBound, name: str, *, density: bool = False) -> bytes:
