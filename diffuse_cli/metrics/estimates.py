@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -228,7 +228,7 @@ def center_influences(values: Array) -> Array:
     return np.asarray(values - values.mean(0))
 
 
-def fraction_variance(rate: Any, n: int) -> Any:
+def fraction_variance(rate: float, n: int) -> float:
     """Return the binomial variance of a fraction of n images.
 
     An image is added to each side, so that fractions of 0 and 1 have a variance, too.
