@@ -13,6 +13,8 @@ import numpy as np
 from accelerate import Accelerator
 from PIL.Image import Image
 
+from diffuse_cli.config.sample_options import SampleConfig
+from diffuse_cli.config.task_options import ImageTaskConfig, InterpolateConfig
 from diffuse_cli.core import Space
 from diffuse_cli.data.metadata_columns import decode_row
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
@@ -42,8 +44,11 @@ from diffuse_cli.system.processes import rank, run_on_first
 GRID_IMAGES = 400
 """Largest number of images in the grid."""
 
-DESCRIBED = ("seed", "eta", "order", "threshold", "weights")
-"""Options that the manifest lists. With sampler, steps and model they decide the images."""
+StageConfig = SampleConfig | ImageTaskConfig
+"""Options of a command that samples with the settings of a model."""
+
+JobConfig = StageConfig | InterpolateConfig
+"""Options of a command that writes samples."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,16 @@ class Stage:
         filled = [cell for row in rows.values() for cell in (*row, *[blank] * (columns - len(row)))]
         return figures.arrange_grid(np.stack(filled), columns)
 
-    def describe(self, config: Any) -> dict[str, Any]:
+    def describe(self, config: StageConfig) -> dict[str, Any]:
         """Return the settings that decide its images, for the manifest."""
         return {
             **self.settings.describe_steps(),
             **self.settings.describe_guidance(),
-            **{name: getattr(config, name) for name in DESCRIBED},
+            "seed": config.seed,
+            "eta": config.eta,
+            "order": config.order,
+            "threshold": config.threshold,
+            "weights": config.weights,
             "precision": self.loaded.precision,
             "model": {"sha256": self.loaded.sha256},
             **({"distilled": dict(recipe)} if (recipe := self.loaded.model.distilled) else {}),
@@ -125,7 +134,7 @@ class Stage:
 
 
 def load_stage(
-    config: Any,
+    config: StageConfig,
     loaded: LoadedModel,
     accelerator: Accelerator,
     has_input: bool | None = None,
@@ -134,7 +143,6 @@ def load_stage(
     """Read the guidance model of a model, and resolve and report the settings.
 
     Args:
-        config: options of sampling, with `classes`, `on` and `on_vector`.
         has_input: whether the model is conditioned on an input, None if it takes any.
         conditioning: see `resolve_condition`.
 
@@ -212,7 +220,6 @@ class SamplingJob(ABC):
     manifest.
 
     Args:
-        config: options `out`, `batch_size`, `grid` and `overwrite`.
         indices: the indices of the samples.
         described: settings that decide the bytes of a sample, which the manifest lists.
         hidden: settings that decide them too, which the manifest has in another form.
@@ -221,14 +228,14 @@ class SamplingJob(ABC):
 
     def __init__(
         self,
-        config: Any,
+        config: JobConfig,
         space: Space,
         indices: range,
         described: Mapping[str, Any],
         hidden: Mapping[str, Any],
         folder: Path | None = None,
     ) -> None:
-        self.out, self.overwrite = Path(config.out), bool(config.overwrite)
+        self.out, self.overwrite = Path(config.out), config.overwrite
         self.folder, self.space, self.indices = folder or self.out, space, indices
         self.described = {"format": MANIFEST_FORMAT, **described}
         self.record = journal.SamplingRecord(self.folder, self.described, hidden, suffix(space))

@@ -27,6 +27,7 @@ from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.job import (
     GRID_IMAGES,
+    JobConfig,
     PartState,
     SampleFiles,
     SamplingJob,
@@ -86,7 +87,7 @@ class TaskJob(SamplingJob):
 
     def __init__(
         self,
-        config: Any,
+        config: JobConfig,
         loaded: LoadedModel,
         indices: range,
         described: Mapping[str, Any],
@@ -278,7 +279,7 @@ def report_input(loaded: LoadedModel, has_input: bool) -> Work[None]:
         yield Notice(f"the model was trained {_purpose(encoder)}, and {use}")
 
 
-def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:
+def open_task(config: JobConfig, *inputs: str) -> AbstractContextManager[Accelerator]:
     """Check and lock the output folder of a task, and set up its Accelerator.
 
     Raises:
