@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import inception as blocks
 
@@ -30,6 +29,10 @@ PUBLISHED = PublishedWeights(
 RESIZE = "299x299, bilinear as in TensorFlow 1"
 SIZE = 299
 DIM = 2048
+
+
+average_pool = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+"""Average over 3x3 without the padding."""
 
 
 class Block5x5(blocks.InceptionA):  # type: ignore[misc]
@@ -70,16 +73,6 @@ class CrossedBlock(blocks.InceptionE):  # type: ignore[misc]
         ]
 
 
-def average_pool(x: Tensor) -> Tensor:
-    """Return the average over 3x3 without the padding."""
-    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """Return the maximum over 3x3."""
-    return F.max_pool2d(x, 3, 1, 1)
-
-
 class Inception(blocks.Inception3):  # type: ignore[misc]
     """Network from normalized RGB (N, 3, 299, 299) to globally pooled features (N, 2048)."""
 
@@ -94,7 +87,7 @@ class Inception(blocks.Inception3):  # type: ignore[misc]
             blocks.InceptionAux,
         ]
         super().__init__(aux_logits=False, init_weights=False, inception_blocks=parts)
-        self.Mixed_7b.pool, self.Mixed_7c.pool = average_pool, max_pool
+        self.Mixed_7b.pool, self.Mixed_7c.pool = average_pool, nn.MaxPool2d(3, 1, 1)
         # The features are the input of the classifier, which is removed.
         self.dropout, self.fc = nn.Identity(), nn.Identity()
 
