@@ -38,7 +38,7 @@ class Metric:
     Attributes:
         NEEDS: the parts of an evaluation that it reads, see `MetricInputs`.
         compute: the function that returns its values. The standard error of `key` is
-            `key_standard_error`. It raises a `UsageError` if there are too few images.
+            `key_standard_error`. There are two or more images on each side.
         NUMBERS: the presentation of its values. Other keys are shown under their own names.
         BESIDE: the keys that are only in the JSON, or are shown as references of other values.
         remarks: the function that yields sentences on the meaning of its values.

@@ -11,7 +11,6 @@ import numpy as np
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.presentation import Measurement
-from diffuse_cli.system import UsageError
 
 if TYPE_CHECKING:
     from diffuse_cli.metrics import MetricInputs
@@ -110,17 +109,9 @@ def split_real(real: Array, more: Array, generated: int) -> tuple[Array, Array] 
     return (a, b) if min(len(a), len(b)) > 1 else None
 
 
-def require_features(evaluation: MetricInputs, metric: str) -> tuple[Array, Array]:
-    """Return real and generated features in float64.
-
-    Raises:
-        UsageError: fewer than two images on a side.
-    """
+def read_features(evaluation: MetricInputs) -> tuple[Array, Array]:
+    """Return real and generated features in float64."""
     real, fake = evaluation.real_features, evaluation.fake_features
-    if min(len(real), len(fake)) < 2:
-        text = f"{metric} needs 2 real and 2 generated images, not {len(real)} and {len(fake)}"
-        hint = "Pass a larger -n, or use a folder with more images"
-        raise UsageError(text, hint, code="too_few_samples")
     return real.astype("float64"), fake.astype("float64")
 
 

@@ -87,8 +87,6 @@ def remarks(facts: Facts) -> Iterator[Remark]:
             )
 
 
-NAME = "the Fréchet distance"
-
 PARTS = (1, 2, 4)
 """Number of parts of the images, for each point of the line."""
 
@@ -103,7 +101,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     `frechet_infinity` needs 16 images, and a parabola adds `frechet_infinity_bend` to it.
     Covariances are divided by n - 1, and exact for n below d too.
     """
-    real, fake = estimates.require_features(evaluation, NAME)
+    real, fake = estimates.read_features(evaluation)
     whole = estimate_frechet(real, fake)
     result = whole.to_entries("frechet_distance")
     if min(len(real), len(fake)) >= SMALLEST * max(PARTS):
@@ -118,8 +116,8 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of both distances, from differences of influences."""
-    real, of_a = estimates.require_features(a, NAME)
-    _, of_b = estimates.require_features(b, NAME)
+    real, of_a = estimates.read_features(a)
+    _, of_b = estimates.read_features(b)
     distance_a, distance_b = estimate_frechet(real, of_a), estimate_frechet(real, of_b)
     result = {"frechet_distance": distance_b.subtract(distance_a).error()}
     if min(len(real), len(of_a)) >= SMALLEST * max(PARTS):

@@ -44,8 +44,6 @@ NUMBERS = (
 
 BESIDE = ("kid_floor",)
 
-NAME = "the kernel distance"
-
 
 def remarks(facts: Facts) -> Iterator[Remark]:
     """Compare the generated images' KID with real images and the baselines."""
@@ -91,12 +89,12 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
     Each has a standard error if there are at least 4 images on each side.
     """
-    return compute_with_floor(evaluation, NAME, "kid")
+    return compute_with_floor(evaluation, "kid")
 
 
-def compute_with_floor(evaluation: MetricInputs, name: str, key: str) -> dict[str, float]:
+def compute_with_floor(evaluation: MetricInputs, key: str) -> dict[str, float]:
     """Return a kernel distance and its floor, as `key` and `key_floor`."""
-    result = estimate_kid(*estimates.require_features(evaluation, name), key)
+    result = estimate_kid(*estimates.read_features(evaluation), key)
     if halves := estimates.split_real_features(evaluation):
         result |= estimate_kid(*halves, f"{key}_floor")
     return result
@@ -108,8 +106,8 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     Generated images with the same index are one sample, a pair. The difference is then an estimate
     like `mmd`, whose kernel is a difference of kernels. Within the real images it is zero.
     """
-    real, of_a = estimates.require_features(a, NAME)
-    _, of_b = estimates.require_features(b, NAME)
+    real, of_a = estimates.read_features(a)
+    _, of_b = estimates.read_features(b)
     (n, d), pairs = real.shape, np.concatenate([of_a, of_b], 1)
     if min(n, len(pairs)) < 4:
         return {}

@@ -124,7 +124,7 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 
 def _measure_both(evaluation: MetricInputs) -> dict[str, Fraction | Density]:
-    return measure_fractions(*estimates.require_features(evaluation, "precision and recall"))
+    return measure_fractions(*estimates.read_features(evaluation))
 
 
 def measure_fractions(real: Array, fake: Array) -> dict[str, Fraction | Density]:

@@ -30,15 +30,13 @@ NUMBERS = (
 
 BESIDE = ("kid_random_floor",)
 
-NAME = "the kernel distance of random features"
-
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
     """Return `kid_random`, and `kid_random_floor`, its value between two sets of real samples.
 
     Each has a standard error if there are at least 4 samples on each side.
     """
-    return kid.compute_with_floor(evaluation, NAME, "kid_random")
+    return kid.compute_with_floor(evaluation, "kid_random")
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
