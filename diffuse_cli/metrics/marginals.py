@@ -15,7 +15,7 @@ in the tails.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from diffuse_cli.metrics import (
     MetricNumber,
     Remark,
     presentation,
+    read_measurement,
 )
 from diffuse_cli.metrics.channel_distributions import difference_error
 
@@ -130,22 +131,21 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     many = _errors_of_largest(len(channels))
     shifts, spreads = [], []
     for k, channel in enumerate(channels):
-        real, fake = channel["real"], channel["generated"]
-        unit = real["deviation"] or 1.0
-        shift = Measurement(channel["shift"], channel["shift_standard_error"])
+        shift = read_measurement(channel, "shift")
         if abs(shift.value) > many * shift.error:
+            unit = channel["real"]["deviation"] or 1.0
             shifts.append((abs(shift.value) / unit, facts.words.channel(k), shift))
         if channel["contrast"] is None:
             continue
-        ratio = Measurement(channel["contrast"], channel["contrast_standard_error"])
+        ratio = read_measurement(channel, "contrast")
         if abs(ratio.value - 1) > many * ratio.error:
-            spreads.append((abs(ratio.value - 1), facts.words.channel(k), ratio, real, fake))
+            spreads.append((abs(ratio.value - 1), facts.words.channel(k), channel))
     if shifts:
         yield _mean_remark(facts, sorted(shifts, key=lambda s: -s[0]))
     elif channels:
         yield Remark("mean", "fine", "no channel's mean is measurably wrong")
     if spreads:
-        yield _contrast_remark(facts, sorted(spreads, key=lambda s: -s[0]))
+        yield _contrast_remark(facts, *max(spreads, key=lambda s: s[0]))
     if "mean_variety" in facts:
         variety, one = facts["mean_variety"], Measurement(1.0)
         if one.is_above(variety) or variety.is_above(one):
@@ -179,18 +179,10 @@ def _mean_remark(facts: Facts, shifts: Sequence[tuple[float, str, Measurement]])
     return Remark("mean", level, f"generated {words.many} are {', and '.join(clauses)}")
 
 
-def _contrast_remark(
-    facts: Facts, spreads: Sequence[tuple[float, str, Measurement, Any, Any]]
-) -> Remark:
+def _contrast_remark(facts: Facts, change: float, name: str, channel: Mapping[str, Any]) -> Remark:
     """Return the remark on the channel with the largest change of the standard deviation."""
-    change, name, ratio, real, fake = spreads[0]
-    many, how = facts.words.many, "low" if ratio.value < 1 else "high"
-    spread = Measurement(fake["deviation"], fake["deviation_standard_error"])
-    usual = Measurement(real["deviation"], real["deviation_standard_error"])
+    many, how = facts.words.many, "low" if channel["contrast"] < 1 else "high"
+    real, fake = (read_measurement(channel[side], "deviation") for side in ("real", "generated"))
+    text = f"too {how} in {name}: generated {many} have a standard deviation of {fake}, "
     level = "poor" if change > NOTABLE else "finding"
-    return Remark(
-        "contrast",
-        level,
-        f"too {how} in {name}: generated {many} have a standard deviation of {spread}, real {many} "
-        f"of {usual}",
-    )
+    return Remark("contrast", level, f"{text}real {many} of {real}")
