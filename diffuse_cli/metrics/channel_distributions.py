@@ -248,9 +248,7 @@ def _analyze_samples(
             means[where, c] = potentials[c][index].mean(1)
             for k, place in enumerate(places[c]):
                 below[where, c, k] = np.count_nonzero(index <= place, axis=1) / index.shape[1]
-    errors = (
-        estimates.center_influences(below).std(0, ddof=1) / math.sqrt(n) if n > 1 else below[0] * 0
-    )
+    errors = estimates.center_influences(below).std(0, ddof=1) / math.sqrt(n)
     counted = []
     for c, points in enumerate(binning.points for binning in bins):
         ends = [
@@ -263,14 +261,13 @@ def _analyze_samples(
 
 def _describe_channel(side: Moments, c: int, counted: BinCounts) -> dict[str, Any]:
     """Return the statistics of a channel of one side as JSON."""
-    n, deviation = len(side.means), float(side.deviation[c])
-    nothing = np.zeros(1)
+    deviation, nothing = float(side.deviation[c]), np.zeros(1)
     of_deviation = deviation * side.log_std_influence()[:, c]
     mean = SampledEstimate(float(side.mean[c]), side.mean_influence()[:, c], nothing)
     return {
         **mean.to_entries("mean"),
         **SampledEstimate(deviation, of_deviation, nothing).to_entries("deviation"),
-        "deviation_of_means": float(side.means[:, c].std(ddof=1)) if n > 1 else 0.0,
+        "deviation_of_means": float(side.means[:, c].std(ddof=1)),
         "quantiles": [
             {"share": q, "value": float(value), "standard_error": float(error)}
             for q, value, error in zip(QUANTILES, counted.quantiles, counted.errors, strict=True)

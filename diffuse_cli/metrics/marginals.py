@@ -156,7 +156,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
             )
             level = "poor" if abs(variety.value - 1) > NOTABLE else "finding"
             yield Remark("variety of means", level, words)
-    elif channels and min(facts.real, facts.generated) > 1:
+    elif channels:
         words = f"not measured, because all real {facts.words.many} have the same mean"
         yield Remark("variety of means", "caution", words)
 

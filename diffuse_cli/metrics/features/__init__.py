@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core import Modules
-from diffuse_cli.system import Progress, UsageError, Work, lookup
+from diffuse_cli.system import Progress, Work, lookup
 from diffuse_cli.system.devices import restore_kernel_settings, set_product_precision
 
 if TYPE_CHECKING:
@@ -176,20 +176,12 @@ def extract_features(
     Args:
         pixels: uint8 (N, C, H, W), grey or RGB, or another input of the network.
         batch_size: the batch size, by default `usual_batch`. It changes features only by rounding.
-
-    Raises:
-        UsageError: images with a number of channels other than 1 and 3.
     """
     import numpy as np
     import torch
 
-    if network.pictures and (pixels.dtype != np.uint8 or pixels.ndim != 4):
-        raise ValueError(f"pixels must be uint8 (N, C, H, W), not {pixels.dtype} {pixels.shape}")
     size = usual_batch(network) if batch_size is None else batch_size
-    total, channels, *sides = pixels.shape
-    if network.pictures and channels not in (1, 3):
-        text = f"features need images of 1 or 3 channels, not {channels}"
-        raise UsageError(text, code="data_mismatch")
+    total, _, *sides = pixels.shape
     features = np.empty((total, network.dim), dtype=np.float32)
     for start in range(0, total, size):
         # torch.tensor copies: pixels may be a read-only memory map.
