@@ -45,8 +45,7 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
     The second image is generated for `MOST_PAIRED` real images, unless it exists already.
     """
     yield from make_part(evaluation, "features")
-    config, (loaded, _) = evaluation.config, evaluation.model_and_settings
-    encoder = loaded.encoder
+    encoder = evaluation.model_and_settings[0].encoder
     assert encoder is not None
     real, fakes = evaluation.real, evaluation.generated.samples
     count = min(len(real), len(fakes), MOST_PAIRED)
@@ -56,19 +55,9 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
     baseline_images, features = yield from _make_baselines(evaluation, encoder, count)
     if not evaluation.accelerator.is_main_process:
         return
-    every = range(count)
-    parts = [
-        compare_samples(
-            encoder,
-            real.samples[list(rows)],
-            [fakes[list(rows)], second[list(rows)]],
-            {name: images[list(rows)] for name, images in baseline_images.items()},
-            config.seed,
-            rows,
-            real.pairs[list(rows)] if encoder.given.labels else None,
-        )
-        for rows in (every[k : k + PAIRED_AT_ONCE] for k in range(0, count, PAIRED_AT_ONCE))
-    ]
+    starts = range(0, count, PAIRED_AT_ONCE)
+    slices = (slice(start, min(start + PAIRED_AT_ONCE, count)) for start in starts)
+    parts = [_compare_samples(evaluation, encoder, second, baseline_images, s) for s in slices]
     values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     real_features = evaluation.real_features[:count]
     fake_features = evaluation.fake_features[:count]
@@ -114,37 +103,35 @@ def _make_baselines(
     return images, features
 
 
-def compare_samples(
+def _compare_samples(
+    evaluation: EvaluationRun,
     encoder: Conditioner,
-    truth: Array,
-    fakes: Sequence[Array],
+    second: Array,
     baseline_images: Mapping[str, Array],
-    seed: int,
-    rows: Sequence[int],
-    maps: Array | None = None,
+    rows: slice,
 ) -> dict[str, Array]:
     """Return the values of `metrics.paired` for some real images, by key.
 
     Args:
-        truth: the real images (M, C, *size), whose inputs are degraded with `seed`.
-        fakes: two generated images for each conditioning input.
+        second: the second generated image of each conditioning input.
         baseline_images: the baselines by name.
-        rows: the indices of the images among the real images.
-        maps: the label maps of the images, for a model of label maps.
     """
+    real, sides = evaluation.real, (evaluation.generated.samples, second)
+    truth, fakes = real.samples[rows], [side[rows] for side in sides]
+    baseline_part = {name: images[rows] for name, images in baseline_images.items()}
     span = encoder.space.bins - 1.0 if encoder.space.bins else 2.0
-    values = paired.compute_pixel_metrics(truth, fakes[0], fakes[1], baseline_images, span)
+    values = paired.compute_pixel_metrics(truth, fakes[0], fakes[1], baseline_part, span)
     if encoder.degradation:
-        misfits = image_conditioning.measure_residuals
-        first, second, real = (misfits(encoder, x, truth, seed, rows) for x in (*fakes, truth))
-        values |= {"inconsistency": (first + second) / 2, "inconsistency_of_real": real}
-    if maps is not None:
-        labels = encoder.given.labels or ()
-        names = map(show, encoder.given.names or (f"label_{k}" for k in labels))
+        residuals = partial(image_conditioning.measure_residuals, encoder)
+        degraded_as = truth, evaluation.config.seed, range(rows.start, rows.stop)
+        first, again, of_real = (residuals(x, *degraded_as) for x in (*fakes, truth))
+        values |= {"inconsistency": (first + again) / 2, "inconsistency_of_real": of_real}
+    if encoder.given.labels:
+        names = map(show, encoder.given.names or (f"label_{k}" for k in encoder.given.labels))
+        regions = dict(zip(encoder.given.labels, names, strict=True))
         colors = slice(3 if len(truth[0]) > 2 else 1)  # without transparency
         samples = (x[:, colors] for x in (truth, *fakes))
-        regions = dict(zip(labels, names, strict=True))
-        values |= paired.compare_regions(maps, regions, next(samples), [*samples])
+        values |= paired.compare_regions(real.pairs[rows], regions, next(samples), [*samples])
     return values
 
 
