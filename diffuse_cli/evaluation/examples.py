@@ -176,9 +176,9 @@ def _show_ensembles(evaluation: EvaluationRun) -> dict[str, Array]:
 
 def _show_maps(evaluation: EvaluationRun) -> dict[str, Array]:
     """Return the maps of bias, and of spread / error in powers of two, as pictures."""
-    scores = evaluation.ensembles
-    if scores is None or not scores.fields:
+    if "ensembles" not in evaluation.made_parts:
         return {}
+    scores = evaluation.ensembles
     bias = scores.maps["error"] / len(scores.fields)
     max_bias = max(float(np.abs(bias).max()), 1e-30)
     squares = (np.maximum(scores.maps[key], 1e-30) for key in ("squared_spread", "squared_error"))

@@ -126,10 +126,6 @@ class EvaluationRun(MetricInputs):
         """Processes of this evaluation."""
         return Team.from_accelerator(self.accelerator)
 
-    def can_measure(self, needs: tuple[str, ...]) -> bool:
-        """Whether these parts can be made."""
-        return self.missing_parts.isdisjoint(needs)
-
     @property
     def missing_parts(self) -> set[str]:
         """Parts that cannot be made."""
@@ -144,17 +140,13 @@ class EvaluationRun(MetricInputs):
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """Metrics that are wanted and can be measured, by name."""
-        requested = self.config.metrics
-        names = None if requested is None else [*map(METRICS.current, requested)]
-        return {
-            name: metric
-            for name, metric in METRICS.items()
-            if (self._is_default(metric) if names is None else name in names)
-            and self.can_measure(metric.NEEDS)
-        }
-
-    def _is_default(self, metric: Metric) -> bool:
-        return not metric.OPTION or getattr(self.config, metric.OPTION) is not None
+        options, missing = vars(self.config), self.missing_parts
+        measurable = {n: m for n, m in METRICS.items() if missing.isdisjoint(m.NEEDS)}
+        if self.config.metrics is None:
+            defaults = measurable.items()
+            return {n: m for n, m in defaults if not m.OPTION or options[m.OPTION] is not None}
+        requested = [*map(METRICS.current, self.config.metrics)]
+        return {n: m for n, m in measurable.items() if n in requested}
 
     def select_class(self, label: int) -> EvaluationRun:
         """Return a finished evaluation, restricted to one class."""
@@ -174,7 +166,7 @@ class EvaluationRun(MetricInputs):
         )
         if "paired_values" in self.made_parts:
             part.paired_values = self.paired_values[real_rows]
-        if self.ensembles:
+        if "ensembles" in self.made_parts:
             part.ensembles = self.ensembles[real_rows]
         if "marginals" in self.made_parts:
             part.marginals = measure_marginals(*part.sides)

@@ -126,8 +126,9 @@ def compare_models(
 def _paired_errors(evaluations: Sequence[EvaluationRun]) -> dict[str, float]:
     """Return the standard errors of differences of two finished evaluations, by key."""
     errors: dict[str, float] = {}
-    for metric in metrics.METRICS.values():
-        if all(evaluation.can_measure(metric.NEEDS) for evaluation in evaluations):
+    of_a, of_b = (evaluation.metrics for evaluation in evaluations)
+    for name, metric in of_a.items():
+        if name in of_b:
             errors |= metric.difference_errors(*evaluations)
     return errors
 

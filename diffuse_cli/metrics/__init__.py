@@ -187,7 +187,7 @@ class MetricInputs:
     paired_values: PairedValues = field(init=False)
     marginals: Marginals = field(init=False)
     spectra: Spectra = field(init=False)
-    ensembles: EnsembleScores | None = None
+    ensembles: EnsembleScores = field(init=False)
 
     @property
     def floats(self) -> bool:

@@ -67,10 +67,8 @@ BESIDE = ("crps_of_climatology", "rank_reliability_expected")
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """Return means over channels, with standard errors over fields. Empty without fields."""
+    """Return means over channels, with standard errors over fields."""
     scores = evaluation.ensembles
-    if scores is None or not scores.fields:
-        return {}
     entries = average_all({key: values.mean(1) for key, values in linearize(scores).items()})
     # The mean size of a Gaussian error is sqrt(2 / pi) of its standard deviation.
     sizes = math.sqrt(2 / math.pi) * standard_errors(scores.column("ranks")).sum(1)
@@ -80,8 +78,6 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors from differences per field, except of the absolute values of
     `rank_reliability`, which have a kink at even ranks."""
-    if not (a.ensembles and b.ensembles and a.ensembles.fields):
-        return {}
     values_a, values_b = linearize(a.ensembles), linearize(b.ensembles)
     return {
         key: average((values_b[key] - values).mean(1)).error
@@ -93,8 +89,6 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 def details(evaluation: MetricInputs) -> dict[str, Any]:
     """Return values by channel, width and bin, the rank histogram, spectra and the findings."""
     scores = evaluation.ensembles
-    if scores is None or not scores.fields:
-        return {}
     bins = {name: scores.column(f"bin_{name}").sum(1) for name in ("spread", "error", "count")}
     sums = {name: values.sum(0) for name, values in bins.items()}
     ratios = linearize_ratio(bins["spread"], bins["error"])
