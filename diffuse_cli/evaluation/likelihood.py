@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffuse_cli.core import Denoiser, Space, likelihood, log_densities
+from diffuse_cli.core import Conditions, Denoiser, Space, likelihood, log_densities
 from diffuse_cli.evaluation.image_sets import LabeledSamples, prepare_inputs
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Measurement, Words
-from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.system import Progress, Work, rng
 
@@ -80,7 +79,7 @@ def _share_batches(
     config, (loaded, _) = evaluation.config, evaluation.model_and_settings
     indices = evaluation.team.share(len(images), config.batch_size)
     given, device = prepare_inputs(loaded, images, config.seed), evaluation.accelerator.device
-    sources = images, loaded.model.blueprint, indices, given
+    sources = images, loaded.model.blueprint.conditions, indices, given
     return indices, iterate_batches(*sources, config.batch_size, device)
 
 
@@ -131,7 +130,7 @@ def measure_bound(
 
 def iterate_batches(
     images: LabeledSamples,
-    blueprint: Blueprint,
+    conditions: Conditions,
     indices: range,
     given: ConditioningInputs | None,
     batch_size: int,
@@ -149,7 +148,7 @@ def iterate_batches(
         labels = torch.tensor(chosen.labels, device=device)
         row = None if chosen.rows is None else torch.tensor(chosen.rows, device=device)
         conditioning = given.encode(batch, device) if given else None
-        yield batch, stored, {**blueprint.conditions.make_keywords(labels, conditioning, row)}
+        yield batch, stored, {**conditions.make_keywords(labels, conditioning, row)}
 
 
 def draw_positions(seed: int, indices: Sequence[int], n: int) -> Array:

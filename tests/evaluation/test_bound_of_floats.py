@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,8 +33,8 @@ def bits(stored, transform=None, timesteps="all"):
     space = measure_space(space, stored, np.arange(count), [f"{k}" for k in range(count)])
     denoiser = Denoiser(net, PROCESS, "x0", "small", None)
     samples = LabeledSamples(stored, np.full(count, -1))
-    blueprint, device = SimpleNamespace(conditions=Conditions()), torch.device("cpu")
-    batches = iterate_batches(samples, blueprint, range(count), None, 100, device)
+    inputs = samples, Conditions(), range(count), None, 100, torch.device("cpu")
+    batches = iterate_batches(*inputs)
     work = measure_bound(denoiser, batches, range(count), space, timesteps=timesteps, seed=0)
     return finish(work).parts()
 

@@ -18,7 +18,7 @@ from lab import write_images
 from oracles import exact_net, process_of
 from PIL import Image
 
-from diffuse_cli.core import Denoiser, bits_per_dim
+from diffuse_cli.core import Conditions, Denoiser, bits_per_dim
 from diffuse_cli.core import likelihood as core_likelihood
 from diffuse_cli.data import read_images
 from diffuse_cli.evaluation import examples, image_sets, input_builders, likelihood
@@ -523,8 +523,7 @@ def estimated(x0, timesteps, seed=0, indices=None, batch_size=64, spread=0.5):
     process = process_of("cosine", 300)
     exact = Denoiser(exact_net(process, "x0", spread=spread), process, "x0")
     samples, indices = LabeledSamples(x0, np.full(len(x0), -1)), indices or range(len(x0))
-    unconditional = SimpleNamespace(conditions=SimpleNamespace(make_keywords=lambda *own: {}))
-    images = samples, unconditional, indices, None, batch_size, torch.device("cpu")
+    images = samples, Conditions(), indices, None, batch_size, torch.device("cpu")
     given = likelihood.iterate_batches(*images), indices, PLAIN
     return finish(likelihood.measure_bound(exact, *given, timesteps=timesteps, seed=seed))
 

@@ -41,10 +41,10 @@ def denoise(spreads, mixing=None):
 
 def measure(stored, space, net, steps=64, seed=0, batch_size=100, indices=None):
     """Return the bits of each sample, and the errors of the solver."""
-    blueprint, indices = SimpleNamespace(conditions=Conditions()), indices or range(len(stored))
+    indices = indices or range(len(stored))
     denoiser = Denoiser(net, PROCESS, "x0", levels=space.levels)
     samples = LabeledSamples(stored, np.full(len(stored), -1))
-    batches = iterate_batches(samples, blueprint, indices, None, batch_size, torch.device("cpu"))
+    batches = iterate_batches(samples, Conditions(), indices, None, batch_size, torch.device("cpu"))
     return finish(measure_ode_bits(denoiser, batches, indices, space, steps=steps, seed=seed))
 
 
