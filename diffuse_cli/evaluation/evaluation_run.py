@@ -63,15 +63,13 @@ def evaluate(
         outputs.claim_option(config.pairs, ".png", config.overwrite, "--pairs") as page,
         reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
     ):
-        loaded, settings, described = None, None, {}
+        loaded, settings = None, None
         if not folder:
             loaded = yield from load_denoiser(
                 model_file or subject, config.weights, accelerator, config.precision
             )
             settings = yield from prepare_settings(config, loaded, accelerator)
             yield from sampling_settings.report_settings(settings)
-            described = describe(settings, config, loaded)
-            described |= {"timesteps": config.timesteps, "respaced": config.respaced}
             lacks = find_missing_parts(loaded.space, loaded, training=config.train_n > 0)
             # Notices follow once DATA is read, which may differ from the training data.
             list(report_unmeasured(config.metrics or (), lacks))
@@ -80,7 +78,6 @@ def evaluate(
         read = image_sets.read_sides(config, loaded) if loaded else image_sets.read_folder(config)
         sides = yield from read
         sides.check()
-        words = sides.words
         if loaded and settings:
             settings = image_sets.set_conditions(settings, loaded, sides, config.seed)
             yield from _report_conditions(sides, loaded)
@@ -88,7 +85,7 @@ def evaluate(
         if page and training is None:
             raise UsageError(
                 "--pairs needs the model's training data as DATA, with a held-out part",
-                f"Use the training data, 40 {words.many} or more, without --train-n 0",
+                f"Use the training data, 40 {sides.words.many} or more, without --train-n 0",
                 code="option_unsuited",
             )
         network = yield from feature_choice.choose_network(
@@ -100,8 +97,6 @@ def evaluate(
         )  # fmt: skip
         yield from report_unmeasured(config.metrics or (), evaluation.missing_parts)
         values = yield from compute_metrics(evaluation)
-        if "ode_bits" in evaluation.made_parts:
-            described["ode_steps"] = config.ode_steps or likelihood.ODE_STEPS
         if config.metrics is None:
             yield from input_builders.make_part(evaluation, "generated")
         if not accelerator.is_main_process:
@@ -111,35 +106,54 @@ def evaluate(
             files.write_bytes(plot, likelihood.plot_bound(evaluation.bound, name, density=density))
         if page:
             twins = examples.find_image_pairs(evaluation, examples.PAIRS)
-            files.write_bytes(page, examples.plot_pairs(twins, words))
-        real = len(sides.real)
-        generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
-        dim = evaluation.fake_features.shape[1]
-        details = {k: m.details(evaluation) for k, m in evaluation.metrics.items() if m.details}
-        facts = metrics.Facts(
-            values, real, generated, dim, loaded is not None, sides.space.bins, details, words
-        )
-        return EvaluationResult(
-            values=values,
-            classes=_measure_classes(evaluation, sides.classes),
-            terms=evaluation.bound.group_by_time() if evaluation.bound else [],
-            details=details,
-            real=real,
-            generated=generated,
-            part=sides.part,
-            features=network.describe(),
-            settings=described,
-            seconds=round(time.monotonic() - began, 3),
-            model=_model_facts(loaded) if loaded else {},
-            fingerprints=sides.fingerprints,
-            made_with=describe_environment(accelerator),
-            plot=plot,
-            pairs=page,
-            report=Path(config.report) if config.report else None,
-            remarks=[*metrics.remarks(facts), *_remark_choice(settings, sides.part, words)],
-            words=words,
-            images=examples.choose_images(evaluation, sides.classes) if config.report else None,
-        )
+            files.write_bytes(page, examples.plot_pairs(twins, sides.words))
+        return _make_result(evaluation, sides, values, began, plot, page)
+
+
+def _make_result(
+    evaluation: EvaluationRun,
+    sides: image_sets.Sides,
+    values: dict[str, float],
+    began: float,
+    plot: Path | None,
+    page: Path | None,
+) -> EvaluationResult:
+    """Return the result of a finished evaluation, with its remarks and the images of the report."""
+    config, loaded, settings = evaluation.config, evaluation.loaded, evaluation.settings
+    described: dict[str, Any] = {}
+    if loaded and settings:
+        described = describe(settings, config, loaded)
+        described |= {"timesteps": config.timesteps, "respaced": config.respaced}
+    if "ode_bits" in evaluation.made_parts:
+        described["ode_steps"] = config.ode_steps or likelihood.ODE_STEPS
+    real, words = len(sides.real), sides.words
+    generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
+    dim = evaluation.fake_features.shape[1]
+    details = {k: m.details(evaluation) for k, m in evaluation.metrics.items() if m.details}
+    facts = metrics.Facts(
+        values, real, generated, dim, loaded is not None, sides.space.bins, details, words
+    )
+    return EvaluationResult(
+        values=values,
+        classes=_measure_classes(evaluation, sides.classes),
+        terms=evaluation.bound.group_by_time() if evaluation.bound else [],
+        details=details,
+        real=real,
+        generated=generated,
+        part=sides.part,
+        features=evaluation.network.describe(),
+        settings=described,
+        seconds=round(time.monotonic() - began, 3),
+        model=_model_facts(loaded) if loaded else {},
+        fingerprints=sides.fingerprints,
+        made_with=describe_environment(evaluation.accelerator),
+        plot=plot,
+        pairs=page,
+        report=Path(config.report) if config.report else None,
+        remarks=[*metrics.remarks(facts), *_remark_choice(settings, sides.part, words)],
+        words=words,
+        images=examples.choose_images(evaluation, sides.classes) if config.report else None,
+    )
 
 
 def _report_conditions(sides: image_sets.Sides, loaded: LoadedModel) -> Work[None]:
