@@ -19,7 +19,6 @@ from diffuse_cli.media import MEDIA, Read, ReadSettings
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import lock_large
 from diffuse_cli.system import is_out_of_memory
-from diffuse_cli.system.memory import is_out_of_memory
 
 SMALL = 2**12
 """Mean bytes of files below which one thread is faster than several, which wait for Python's lock:

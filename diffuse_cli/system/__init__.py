@@ -14,7 +14,6 @@ from diffuse_cli.system.errors import UsageError as UsageError
 from diffuse_cli.system.errors import extra_package as extra_package
 from diffuse_cli.system.errors import flag as flag
 from diffuse_cli.system.errors import lookup as lookup
-from diffuse_cli.system.errors import suggest as suggest
 from diffuse_cli.system.errors import to_usage_error as to_usage_error
 from diffuse_cli.system.errors import translate_errors as translate_errors
 from diffuse_cli.system.events import Notice as Notice

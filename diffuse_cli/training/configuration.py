@@ -20,7 +20,7 @@ from diffuse_cli.core.losses import OF_LEARNED
 from diffuse_cli.core.parameterization import LEARNED
 from diffuse_cli.core.registry import suggest
 from diffuse_cli.data.metadata_columns import parse_column_names, split_vector_file
-from diffuse_cli.system import OutputError, UsageError, files, finish, flag, lookup, suggest
+from diffuse_cli.system import OutputError, UsageError, files, finish, flag, lookup
 from diffuse_cli.system.processes import rank
 from diffuse_cli.training.run_directory import RunDirectory
 

@@ -37,7 +37,7 @@ from diffuse_cli.data import (
 )
 from diffuse_cli.media import MEDIA, Indices
 from diffuse_cli.models.image_conditioning import Conditioner
-from diffuse_cli.system import DataError, Notice, UsageError, Work, files, suggest
+from diffuse_cli.system import DataError, Notice, UsageError, Work, files
 
 
 def read_metadata(

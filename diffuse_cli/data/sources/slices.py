@@ -11,7 +11,7 @@ from diffuse_cli.data.sources import base, folder
 from diffuse_cli.media import Array, array
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array import nifti
-from diffuse_cli.system import DataError, show, suggest
+from diffuse_cli.system import DataError, show
 
 PLANES = {"axial": 1, "coronal": 2, "sagittal": 3}
 """Axis of a volume (C, D, H, W) across each plane."""

@@ -50,9 +50,6 @@ SCRIPTS = ("random", "sampler", "model")
 SOURCES = "blob: 'wasm-unsafe-eval'"
 """Scripts of the page besides its own: the runtime, which it loads as a blob."""
 
-CONTROLS = ("classes", "columns", "optional", "given", "guidance", "weak")
-"""Settings that decide the controls of the page."""
-
 FACTS = ("parameters", "network", "process", "classes", "columns", "input", "step", "recommended")
 """Rows of `info` on the page."""
 
@@ -145,17 +142,18 @@ def check_shown(file: ModelFile) -> None:
     """
     blueprint = file.model.blueprint
     space, given, table = blueprint.space, blueprint.conditions.given, blueprint.conditions.table
-    masks = (_describe_input(file.model) or {}).get("masks")
     if space.dims > 2:
         raise export_error(file, "a page", "size", space.size_text)
     if table and table.vector:
         raise export_error(file, "a page", "condition-on", "vectors")
-    if given and space.medium != "image":
+    if given is None:
+        return
+    masks = (_describe_input(file.model) or {}).get("masks")
+    if space.medium != "image":
         raise export_error(file, "a page", "given", f"an {space.medium}")
-    if given and not (given.is_paired or masks):
+    if not given.is_paired and not masks:
         raise export_error(file, "a page", "given", given.what)
-    shown = given is None or given.labels or given.channels in (1, 3)
-    if given and (not shown or given.mean or given.limits):
+    if not (given.labels or given.channels in (1, 3)) or given.mean or given.limits:
         raise export_error(file, "a page", "given", given.to_dict())
 
 
@@ -333,5 +331,5 @@ def render(
         first=first and templates.to_data_url("image/png", first),
         first_count=FIRST,
         facts=[*rows, *facts],
-        **{k: sampling[k] for k in CONTROLS},
+        **sampling,
     )
