@@ -360,6 +360,7 @@ def test_broken_extensions_break_no_training_and_no_completion(images: Path, tmp
     [
         ("media", "no_such_package", "info {images} --json"),
         ("media", "json", "noise-demo {images}/dark/000.png -o demo.png --overwrite"),
+        ("schedules", "no_such_package", "noise-demo {images}/dark/000.png --overwrite --json"),
         ("sources", "no_such_package", "info {images} --json"),
         ("sources", "json", "info {images} --json"),
         ("presets", "math:nothing", "train {images} --network pointwise --augment none --dry-run"),

@@ -34,7 +34,8 @@ def run(config: DemoConfig, console: Console) -> None:
     if config.model is not None:
         values["model"] = config.model
     else:
-        values["schedules"] = list(SCHEDULES if config.schedule is None else config.schedule)
+        schedules = dict(SCHEDULES.items()) if config.schedule is None else config.schedule
+        values["schedules"] = list(schedules)
     if config.betas is not None:
         values["betas"] = config.betas
     console.result(paths, values)

@@ -176,7 +176,7 @@ def prepare(config: DemoConfig) -> Work[Scene]:
 
 def choose_processes(config: DemoConfig) -> dict[str, DiffusionConfig]:
     """Return the processes to show by name: schedules, and a file of betas."""
-    names = tuple(SCHEDULES) if config.schedule is None else config.schedule
+    names = tuple(dict(SCHEDULES.items())) if config.schedule is None else config.schedule
     if not names:
         raise UsageError("--schedule must name at least one", code="invalid_value")
     shared: dict[str, Any] = {
