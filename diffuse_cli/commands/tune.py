@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.commands import eval as evaluation
 from diffuse_cli.commands._cli import Console
-from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
+from diffuse_cli.config.eval_options import TuneConfig
 from diffuse_cli.metrics import label, presentation
 from diffuse_cli.metrics.features import describe_network
-from diffuse_cli.system import Styled, Table, Work, files, outputs, processes, replace_nonfinite
+from diffuse_cli.system import Styled, Table, files, outputs, processes, replace_nonfinite
 
 if TYPE_CHECKING:
-    from diffuse_cli.evaluation.results import EvaluationResult, TuningResult
+    from diffuse_cli.evaluation.results import TuningResult
     from diffuse_cli.sampling.setting_search import Trial
 
 CONFIG = TuneConfig
@@ -35,7 +35,7 @@ HEADS = (
 
 def run(config: TuneConfig, console: Console) -> None:
     """Tune, and print what was tried and recommended. With --report, also evaluate that."""
-    from diffuse_cli.evaluation.tune import tune
+    from diffuse_cli.evaluation.tune import make_eval_config, tune
 
     with outputs.claim_option(config.report, ".html", config.overwrite, "--report") as report:
         if report is None:
@@ -44,37 +44,19 @@ def run(config: TuneConfig, console: Console) -> None:
                 values = {"subject": config.subject, "data": config.data, **to_json(tuned)}
                 console.show(values, list_parts(tuned))
             return
-        outcome = console.follow(tune_and_evaluate(config))
-        if outcome is None:
-            return
+        from diffuse_cli.evaluation.evaluation_run import evaluate
         from diffuse_cli.evaluation.report import page
+        from diffuse_cli.system.accelerator import open_accelerator
 
-        tuned, chosen, scores = outcome
+        with open_accelerator(config.precision, config.device) as accelerator:
+            tuned = console.follow(tune(config, accelerator))
+            chosen = make_eval_config(config, tuned.recommended)
+            scores = console.follow(evaluate(chosen, accelerator))
+        if scores is None:
+            return
         values = {**scores.to_json(chosen), "sweep": to_json(tuned)}
         files.write_text(report, page(chosen, scores, replace_nonfinite(values), tuned, config))
     console.show(values, [*list_parts(tuned), "", *evaluation.list_parts(scores)])
-
-
-def tune_and_evaluate(
-    config: TuneConfig,
-) -> Work[tuple[TuningResult, EvalConfig, EvaluationResult] | None]:
-    """Tune, then evaluate the recommended setting, for `--report`.
-
-    Returns the settings tried, the configuration of the evaluation and its result, or None on all
-    processes except the first.
-
-    Raises:
-        DiffuseError: as `tune` and `evaluate`.
-    """
-    from diffuse_cli.evaluation.evaluation_run import evaluate
-    from diffuse_cli.evaluation.tune import make_eval_config, tune
-    from diffuse_cli.system.accelerator import reuse_accelerator
-
-    with reuse_accelerator(None, config.precision, config.device) as accelerator:
-        tuned = yield from tune(config, accelerator)
-        chosen = make_eval_config(config, tuned.recommended)
-        result = yield from evaluate(chosen, accelerator)
-    return (tuned, chosen, result) if result else None
 
 
 def to_json(tuned: TuningResult) -> dict[str, object]:
