@@ -125,6 +125,13 @@ class Space(Settings):
         """The number of levels from -1 to 1, or None for floats."""
         return None if self.level_range is None else self.level_range[1] - self.level_range[0] + 1
 
+    @property
+    def stored_dtype(self) -> str:
+        """The name of the NumPy type in which samples are stored."""
+        if self.levels is None:
+            return "float32"
+        return "bool" if self.levels == 2 else "uint8" if self.levels <= 256 else "uint16"
+
     def to_model(self, stored: Tensor) -> Tensor:
         """Convert stored samples (B, C, *size) to the model's numbers, float32."""
         if self.level_range is not None:

@@ -343,13 +343,6 @@ def suffix(space: Space) -> str:
     return (medium := MEDIA[space.medium]).suffixes.get(space.layout, medium.suffix)
 
 
-def stored_dtype(space: Space) -> str:
-    """Return the name of the NumPy type in which samples of a space are stored."""
-    if space.levels is None:
-        return "float32"
-    return "bool" if space.levels == 2 else "uint8" if space.levels <= 256 else "uint16"
-
-
 def describe_space(space: Space) -> str:
     """Return the kind of samples of a space: `28x28, grey`, or `5120 at 8,000 Hz, mono`."""
     medium, count = MEDIA[space.medium], space.channels
@@ -367,7 +360,7 @@ def settings_for(space: Space) -> dict[str, Any]:
         "size": space.size,
         "channels": space.channels,
         "layout": space.layout,
-        "numbers": stored_dtype(space),
+        "numbers": space.stored_dtype,
         "rate": space.rate,
     }
 

@@ -21,7 +21,7 @@ import numpy as np
 from diffuse_cli.core import Space
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
-from diffuse_cli.media import Array, stored_dtype
+from diffuse_cli.media import Array
 from diffuse_cli.media.array import to_npy
 from diffuse_cli.sampling import journal
 from diffuse_cli.system import OutputError, UsageError, extra_package, files
@@ -163,7 +163,7 @@ def _encode_netcdf(samples: Iterable[Array], space: Space, manifest: Mapping[str
     names = ("sample", *"zyx"[-space.dims :])
     for name, length in zip(names, (len(manifest["images"]), *space.size), strict=True):
         dataset.createDimension(name, length)
-    channels, dtype = [], np.dtype(stored_dtype(space)).str.replace("|b1", "|u1")
+    channels, dtype = [], np.dtype(space.stored_dtype).str.replace("|b1", "|u1")
     for quantity in space.quantities or [f"channel_{k}" for k in range(space.channels)]:
         name, _, unit = quantity.removesuffix("]").partition(" [")
         channels.append(dataset.createVariable(name, dtype, names))

@@ -16,8 +16,9 @@ from accelerate import Accelerator
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import MetadataTable
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
+from diffuse_cli.data.store import find_stream
 from diffuse_cli.data.stream import Stream, find_stream, replace_unreadable
-from diffuse_cli.media import MEDIA, Array, Indices, resolve_layout, stored_dtype
+from diffuse_cli.media import MEDIA, Array, Indices, resolve_layout
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import (
     DataError,
@@ -221,7 +222,7 @@ def read_data(
     several = accelerator if run and accelerator.num_processes > 1 else None
     if run and config.overwrite and accelerator.is_main_process and run.exists():
         files.remove(run.index)
-    numbers = stored_dtype(base.space) if base and continued else None
+    numbers = base.space.stored_dtype if base and continued else None
     images = yield from _read_samples(config, several, run, numbers=numbers)
     pairs = yield from training_conditions.read_training_pairs(
         config,

@@ -291,7 +291,7 @@ def check(space: Space) -> None:
 
 def encode(sample: Array, space: Space) -> bytes:
     """Encode a sample as a .npy file in the layout and type of the training files."""
-    values = np.asarray(sample).astype(media.stored_dtype(space))
+    values = np.asarray(sample).astype(space.stored_dtype)
     layout = space.layout or USUAL[space.dims + 1]
     return to_npy(np.moveaxis(values, 0, layout.index("C")) if "C" in layout else values[0])
 

@@ -153,7 +153,7 @@ def check(space: Space) -> None:
 
 def encode(sample: Array, space: Space) -> bytes:
     """Encode a sample as a PNG without metadata, or as a TIFF of pages."""
-    sample = sample.astype(media.stored_dtype(space), copy=False)
+    sample = sample.astype(space.stored_dtype, copy=False)
     if space.layout == media.PAGES:
         return planes.encode_tiff(sample)
     if space.layout is not None:
@@ -167,7 +167,7 @@ def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     Transparent images are on their background, and pages are side by side. Other images show their
     first three channels or the first. Label maps have a color for each label.
     """
-    samples = samples.astype(media.stored_dtype(space), copy=False)
+    samples = samples.astype(space.stored_dtype, copy=False)
     if space.layout == LABELS:
         return label_maps.color_labels(samples)
     if space.limits is not None:
