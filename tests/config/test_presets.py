@@ -16,7 +16,7 @@ from diffuse_cli.config.presets import (
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.networks import NETWORKS, count_parameters, vit
-from diffuse_cli.core.networks.unet import Config, check
+from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.parameterization import has_noise, output_channels
 from diffuse_cli.system.errors import UsageError
 
@@ -31,7 +31,7 @@ def network(config, name, size, channels):
     found, settings = resolve_architecture(config, name, space)
     assert found == PRESETS[name].network
     with translate_network_errors(found):
-        (check if found == "unet" else vit.check)(settings, space)
+        settings.check(space)
     return settings
 
 
@@ -153,7 +153,7 @@ def test_any_size_of_the_data_has_a_network_that_is_no_narrower_than_its_patches
         space = Space(channels=channels, size=size)
         found, config = resolve_architecture(train(), name, space)
         if len(size) == 2 and max(size) <= 256:
-            (check if found == "unet" else vit.check)(config, space)
+            config.check(space)
         values = channels * config.patch ** len(size)
         if has_noise(target):
             assert NETWORKS[found].full_rank(config, space) == config

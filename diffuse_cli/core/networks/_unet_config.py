@@ -122,24 +122,23 @@ class Config(Settings):
             text = f"a level of {width} channels is not a multiple of {self.groups} groups"
             raise InvalidArgument(text, "Choose another width, or another number of groups")
 
+    def check(self, space: Space) -> None:
+        """Refuse a space that the levels cannot halve, or heads that do not divide a level.
 
-def check(config: Config, space: Space) -> None:
-    """Refuse a space that the levels cannot halve, or heads that do not divide a level.
-
-    Raises:
-        InvalidArgument: the configuration does not work. The hint suggests a size.
-    """
-    levels = len(config.multipliers)
-    factor = config.patch * 2 ** (levels - 1)
-    if any(side % factor for side in space.size):
-        cut = "x".join([str(config.patch)] * space.dims)
-        patches = f" on patches of {cut}" if config.patch > 1 else ""
-        raise InvalidArgument(
-            f"{space.size_text} does not suit a network of {levels} levels{patches}",
-            f"Choose a multiple of {factor}, or fewer levels",
-            argument="size",
-        )
-    for width, attends in zip(config.widths, config.attends(space.size), strict=True):
-        if attends:
-            config.heads_at(width)
-            config.up_config.heads_at(width)
+        Raises:
+            InvalidArgument: the configuration does not work. The hint suggests a size.
+        """
+        levels = len(self.multipliers)
+        factor = self.patch * 2 ** (levels - 1)
+        if any(side % factor for side in space.size):
+            cut = "x".join([str(self.patch)] * space.dims)
+            patches = f" on patches of {cut}" if self.patch > 1 else ""
+            raise InvalidArgument(
+                f"{space.size_text} does not suit a network of {levels} levels{patches}",
+                f"Choose a multiple of {factor}, or fewer levels",
+                argument="size",
+            )
+        for width, attends in zip(self.widths, self.attends(space.size), strict=True):
+            if attends:
+                self.heads_at(width)
+                self.up_config.heads_at(width)

@@ -69,28 +69,25 @@ class Config(Settings):
         """The block before which the context joins: a third of the depth, as in JiT."""
         return self.depth // 3
 
+    def check(self, space: Space) -> None:
+        """Refuse a space that the patches do not divide, or too many patches.
 
-def check(config: Config, space: Space) -> None:
-    """Refuse a space that the patches do not divide, or too many patches.
-
-    Raises:
-        InvalidArgument: the configuration does not work.
-    """
-    if any(side % config.patch for side in space.size):
-        raise InvalidArgument(
-            f"{space.size_text} cannot be cut into patches of {config.patch}",
-            f"Choose a multiple of {config.patch}, or other patches",
-            argument="size",
-        )
-    if (count := positions(config.patch, space)) > POSITIONS:
-        text = f"{space.size_text} has too many patches for attention: {count:,}"
-        hint = f"Choose a larger patch than {config.patch}, or a smaller size"
-        raise InvalidArgument(text, hint, argument="size")
-    if config.head_width < 2 * space.dims:
-        raise InvalidArgument(
-            f"must be {2 * space.dims} or more in {space.dims} dimensions, not {config.head_width}",
-            argument="head_width",
-        )
+        Raises:
+            InvalidArgument: the configuration does not work.
+        """
+        if any(side % self.patch for side in space.size):
+            raise InvalidArgument(
+                f"{space.size_text} cannot be cut into patches of {self.patch}",
+                f"Choose a multiple of {self.patch}, or other patches",
+                argument="size",
+            )
+        if (count := positions(self.patch, space)) > POSITIONS:
+            text = f"{space.size_text} has too many patches for attention: {count:,}"
+            hint = f"Choose a larger patch than {self.patch}, or a smaller size"
+            raise InvalidArgument(text, hint, argument="size")
+        if self.head_width < (min_width := 2 * space.dims):
+            text = f"must be {min_width} or more in {space.dims} dimensions, not {self.head_width}"
+            raise InvalidArgument(text, argument="head_width")
 
 
 def positions(patch: int, space: Space) -> int:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import Ends, largest_patch
 from diffuse_cli.core.networks._unet_config import Config as Config
-from diffuse_cli.core.networks._unet_config import check as check
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 
@@ -35,11 +34,11 @@ def build(
     """Build a U-Net with random weights.
 
     Raises:
-        InvalidArgument: `check` refuses the space, or there is no such block or time embedding.
+        InvalidArgument: `Config.check` refuses the space, or there is no such block or embedding.
     """
     from diffuse_cli.core.networks._unet_modules import UNet
 
-    check(config, space)
+    config.check(space)
     return UNet(config, space, conditions, out_channels or space.channels)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import Ends, largest_patch
-from diffuse_cli.core.networks._vit_config import LARGEST, POSITIONS, check, positions
+from diffuse_cli.core.networks._vit_config import LARGEST, POSITIONS, positions
 from diffuse_cli.core.networks._vit_config import Config as Config
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
@@ -38,11 +38,11 @@ def build(
     """Build a transformer with random weights.
 
     Raises:
-        InvalidArgument: `check` refuses the space.
+        InvalidArgument: `Config.check` refuses the space.
     """
     from diffuse_cli.core.networks._vit_modules import Transformer
 
-    check(config, space)
+    config.check(space)
     return Transformer(config, space, conditions, out_channels or space.channels)
 
 

@@ -91,7 +91,7 @@ def make_net(fields: Mapping[str, Any], size: Size) -> Net:
     if not all(type(count) is int and count >= 0 for count in (out_channels, num_classes)):
         raise InvalidArgument(f"it has {out_channels!r} channels out and {num_classes!r} classes")
     config = unets.Config.from_dict(fields)
-    unets.check(config, space)
+    config.check(space)
     return Net(config=config, space=space, out_channels=out_channels, num_classes=num_classes)
 
 
