@@ -25,11 +25,7 @@ from diffuse_cli.data import match_pairs
 from diffuse_cli.metrics import frechet
 from diffuse_cli.metrics.estimates import average
 from diffuse_cli.metrics.paired import psnr
-from diffuse_cli.models.image_conditioning import (
-    Conditioner,
-    ConditioningInputs,
-    choose_inputs,
-)
+from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser
 from diffuse_cli.system.accelerator import open_accelerator
@@ -109,7 +105,7 @@ def main() -> None:
     truth = np.ascontiguousarray(images.stored[own])
     if o.given:
         beside = np.ascontiguousarray(pairs[own])[:, : encoder.given.channels]
-    made = answers(loaded, truth, choose_inputs(encoder, truth, beside, o.seed), o)
+    made = answers(loaded, truth, encoder.choose_inputs(truth, beside, o.seed), o)
     rows = []
     with open_accelerator("fp32", "cpu") as accelerator:
         real = common.features(np.ascontiguousarray(images.stored[other]), accelerator)

@@ -24,6 +24,7 @@ from diffuse_cli.data import (
 from diffuse_cli.media import MEDIA, Array, Indices, can_judge, settings_for
 from diffuse_cli.metrics import Words, memorization
 from diffuse_cli.models import image_conditioning
+from diffuse_cli.models.image_conditioning import check_pairs_option
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, UsageError, Work, memory, rng
@@ -134,7 +135,7 @@ class Sides:
 
 def read_sides(config: MeasureConfig, loaded: LoadedModel) -> Work[Sides]:
     """Read the real images for a model."""
-    image_conditioning.check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
+    check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
     [sides] = yield from read_common_sides(config, [loaded])
     return sides
 
@@ -236,7 +237,7 @@ def prepare_inputs(
     """Return the conditioning inputs of images, or None for a model without them."""
     if loaded.encoder is None:
         return None
-    return image_conditioning.choose_inputs(loaded.encoder, images.samples, images.pairs, seed)
+    return loaded.encoder.choose_inputs(images.samples, images.pairs, seed)
 
 
 def set_conditions(

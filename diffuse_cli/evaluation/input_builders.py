@@ -26,7 +26,6 @@ from diffuse_cli.metrics import (
 from diffuse_cli.metrics.ensemble_scores import EnsembleScores
 from diffuse_cli.metrics.features.feature_cache import cache_features, compute_features
 from diffuse_cli.metrics.nearest_neighbors import NearestDistances
-from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.generation import generate_all
 from diffuse_cli.system import Work, show
@@ -72,7 +71,7 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
     shown = min(count, PAIRED_SHOWN)
     first = {k: evaluation.look(side[:shown]) for k, side in sides.items() if side is not None}
     if encoder.given.labels:
-        inputs = image_conditioning.stored_inputs(encoder, real.pairs[:shown])
+        inputs = encoder.stored_inputs(real.pairs[:shown])
         first = {"condition": encoder.look(inputs.encode(range(shown))), **first}
     evaluation.paired_values = paired.PairedValues(values, np.arange(count), first)
 
@@ -88,7 +87,7 @@ def _make_baselines(
     real, seed = evaluation.real, evaluation.config.seed
     images: dict[str, Array] = {}
     features: dict[str, Array] = {}
-    inputs = image_conditioning.choose_inputs(encoder, real.samples, real.pairs, seed)
+    inputs = encoder.choose_inputs(real.samples, real.pairs, seed)
     channels = 0 if encoder.given.labels else encoder.given.channels
     if channels in (1, encoder.space.channels):  # it can be looked at as samples are
         given = encoder.render_input(inputs.encode(range(count)))
@@ -122,9 +121,10 @@ def _compare_samples(
     span = encoder.space.bins - 1.0 if encoder.space.bins else 2.0
     values = paired.compute_pixel_metrics(truth, fakes[0], fakes[1], baseline_part, span)
     if encoder.degradation:
-        residuals = partial(image_conditioning.measure_residuals, encoder)
         degraded_as = truth, evaluation.config.seed, range(rows.start, rows.stop)
-        first, again, of_real = (residuals(x, *degraded_as) for x in (*fakes, truth))
+        first, again, of_real = (
+            encoder.measure_residuals(x, *degraded_as) for x in (*fakes, truth)
+        )
         values |= {"inconsistency": (first + again) / 2, "inconsistency_of_real": of_real}
     if encoder.given.labels:
         names = map(show, encoder.given.names or (f"label_{k}" for k in encoder.given.labels))
@@ -168,9 +168,9 @@ def _unmasked_inputs(encoder: Conditioner, images: LabeledSamples, seed: int) ->
     if encoder.masks:
         return encoder.space.to_model(torch.from_numpy(images.samples))
     if images.pairs is not None:
-        inputs = image_conditioning.stored_inputs(encoder, images.pairs)
+        inputs = encoder.stored_inputs(images.pairs)
     else:
-        inputs = image_conditioning.degraded_inputs(encoder, images.samples, seed, "looked up")
+        inputs = encoder.degraded_inputs(images.samples, seed, "looked up")
     return inputs.encode(range(len(images)))[:, :-1]
 
 
@@ -326,7 +326,7 @@ def _render_inputs(
     if encoder is None:
         return none, none
     real, seed = evaluation.real, evaluation.config.seed
-    inputs = image_conditioning.choose_inputs(encoder, real.samples, real.pairs, seed)
+    inputs = encoder.choose_inputs(real.samples, real.pairs, seed)
     conditioning = inputs.encode(rows)
     comparable = encoder.given.channels == evaluation.space.channels and not encoder.given.labels
     stored = [*encoder.render_input(conditioning)] if comparable else none

@@ -281,6 +281,76 @@ class Conditioner:
         """Return pictures of a conditioning input, uint8 (B, 1 or 3, H, W)."""
         return render_samples(self.rendered_space, self.render_input(conditioning))
 
+    def stored_inputs(self, stored: Array, first: int = 0) -> ConditioningInputs:
+        """Return inputs from pairs or observations, stored values of `input_space`."""
+        return ConditioningInputs(
+            stored, lambda y, _: self.encode_observations(self.to_model(y)), first
+        )
+
+    def masked_inputs(self, stored: Array, mask: Array) -> ConditioningInputs:
+        """Return inputs from stored samples that are hidden except where `mask` is true.
+
+        Samples are (N, C, *size), and `mask` is (N, 1, *size) or (1, 1, *size).
+        """
+        known_mask = np.broadcast_to(mask, (len(stored), 1, *stored.shape[2:]))
+        masked_samples = np.concatenate([stored, known_mask.astype(stored.dtype)], 1)
+
+        def make(batch: Tensor, rows: Sequence[int]) -> Tensor:
+            return self.append_mask(self.space.to_model(batch[:, :-1]), batch[:, -1:].float())
+
+        return ConditioningInputs(masked_samples, make)
+
+    def degraded_inputs(self, samples: Array, seed: int, purpose: str) -> ConditioningInputs:
+        """Return inputs from stored samples that are degraded, each with its own random numbers.
+
+        These are drawn on the CPU, so that they are the same on every device.
+        """
+
+        def make(batch: Tensor, rows: Sequence[int]) -> Tensor:
+            draws = (values.to(batch.device) for values in self._draw_rows(seed, purpose, rows))
+            return self.encode_samples(self.space.to_model(batch), GivenDraws(*draws))
+
+        return ConditioningInputs(samples, make)
+
+    def measure_residuals(
+        self, samples: Array, truths: Array, seed: int, rows: Sequence[int]
+    ) -> Array:
+        """Return the mean of |A(x) - y| over known places, (B,), on the model's scale.
+
+        x are stored samples, and y are observations of the truths in the rows of `degraded_inputs`.
+        """
+        assert self.degradation is not None
+        draws = self._draw_rows(seed, "given", rows)
+        degradation = self.degradation.draw_parts(draws.u)
+        x, x0 = (self.space.to_model(torch.from_numpy(stored)) for stored in (samples, truths))
+        gap = (degradation.apply(x) - degradation.observe(x0, draws.noise)).abs()
+        mask = degradation.known_mask(x0)
+        if mask is not None:
+            count = mask.expand_as(gap).flatten(1).sum(1).clamp(min=1)
+            numbers: Array = ((gap * mask).flatten(1).sum(1) / count).numpy()
+        else:
+            numbers = gap.flatten(1).mean(1).numpy()
+        return numbers
+
+    def choose_inputs(self, samples: Array, pairs: Array | None, seed: int) -> ConditioningInputs:
+        """Return reproducible inputs of stored samples: their pairs, or their degradations."""
+        if pairs is not None:
+            return self.stored_inputs(pairs)
+        return self.degraded_inputs(samples, seed, "given")
+
+    def _draw_rows(self, seed: int, purpose: str, rows: Sequence[int]) -> GivenDraws:
+        """Return the random numbers of each row, on the CPU. They depend only on its index.
+
+        A block is drawn once.
+        """
+        cpu = torch.device("cpu")
+        blocks = {
+            k: self.draw_numbers(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), cpu)
+            for k in sorted({row // BLOCK for row in rows})
+        }
+        draws = [[values[row % BLOCK] for values in blocks[row // BLOCK]] for row in rows]
+        return GivenDraws(*map(torch.stack, zip(*draws, strict=True)))
+
 
 @dataclass(frozen=True, eq=False)
 class ConditioningInputs:
@@ -304,83 +374,3 @@ class ConditioningInputs:
 
     def __len__(self) -> int:
         return len(self.stored)
-
-
-def stored_inputs(encoder: Conditioner, stored: Array, first: int = 0) -> ConditioningInputs:
-    """Return inputs from pairs or observations, stored values of `Conditioner.input_space`."""
-    return ConditioningInputs(
-        stored, lambda y, _: encoder.encode_observations(encoder.to_model(y)), first
-    )
-
-
-def masked_inputs(encoder: Conditioner, stored: Array, mask: Array) -> ConditioningInputs:
-    """Return inputs from stored samples (N, C, *size) that are hidden except where `mask` is true.
-
-    `mask` is (N, 1, *size) or (1, 1, *size).
-    """
-    shape = (len(stored), 1, *stored.shape[2:])
-    masked_samples = np.concatenate([stored, np.broadcast_to(mask, shape).astype(stored.dtype)], 1)
-
-    def make(batch: Tensor, rows: Sequence[int]) -> Tensor:
-        return encoder.append_mask(encoder.space.to_model(batch[:, :-1]), batch[:, -1:].float())
-
-    return ConditioningInputs(masked_samples, make)
-
-
-def degraded_inputs(
-    encoder: Conditioner, samples: Array, seed: int, purpose: str
-) -> ConditioningInputs:
-    """Return inputs from stored samples that are degraded, each with its own random numbers.
-
-    These are drawn on the CPU, so that they are the same on every device.
-    """
-
-    def make(batch: Tensor, rows: Sequence[int]) -> Tensor:
-        draws = (values.to(batch.device) for values in _draw_rows(encoder, seed, purpose, rows))
-        return encoder.encode_samples(encoder.space.to_model(batch), GivenDraws(*draws))
-
-    return ConditioningInputs(samples, make)
-
-
-def measure_residuals(
-    encoder: Conditioner, samples: Array, truths: Array, seed: int, rows: Sequence[int]
-) -> Array:
-    """Return the mean of |A(x) - y| over known places, (B,), on the model's scale.
-
-    x are stored samples, and y are observations of the truths in the rows of `degraded_inputs`.
-    """
-    assert encoder.degradation is not None
-    draws = _draw_rows(encoder, seed, "given", rows)
-    degradation = encoder.degradation.draw_parts(draws.u)
-    x, x0 = (encoder.space.to_model(torch.from_numpy(stored)) for stored in (samples, truths))
-    gap = (degradation.apply(x) - degradation.observe(x0, draws.noise)).abs()
-    mask = degradation.known_mask(x0)
-    if mask is not None:
-        count = mask.expand_as(gap).flatten(1).sum(1).clamp(min=1)
-        numbers: Array = ((gap * mask).flatten(1).sum(1) / count).numpy()
-    else:
-        numbers = gap.flatten(1).mean(1).numpy()
-    return numbers
-
-
-def choose_inputs(
-    encoder: Conditioner, samples: Array, pairs: Array | None, seed: int
-) -> ConditioningInputs:
-    """Return reproducible inputs of stored samples: their pairs, or their degradations."""
-    if pairs is not None:
-        return stored_inputs(encoder, pairs)
-    return degraded_inputs(encoder, samples, seed, "given")
-
-
-def _draw_rows(encoder: Conditioner, seed: int, purpose: str, rows: Sequence[int]) -> GivenDraws:
-    """Return the random numbers of each row, on the CPU. They depend only on its index.
-
-    A block is drawn once.
-    """
-    cpu = torch.device("cpu")
-    blocks = {
-        k: encoder.draw_numbers(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), cpu)
-        for k in sorted({row // BLOCK for row in rows})
-    }
-    draws = [[values[row % BLOCK] for values in blocks[row // BLOCK]] for row in rows]
-    return GivenDraws(*map(torch.stack, zip(*draws, strict=True)))

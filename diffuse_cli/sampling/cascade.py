@@ -19,7 +19,7 @@ from diffuse_cli.config.sample_options import IMAGES, SampleConfig
 from diffuse_cli.core import Space
 from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, render_samples, settings_for
 from diffuse_cli.media.array import to_npy
-from diffuse_cli.models.image_conditioning import ConditioningInputs, stored_inputs
+from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.sampling import generation, journal, packing
 from diffuse_cli.sampling.input_pictures import read_inputs
@@ -224,7 +224,7 @@ def from_samples(
     settings = ReadSettings(**settings_for(input_space))
     medium = MEDIA[space.medium]
     fitted = [x if x.shape[1:] == input_space.size else medium.fit(x, settings) for x in samples]
-    return stored_inputs(encoder, np.stack(fitted), first)
+    return encoder.stored_inputs(np.stack(fitted), first)
 
 
 class CascadeJob(SamplingJob):

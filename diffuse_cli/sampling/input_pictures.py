@@ -83,14 +83,14 @@ def read_inputs(
         settings = {**mask_settings_for(encoder.space), "size": space.size, "background": "black"}
         masks = yield from _read_stored(config.mask, loaded, settings)
         known_pixels = _known_pixels(samples, masks, Path(config.mask), space)
-        inputs = image_conditioning.masked_inputs(encoder, samples.stored, known_pixels)
+        inputs = encoder.masked_inputs(samples.stored, known_pixels)
         described["mask"] = _describe_files(config.mask, masks.names)
     elif config.degrade:
-        inputs = image_conditioning.degraded_inputs(encoder, samples.stored, config.seed, "given")
+        inputs = encoder.degraded_inputs(samples.stored, config.seed, "given")
         described["degraded"] = encoder.given.what
     else:
         stored = encoder.match_labels(samples.stored, config.given)
-        inputs = image_conditioning.stored_inputs(encoder, stored)
+        inputs = encoder.stored_inputs(stored)
     return inputs, {"given": described}
 
 

@@ -80,9 +80,7 @@ class Plan:
         if self.encoder is None:
             return None
         pairs = self.data.pairs[chosen] if self.data.pairs else None
-        return image_conditioning.choose_inputs(
-            self.encoder, self.data.images.stored[chosen], pairs, self.config.seed
-        )
+        return self.encoder.choose_inputs(self.data.images.stored[chosen], pairs, self.config.seed)
 
     def model(
         self,

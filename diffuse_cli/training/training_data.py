@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import MetadataTable
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
-from diffuse_cli.data.store import find_stream
 from diffuse_cli.data.stream import Stream, find_stream, replace_unreadable
 from diffuse_cli.media import MEDIA, Array, Indices, resolve_layout
 from diffuse_cli.models.blueprint import Blueprint

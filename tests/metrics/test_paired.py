@@ -26,12 +26,7 @@ from diffuse_cli.metrics.paired import (
     psnr,
     ssim,
 )
-from diffuse_cli.models.image_conditioning import (
-    Conditioner,
-    choose_inputs,
-    degraded_inputs,
-    measure_residuals,
-)
+from diffuse_cli.models.image_conditioning import Conditioner
 
 DRAW = np.random.default_rng(0)
 
@@ -121,7 +116,7 @@ def test_the_nearest_training_image_is_the_one_that_looks_alike_where_it_is_know
     pairs = images(20, 8, 8) if what == "pairs" else None
     known = LabeledSamples(images(20, 8, 8), np.full(20, -1), pairs)
     places = np.array([3, 19, 0, 7, 12, 6])
-    inputs = choose_inputs(encoder, truth, None if pairs is None else pairs[places], 5)
+    inputs = encoder.choose_inputs(truth, None if pairs is None else pairs[places], 5)
     # What is unknown of the right image is another's, and far off.
     seen = inputs.encode(range(6), torch.device("cpu"))[:, -1:].numpy() > 0
     known.samples[places] = np.where(seen, truth, 255 - truth)
@@ -132,19 +127,19 @@ def test_the_nearest_training_image_is_the_one_that_looks_alike_where_it_is_know
 @pytest.mark.parametrize("what", ["low-res:4", "grey", "mask:random", "blur:1"])
 def test_what_fits_is_consistent_and_noise_is_not(what):
     encoder, truth, rows = conditioner(what), images(9, 8, 8), [8, 0, 1, 2, 3, 4, 5, 6, 7]
-    assert np.array_equal(measure_residuals(encoder, truth, truth, 3, rows), np.zeros(9))
-    assert (measure_residuals(encoder, images(9, 8, 8), truth, 3, rows) > 0.02).all()
-    off = measure_residuals(conditioner(f"{what}+noise:0.1"), truth, truth, 3, rows)
+    assert np.array_equal(encoder.measure_residuals(truth, truth, 3, rows), np.zeros(9))
+    assert (encoder.measure_residuals(images(9, 8, 8), truth, 3, rows) > 0.02).all()
+    off = conditioner(f"{what}+noise:0.1").measure_residuals(truth, truth, 3, rows)
     assert off.mean() == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.25)
 
 
 def test_a_mask_is_the_one_that_the_image_was_drawn_with():
     encoder, truth = conditioner("mask:random"), images(12, 8, 8)
-    inputs = degraded_inputs(encoder, truth, 3, "given")
+    inputs = encoder.degraded_inputs(truth, 3, "given")
     known = inputs.encode(range(12), torch.device("cpu"))[:, -1:].numpy()
     painted = np.where(known > 0, truth, 255 - truth)
-    assert np.array_equal(measure_residuals(encoder, painted, truth, 3, range(12)), np.zeros(12))
-    assert (measure_residuals(encoder, painted, truth, 4, range(12)) > 0).all()
+    assert np.array_equal(encoder.measure_residuals(painted, truth, 3, range(12)), np.zeros(12))
+    assert (encoder.measure_residuals(painted, truth, 4, range(12)) > 0).all()
 
 
 def test_numbers_have_errors_and_those_of_a_class_are_its_own():

@@ -12,14 +12,7 @@ from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.core.conditions import ConditioningArray
 from diffuse_cli.core.degradations import DEGRADATIONS, Degradation
 from diffuse_cli.core.space import Space
-from diffuse_cli.models.image_conditioning import (
-    Conditioner,
-    choose_inputs,
-    degraded_inputs,
-    masked_inputs,
-    observed_space,
-    stored_inputs,
-)
+from diffuse_cli.models.image_conditioning import Conditioner, observed_space
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.rng import GivenDraws
 
@@ -38,11 +31,11 @@ def draws(own, positions):
 
 def test_what_is_told_of_a_row_depends_on_nothing_but_its_place():
     own = encoder("mask:random+noise:0.2")
-    whole = degraded_inputs(own, SAMPLES, 5, "given").encode(range(20), CPU)
-    told = degraded_inputs(own, SAMPLES, 5, "given").encode([13, 2, 33], CPU)
+    whole = own.degraded_inputs(SAMPLES, 5, "given").encode(range(20), CPU)
+    told = own.degraded_inputs(SAMPLES, 5, "given").encode([13, 2, 33], CPU)
     assert torch.equal(told, whole[[13, 2, 13]])
-    assert not torch.equal(degraded_inputs(own, SAMPLES, 6, "given").encode([0], CPU), whole[:1])
-    assert torch.equal(choose_inputs(own, SAMPLES, None, 5).encode(range(20), CPU), whole)
+    assert not torch.equal(own.degraded_inputs(SAMPLES, 6, "given").encode([0], CPU), whole[:1])
+    assert torch.equal(own.choose_inputs(SAMPLES, None, 5).encode(range(20), CPU), whole)
 
 
 def test_draws_belong_to_positions_of_the_batch():
@@ -90,12 +83,12 @@ def test_noise_stays_where_something_is_known():
 
 
 def test_what_is_told_can_be_looked_at():
-    told = stored_inputs(encoder(), SAMPLES).encode([3, 24], CPU)
+    told = encoder().stored_inputs(SAMPLES).encode([3, 24], CPU)
     assert told.shape == (2, 5, 8, 8)
     assert np.array_equal(encoder().render_input(told), SAMPLES[[3, 4]])
     known = np.zeros((1, 1, 8, 8), bool)
     known[..., :4] = True
-    part = masked_inputs(encoder("mask:half"), SAMPLES, known).encode([3], CPU)
+    part = encoder("mask:half").masked_inputs(SAMPLES, known).encode([3], CPU)
     assert torch.equal(part[:, :-1, :, :4], told[:1, :-1, :, :4])
     assert not part[..., 4:].any()
     assert torch.equal(part[:, -1:], torch.from_numpy(known).float())
@@ -105,7 +98,7 @@ def test_what_is_hidden_need_not_have_a_logarithm():
     space = Space(channels=1, size=(4,), levels=None, mean=(0.0,), std=(1.0,), transform="log")
     stored = np.array([[[1, 1, 0, 0]]], np.float32)
     known = np.array([[[True, True, False, False]]])
-    told = masked_inputs(encoder("mask:half", 1, space), stored, known).encode([0], CPU)
+    told = encoder("mask:half", 1, space).masked_inputs(stored, known).encode([0], CPU)
     assert told.tolist() == [[[0, 0, 0, 0], [1, 1, 0, 0]]]
 
 
@@ -133,7 +126,7 @@ def test_averaged_floats_are_what_their_file_says(what, mean, std):
     seen = own.degradation.apply(stored)
     known = own.degradation.apply(space.to_model(stored))
     assert torch.allclose(own.input_space.to_model(seen), known, atol=1e-6)
-    told = stored_inputs(own, seen.numpy()).encode([0, 1], CPU)
+    told = own.stored_inputs(seen.numpy()).encode([0, 1], CPU)
     assert torch.allclose(told, own.encode_samples(space.to_model(stored), draws(own, range(2))))
 
 

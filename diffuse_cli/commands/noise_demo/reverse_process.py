@@ -24,7 +24,6 @@ from diffuse_cli.data import read_images
 from diffuse_cli.media import MEDIA, Array, figures
 from diffuse_cli.media.image.decoding import read_image
 from diffuse_cli.metrics import nearest_neighbors
-from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.conditioning import check_request, find_labels
 from diffuse_cli.sampling.generation import to_stored
@@ -97,7 +96,7 @@ def read_condition(
                 "Leave it out",
                 code="option_unsuited",
             )
-        inputs = image_conditioning.degraded_inputs(encoder, image[None], config.seed, "given")
+        inputs = encoder.degraded_inputs(image[None], config.seed, "given")
     else:
         if config.given is None:
             text = "the model was trained on pairs"
@@ -107,7 +106,7 @@ def read_condition(
         fit = config.fit or loaded.fit
         pair, _ = yield from forward_process.read_sample(pair_config, encoder.input_space, fit)
         stored = encoder.match_labels(pair[None], config.given)
-        inputs = image_conditioning.stored_inputs(encoder, stored)
+        inputs = encoder.stored_inputs(stored)
     given = inputs.encode([0], device)
     return DemoCondition(encoder.given.what, given, encoder.look(given)[0])
 
