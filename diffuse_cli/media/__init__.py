@@ -15,7 +15,6 @@ from diffuse_cli.core import Space as Space
 from diffuse_cli.core.registry import lookup
 from diffuse_cli.core.space import LONGEST_SIDE
 from diffuse_cli.media.file_errors import ALONE, UNPACK, extension_of
-from diffuse_cli.media.file_errors import LARGEST_FILE as LARGEST_FILE
 from diffuse_cli.media.file_errors import Unusable as Unusable
 
 Array = npt.NDArray[Any]

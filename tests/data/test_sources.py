@@ -156,7 +156,7 @@ def test_the_last_of_a_name_counts_and_hidden_members_do_not(tmp_path):
 
 
 def test_members_that_are_no_files_or_too_large_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(reasons, "LARGEST_FILE", 1000)
     kinds = {"link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "fifo": tarfile.FIFOTYPE}
     kinds |= {"device": tarfile.CHRTYPE, "sparse": tarfile.GNUTYPE_SPARSE}
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as archive:
@@ -455,7 +455,7 @@ def test_a_parquet_without_images_lists_what_it_has(tmp_path, monkeypatch):
 def test_rows_without_bytes_and_too_many(tmp_path, monkeypatch):
     images = pa.array([encoded(noise(1)), None, b"", bytes(3000), b"hello"])
     pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
-    monkeypatch.setattr(parquet, "LARGEST_FILE", 2000)
+    monkeypatch.setattr(reasons, "LARGEST_FILE", 2000)
     found = read(tmp_path / "x.parquet").summary.skipped
     assert {reason: count for reason, (count, _) in found.items()} == {
         reasons.EMPTY: 2, reasons.TOO_LARGE: 1, reasons.NOT_AN_IMAGE: 1,

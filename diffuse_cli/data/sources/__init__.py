@@ -18,8 +18,8 @@ from diffuse_cli.data.sources import base
 from diffuse_cli.data.sources.base import Entry as Entry
 from diffuse_cli.data.sources.base import Source as Source
 from diffuse_cli.data.sources.folder import SingleFile
-from diffuse_cli.media import LARGEST_FILE, Unusable
-from diffuse_cli.media.file_errors import stat_of
+from diffuse_cli.media import Unusable
+from diffuse_cli.media.file_errors import LARGEST_FILE, stat_of
 from diffuse_cli.system import DataError, Progress, Work, file_types, run_reader, show
 from diffuse_cli.system.hub_models import is_name
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.media import LARGEST_FILE, media_by_extension
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import DataError, extra_package, raise_if_full, shorten, show
 
 EXTENSION = ".parquet"
@@ -106,7 +106,7 @@ class Parquet(base.Source):
             except Exception as error:
                 raise_if_full(error)
                 raise reasons.Unusable(_reason(error, Path(path))) from None
-        if data is not None and len(data) > LARGEST_FILE:
+        if data is not None and len(data) > reasons.LARGEST_FILE:
             raise reasons.Unusable(reasons.TOO_LARGE)
         return data or b""
 

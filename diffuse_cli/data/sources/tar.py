@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffuse_cli.data.sources import base
-from diffuse_cli.media import LARGEST_FILE, media_by_extension
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import DataError, file_types, raise_if_full, shorten, show
 from diffuse_cli.system.descriptors import open_to_read, read_at
 
@@ -246,7 +246,7 @@ def list_members(shard: Path, members: dict[str, base.Entry]) -> str:
 def _fault(info: tarfile.TarInfo) -> str:
     if not info.isreg() or info.issparse():
         return reasons.IRREGULAR
-    return reasons.TOO_LARGE if info.size > LARGEST_FILE else ""
+    return reasons.TOO_LARGE if info.size > reasons.LARGEST_FILE else ""
 
 
 def read_range(file: int, start: int, size: int) -> bytes:
