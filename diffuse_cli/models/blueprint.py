@@ -178,17 +178,22 @@ def make_process(diffusion: DiffusionConfig) -> Process:
 def make_denoiser(
     net: Any,
     diffusion: DiffusionConfig,
-    process: Process,
+    process: Process | None = None,
     levels: int | None = 256,
     reference: Reference | None = None,
 ) -> Denoiser:
-    """Return a network with a process and a reference, and a configuration's target and variance.
+    """Return a network with a configuration's target and variance, and a reference.
+
+    Args:
+        process: the process of the configuration, if it is made already.
 
     Raises:
-        UsageError: a name is unknown, or the target is undefined under the process.
+        UsageError: a name is unknown, the betas do not define a process, or the target is undefined
+            under it.
     """
     from diffuse_cli.core import Denoiser
 
+    process = process or make_process(diffusion)
     with translate_errors():
         target, variance = diffusion.target, diffusion.variance
         return Denoiser(net, process, target, variance, levels, reference=reference)

@@ -20,7 +20,7 @@ from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import Indices
 from diffuse_cli.models import image_conditioning, model_file
-from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process
+from diffuse_cli.models.blueprint import Blueprint, make_denoiser
 from diffuse_cli.system import Notice, Work, translate_errors
 from diffuse_cli.training import training_conditions
 from diffuse_cli.training.configuration import to_model_options
@@ -133,7 +133,7 @@ def prepare_plan(
     """
     earlier = RunDirectory(config.out)
     continues = config.resumes and earlier.exists()
-    denoiser = make_denoiser(None, config, make_process(config))
+    denoiser = make_denoiser(None, config)
     if config.distills:
         check_distillation(config.target, denoiser)
     check_batch(config, accelerator.num_processes, continues)

@@ -118,7 +118,7 @@ def test_the_process_is_that_of_the_betas_then_rescaled(rescaled):
         size = {"num_timesteps": 20, "target": "v"}
         config = DiffusionConfig(schedule=name, zero_terminal_snr=rescaled, **size)
         expected = zero_terminal_snr(schedule(20)) if rescaled else schedule(20)
-        assert make_denoiser(None, config, make_process(config)).process.betas.tolist() == expected
+        assert make_denoiser(None, config).process.betas.tolist() == expected
 
 
 @pytest.mark.parametrize("rescaled", [True, False])

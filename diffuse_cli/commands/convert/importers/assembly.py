@@ -144,7 +144,7 @@ def resolve_process(
         raise UsageError(message, hint, code="missing_argument", option=option)
     try:
         diffusion = DiffusionConfig.from_dict(fields)
-        blueprint.make_denoiser(None, diffusion, blueprint.make_process(diffusion))
+        blueprint.make_denoiser(None, diffusion)
     except UsageError as error:
         if typed:
             raise
