@@ -26,7 +26,6 @@ from diffuse_cli.system.events import finish as finish
 from diffuse_cli.system.events import format_duration as format_duration
 from diffuse_cli.system.events import plural as plural
 from diffuse_cli.system.events import replace_nonfinite as replace_nonfinite
-from diffuse_cli.system.events import run_until as run_until
 from diffuse_cli.system.files import shorten as shorten
 from diffuse_cli.system.files import show as show
 from diffuse_cli.system.memory import is_out_of_memory as is_out_of_memory

@@ -94,17 +94,16 @@ class StopRequest:
         """Raise the error inside the block as soon as there is one."""
         return contextlib.nullcontext()
 
-
-def run_until(stop: StopRequest, work: Work[T]) -> Work[T]:
-    """Pass on the events and the result of `work`, which `stop` may end at any point."""
-    while True:
-        try:
-            with stop.raise_at_once():
-                event = next(work)
-        except StopIteration as ended:
-            result: T = ended.value
-            return result
-        yield event
+    def run(self, work: Work[T]) -> Work[T]:
+        """Pass on the events and the result of `work`, which this may end at any point."""
+        while True:
+            try:
+                with self.raise_at_once():
+                    event = next(work)
+            except StopIteration as ended:
+                result: T = ended.value
+                return result
+            yield event
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -25,7 +25,6 @@ from diffuse_cli.system import (
     Terminated,
     Work,
     processes,
-    run_until,
 )
 from diffuse_cli.system.accelerator import open_accelerator
 from diffuse_cli.training import checkpoints, chores, run_events, run_length, start_report
@@ -86,7 +85,7 @@ class TrainingRun:
         if checkpoint:
             plan = checkpoints.restore_gaussian(plan, checkpoint)
         else:
-            init = yield from run_until(self.stop, load_initial_weights(plan))
+            init = yield from self.stop.run(load_initial_weights(plan))
         if self.main:
             checkpoints.check_room(plan, run)
         # Plans that differ by a step would leave the processes waiting for each other.
@@ -391,7 +390,7 @@ def _fit(
         else contextlib.nullcontext(),
     ):
         spent += laps()
-        plan = yield from run_until(stop, prepare_plan(config, accelerator, run, laps))
+        plan = yield from stop.run(prepare_plan(config, accelerator, run, laps))
         with contextlib.closing(plan.data):
             training = TrainingRun(accelerator, run, stop, debug, laps)
             return (yield from training.execute(plan, spent))

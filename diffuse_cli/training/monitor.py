@@ -31,7 +31,6 @@ from diffuse_cli.system import (
     Work,
     files,
     is_out_of_memory,
-    run_until,
 )
 from diffuse_cli.system.accelerator import log_image
 from diffuse_cli.training import chores, overfitting, previews, run_events, start_report, validation
@@ -229,7 +228,7 @@ class Monitor:
 
     def _preview(self, step: int) -> Work[None]:
         """Measure the held-out loss, generate a preview, and warn of overfitting."""
-        previewed, losses = yield from run_until(self.stop, self._make_preview(step))
+        previewed, losses = yield from self.stop.run(self._make_preview(step))
         self.finished[chores.PREVIEW], self.held_out_loss = step, previewed.held_out_loss
         training = self._loss / self._readings if self._readings else None
         self._loss, self._readings = 0.0, 0
@@ -269,7 +268,7 @@ class Monitor:
     def _compare(self, step: int) -> Work[None]:
         """Look for signs of copies, and keep the EMA weights if there are none."""
         work = self._attempt(self.find_copies(), "looking for copies")
-        compared = yield from run_until(self.stop, work)
+        compared = yield from self.stop.run(work)
         self.finished[chores.COPIES] = step
         if compared is None:
             return
@@ -297,7 +296,7 @@ class Monitor:
         Raises:
             Interrupted, Terminated: a signal arrived. The state stays unchanged.
         """
-        metrics = yield from run_until(self.stop, self._attempt(self.measure_kid(), "evaluating"))
+        metrics = yield from self.stop.run(self._attempt(self.measure_kid(), "evaluating"))
         self.finished[chores.EVALUATION] = step
         if metrics is None:
             return
@@ -324,7 +323,7 @@ class Monitor:
     def _measure_errors(self, step: int) -> Work[None]:
         """Measure the errors of x_0, for the variance `optimal`."""
         work = self._attempt(self._average_errors(), "measuring errors")
-        self.errors = yield from run_until(self.stop, work)
+        self.errors = yield from self.stop.run(work)
         self.finished[chores.ERRORS] = step
 
     def _average_errors(self) -> Work[denoising_errors.DenoisingErrors | None]:
@@ -351,7 +350,7 @@ class Monitor:
         """Choose the sampling setting to recommend."""
         trials = validation.choose_settings(self.trainer)
         work = self._attempt(trials, "choosing sampling settings")
-        self.recommended, noise = (yield from run_until(self.stop, work)) or (None, None)
+        self.recommended, noise = (yield from self.stop.run(work)) or (None, None)
         if noise is not None:
             self.flaw = start_report.NOISE if noise else ""
         self.finished[chores.SETTINGS] = step
