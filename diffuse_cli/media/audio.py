@@ -9,6 +9,7 @@ import wave
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -67,15 +68,6 @@ class Sound(NamedTuple):
     samples: Array
     rate: int
     stored: str
-
-
-def check_installed() -> None:
-    """Check that the library is installed.
-
-    Raises:
-        DataError: it is not installed.
-    """
-    extra_package("soundfile", "audio", "reading sounds needs soundfile")
 
 
 def read_sound(data: bytes) -> Sound:
@@ -319,7 +311,7 @@ MEDIUM = media.Medium(
     space=space,
     encode=encode,
     look=render,
-    prepare=check_installed,
+    prepare=partial(extra_package, "soundfile", "audio", "reading sounds needs soundfile"),
     check=check,
     settled=complete_settings,
     fits={"crop": crop, "pad": crop},  # to pad, `read` leaves out longer sounds
