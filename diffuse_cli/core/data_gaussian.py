@@ -125,24 +125,21 @@ class DataGaussian:
         `like`."""
         import torch
 
-        key = (like.device, like.dtype)
-        if key not in self._copies:
-            with torch.inference_mode(False):  # later gradients may need them
-                self._copies[key] = self._make_tables(like.dtype, like.device)
-        return self._copies[key]
-
-    def _make_tables(self, dtype: torch.dtype, device: torch.device) -> Tables:
-        import torch
-
-        variance = torch.tensor(self.bands, dtype=torch.float64).clamp(min=LEAST)
-        for dim, side in enumerate(self.size, 1):
-            variance = variance.index_select(dim, torch.tensor(assign_bands(side, self.size)))
-        mean = torch.zeros_like(variance)
-        _view_lowest(mean).copy_(torch.tensor(self.mean, dtype=torch.float64))
-        colors = torch.tensor(self.colors, dtype=torch.float64)
-        # Cast on the CPU, because float64 is not on every device.
-        colors, mean, variance = (t.to(dtype).to(device) for t in (colors, mean, variance))
-        return colors, mean, variance, [basis(side, dtype, device) for side in self.size]
+        device, dtype = key = like.device, like.dtype
+        if key in self._copies:
+            return self._copies[key]
+        with torch.inference_mode(False):  # later gradients may need them
+            variance = torch.tensor(self.bands, dtype=torch.float64).clamp(min=LEAST)
+            for dim, side in enumerate(self.size, 1):
+                variance = variance.index_select(dim, torch.tensor(assign_bands(side, self.size)))
+            mean = torch.zeros_like(variance)
+            _view_lowest(mean).copy_(torch.tensor(self.mean, dtype=torch.float64))
+            colors = torch.tensor(self.colors, dtype=torch.float64)
+            # Cast on the CPU, because float64 is not on every device.
+            colors, mean, variance = (t.to(dtype).to(device) for t in (colors, mean, variance))
+            bases = [basis(side, dtype, device) for side in self.size]
+            self._copies[key] = colors, mean, variance, bases
+            return self._copies[key]
 
 
 def measure(read: Callable[[], Iterable[Tensor]], *, bands: bool = True) -> DataGaussian:
