@@ -287,6 +287,11 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
         return self.steps or MOST_STEPS
 
     @property
+    def images_per_step(self) -> int:
+        """The images of a step. 0 until the plan of a run decides on them."""
+        return self.batch_size or 0
+
+    @property
     def distills(self) -> bool:
         """Whether the run distills the model at `init`."""
         return self.loss == CONSISTENCY

@@ -91,7 +91,7 @@ def plan_looks(plan: Plan, steps: int) -> Looks | None:
 
     None without a search, or if the run is too short.
     """
-    if not can_look(plan) or steps * (plan.config.batch_size or 0) < SEEN * len(plan.data.train):
+    if not can_look(plan) or steps * plan.config.images_per_step < SEEN * len(plan.data.train):
         return None
     preview_every = preview_spacing(plan, steps)
     passes = steps * previews.passes_of_step(plan) // LOOKS_SHARE - FEATURES * len(plan.data.images)

@@ -70,7 +70,7 @@ class TrainingEstimate:
     @property
     def images_seen(self) -> int:
         """Samples that the run still sees, each time they are seen."""
-        return (self.config.num_steps - self.step) * (self.config.batch_size or 0)
+        return (self.config.num_steps - self.step) * self.config.images_per_step
 
     def describe_expectation(self) -> str:
         """Return the run of docs/expect.md that is most like this one, if it is of color images."""
@@ -140,7 +140,7 @@ def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | No
     except UsageError:
         return None
     ratio = step_cost.count_operations(plan.blueprint) / step_cost.count_operations(blueprint)
-    return half, int(plan.config.num_steps * (plan.config.batch_size or 0) * ratio)
+    return half, int(plan.config.num_steps * plan.config.images_per_step * ratio)
 
 
 def measure_step_seconds(plan: Plan, accelerator: Accelerator) -> Work[float]:
@@ -148,15 +148,14 @@ def measure_step_seconds(plan: Plan, accelerator: Accelerator) -> Work[float]:
 
     A step that would take longer than QUICK seconds is predicted without building the network.
     """
-    config, processes = plan.config, accelerator.num_processes
-    assert config.batch_size is not None
-    predicted = step_cost.predict_seconds(config, plan.blueprint, config.batch_size, processes)
+    images, processes = plan.config.images_per_step, accelerator.num_processes
+    predicted = step_cost.predict_seconds(plan.config, plan.blueprint, images, processes)
     if predicted > QUICK:
         return predicted
     trainer, times = Trainer(plan, accelerator), list[float]()
     # The first step chooses kernels or compiles.
     while len(times) < WARM_UP + ENOUGH and sum(times[1:]) < QUICK:
-        yield Progress(TASK, len(times), WARM_UP + ENOUGH, plural(config.batch_size, "image"))
+        yield Progress(TASK, len(times), WARM_UP + ENOUGH, plural(images, "image"))
         start = time.monotonic()
         trainer.step(len(times))
         trainer.wait()
@@ -201,8 +200,7 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
         device, processes = accelerator.device.type, accelerator.num_processes
     yield from run_length.warn_of_limited_options(run_config)
     yield from run_length.warn_of_long_run(run_config, seconds, run_config.num_steps - step)
-    assert run_config.batch_size is not None
-    part = -(-run_config.batch_size // (run_config.accumulation * processes))
+    part = -(-run_config.images_per_step // (run_config.accumulation * processes))
     needs = step_cost.estimate_memory(run_config, plan.blueprint, device, processes)
     memory = needs.total_bytes(part, SLACK.get(device, 1.0))
     parameters = count_parameters(plan.blueprint.build_on_meta())

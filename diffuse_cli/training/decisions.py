@@ -127,8 +127,7 @@ def fill_minutes(config: TrainConfig, blueprint: Blueprint, processes: int) -> T
             max(time_budget.SMALLEST, processes * config.accumulation),
         )
         config = with_batch_size(config, batch_size, blueprint.space.dims)
-    assert config.batch_size is not None
-    step = step_cost.predict_seconds(config, blueprint, config.batch_size, processes)
+    step = step_cost.predict_seconds(config, blueprint, config.images_per_step, processes)
     return replace(config, steps=max(time_budget.FIRST, round(seconds / step)))
 
 
@@ -271,9 +270,8 @@ def _choose_augmentations(
                 raise UsageError(text, f"Use {', '.join(suited)}", code="option_unsuited")
     if config.augment is not None:
         return config
-    assert config.batch_size is not None
     count = len(data.train)
-    passes = config.num_steps * config.batch_size / max(count, 1)
+    passes = config.num_steps * config.images_per_step / max(count, 1)
     many = count > AUGMENTED or passes < PASSES
     names = () if many else list_augmentations(blueprint)
     if names:

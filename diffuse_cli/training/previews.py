@@ -103,8 +103,7 @@ def uses_images(plan: Plan) -> bool:
 
 def passes_of_step(plan: Plan) -> int:
     """Return the forward passes that take as long as a step: a backward pass counts as two."""
-    assert plan.config.batch_size is not None
-    return 3 * plan.config.batch_size
+    return 3 * plan.config.images_per_step
 
 
 def passes_of_drawing(plan: Plan, images: int) -> int:

@@ -81,8 +81,7 @@ def start_progress(
         yield _describe_budget(budget)
         progress = ProgressSchedule.of(budget.fill(step, plan_chores(plan)))
     elif config.minutes is not None:
-        assert config.batch_size is not None
-        sizes = config.batch_size, accelerator.num_processes
+        sizes = config.images_per_step, accelerator.num_processes
         pace = step_cost.predict_seconds(config, plan.blueprint, *sizes)
         budget = Budget(config.minutes, pace, used=spent)
         if step:
@@ -140,8 +139,7 @@ def warn_of_limited_options(config: TrainConfig) -> Iterator[Notice]:
 
 def fewest_steps(config: TrainConfig) -> int:
     """Return the steps before a model learns anything: 150 of 64 images, more of fewer images."""
-    assert config.batch_size is not None
-    return math.ceil(FEWEST * math.cbrt(time_budget.SMALLEST / config.batch_size))
+    return math.ceil(FEWEST * math.cbrt(time_budget.SMALLEST / config.images_per_step))
 
 
 def warn_of_few_steps(

@@ -76,8 +76,7 @@ def find_room(
 
 def split_batch(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
     """Return `config` with its batch in parts of at most `room` images, with a warning."""
-    batch_size = config.batch_size
-    assert batch_size is not None
+    batch_size = config.images_per_step
     parts = min(-(-batch_size // (processes * room)), batch_size // processes)
     if parts > config.accumulation:
         yield Notice(

@@ -74,8 +74,7 @@ class Trainer:
         self.plan, self.config, self.accelerator = plan, plan.config, accelerator
         self.device = accelerator.device
         self.progress = optimization.ProgressSchedule.of(self.config.num_steps)
-        assert self.config.batch_size is not None
-        self.batch_size = self.config.batch_size
+        self.batch_size = self.config.images_per_step
         # A run that was split on few processes may resume on many.
         self.accumulation = min(self.config.accumulation, self.most_parts)
         self.batches = Batches(plan, self.batch_size, self.device, self.local_positions)
