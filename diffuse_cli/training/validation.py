@@ -98,7 +98,7 @@ def choose_network(space: Space, samples: Array, device: torch.device) -> featur
         ModelFileError: its weights are missing.
     """
     if can_judge(space):
-        return finish(features.prepare_network(NETWORK, device))
+        return features.load_network(NETWORK, device, finish(features.find_weights(NETWORK)))
     return build_random_network(space, samples, device)
 
 

@@ -109,12 +109,11 @@ def test_the_network_of_images_is_looked_for_where_it_is_needed(kind, key, monke
     space = Space(**{"channels": 1, "size": (8, 8), **kind})
     found = []
 
-    def prepare(*_):
-        yield from ()
+    def load(*_):
         found.append("trained")
         return FeatureNetwork("some", 3, "", CPU, lambda x: x)
 
-    monkeypatch.setattr(features, "prepare_network", prepare)
+    monkeypatch.setattr(features, "load_network", load)
     real = np.random.default_rng(0).integers(0, 9, (4, *space.shape)).astype(np.uint8)
     real = real.astype(np.float32) if space.levels is None else real
     config, process = EvalConfig(subject="m", data="d"), Accelerator(cpu=True)

@@ -140,15 +140,6 @@ def load_network(name: str, device: str | torch.device, file: Path) -> FeatureNe
     return FeatureNetwork(name, module.DIM, module.PUBLISHED.sha256, device, forward, module.RESIZE)
 
 
-def prepare_network(
-    name: str, device: str | torch.device, file: str | Path | None = None
-) -> Work[FeatureNetwork]:
-    """Load a network with the weights of `file`, or by default of the file that `find_weights`
-    returns."""
-    path = Path(file) if file is not None else (yield from find_weights(name))
-    return load_network(name, device, path)
-
-
 @contextlib.contextmanager
 def use_float32() -> Iterator[None]:
     """Make GPUs compute in float32 inside the block. TF32 would change features by 1e-3."""

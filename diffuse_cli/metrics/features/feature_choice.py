@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -117,7 +118,9 @@ def load_trained_network(
                 failed = error
         for reason in filter(None, Team.from_accelerator(accelerator).gather(failed)):
             raise reason
-    return (yield from features.prepare_network(name, device, config.feature_weights))
+    file = config.feature_weights
+    path = Path(file) if file is not None else (yield from features.find_weights(name))
+    return features.load_network(name, device, path)
 
 
 def choose_network(
