@@ -6,7 +6,6 @@ Files in the cache also work without a network.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import re
 from collections import Counter
@@ -132,6 +131,60 @@ class HubListing:
                 path=self.title,
             )
 
+    def download_file(self, file: HubFile) -> None:
+        """Download a file into the cache, whole or not at all.
+
+        Raises:
+            DataError, ModelFileError: it cannot be downloaded, or its size or SHA-256 is wrong.
+        """
+        import huggingface_hub as hub
+
+        kind, repo, commit = self.kind, self.repo, self.commit
+        try:
+            location = hub.hf_hub_download(
+                repo, file.name, repo_type=kind.repo_type, revision=commit
+            )
+        except Exception as error:
+            raise_if_full(error)
+            why = reason(error, kind, repo, commit)
+            text = f"cannot download {shorten(file.name)} of {self.title}: {why}"
+            hint = "Run the command again. It keeps complete files"
+            raise kind.error(text, hint, code="hub_failed", path=self.title) from error
+        path = Path(location)
+        size = path.stat().st_size
+        if (file.size is not None and size != file.size) or (
+            file.sha256 is not None and files.sha256(path) != file.sha256
+        ):
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise kind.error(
+                f"{shorten(file.name)} of {self.title} does not match its size or checksum on "
+                "the Hub, and was deleted",
+                "Run the command again",
+                code="hub_failed",
+                path=self.title,
+            )
+
+    def download_missing(self, hub_files: Sequence[HubFile]) -> Iterator[tuple[int, int]]:
+        """Download files that are not in the cache, and yield the number of files there and of all.
+
+        Raises:
+            DataError, ModelFileError: see `download_file`, or the Hub does not answer.
+        """
+        missing = [file for file in hub_files if not self.path(file).is_file()]
+        total, num_cached = len(hub_files), len(hub_files) - len(missing)
+        if not missing:
+            return
+        yield num_cached, total
+        self.check_online(len(missing), total)
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="diffuse-hub") as pool:
+            try:
+                for _ in pool.map(self.download_file, missing):
+                    num_cached += 1
+                    yield num_cached, total
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
 
 def package(kind: RepositoryKind, repo: str) -> Any:
     """Import huggingface_hub, and turn off its output.
@@ -176,62 +229,6 @@ def list_repository(repo: str, revision: str, kind: RepositoryKind = DATASET) ->
             with contextlib.suppress(OutputError):
                 files.write_json(record, {"commit": answer.sha, "files": entries})
     return listing
-
-
-def download_file(listing: HubListing, file: HubFile) -> None:
-    """Download a file into the cache, whole or not at all.
-
-    Raises:
-        DataError, ModelFileError: it cannot be downloaded, or its size or SHA-256 is wrong.
-    """
-    import huggingface_hub as hub
-
-    kind, repo, commit = listing.kind, listing.repo, listing.commit
-    try:
-        location = hub.hf_hub_download(repo, file.name, repo_type=kind.repo_type, revision=commit)
-    except Exception as error:
-        raise_if_full(error)
-        why = reason(error, kind, repo, commit)
-        text = f"cannot download {shorten(file.name)} of {listing.title}: {why}"
-        hint = "Run the command again. It keeps complete files"
-        raise kind.error(text, hint, code="hub_failed", path=listing.title) from error
-    path = Path(location)
-    size = path.stat().st_size
-    if (file.size is not None and size != file.size) or (
-        file.sha256 is not None and files.sha256(path) != file.sha256
-    ):
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise kind.error(
-            f"{shorten(file.name)} of {listing.title} does not match its size or checksum on "
-            "the Hub, and was deleted",
-            "Run the command again",
-            code="hub_failed",
-            path=listing.title,
-        )
-
-
-def download_missing(
-    listing: HubListing, hub_files: Sequence[HubFile]
-) -> Iterator[tuple[int, int]]:
-    """Download files that are not in the cache, and yield the number of files there and of all.
-
-    Raises:
-        DataError, ModelFileError: see `download_file`, or the Hub does not answer.
-    """
-    missing = [file for file in hub_files if not listing.path(file).is_file()]
-    total, num_cached = len(hub_files), len(hub_files) - len(missing)
-    if not missing:
-        return
-    yield num_cached, total
-    listing.check_online(len(missing), total)
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="diffuse-hub") as pool:
-        try:
-            for _ in pool.map(functools.partial(download_file, listing), missing):
-                num_cached += 1
-                yield num_cached, total
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _make_listing(

@@ -156,7 +156,7 @@ def _hint(listing: HubListing, title: str, extensions: tuple[str, ...]) -> str:
 def _download(listing: HubListing, names: Sequence[str]) -> Work[Path]:
     """Download files into the cache, and return the path of the first."""
     requested_files = [file for file in listing.files if file.name in {*names}]
-    for num_cached, total in hub.download_missing(listing, requested_files):
+    for num_cached, total in listing.download_missing(requested_files):
         yield Progress("downloading files", num_cached, total)
     if listing.why:
         yield Notice(f"{listing.title} is taken from the cache, as {listing.why}", warning=True)

@@ -146,7 +146,7 @@ def chosen(monkeypatch, tmp_path, listed):
         got.clear()
         name = listed(names)
         with monkeypatch.context() as patch:
-            patch.setattr(hub, "download_file", lambda _, file: got.append(file.name))
+            patch.setattr(hub.HubListing, "download_file", lambda _, file: got.append(file.name))
             patch.setattr(sources, "open_source", open_it)
             patch.setattr(hub_dataset, "Folder", lambda path, names: open_it(path))
             hub_dataset.HubDataset.open(name / path)

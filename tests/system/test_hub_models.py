@@ -110,7 +110,7 @@ def test_of_diffusers_the_network_and_the_scheduler_are_downloaded(
     got: list[str] = []
     monkeypatch.setattr(hub_models, "KNOWN", {})
     monkeypatch.setattr(hub, "list_repository", lambda *name: listing)
-    monkeypatch.setattr(hub, "download_file", lambda _, file: got.append(file.name))
+    monkeypatch.setattr(hub.HubListing, "download_file", lambda _, file: got.append(file.name))
     assert finish(hub_models.fetch_source("hf://a/b")) == listing.snapshot
     assert sorted(got) == [
         "config.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",

@@ -50,7 +50,7 @@ class HubDataset(base.Source):
             DataError: the data set does not exist, cannot be downloaded, or arrives damaged.
         """
         subset = _select_files(str(path))
-        yield from hub.download_missing(subset.listing, subset.files)
+        yield from subset.listing.download_missing(subset.files)
 
     @classmethod
     def open(cls, path: Path) -> base.Source:
