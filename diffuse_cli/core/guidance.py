@@ -74,6 +74,17 @@ def threshold(denoise: Denoise, percentile: float, process: Process | None = Non
     return _change_x0(denoise, process, thresholded)
 
 
+def clamp_denoised(
+    denoise: Denoise, denoiser: Denoiser, percentile: float | None = None
+) -> Denoise:
+    """Apply `clip` or `threshold` to a wrapper of `denoiser`, unless its data are floats."""
+    if denoiser.levels is None:
+        return denoise
+    if percentile is None:
+        return clip(denoise, denoiser.process)
+    return threshold(denoise, percentile, denoiser.process)
+
+
 def _change_x0(
     denoise: Denoise, process: Process | None, change: Callable[[Tensor], Tensor]
 ) -> Denoise:

@@ -17,7 +17,7 @@ from diffuse_cli.system import lookup, translate_errors
 if TYPE_CHECKING:
     from torch import nn
 
-    from diffuse_cli.core import DataGaussian, Denoise, Denoiser, Process, Reference
+    from diffuse_cli.core import DataGaussian, Denoiser, Process, Reference
     from diffuse_cli.core.networks import Network
 
 
@@ -197,16 +197,3 @@ def make_denoiser(
     with translate_errors():
         target, variance = diffusion.target, diffusion.variance
         return Denoiser(net, process, target, variance, levels, reference=reference)
-
-
-def clamp_denoised(
-    denoise: Denoise, denoiser: Denoiser, percentile: float | None = None
-) -> Denoise:
-    """Wrap `denoise` to clamp x_0 to [-1, 1], or threshold it at a percentile. Not for floats."""
-    from diffuse_cli.core.guidance import clip, threshold
-
-    if denoiser.levels is None:
-        return denoise
-    if percentile is None:
-        return clip(denoise, denoiser.process)
-    return threshold(denoise, percentile, denoiser.process)

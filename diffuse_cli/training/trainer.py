@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from diffuse_cli.core import TIMESTEP_DRAWS, Denoiser
 from diffuse_cli.core.augmentations import count_draws, count_parameters
+from diffuse_cli.core.guidance import clamp_denoised
 from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import History, locate_timesteps
 from diffuse_cli.core.networks import run_checkpointed
 from diffuse_cli.media import Indices
-from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.system import UsageError, is_out_of_memory, lookup, rng
 from diffuse_cli.training import ema_weights, optimization, teacher
 from diffuse_cli.training.batches import Batches, Changes

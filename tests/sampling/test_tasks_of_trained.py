@@ -17,9 +17,9 @@ from PIL import Image
 
 from diffuse_cli.core import RESTORATIONS, SAMPLERS
 from diffuse_cli.core.degradations import parse
+from diffuse_cli.core.guidance import clamp_denoised
 from diffuse_cli.core.restoration import enforce_consistency
 from diffuse_cli.models import model_file
-from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system.rng import image_noise
 

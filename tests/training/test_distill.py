@@ -19,8 +19,8 @@ from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Denoiser
 from diffuse_cli.core.distillation import solve_trajectory
+from diffuse_cli.core.guidance import clamp_denoised
 from diffuse_cli.models import model_file, tensor_file
-from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.sampling_settings import resolve_settings
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError

@@ -20,11 +20,11 @@ from diffuse_cli import media
 from diffuse_cli.commands.noise_demo import demo_page, forward_process
 from diffuse_cli.config.task_options import DemoConfig
 from diffuse_cli.core import SAMPLERS
+from diffuse_cli.core.guidance import clamp_denoised
 from diffuse_cli.data import read_images
 from diffuse_cli.media import MEDIA, Array, figures
 from diffuse_cli.media.image.decoding import read_image
 from diffuse_cli.metrics import nearest_neighbors
-from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.conditioning import check_request, find_labels
 from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser

@@ -29,6 +29,7 @@ from diffuse_cli.core import (
     restoration,
     samplers,
 )
+from diffuse_cli.core.guidance import clamp_denoised
 from diffuse_cli.core.solvers import Noise
 from diffuse_cli.media import Array, Size
 from diffuse_cli.models.blueprint import clamp_denoised
