@@ -297,17 +297,13 @@ def _read_samples(
     """
     cache = run.cache / part if run else None
     index = run.index / f"{part or 'images'}.jsonl" if run else None
-    if several and cache and not several.is_local_main_process:
-        several.wait_for_everyone()
-        with _print_everywhere():
-            images = open_index(cache)
-        several.wait_for_everyone()
-        return images
     # Several processes map a file, so that they share its memory.
     held = 0 if several else max(0, free_memory("cpu")) // MAPPED_SHARE
     with translate_errors():
         layout = resolve_layout(config.layout, config.alpha)
-    with _print_everywhere() if several else contextlib.nullcontext():
+    with _take_turns(several) if several else contextlib.nullcontext():
+        if several and cache and not several.is_local_main_process:
+            return open_index(cache)
         images = yield from read_images(
             config.data,
             size=config.size,
@@ -330,23 +326,21 @@ def _read_samples(
         )
         if several and cache:
             save_index(images, cache)
-    if several and cache:
-        several.wait_for_everyone()
-        several.wait_for_everyone()
     return images
 
 
 @contextlib.contextmanager
-def _print_everywhere() -> Iterator[None]:
-    """Let this process print its errors in reading, which the first process may not have.
+def _take_turns(several: Accelerator) -> Iterator[None]:
+    """Let the first process of each machine read its files before the others.
 
-    Each machine reads its own files.
+    Each process prints its errors in reading, which the first process may not have.
     """
-    try:
-        yield
-    except (DataError, OutputError, UsageError) as error:
-        error.mark_local()
-        raise
+    with several.local_main_process_first():
+        try:
+            yield
+        except (DataError, OutputError, UsageError) as error:
+            error.mark_local()
+            raise
 
 
 def choose_kept_bytes(config: TrainConfig, cache: Path | None, held: int) -> int:

@@ -290,7 +290,7 @@ def test_machines_with_a_checkpoint_each_do_not_wait_for_each_other(
 def test_a_process_that_cannot_map_the_images_of_its_machine_says_why(tmp_path):
     process: Any = SimpleNamespace(
         num_processes=2, is_main_process=False, is_local_main_process=False,
-        wait_for_everyone=lambda: None,
+        local_main_process_first=contextlib.nullcontext,
     )  # fmt: skip
     config, run = TrainConfig(data="data"), RunDirectory(tmp_path / "model.safetensors")
     with pytest.raises(DataError) as raised:
