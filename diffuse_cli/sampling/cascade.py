@@ -29,7 +29,6 @@ from diffuse_cli.sampling.job import (
     SampleFiles,
     SamplingJob,
     Stage,
-    array_file,
     load_stage,
     open_folder,
     split_parts,
@@ -258,7 +257,7 @@ class CascadeJob(SamplingJob):
         """Return the names of a part's files, and of arrays that grid and animation show."""
         arrays = {"frames": self.moving, "inputs": self.grid_indices}
         names = [name for name, indices in arrays.items() if part.start in indices]
-        return [*super().list_files(part), *(array_file(part, name) for name in names)]
+        return [*super().list_files(part), *(self.name_array(part, name) for name in names)]
 
     def begin(self) -> list[range] | None:
         """Return the parts to generate, None if the job is complete or packed."""
@@ -318,7 +317,7 @@ class CascadeJob(SamplingJob):
     def _load_arrays(self, name: str, indices: range) -> list[Array]:
         """Return arrays of the first samples, which are kept until the job ends, by part."""
         parts = [part for part in self.parts if part.start in indices]
-        return [np.load(self.folder / array_file(part, name)) for part in parts]
+        return [np.load(self.folder / self.name_array(part, name)) for part in parts]
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return the smallest `-n` that includes these samples, gaps in it, and the conditions."""

@@ -262,6 +262,10 @@ class SamplingJob(ABC):
         """Return the names of a part's files."""
         return [self.record.name(i) for i in part]
 
+    def name_array(self, part: range, name: str) -> str:
+        """Return the name of the file with an array of a part, which is removed at the end."""
+        return f"{journal.WORK}/{part.start}-{part.stop}.{name}.npy"
+
     def begin(self) -> list[range] | None:
         """Return the parts to generate, None if the job is complete."""
         parts = {part: self.list_files(part) for part in self.parts}
@@ -320,7 +324,8 @@ class SamplingJob(ABC):
             encoded = (self.medium.encode(sample, self.space) for sample in state.samples)
             names = (self.record.name(i) for i in part)
             contents = dict(zip(names, encoded, strict=True))
-            contents |= {array_file(part, name): to_npy(x) for name, x in state.arrays.items()}
+            arrays = state.arrays.items()
+            contents |= {self.name_array(part, name): to_npy(array) for name, array in arrays}
             self.record.add(f"{part.start}-{part.stop}", contents)
             written += len(part)
 
@@ -355,11 +360,6 @@ def split_parts(indices: range, size: int) -> list[range]:
     first, last = indices.start // size, (indices.stop - 1) // size
     blocks = ((k * size, (k + 1) * size) for k in range(first, last + 1))
     return [range(max(start, indices.start), min(stop, indices.stop)) for start, stop in blocks]
-
-
-def array_file(part: range, name: str) -> str:
-    """Return the name of the file with an array of a part, which a job removes at its end."""
-    return f"{journal.WORK}/{part.start}-{part.stop}.{name}.npy"
 
 
 @contextlib.contextmanager
