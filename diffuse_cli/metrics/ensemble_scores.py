@@ -7,10 +7,8 @@ needs no thinning of points, and no length of their dependence.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,23 +16,10 @@ from torch.nn import functional
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import spectrum
-from diffuse_cli.metrics.estimates import average, measure_inner_variance, moments, standard_errors
-from diffuse_cli.metrics.presentation import SIGNIFICANT
-
-FEWEST = 10
-"""Fewer fields are too few for a verdict."""
-
-NOTABLE = 0.1
-"""Difference of the ratio from 1, and bias as a fraction of the error, that count as close."""
-
-RELATED = 2
-"""Standard errors by which members must be farther from another field than from their own."""
+from diffuse_cli.metrics.estimates import measure_inner_variance, moments
 
 EDGES = 2.0 ** np.arange(-5, 2)
 """Edges of the bins of spread, in standard deviations of real values."""
-
-COVERED = {"coverage_50": 0.5, "coverage_90": 0.9}
-"""Fraction of the central interval of each coverage."""
 
 LEAST = 1e-300
 
@@ -185,78 +170,3 @@ def _error_and_spread(members: Array, truth: Array) -> tuple[Array, Array]:
     # Fortin et al. 2014: the mean of M members has 1 / M of their variance more error.
     error, variance = members.mean(0) - truth, members.var(0, ddof=1)
     return np.asarray(error), np.asarray((1 + 1 / len(members)) * variance)
-
-
-def linearize_ratio(spread: Array, squares: Array) -> Array:
-    """Return the ratio of spread to error of fields, from their squares (N, ...)."""
-    sums = np.maximum(spread.mean(0), LEAST), np.maximum(squares.mean(0), LEAST)
-    return np.asarray(np.sqrt(sums[0] / sums[1]) * (1 + (spread / sums[0] - squares / sums[1]) / 2))
-
-
-MEANS = (
-    "crps", "crps_of_climatology", "crps_of_given", "mae_of_mean", "crps_of_mean_field",
-    "energy_score",
-)  # fmt: skip
-
-
-def linearize(scores: EnsembleScores) -> dict[str, Array]:
-    """Return a value of each field and channel by key, (N, C).
-
-    Their mean is the value of all fields, and their standard error is its standard error to first
-    order.
-    """
-    values = {key: scores.column(key) for key in MEANS if key in scores.fields[0]}
-    spread, squares = scores.column("squared_spread"), scores.column("squared_error")
-    rmse = np.sqrt(np.maximum(squares.mean(0), LEAST))
-    values["rmse_of_mean"] = rmse + (squares - squares.mean(0)) / (2 * rmse)
-    values["spread_error_ratio"] = linearize_ratio(spread, squares)
-    # The reliability index: the distance of the rank histogram (Hamill 2001) from a flat one.
-    excess = scores.column("ranks") - 1 / (scores.members + 1)
-    values["rank_reliability"] = (np.sign(excess.mean(0)) * excess).sum(2)
-    # A rank is an interval of probability. Its part in the central interval counts, so the right
-    # value is the fraction itself, also if it lies between the ranks of few members.
-    ends = np.arange(scores.members + 2) / (scores.members + 1)
-    for key, fraction in COVERED.items():
-        inside = np.diff(np.clip(ends, (1 - fraction) / 2, (1 + fraction) / 2))
-        values[key] = scores.column("ranks") @ inside * (scores.members + 1)
-    return values
-
-
-def judge(scores: EnsembleScores) -> list[dict[str, Any]]:
-    """Return the kind of each finding, with its values in the channel where it is clearest.
-
-    A finding is significant and notable in a channel. Fewer than `FEWEST` fields have none.
-    """
-    count, channels = len(scores.fields), len(scores.scale)
-    if count < FEWEST:
-        return []
-    # A union bound over channels, and the first term from the normal to Student's distribution
-    # (Cornish & Fisher 1938), because standard errors come from few fields.
-    limit = math.sqrt(SIGNIFICANT**2 + 2 * math.log(channels))
-    limit += (limit**3 + limit) / (4 * (count - 1))
-    findings: list[dict[str, Any]] = []
-
-    def add(kind: str, values: Array, notable: Array, right: float, limit: float) -> bool:
-        """Add a finding if a notable mean is more than `limit` standard errors from `right`."""
-        steps = np.abs(values.mean(0) - right) / np.maximum(standard_errors(values), LEAST)
-        channel = int(np.where(notable, steps, -1).argmax())
-        if is_clear := bool(notable[channel] and steps[channel] >= limit):
-            outside = float(scores.column("ranks")[:, channel, [0, -1]].sum(1).mean())
-            entries = average(values[:, channel]).to_entries("value")
-            findings.append({"kind": kind, "channel": channel, **entries, "outside": outside})
-        return is_clear
-
-    farther, every = scores.column("farther")[1:], np.ones(channels, np.bool_)
-    if (farther.mean(0) < RELATED * standard_errors(farther)).all():
-        add("unrelated", farther, every, 0, 0)
-    error, squares = scores.column("error"), scores.column("squared_error")
-    bias = error.mean(0)
-    biased = np.square(bias) > np.square(NOTABLE) * squares.mean(0)
-    if add("biased", error, biased, 0, limit):
-        squares = squares - np.where(biased, 2 * bias * error - bias**2, 0)  # errors without it
-    ratio = linearize_ratio(scores.column("squared_spread"), squares)
-    add("under-dispersive", ratio, ratio.mean(0) < 1 - NOTABLE, 1, limit)
-    add("over-dispersive", ratio, ratio.mean(0) > 1 + NOTABLE, 1, limit)
-    if not findings:
-        add("reliable", ratio, every, 1, 0)
-    return findings

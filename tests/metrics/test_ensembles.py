@@ -15,10 +15,9 @@ from diffuse_cli.metrics.ensemble_scores import (
     EnsembleScores,
     energy_score,
     fair_crps,
-    judge,
-    linearize,
     rank_frequencies,
 )
+from diffuse_cli.metrics.ensembles import judge, linearize
 
 NOISE = 0.5
 """Standard deviation of the noise of observations."""
