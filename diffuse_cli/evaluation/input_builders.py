@@ -23,7 +23,6 @@ from diffuse_cli.metrics import (
     paired,
     spectrum,
 )
-from diffuse_cli.metrics.ensemble_scores import EnsembleScores
 from diffuse_cli.metrics.features.feature_cache import cache_features, compute_features
 from diffuse_cli.metrics.nearest_neighbors import NearestDistances
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
@@ -284,7 +283,7 @@ def _make_ensembles(evaluation: EvaluationRun) -> Work[None]:
     """Score the ensemble of each real sample, a few at a time, on the first process."""
     config, real, more = evaluation.config, evaluation.real, evaluation.more.samples[:CLIMATE]
     count = config.members or ensembles.MEMBERS
-    scores = EnsembleScores.from_real(count, real.samples)
+    scores = ensembles.EnsembleScores.from_real(count, real.samples)
     at_once = max(1, MOST_VALUES // (count * real.samples[0].size))
     for start in range(0, len(real), at_once):
         rows = range(start, min(start + at_once, len(real)))

@@ -25,7 +25,7 @@ from diffuse_cli.metrics.presentation import read_measurement as read_measuremen
 if TYPE_CHECKING:
     from diffuse_cli.media import Array
     from diffuse_cli.metrics.channel_distributions import Marginals
-    from diffuse_cli.metrics.ensemble_scores import EnsembleScores
+    from diffuse_cli.metrics.ensembles import EnsembleScores
     from diffuse_cli.metrics.nearest_neighbors import NearestDistances
     from diffuse_cli.metrics.paired import PairedValues
     from diffuse_cli.metrics.spectrum import Spectra
@@ -76,7 +76,6 @@ METRICS = Metrics(
     __path__,
     helpers=(
         "channel_distributions",
-        "ensemble_scores",
         "features",
         "nearest_neighbors",
         "presentation",

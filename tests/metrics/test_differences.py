@@ -24,7 +24,7 @@ from diffuse_cli.metrics import (
     numbers,
     spectrum,
 )
-from diffuse_cli.metrics.ensemble_scores import EnsembleScores
+from diffuse_cli.metrics.ensembles import EnsembleScores
 from diffuse_cli.metrics.nearest_neighbors import NearestDistances
 
 PAIRS = 200

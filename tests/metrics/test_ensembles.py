@@ -11,13 +11,14 @@ import pytest
 import scoringrules
 
 from diffuse_cli.metrics import METRICS, Facts, ensembles, numbers
-from diffuse_cli.metrics.ensemble_scores import (
+from diffuse_cli.metrics.ensembles import (
     EnsembleScores,
     energy_score,
     fair_crps,
+    judge,
+    linearize,
     rank_frequencies,
 )
-from diffuse_cli.metrics.ensembles import judge, linearize
 
 NOISE = 0.5
 """Standard deviation of the noise of observations."""

@@ -12,7 +12,7 @@ from conftest import manifest
 from PIL import Image
 
 from diffuse_cli.metrics import ensembles
-from diffuse_cli.metrics.ensemble_scores import EnsembleScores
+from diffuse_cli.metrics.ensembles import EnsembleScores
 
 QUICK = ("--steps", 2, "--precision", "fp32", "--no-grid")
 
