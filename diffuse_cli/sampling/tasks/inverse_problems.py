@@ -32,7 +32,6 @@ from diffuse_cli.core import (
 from diffuse_cli.core.guidance import clamp_denoised
 from diffuse_cli.core.solvers import Noise
 from diffuse_cli.media import Array, Size
-from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.models.image_conditioning import check_observed_files, observed_space
 from diffuse_cli.sampling import input_pictures
 from diffuse_cli.sampling.generation import to_stored
