@@ -146,7 +146,7 @@ def _inspect_run(config: InfoConfig, run: Path) -> Work[Report]:
     )
     step = int(max([row["step"] for row in log] + [file.model.step if file else 0]))
     process = outputs.holder(run / run_reader.LOCK)
-    left = (steps - step) * batch / speed if process and speed else None
+    seconds_left = (steps - step) * batch / speed if process and speed else None
     again = run_reader.resume_line(str(settings.get("data")), str(run_reader.model_path(run)))
     resume = again if process is None and step < steps else None
     values = {
@@ -158,7 +158,7 @@ def _inspect_run(config: InfoConfig, run: Path) -> Work[Report]:
         "loss": loss,
         "held_out_loss": held_out_loss,
         "images_per_second": speed,
-        "seconds_left": left,
+        "seconds_left": seconds_left,
         "resume": resume,
         "model": model,
     }
@@ -166,7 +166,7 @@ def _inspect_run(config: InfoConfig, run: Path) -> Work[Report]:
         return values, parts
     state = "finished" if step >= steps else "stopped"
     if process is not None:
-        wait = f", {format_seconds(left)} left" if left is not None else ""
+        wait = f", {format_seconds(seconds_left)} left" if seconds_left is not None else ""
         state = f"running in process {process}{wait}"
     many = MEDIA[file.model.blueprint.space.medium].many if file else "samples"
     losses = [str(Measurement(loss))] if loss is not None else []

@@ -175,10 +175,10 @@ class Trajectories:
             return {t: self.look(samples[t]) for t in times}
 
         levels = forward_process.format_levels(self.process, times)
-        off = {t: f"off by {self.format_distance(self.measure_distance(t))}" for t in times}
+        errors = {t: f"off by {self.format_distance(self.measure_distance(t))}" for t in times}
         rows = [
             demo_page.Row("forward", BLUE, look(self.forward.x), levels),
-            demo_page.Row("expected", BLUE, look(self.forward.x0), off),
+            demo_page.Row("expected", BLUE, look(self.forward.x0), errors),
             demo_page.Row("reverse", RED, look(self.reverse.x)),
             demo_page.Row("expected", RED, look(self.reverse.x0)),
         ]
