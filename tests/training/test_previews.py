@@ -27,8 +27,9 @@ def previews(run=RUN):
 
 def plan_of(steps, batch_size=64, held_out=96, classes=0, train=0):
     config = SimpleNamespace(
-        steps=steps, batch_size=batch_size, num_timesteps=1000, label_dropout=0.1, loss="simple",
-        preview_every=None, eval_every=None, save_every=None, keep_weak=True, distills=False,
+        steps=steps, batch_size=batch_size, images_per_step=batch_size, num_timesteps=1000,
+        label_dropout=0.1, loss="simple", preview_every=None, eval_every=None, save_every=None,
+        keep_weak=True, distills=False,
     )  # fmt: skip
     conditions = Conditions(classes=tuple(map(str, range(classes))))
     blueprint = SimpleNamespace(conditions=conditions, wiener=False)
