@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import pickle
 import re
 import shlex
@@ -267,6 +268,38 @@ def write_netcdf(
             stored = values[:, rows][:, :, columns].transpose(axes)
             variable[:] = stored.reshape(members, -1, *stored.shape[1:]) if members else stored
     return path
+
+
+PATIENT, LITTLE_ENDIAN = "Marked^Patient", "1.2.840.10008.1.2.1"
+TEXTS = {"AE", "AS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"}
+
+
+def dicom(
+    values: np.ndarray, names: str = PATIENT, syntax: str = LITTLE_ENDIAN, **elements: Any
+) -> bytes:
+    """Return a DICOM file with a text in every element that is a text."""
+    import pydicom
+    from pydicom.datadict import DicomDictionary
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = syntax, CTImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    file = FileDataset("x.dcm", {}, file_meta=meta, preamble=bytes(128))
+    for tag, (kind, *_, keyword) in DicomDictionary.items():
+        if kind in TEXTS and keyword and 0x0008_0000 <= tag < 0x7000_0000:
+            file.add_new(tag, kind, names[:16])
+    file.Rows, file.Columns = values.shape[-2:]
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.BitsAllocated = file.BitsStored = 8 * values.dtype.itemsize
+    file.HighBit, file.PixelRepresentation = file.BitsStored - 1, int(values.dtype.kind == "i")
+    file.add_new("PixelData", "OW", values.tobytes())
+    for name, value in elements.items():
+        setattr(file, name, value)
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, file)
+    return buffer.getvalue()
 
 
 def write_sounds(folder: Path) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, in_process
+from lab import dicom, write_netcdf
 from openai_oracle import checkpoint
 from PIL import Image
 
@@ -91,10 +93,52 @@ def write_phone(folder: Path) -> None:
     (folder / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
 
-def write_fields(folder: Path) -> None:
+def fields_of(side: int) -> Callable[[Path], None]:
+    """Return a function that writes COUNT fields of two channels."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for k in range(COUNT):
+            np.save(folder / f"{k}.npy", np.random.default_rng(k).normal(size=(2, side, side)))
+
+    return write
+
+
+def write_map(path: Path) -> None:
+    """Write a map of three labels."""
+    Image.fromarray(np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE) % 3).save(path)
+
+
+def write_maps(folder: Path) -> None:
+    """Write the map of each of the images of `folder_of`."""
+    folder_of(SIDE, "L")(folder)
+    for path in folder.rglob("*.png"):
+        write_map(path)
+
+
+def write_era5(path: Path) -> None:
+    """Write COUNT hours of two variables."""
+    fields = np.random.default_rng(0).normal(280, 5, (2, COUNT, SIDE, SIDE))
+    degrees = np.arange(SIDE) * 10.0
+    write_netcdf(path, fields, 80 - degrees, degrees)
+
+
+def write_volumes(folder: Path) -> None:
+    """Write volumes of 64 x 64 x 64."""
     folder.mkdir()
-    for k in range(COUNT):
-        np.save(folder / f"{k}.npy", np.random.default_rng(k).normal(size=(2, SIDE, SIDE)))
+    for k in range(10):
+        values = np.random.default_rng(k).normal(size=(64, 64, 64)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / f"{k}.nii.gz")
+
+
+def write_slices(folder: Path) -> None:
+    """Write series of 32 slices of 64 x 64."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for k in range(320):
+        place = {"SeriesInstanceUID": f"1.2.{k // 32}", "InstanceNumber": k % 32}
+        values = draw.integers(0, 4096, (64, 64)).astype(np.int16)
+        (folder / f"{k}.dcm").write_bytes(dicom(values, **place))
 
 
 def write_cells(folder: Path) -> None:
@@ -173,7 +217,13 @@ NAMED: dict[str, Callable[[Path], Any]] = {
     "scans": write_scans,
     "vectors.npz": write_vectors,
     "new.npy": lambda path: np.save(path, np.ones((2, 64))),
-    "fields": write_fields,
+    "maps": write_maps,
+    "map.png": write_map,
+    "fields": fields_of(SIDE),
+    "coarse": fields_of(SIDE),
+    "era5.nc": write_era5,
+    "volumes": write_volumes,
+    "slices": write_slices,
     "cells": write_cells,
     "words": write_words,
     "shards": write_shards,
@@ -191,6 +241,7 @@ NAMED: dict[str, Callable[[Path], Any]] = {
     "b.safetensors": trained("images"),
     "small.safetensors": trained("small-photos"),
     "grey.safetensors": trained("fashion"),
+    "longer.safetensors": trained("fields", "--given", "coarse"),
     "garments.run": trained("examples/fashion-mnist.zip"),
     "tiny.safetensors": trained("examples/fashion-mnist.zip"),
 }
@@ -198,7 +249,7 @@ NAMED: dict[str, Callable[[Path], Any]] = {
 
 
 def first_part(path: str) -> str:
-    return path.removeprefix("./").split("/")[0]
+    return path.removeprefix("./").partition("::")[0].split("/")[0]
 
 
 def write_named(words: list[str]) -> None:

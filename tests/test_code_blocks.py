@@ -310,7 +310,7 @@ def fewer(command: Command) -> list[str]:
     """Return the arguments of a `diffuse` command, with less to do."""
     _, name, *rest = with_values(command.words)
     options = FEWER.get(name, {})
-    if "samples" in rest[0]:  # no model
+    if first_part(rest[0]).startswith(("samples", "members")):  # no model
         options = {"-n": 8}
     kept = [
         word

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import os
 import sys
 from pathlib import Path
@@ -16,19 +15,16 @@ import peak_memory
 import pydicom
 import pytest
 from image_corpus import fill, read, within
+from lab import PATIENT, dicom
 from pydicom.data import get_testdata_file
-from pydicom.datadict import DicomDictionary
-from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.pixels import apply_rescale
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from diffuse_cli.media import array
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array import nifti as scanner_files
 from diffuse_cli.system.errors import INSTALL, DataError
 
-PATIENT = "Marked^Patient"
-TEXTS = {"AE", "AS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"}
 VOLUME = np.random.default_rng(2).normal(size=(5, 6, 7))
 
 
@@ -78,27 +74,6 @@ def test_scaled_integers_and_other_dimensions():
     several = decode(nifti(np.stack([VOLUME, 2 * VOLUME], -1)))
     np.testing.assert_allclose(several.values[1], 2 * several.values[0])
     assert several.layout == "CDHW"
-
-
-def dicom(values, names=PATIENT, syntax=ExplicitVRLittleEndian, **elements) -> bytes:
-    """A file with a text in every element that is a text."""
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = syntax, CTImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    file = FileDataset("x.dcm", {}, file_meta=meta, preamble=bytes(128))
-    for tag, (kind, *_, keyword) in DicomDictionary.items():
-        if kind in TEXTS and keyword and 0x0008_0000 <= tag < 0x7000_0000:
-            file.add_new(tag, kind, names[:16])
-    file.Rows, file.Columns = values.shape[-2:]
-    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
-    file.BitsAllocated = file.BitsStored = 8 * values.dtype.itemsize
-    file.HighBit, file.PixelRepresentation = file.BitsStored - 1, int(values.dtype.kind == "i")
-    file.add_new("PixelData", "OW", values.tobytes())
-    for name, value in elements.items():
-        setattr(file, name, value)
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, file)
-    return buffer.getvalue()
 
 
 SLICE = np.random.default_rng(3).integers(0, 4096, (6, 8)).astype(np.int16)
