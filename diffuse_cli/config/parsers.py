@@ -1,5 +1,4 @@
-"""Values from the command line and from TOML: sizes, colors, lists, intervals, betas,
-vectors."""
+"""Values from the command line and TOML: sizes, colors, lists, intervals, betas, vectors."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -97,10 +96,11 @@ class Cascade:
 
     def generate_samples(self, part: range, accelerator: Accelerator) -> Array:
         """Return the samples with these indices as stored, generated in one batch."""
-        states = self.generate_states(part, accelerator)
-        *_, samples, _ = deque(states, maxlen=1).pop()  # one at a time, to save memory
-        assert samples is not None
-        return samples
+        last_samples: Array | None = None
+        for _, _, samples, _ in self.generate_states(part, accelerator):
+            last_samples = samples  # one state at a time, to save memory
+        assert last_samples is not None
+        return last_samples
 
     def list_indices(self, config: SampleConfig) -> range:
         """Return the indices of the samples that a command asks for."""

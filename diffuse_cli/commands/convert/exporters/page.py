@@ -63,7 +63,7 @@ def check_tools(option: str, runtime: str | None) -> None:
     """Refuse an option without the packages or the runtime that make a page.
 
     Raises:
-        UsageError
+        UsageError: a package or the runtime is missing.
     """
     onnx.check_packages(option)
     web_runtime.check_available(option, runtime)

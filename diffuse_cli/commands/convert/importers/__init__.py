@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.options import changed_flags, needs_error
 from diffuse_cli.config.presets import find_preset
-from diffuse_cli.core import Modules, dimensions
+from diffuse_cli.core import Modules
 from diffuse_cli.system import (
     ModelFileError,
     Notice,
@@ -98,7 +98,7 @@ def convert(config: ConvertConfig) -> Work[dict[str, Any]]:
         schedule = diffusion.schedule or "custom betas"
         classes = f", {count:,} classes" if count else ""
         yield Notice(
-            f"{name}: {model.parameters:,} parameters, {dimensions(blueprint.space.size)}, "
+            f"{name}: {model.parameters:,} parameters, {blueprint.space.size_text}, "
             f"{schedule} over {diffusion.num_timesteps:,} timesteps, target {diffusion.target}, "
             f"variance {diffusion.variance}{classes}"
         )
