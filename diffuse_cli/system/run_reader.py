@@ -91,9 +91,10 @@ def resume_line(data: str, model: str, options: Sequence[str] = ()) -> str:
     return shlex.join(["diffuse", "train", data, "--resume", *options, "-o", model])
 
 
-def extend_line(line: str, steps: int) -> str:
-    """Return the command of `resume_line`, with another number of steps."""
-    return f"{line[:-1]}, steps={steps})" if line.endswith(")") else f"{line} --steps {steps}"
+def extend_line(line: str, steps: int, minutes: float | None) -> str:
+    """Return the command of `resume_line` for twice the minutes, or the steps of a run without."""
+    name, value = ("minutes", f"{2 * minutes:g}") if minutes else ("steps", f"{2 * steps}")
+    return f"{line[:-1]}, {name}={value})" if line.endswith(")") else f"{line} --{name} {value}"
 
 
 def read_log(log: Path) -> Iterator[dict[str, Any]]:

@@ -101,7 +101,7 @@ class RunPage:
         lines = dict(start.lines)
         if state == "finished" and self.step >= self.steps:
             resume = lines.pop("resume")
-            lines = {"train more": extend_line(resume, 2 * self.steps), **lines}
+            lines = {"train more": extend_line(resume, self.steps, config.get("minutes")), **lines}
         plots = []
         if self.run.metrics.exists():
             from diffuse_cli.pages import curves  # importing matplotlib takes half a second

@@ -137,7 +137,8 @@ def advise(plan: Plan, model: Path, flaw: str) -> str:
     """
     medium, size = MEDIA[plan.data.images.medium], plan.blueprint.space.size
     if flaw == NOISE:
-        longer = run_reader.extend_line(resume_line(plan.config), 2 * plan.config.num_steps)
+        resume = resume_line(plan.config)
+        longer = run_reader.extend_line(resume, plan.config.num_steps, plan.config.minutes)
         usual = medium.sides.get(len(size), max(size))
         smaller = f", or start again with --size {usual}" if max(size) > usual else ""
         return f"The {medium.many} {flaw}. Train longer: {longer}{smaller}"

@@ -247,12 +247,14 @@ def test_old_checkpoints_are_removed_as_before(stopped):
 
 
 @pytest.mark.parametrize(
-    ("data", "line"),
+    ("data", "minutes", "line"),
     [
-        ("my data", "diffuse train 'my data' --resume -o m.safetensors --steps 8"),
-        ("memory:1", "diffuse.train(data, out='m.safetensors', resume=True, steps=8)"),
+        ("my data", None, "diffuse train 'my data' --resume -o m.safetensors --steps 8"),
+        ("my data", 2.5, "diffuse train 'my data' --resume -o m.safetensors --minutes 5"),
+        ("memory:1", None, "diffuse.train(data, out='m.safetensors', resume=True, steps=8)"),
+        ("memory:1", 10, "diffuse.train(data, out='m.safetensors', resume=True, minutes=20)"),
     ],
 )
-def test_a_line_that_resumes_is_extended(data, line):
+def test_a_line_that_resumes_is_extended(data, minutes, line):
     resume = run_reader.resume_line(data, "m.safetensors")
-    assert run_reader.extend_line(resume, 8) == line
+    assert run_reader.extend_line(resume, 4, minutes) == line
