@@ -106,11 +106,7 @@ def decode_listing(
                     read, reason = None, reasons.SHAPE
             if read is None:
                 if strict:
-                    hint = "Remove it, or leave --strict out to skip such files"
-                    text = f"{system.show(entry.name)}: {reason}"
-                    code = reasons.ERROR_CODES.get(reason, reasons.UNSUPPORTED)
-                    path = reading.source.path / entry.name
-                    raise system.DataError(text, hint, code=code, path=path)
+                    raise _refuse_file(reading.source.path, entry, reason)
                 _count_reason(tally.skipped, reason, entry)
             else:
                 tally.add(entry, read)
@@ -136,6 +132,14 @@ def decode_listing(
         store.abort(error)
         raise
     return current
+
+
+def _refuse_file(source: Path, entry: Entry, reason: str) -> system.DataError:
+    """Return the error of a file that cannot be used, for --strict."""
+    hint = "Remove it, or leave --strict out to skip such files"
+    text = f"{system.show(entry.name)}: {reason}"
+    code = reasons.ERROR_CODES.get(reason, reasons.UNSUPPORTED)
+    return system.DataError(text, hint, code=code, path=source / entry.name)
 
 
 def _fits(values: Array, settings: ReadSettings) -> bool:
