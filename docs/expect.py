@@ -62,15 +62,16 @@ class Run:
 
 
 TIMES = {10: "10 minutes of one core", 60: "1 hour of one core", 108: "1 hour of two cores"}
-HANDS, PETS, KAGGLE = "hands", "dogs and cats", "Kaggle's dogs and cats"
+HANDS, PETS, KAGGLE, FLOWERS = "hands", "dogs and cats", "Kaggle's dogs and cats", "flowers"
 
 RUNS = {
-    "hands-300-32": Run(HANDS, 300, 32, 10),
+    "hands-300-32": Run(HANDS, 300, 32, 10, "Hands with clear fingers, in fewer poses."),
     "hands-300-64": Run(HANDS, 300, 64, 10, "Most are hands, some blurred, with fewer poses."),
-    "hands-32": Run(HANDS, 1546, 32, 10),
+    "hands-32": Run(HANDS, 1546, 32, 10, "Hands with clear fingers."),
     "hands-64": Run(HANDS, 1546, 64, 10, "Sharp hands, some with a wrong finger."),
     "pets-64": Run(PETS, 1119, 64, 10, "Fur and colors, and no animal that you would name."),
-    "pets-128": Run(PETS, 1119, 128, 10),
+    "pets-128": Run(PETS, 1119, 128, 10, "Colors and textures, no animals."),
+    "flowers-256": Run(FLOWERS, 1976, 256, 60),
     "cats-dogs-64": Run(KAGGLE, 20000, 64, 60, "You recognize a third of the animals."),
     "cats-dogs-128": Run(
         KAGGLE,
@@ -114,9 +115,9 @@ def measure(name: str, train: Path, test: Path, work: Path) -> dict[str, Any]:
     PICTURES.mkdir(exist_ok=True)
     strip = arrange_grid(samples, columns=STRIP if run.size <= 64 else STRIP // 2)
     (PICTURES / f"{name}.png").write_bytes(encode_png(strip))
-    metrics = "kid,baselines,precision-recall"
-    scores = diffuse("eval", model, test, "-n", 500, "--metrics", metrics)
-    copies = diffuse("eval", model, images, "-n", 500, "--metrics", "memorization")
+    metrics, n = "kid,baselines,precision-recall", 500 if run.size <= 128 else 200
+    scores = diffuse("eval", model, test, "-n", n, "--metrics", metrics)
+    copies = diffuse("eval", model, images, "-n", n, "--metrics", "memorization")
     info = diffuse("info", model)
     keys = ("kid", "kid_standard_error", "kid_of_blurred", "kid_of_noise", "precision", "recall")
     return {
@@ -140,7 +141,7 @@ def render(rows: list[dict[str, Any]]) -> str:
         kid, error = 1000 * row["kid"], 1000 * row["kid_standard_error"]
         blurred, noise = 1000 * row["kid_of_blurred"], 1000 * row["kid_of_noise"]
         words = (
-            f"{run.says} {row['images_seen']:,} images seen. KID × 1000: **{kid:.0f} ± "
+            f"{run.says} {row['images_seen']:,} images seen. KID × 1000: **{kid:,.0f} ± "
             f"{error:.0f}** (blurred photos {blurred:,.0f}, noise {noise:,.0f}). Recall "
             f"{row['recall']:.2f}, copies {row['copies']:.0%}."
         ).strip()

@@ -36,8 +36,10 @@ QUICK, WARM_UP, ENOUGH = 3.0, 3, 8
 are needed."""
 
 EXPECTED = (
+    (32, 81_888, "10 minutes of one core"),
     (64, 150_368, "10 minutes of one core"),
     (64, 1_015_040, "1 hour of one core"),
+    (128, 20_576, "10 minutes of one core"),
     (128, 1_556_288, "1 hour of two cores"),
 )
 """Runs of docs/expect.md: the side, the images seen and the time."""
