@@ -247,8 +247,7 @@ def added(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
 def test_entries_train(added, images: Path, recipe: Path, tmp_path: Path, names: tuple[str, ...]):
     entries = {name: f"added-{name.removeprefix('timestep-')}" for name in names}
     options = [word for name, entry in entries.items() for word in (f"--{name}", entry)]
-    ran = added("train", images, "--config", recipe, "--steps", 2, "-q", *options)
-    assert ran.code == 0, ran.err
+    added("train", images, "--config", recipe, "--steps", 2, "-q", *options).ok()
     config = tomllib.loads((tmp_path / "model.run" / "config.toml").read_text())
     assert {name: config[name.replace("-", "_")] for name in names} == entries
 
@@ -256,17 +255,14 @@ def test_entries_train(added, images: Path, recipe: Path, tmp_path: Path, names:
 def test_a_preset_and_a_block_train(added, images: Path, tmp_path: Path):
     (tmp_path / "block.toml").write_text('[unet]\nblock = "added-block"\n')
     line = ["train", images, "--preset", "added-preset", "--config", "block.toml", "-q"]
-    ran = added(*line, "--steps", 2)
-    assert ran.code == 0, ran.err
+    added(*line, "--steps", 2).ok()
     assert added("info", "model.safetensors", "--json").json["network"]["block"] == "added-block"
 
 
 def test_a_sampler_draws_and_a_metric_measures(added, images: Path, model: Path):
     own = ("--sampler", "added-sampler", "--spacing", "added-spacing")
-    ran = added("sample", model, "-n", 2, "--steps", 3, *own, "-q")
-    assert ran.code == 0, ran.err
-    ran = added("eval", model, images, "-n", 4, "--steps", 3, "--timesteps", 3, "--json", "-q")
-    assert ran.code == 0, ran.err
+    added("sample", model, "-n", 2, "--steps", 3, *own, "-q").ok()
+    ran = added("eval", model, images, "-n", 4, "--steps", 3, "--timesteps", 3, "--json", "-q").ok()
     assert ran.json["seven"] == 7
 
 
@@ -274,20 +270,17 @@ def test_a_degradation_a_mask_and_a_restoration_restore(added, images: Path, mod
     own = ("--method", "added-restoration", "--sampler", "added-sampler", "--steps", 3, "-q")
     for form, *more in (("added-degradation",), ("mask:added-mask", "--degrade")):
         line = ("restore", model, images / "dark" / "000.png", "-n", 1, "-o", form[:4])
-        ran = added(*line, "--degradation", form, *more, *own)
-        assert ran.code == 0, ran.err
+        added(*line, "--degradation", form, *more, *own).ok()
 
 
 def test_a_feature_network_measures_and_a_format_is_read(
     added, model: Path, images: Path, tmp_path: Path
 ):
     line = ("-n", 4, "--steps", 3, "--timesteps", 3, "--features", "means", "--json", "-q")
-    ran = added("eval", model, images, *line)
-    assert ran.code == 0, ran.err
+    ran = added("eval", model, images, *line).ok()
     assert ran.json["features"]["name"] == "means"
     (tmp_path / "a.zeros").write_bytes(b"0")
-    ran = added("convert", "a.zeros", "--format", "zeros", "-o", "converted.safetensors", "-q")
-    assert ran.code == 0, ran.err
+    added("convert", "a.zeros", "--format", "zeros", "-o", "converted.safetensors", "-q").ok()
     assert added("info", "converted.safetensors", "-q").code == 0
 
 
@@ -303,21 +296,17 @@ def test_a_network_trains_resumes_samples_is_measured_and_described(
     (tmp_path / "toy.toml").write_text("batch_size = 8\nnum_timesteps = 50\n[toy]\nhidden = 12\n")
     line = ["train", images, "--config", "toy.toml", "--network", "toy", "-q"]
     for options in (("--steps", 4, "--stop-at", 2), ("--resume",)):
-        ran = added(*line, *options)
-        assert ran.code == 0, ran.err
+        added(*line, *options).ok()
     ran = added("info", "model.safetensors", "-q")
     assert (ran.code, "a toy of 12 channels" in ran.out) == (0, True), ran.err
-    ran = added("sample", "model.safetensors", "-n", 2, "--steps", 3, "-q")
-    assert ran.code == 0, ran.err
+    added("sample", "model.safetensors", "-n", 2, "--steps", 3, "-q").ok()
     line = ["eval", "model.safetensors", images, "-n", 4, "--steps", 3, "--timesteps", 3]
-    ran = added(*line, "--json", "-q")
-    assert ran.code == 0, ran.err
+    ran = added(*line, "--json", "-q").ok()
     assert ran.json["bits_per_dim"] > 0
 
 
 def test_a_network_of_a_package_that_is_not_there_is_refused(process, images: Path):
-    ran = process("train", images, "--network", "toy", "-q")
-    assert (ran.code, "--network: there is no 'toy'" in ran.line) == (2, True)
+    process("train", images, "--network", "toy", "-q").fails(2, "--network: there is no 'toy'")
 
 
 def test_a_command_whose_source_does_not_parse_is_named_in_the_help(diffuse, monkeypatch, tmp_path):
@@ -325,8 +314,7 @@ def test_a_command_whose_source_does_not_parse_is_named_in_the_help(diffuse, mon
     monkeypatch.syspath_prepend(tmp_path)
     odd = EntryPoint("odd", "odd_command", "diffuse.commands")
     monkeypatch.setattr(registry, "extension_points", lambda: {"commands": {"odd": odd}})
-    ran = diffuse("--help")
-    assert ran.code == 0, ran.err
+    ran = diffuse("--help").ok()
     assert "cannot be loaded: SyntaxError" in " ".join(ran.out.split())
 
 
@@ -376,8 +364,7 @@ def test_a_broken_entry_is_named_once_and_skipped(
     assert (whole.code, "cannot be loaded" in whole.err) == (0, False), whole.err
     broken = EntryPoint("broken", value, f"diffuse.{group}")
     monkeypatch.setattr(registry, "extension_points", lambda: {group: {"broken": broken}})
-    ran = diffuse(*words)
-    assert ran.code == 0, ran.err
+    ran = diffuse(*words).ok()
     [warning] = [text for text in ran.err.splitlines() if "cannot be loaded" in text]
     assert warning.startswith("warning: the extension ")
     if "--json" in words:
@@ -389,11 +376,7 @@ def test_a_broken_entry_is_named_once_and_skipped(
 def test_an_extension_that_is_broken_breaks_nothing_else(diffuse, model, monkeypatch):
     broken = EntryPoint("broken", "no_such_package", "diffuse.commands")
     monkeypatch.setattr(registry, "extension_points", lambda: {"commands": {"broken": broken}})
-    ran = diffuse("--help")
-    assert ran.code == 0
+    ran = diffuse("--help").ok()
     assert "cannot be loaded: ModuleNotFoundError" in " ".join(ran.out.split())
-    ran = diffuse("sample", model, "--bogus")
-    assert (ran.code, "there is no option --bogus" in ran.line) == (2, True)
-    ran = diffuse("broken")
-    assert ran.code == 2
-    assert "the extension no_such_package cannot be loaded" in ran.line
+    diffuse("sample", model, "--bogus").fails(2, "there is no option --bogus")
+    diffuse("broken").fails(2, "the extension no_such_package cannot be loaded")

@@ -100,8 +100,7 @@ def test_a_file_of_another_program_has_the_conversion_as_a_hint(diffuse, lab, su
         ("noise-demo", path),
         ("vary", model, path),
     ):
-        ran = diffuse(*line, "-q")
-        assert ran.code == 3, ran.err
+        ran = diffuse(*line, "-q").fails(3)
         assert (found := CONVERSION.search(ran.line)), ran.line
         assert f"NAME{suffix}'" in found[1]
     Path("data").mkdir()

@@ -128,9 +128,7 @@ def test_training_goes_to_its_end_and_says_what_it_skipped(diffuse, tmp_path):
     folder = write_images(tmp_path / "mixed", 30)
     expected = {f"dark/{name}": reason for name, reason in place(folder / "dark").items()}
     line = ("train", folder, "--config", QUICK, "--size", 8, "--steps", 2)
-    ran = diffuse(*line, "--strict", "-q")
-    assert ran.code == 3
-    assert f"{min(expected)}: {expected[min(expected)]}" in ran.line
+    diffuse(*line, "--strict", "-q").fails(3, f"{min(expected)}: {expected[min(expected)]}")
     assert not Path("model.run").exists()
     ran = diffuse(*line, "--json").ok()
     assert (ran.json["step"], ran.json["images"]) == (2, 30 + len(odd()) + 1)
@@ -145,6 +143,4 @@ def test_no_rubbish_is_an_image_to_look_at(diffuse, tmp_path):
     for name, (data, reason) in rubbish().items():
         if name != "float.tif":  # it is an array
             fill(tmp_path, {name: data})
-            ran = diffuse("noise-demo", name, "-q")
-            assert ran.code == 3
-            assert f"cannot use {name}: {reason}" in ran.line
+            diffuse("noise-demo", name, "-q").fails(3, f"cannot use {name}: {reason}")

@@ -51,16 +51,14 @@ def test_pairs_are_told_to_the_bound_and_to_what_is_drawn(diffuse, paired, image
 
 def test_a_degradation_is_made_of_the_real_images(diffuse, upscaler, images, pair):
     line = ("eval", upscaler, images, *SMALL, "--batch-size", 4, "--json")
-    one = diffuse(*line)
-    assert one.code == 0, one.err
+    one = diffuse(*line).ok()
     assert one.json["settings"]["given"] == "low-res:4"
     assert set(one.json["classes"]) == {"dark", "light"}
     assert one.json["inconsistency_of_real"] == 0 < one.json["inconsistency"]
     assert {"psnr", "ssim_of_given", "psnr_of_nearest", "diversity_standard_error"} <= set(one.json)
     assert one.json["feature_distance"] > 0
     assert one.json["feature_distance_of_nearest"] > 0
-    two = pair(*line)
-    assert two.code == 0
+    two = pair(*line).ok()
     for name in ("bits_per_dim", "kid", "psnr", "feature_distance_of_given"):
         assert two.json[name] == one.json[name]
     few = diffuse(*line, "-n", 6)
@@ -68,8 +66,7 @@ def test_a_degradation_is_made_of_the_real_images(diffuse, upscaler, images, pai
 
 
 def test_the_report_shows_what_was_given_what_was_drawn_and_the_truth(diffuse, upscaler, images):
-    ran = diffuse("eval", upscaler, images, *SMALL, "--report", "page.html", "--json")
-    assert ran.code == 0, ran.err
+    ran = diffuse("eval", upscaler, images, *SMALL, "--report", "page.html", "--json").ok()
     page = Path("page.html").read_text()
     section = page.partition('<table class="answers">')[2].partition("</table>")[0]
     names = ["condition", "generated", "generated again", "real", "nearest in training"]
@@ -93,14 +90,12 @@ def test_only_images_with_a_pair_are_measured(diffuse, paired, images, tmp_path)
         (some / found.names[k]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(images / found.names[k], some / found.names[k])
     line = ("eval", paired, images, "--given", some, *SMALL, "--json")
-    ran = diffuse(*line, "--metrics", "likelihood,overfitting,memorization")
-    assert ran.code == 0, ran.err
+    ran = diffuse(*line, "--metrics", "likelihood,overfitting,memorization").ok()
     assert (ran.json["n"]["real"], ran.json["part"]) == (6, "held-out")
     assert "memorized_pixels" not in ran.json
     assert "--metrics memorization needs the model's training data" in ran.err
     shutil.rmtree(some / "dark")
-    ran = diffuse(*line)
-    assert ran.code == 0, ran.err
+    ran = diffuse(*line).ok()
     assert "without a pair, left out" in ran.err
     assert ran.json["n"]["real"] == 3
 
@@ -111,15 +106,12 @@ def test_tune_ema_and_compare_tell_what_is_given(
     monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     few = ("-n", 8, "--precision", "fp32")
     line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2")
-    ran = diffuse("tune", upscaler, images, *few, *line, "--json")
-    assert ran.code == 0, ran.err
+    ran = diffuse("tune", upscaler, images, *few, *line, "--json").ok()
     assert ran.json["recommended"]["guidance"] in (1, 2)
     line = ("--given", images, "--metric", "held-out", "--precision", "fp32", "--json")
-    ran = diffuse("ema", paired, images, *line)
-    assert ran.code == 0, ran.err
+    diffuse("ema", paired, images, *line).ok()
     line = ("--given", images, *few, "--steps", 2, "--timesteps", 4, "--json")
-    ran = diffuse("compare", paired, model, images, *line)
-    assert ran.code == 0, ran.err
+    diffuse("compare", paired, model, images, *line).ok()
 
 
 def test_ensembles_do_not_depend_on_processes_or_memory(

@@ -57,8 +57,7 @@ def once(diffuse, known, evaluations):
 
     def run(*line):
         if line not in known:
-            ran = diffuse(*line)
-            assert ran.code == 0, ran.err
+            ran = diffuse(*line).ok()
             known[line] = ran, evaluations.pop()
         return known[line]
 
@@ -178,8 +177,7 @@ def test_copies_are_found_where_one_image_is_held_out(
 
     monkeypatch.setattr(input_builders, "generate_all", generate)
     line = ("-n", 60, "--steps", 2, "--metrics", "memorization", "--json")
-    ran = diffuse("eval", model, one_held_out, *line)
-    assert ran.code == 0, ran.err
+    ran = diffuse("eval", model, one_held_out, *line).ok()
     nearest = evaluations[0].nearest
     assert {space: len(found.references) for space, found in nearest.items()} == {
         "features": 1 + len(copies), "pixels": 1 + len(copies),
@@ -292,8 +290,7 @@ def test_arrays_that_never_vary_or_of_other_types_are_compared_but_not_of_other_
     np.save("words.npy", draw.integers(0, 4096, (8, 8, 8)).astype(np.uint16))
     np.save("bytes.npy", draw.integers(0, 256, (8, 8, 8)).astype(np.uint8))
     for one, other in (("flat", "real"), ("bytes", "words")):
-        ran = diffuse("eval", f"{one}.npy", f"{other}.npy", "--json")
-        assert ran.code == 0, ran.err
+        diffuse("eval", f"{one}.npy", f"{other}.npy", "--json").ok()
     assert diffuse("eval", "two.npy", "real.npy").code == 3
 
 
@@ -305,8 +302,7 @@ def test_a_folder_says_only_what_is_true_of_its_size(diffuse, tmp_path, width, l
     folder.mkdir()
     for k in range(4):
         Image.effect_noise((last if k == 3 else width, 128), 60 + k).save(folder / f"{k}.png")
-    ran = diffuse("eval", folder, folder, "--metrics", "spectrum")
-    assert ran.code == 0, ran.err
+    ran = diffuse("eval", folder, folder, "--metrics", "spectrum").ok()
     assert ran.err.count("resized to 64x64") == resized
     assert "--size" not in ran.err
 
@@ -424,8 +420,7 @@ def test_tune_and_compare_draw_the_same_classes(
     line = ("-n", 6, "--seed", 3)
     own = measure_classes(other, *line, "--guidance", 2, "--metrics", "kid", "--json").json["kid"]
     how = ("--samplers", "unipc", *QUICK, "--guidance", 2, "--json")
-    ran = diffuse("tune", conditional, other, *line, *how)
-    assert ran.code == 0, ran.err
+    ran = diffuse("tune", conditional, other, *line, *how).ok()
     tried = ran.json["rows"]
     assert [r["values"]["kid"] for r in tried] == [pytest.approx(own, rel=1e-6)]
     ran = diffuse("compare", conditional, model, other, *line, *QUICK, "--timesteps", 2, "--json")
@@ -591,8 +586,7 @@ def test_every_group_of_the_curve_was_visited(n, timesteps):
 
 def test_a_plot_is_written_and_named(measure, other):
     line = ("-n", 4, "--timesteps", 2, "--steps", 2, "--plot", "deep/bound.png")
-    ran = measure(other, *line)
-    assert ran.code == 0
+    ran = measure(other, *line).ok()
     assert ran.out.splitlines()[-1] == "deep/bound.png"
     with Image.open("deep/bound.png") as picture:
         assert picture.format == "PNG"
@@ -614,9 +608,7 @@ def test_a_file_that_cannot_be_written_is_refused_first(
         Path(path).write_text("earlier")
     instead_of_networks()
     for path, said in ((name, "--overwrite"), (f"file/{name}", "is not a folder")):
-        ran = diffuse(command, model, images, "-n", 4, option, path, "-q")
-        assert ran.code == 5
-        assert said in ran.line
+        diffuse(command, model, images, "-n", 4, option, path, "-q").fails(5, said)
     assert Path(name).read_text() == "earlier"
 
 

@@ -32,8 +32,7 @@ def small(tmp_path, monkeypatch):
 
 def test_the_weights_of_a_file_are_used_and_named(diffuse, model, lab, small):
     options = ("--features", "dinov2", "--feature-weights", small, "--json")
-    ran = diffuse("eval", model, lab["grey"], *SHORT, *options)
-    assert ran.code == 0, ran.err
+    ran = diffuse("eval", model, lab["grey"], *SHORT, *options).ok()
     assert ran.json["features"]["name"] == "dinov2"
     assert ran.json["features"]["weights_sha256"] == sha256(small)
     assert ran.json["features"]["resize"].startswith("224x224")
@@ -69,8 +68,7 @@ def test_a_wrong_checksum_ends_before_the_work(
     instead_of_networks()
     name = network.__name__.rpartition(".")[2]
     ran = diffuse("eval", model, lab["grey"], *SHORT, "--features", name, "-q")
-    assert ran.code == 4
-    assert f"{file} is not the weights of {name}" in ran.line
+    ran.fails(4, f"{file} is not the weights of {name}")
 
 
 def test_without_weights_and_network_one_line_says_what_to_do(
@@ -79,7 +77,6 @@ def test_without_weights_and_network_one_line_says_what_to_do(
     what = replace(inception.PUBLISHED, url="http://127.0.0.1:1/weights.pth")
     monkeypatch.setattr(inception, "PUBLISHED", what)
     monkeypatch.setenv("DIFFUSE_CACHE", str(tmp_path / "cache"))
-    ran = diffuse("eval", model, lab["grey"], *SHORT, "--features", "inception", "-q")
-    assert ran.code == 4
+    ran = diffuse("eval", model, lab["grey"], *SHORT, "--features", "inception", "-q").fails(4)
     for text in (what.url, what.sha256, "--feature-weights FILE", "DIFFUSE_WEIGHTS"):
         assert text in ran.line

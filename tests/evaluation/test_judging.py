@@ -65,8 +65,7 @@ def test_tune_and_ema_decide_by_them_and_eval_finds_the_same_numbers(
     line = ("-n", 7, "--precision", "fp32")
     how = ("--samplers", "ddim", "--steps", "2,4", "--guidance", "1")
     out = ("--plot", "t.png", "--report", "t.html", "--json")
-    ran = diffuse("tune", model, signals, *line, *how, *out)
-    assert ran.code == 0, ran.err
+    ran = diffuse("tune", model, signals, *line, *how, *out).ok()
     assert "KID uses random features" in ran.err
     found = ran.json["sweep"]
     assert (found["metric"], found["features"]["name"]) == ("kid_random", "random")
@@ -89,8 +88,7 @@ def test_tune_and_ema_decide_by_them_and_eval_finds_the_same_numbers(
         ("tune", "sampler steps guidance evaluations seconds", *how[:2], "--guidance", 1),
         ("ema", "length"),
     ):
-        ran = diffuse(command, model, signals, *line, "--steps", 2, *options)
-        assert ran.code == 0, ran.err
+        ran = diffuse(command, model, signals, *line, "--steps", 2, *options).ok()
         assert ran.out.splitlines()[0].split() == [*heads.split(), *LABEL.split()]
         assert "KID uses random features" in ran.err
 

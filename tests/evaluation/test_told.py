@@ -33,8 +33,7 @@ def both(lab):
 def test_what_is_drawn_is_told_the_rows_of_real_images_and_others_are_another_bound(
     diffuse, lab, columns, tmp_path, evaluations
 ):
-    ran = diffuse("eval", columns, lab["shades"], *SMALL, "--json")
-    assert ran.code == 0, ran.err
+    ran = diffuse("eval", columns, lab["shades"], *SMALL, "--json").ok()
     assert "conditioned on the metadata of the real images" in ran.err
     own = ran.json
     assert own["settings"]["columns"] == ["level", "side"]
@@ -58,15 +57,13 @@ def test_what_is_drawn_is_told_the_rows_of_real_images_and_others_are_another_bo
     assert own["fingerprints"]["table"] != other["fingerprints"]["table"]
     write_rows(mixed, [("file_name", "side"), ("000.png", "left")])
     ran = diffuse("eval", columns, mixed, *SMALL, "-q")
-    assert ran.code == 2
-    assert "no column level, which the model is conditioned on. Its columns are: si" in ran.line
+    ran.fails(2, "no column level, which the model is conditioned on. Its columns are: si")
 
 
 def test_rows_and_classes_of_an_image_are_told_together(diffuse, lab, both, tmp_path):
     other = shutil.copytree(lab["beside"], tmp_path / "other")
     shutil.copy(lab["grey"] / "metadata.csv", other)
-    ran = diffuse("eval", both, other, *SMALL, "--json")
-    assert ran.code == 0, ran.err
+    ran = diffuse("eval", both, other, *SMALL, "--json").ok()
     assert ran.json["classes"].keys() == {"dark", "light"}
 
 
@@ -83,8 +80,7 @@ def test_tune_ema_and_compare_tell_rows(diffuse, lab, columns, monkeypatch):
     monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     few, shades = ("-n", 8, "--precision", "fp32"), lab["shades"]
     line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2")
-    ran = diffuse("tune", columns, shades, *few, *line, "-o", "tuned.safetensors", "--json")
-    assert ran.code == 0, ran.err
+    ran = diffuse("tune", columns, shades, *few, *line, "-o", "tuned.safetensors", "--json").ok()
     assert ran.json["recommended"]["guidance"] in (1, 2)
     line = ("sample", "tuned.safetensors", "-n", 2, "--on", "level=100", "-q")
     assert diffuse(*line).code == 0
@@ -92,5 +88,4 @@ def test_tune_ema_and_compare_tell_rows(diffuse, lab, columns, monkeypatch):
     for options in (("held-out", *few[2:]), ("kid", *few, "--steps", 2)):
         assert diffuse("ema", columns, shades, "--metric", *options).code == 0
     line = (*few, "--steps", 2, "--timesteps", 4, "--json")
-    ran = diffuse("compare", columns, lab["unconditional"], shades, *line)
-    assert ran.code == 0, ran.err
+    diffuse("compare", columns, lab["unconditional"], shades, *line).ok()

@@ -174,8 +174,7 @@ def tune(diffuse, images, model):
 
 def test_a_table_of_settings_with_one_recommended_drawn_and_written(tune, diffuse, images, model):
     steps = ("--samplers", "ddim,unipc", "--steps", "2,4,101")
-    ran = tune(*steps, "-o", "new.safetensors", "--plot", "new.png", "--json")
-    assert ran.code == 0, ran.err
+    ran = tune(*steps, "-o", "new.safetensors", "--plot", "new.png", "--json").ok()
     assert "skipping 101 steps: the model has only 100 timesteps\n" in ran.err
     assert "tune: 4 settings of 6 images, 24 in all: 2 samplers at 2, 4 steps\n" in ran.err
     found = ran.json
@@ -262,8 +261,7 @@ def test_evaluations_are_what_the_network_is_shown(tune, model, conditional, sca
 
 def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, images, weak):
     how = ("--samplers", "ddim", "--steps", "4")
-    ran = tune(*how, "-o", "new.safetensors", "--plot", "new.png", "--json", model=weak)
-    assert ran.code == 0, ran.err
+    ran = tune(*how, "-o", "new.safetensors", "--plot", "new.png", "--json", model=weak).ok()
     levels = "2 at noise levels 0.3 to 3"
     assert f"4 steps, and 5 autoguidance scales, and {levels}\n" in ran.err
     found = ran.json
@@ -338,8 +336,7 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
     how = ("--samplers", "ddim,unipc", "--steps", "2,4,90", "--try-starts")
     monkeypatch.setattr(setting_search, "recommend", lambda rows: rows[-1].setting)
     out = ("-o", "new.safetensors", "--plot", "new.png", "--report", "r.html")
-    ran = tune(*how, *out, "--json")
-    assert ran.code == 0, ran.err
+    ran = tune(*how, *out, "--json").ok()
     assert "2 samplers at 2, 4, 90 steps, and a Gaussian start\n" in ran.err
     settings = [SamplerChoice(**r["setting"]) for r in ran.json["sweep"]["rows"]]
     assert [s.start for s in settings] == [None] * 6 + ["gaussian"] * 2  # 90 steps: too late for it
@@ -395,9 +392,7 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
     assert quick("--steps", 4, "--no-keep-weak", "-q").code == 0
     path = Path("model.safetensors")
     plain = path.read_bytes()
-    ran = diffuse(*line)
-    assert ran.code == 5
-    assert "--overwrite" in ran.line
+    diffuse(*line).fails(5, "--overwrite")
     assert path.read_bytes() == plain
     assert diffuse(*line, "--overwrite").code == 0
     recommending = path.read_bytes()

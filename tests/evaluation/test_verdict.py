@@ -112,8 +112,7 @@ def test_shifted_fields_are_not_close(diffuse):
     for name, shift in (("real", 0.0), ("shifted", 0.25)):
         np.save(f"{name}.npy", fields(len(name), shift=shift))
     metrics = "random-kid,marginals,spectrum"
-    ran = diffuse("eval", "shifted.npy", "real.npy", "--metrics", metrics)
-    assert ran.code == 0, ran.err
+    ran = diffuse("eval", "shifted.npy", "real.npy", "--metrics", metrics).ok()
     assert ran.out.startswith("Different from the real arrays in variety of means.\n")
     assert "the means of generated arrays differ too much from each other: " in ran.out
 

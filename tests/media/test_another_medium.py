@@ -127,8 +127,7 @@ def test_they_train_resume_sample_and_evaluate(package, tmp_path, process):
     # Noise has its edges at full size alone.
     judged = f"import {JUDGE}; {JUDGE}.SIZE = 128\nLINES = {[x.split() for x in lines]!r}\n"
     line = (*train.split(), "-o", "whole.safetensors")
-    whole = process(*line, env={"PYTHONPATH": paths}, before=judged + SEVERAL)
-    assert whole.code == 0, whole.err
+    whole = process(*line, env={"PYTHONPATH": paths}, before=judged + SEVERAL).ok()
     assert "skipped 1 file, truncated or corrupt: torn.dots" in whole.err
     said = json.loads((tmp_path / "said.json").read_text())
     assert [ran["code"] for ran in said] == [2, 2, 0, 0, 0, 0, 0], said

@@ -165,8 +165,7 @@ def test_a_resume_keeps_the_fit(diffuse, recipe, wide):
         assert diffuse(*line, fit, "-o", f"{fit}.safetensors").code == 0
     diffuse(*line, "stretch", "--stop-at", 2)
     refused = diffuse("train", wide, "--resume", "--fit", "pad", "-q")
-    assert refused.code == 2
-    assert "--fit pad differs from the run's stretch" in refused.line
+    refused.fails(2, "--fit pad differs from the run's stretch")
     assert diffuse("train", wide, "--resume", "-q").code == 0
     made, crop, stretch = (
         Path(f"{name}.safetensors").read_bytes() for name in ("model", "crop", "stretch")
@@ -179,5 +178,4 @@ def test_a_fit_that_nobody_knows_is_no_model_file(diffuse, model):
     for fit in ("squeeze", ["crop"], None):
         changed = dataclasses.replace(made, data={**made.data, "fit": fit})
         model_file.save(Path("m.safetensors"), changed)
-        ran = diffuse("info", "m.safetensors", "-q")
-        assert ran.code == 4, fit
+        diffuse("info", "m.safetensors", "-q").fails(4)

@@ -171,8 +171,7 @@ def test_what_cannot_be_used_is_named(diffuse, tmp_path):
 def test_without_the_library_one_line_says_what_to_install(diffuse, lab, monkeypatch):
     """Nothing else needs it: a folder of images is read without."""
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    ran = diffuse("info", lab["sounds"])
-    assert ran.code == 3
+    ran = diffuse("info", lab["sounds"]).fails(3)
     assert ran.line == (
         "diffuse: reading sounds needs soundfile. Install it: in the folder of diffuse's source, "
         "run `pip install '.[audio]'`\n"

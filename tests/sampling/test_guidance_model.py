@@ -157,8 +157,7 @@ def test_what_does_not_fit_is_named(text, changes):
 def test_the_own_average_guides_as_the_file_of_a_run_stopped_there_does(diffuse, lab, weak):
     early = lab.trained(*lab.tiny, "--steps", 24, "--stop-at", 3)
     assert diffuse("sample", weak, *QUICK, "--guide-with", "self", "-o", "a").code == 0
-    ran = diffuse("sample", weak, *QUICK, "--guide-with", early, "-o", "b")
-    assert ran.code == 0, ran.err
+    diffuse("sample", weak, *QUICK, "--guide-with", early, "-o", "b").ok()
     raw, none = ("--weights", "raw"), ("--weak-guidance", 0)
     for name, model, *options in (
         ("plain", weak), ("one", weak, "--weak-guidance", 1), ("zero", weak, *none),

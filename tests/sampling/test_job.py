@@ -107,8 +107,7 @@ def test_the_order_of_unipc_changes_the_images_and_is_in_the_manifest(sample):
 def test_a_gif_shows_every_step_of_its_range(sample):
     """The steps of earlier samples in the folder are not kept."""
     sample("-n", 2)
-    ran = sample("--range", "2:4", "--gif")
-    assert ran.code == 0, ran.err
+    sample("--range", "2:4", "--gif").ok()
     with Image.open(OUT / "denoising.gif") as gif:
         assert gif.n_frames == 5
         first = np.asarray(gif.convert("L"), int)
@@ -140,8 +139,7 @@ def test_samples_of_other_settings_are_refused_before_any_drawing(
     before = {p: p.read_bytes() for p in OUT.rglob("*") if p.is_file()}
     instead_of_networks()
     for option in ("--seed 1", "--steps 6", "--batch-size 3", "--weights raw", "--eta 0.5"):
-        ran = sample("-n", 2, "-q", *option.split())
-        assert ran.code == 5, option
+        ran = sample("-n", 2, "-q", *option.split()).fails(5)
         name = option[2:].rpartition(" ")[0].replace("-", " ")
         assert f"samples already holds samples with other settings: {name}" in ran.line
         assert "--overwrite" in ran.line

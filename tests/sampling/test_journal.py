@@ -193,8 +193,7 @@ def test_the_same_command_again_says_that_it_is_finished(sample, instead_of_netw
     first = sample("-n", 5, "--gif")
     before = tree(OUT)
     instead_of_networks()
-    again = sample("-n", 5, "--gif")
-    assert again.code == 0
+    again = sample("-n", 5, "--gif").ok()
     assert again.out == first.out
     assert "samples is complete" in again.err
     assert tree(OUT) == before

@@ -61,8 +61,7 @@ def test_a_zip_has_the_files_of_the_folder_and_an_npz_the_arrays_of_guided_diffu
     assert manifest["settings"] == json.loads(folder["manifest.json"])["settings"]
     measured = []
     for name in ("folder", "x.zip", "x.npz"):
-        ran = diffuse("eval", name, images, "--json", "-q")
-        assert ran.code == 0, ran.err
+        ran = diffuse("eval", name, images, "--json", "-q").ok()
         numbers = {k: v for k, v in ran.json.items() if isinstance(v, float) and k != "seconds"}
         assert "kid" in numbers
         measured.append({**numbers, "hash": ran.json.get("fingerprints")})
@@ -73,11 +72,8 @@ def test_a_zip_has_the_files_of_the_folder_and_an_npz_the_arrays_of_guided_diffu
         assert sample("-o", name, "--overwrite").code == 0
         assert Path(name).read_bytes() == before
         ran = sample("-o", name, "--seed", 1, "-q")
-        assert ran.code == 5
-        assert f"{name} exists already, with other settings" in ran.line
-        ran = sample("-o", name, "-n", 7, "-q")
-        assert ran.code == 5
-        assert "with 6 images" in ran.line
+        ran.fails(5, f"{name} exists already, with other settings")
+        sample("-o", name, "-n", 7, "-q").fails(5, "with 6 images")
         assert Path(name).read_bytes() == before
 
 
@@ -99,9 +95,7 @@ def test_a_kill_after_packing_changes_nothing_and_another_file_is_not_replaced(
     assert Path(name).read_bytes() == before
     assert [path.name for path in Path().iterdir()] == [name]
     Path(name).write_bytes(b"mine")
-    ran = sample("-o", name, "-q")
-    assert ran.code == 5
-    assert f"{name} exists already" in ran.line
+    sample("-o", name, "-q").fails(5, f"{name} exists already")
     assert Path(name).read_bytes() == b"mine"
 
 

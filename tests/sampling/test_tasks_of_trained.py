@@ -152,8 +152,7 @@ def test_a_model_for_masks_takes_any_mask(diffuse, trained, picture, name):
     """What is kept is kept to the last level, the rest is what `sample` draws, and what is under
     the mask makes no difference."""
     line = ("a.png", "--mask", "hole.png", "-n", 2, *QUICK)
-    ran = diffuse("inpaint", trained(name), *line, "--json")
-    assert ran.code == 0, ran.err
+    diffuse("inpaint", trained(name), *line, "--json").ok()
     assert manifest("inpainted").items() >= {"method": "given", "degradation": "mask"}.items()
     assert diffuse("sample", trained(name), "--given", *line).code == 0
     hole, before = levels("hole.png") > 0, levels("a.png")
@@ -197,8 +196,7 @@ def test_guidance_leads_away_from_nothing_told(diffuse, trained, picture, option
 @pytest.mark.parametrize(("name", "form"), [("up", "mask:half"), ("free-pairs", "low-res:2")])
 def test_what_was_sometimes_told_nothing_is_told_nothing(diffuse, trained, picture, name, form):
     image = "a.png" if form == "mask:half" else "low.png"
-    ran = diffuse("restore", trained(name), image, "--degradation", form, "-n", 1, *QUICK)
-    assert ran.code == 0, ran.err
+    ran = diffuse("restore", trained(name), image, "--degradation", form, "-n", 1, *QUICK).ok()
     assert "and runs without an input here" in ran.err
     a = parse(form).fit_shape((1, 8, 8)).draw_parts(torch.zeros(1, 0))
     y = observed(image)
@@ -221,8 +219,7 @@ def test_variations_and_what_lies_between_are_told_nothing(diffuse, trained, pic
         ("vary", trained(name), "a.png", "-n", 1, *QUICK),
         ("interpolate", trained(name), "a.png", "low.png", "-n", 2, "--steps", 30),
     ):
-        ran = diffuse(*line)
-        assert ran.code == 0, ran.err
+        ran = diffuse(*line).ok()
         assert "and runs without an input here" in ran.err
     assert np.abs(pixels("interpolated") - levels("a.png")).max() <= 2
 
@@ -270,7 +267,6 @@ REFUSED = [
 def test_what_a_model_was_not_trained_for_is_refused(diffuse, trained, picture, line, said):
     before = sorted(Path().rglob("*"))
     ran = diffuse(*[trained(word) if word in MODELS else word for word in line.split()])
-    assert ran.code == 2, ran.err
-    assert said in ran.line
+    ran.fails(2, said)
     assert ran.out == ""
     assert sorted(Path().rglob("*")) == before

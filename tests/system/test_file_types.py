@@ -181,8 +181,7 @@ def test_module_before_some_names_alone_is_no_wrapping(diffuse):
     state = checkpoint()
     state["module.out.2.weight"] = state.pop("out.2.weight")
     torch.save(state, "m.pt")
-    ran = diffuse("convert", "m.pt", *OPTIONS, "-q")
-    assert (ran.code, "out.2.weight is missing" in ran.line) == (4, True)
+    diffuse("convert", "m.pt", *OPTIONS, "-q").fails(4, "out.2.weight is missing")
 
 
 # -- archives -------------------------------------------------------------------------------------

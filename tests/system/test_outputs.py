@@ -45,10 +45,7 @@ def test_what_exists_is_kept(diffuse, start, flag, suffix):
     for make in (lambda: path.write_text("mine"), lambda: path.symlink_to("nowhere")):
         make()
         ran = diffuse(*start.split(), flag, path, "-q")
-        assert ran.code == 5
-        assert f"{path} exists already" in ran.line
-        assert f"hoose another {flag}" in ran.line
-        assert "--overwrite" in ran.line
+        ran.fails(5, f"{path} exists already", f"hoose another {flag}", "--overwrite")
         assert path.is_symlink() or path.read_text() == "mine"
         path.unlink()
     path.write_text("mine")
@@ -62,8 +59,7 @@ def test_what_cannot_be_written_is_refused(diffuse, start, flag, suffix, overwri
     Path("x" + suffix).mkdir()
     for path in ("broken/x", "x"):  # train names the run directory beside it
         ran = diffuse(*start.split(), flag, path + suffix, "-q", *overwrite)
-        assert ran.code == 5
-        assert f"cannot write {path}." in ran.line
+        ran.fails(5, f"cannot write {path}.")
 
 
 @all_commands
@@ -92,9 +88,7 @@ def test_samples_are_kept(diffuse):
     for name in ("00000.png", "manifest.json"):
         (Path("samples") / name).touch()
         ran = diffuse("sample", "broken", "-q")
-        assert ran.code == 5
-        assert "samples already holds samples" in ran.line
-        assert "Choose another -o, or pass --overwrite" in ran.line
+        ran.fails(5, "samples already holds samples", "Choose another -o, or pass --overwrite")
         assert diffuse("sample", "broken", "--overwrite", "-q").code == 4
         (Path("samples") / name).unlink()
     Path("samples/notes.txt").touch()

@@ -58,8 +58,7 @@ def files_of(folder):
 
 
 def test_a_run_is_sampled_as_the_model_file_of_its_newest_checkpoint(stopped, diffuse):
-    ran = diffuse("sample", "model.run", "-n", 3, "-o", "run")
-    assert ran.code == 0, ran.err
+    ran = diffuse("sample", "model.run", "-n", 3, "-o", "run").ok()
     assert "the model of step 6: model.run/checkpoints/step-00000006\n" in ran.err
     assert diffuse("sample", "6.safetensors", "-n", 3, "-o", "file").code == 0
     assert files_of("run") == files_of("file")
@@ -67,8 +66,7 @@ def test_a_run_is_sampled_as_the_model_file_of_its_newest_checkpoint(stopped, di
 
 
 def test_a_checkpoint_is_a_model_too(stopped, diffuse):
-    ran = diffuse("sample", checkpoint(4), "-n", 2, "-o", "folder")
-    assert ran.code == 0, ran.err
+    diffuse("sample", checkpoint(4), "-n", 2, "-o", "folder").ok()
     assert diffuse("sample", checkpoint(4) / "ema.safetensors", "-n", 2, "-o", "file").code == 0
     assert diffuse("sample", "4.safetensors", "-n", 2, "-o", "model").code == 0
     assert files_of("folder") == files_of("file") == files_of("model")
@@ -141,9 +139,7 @@ def test_weights_of_a_checkpoint_without_a_description_are_not_taken_for_another
     """Checkpoints of version 0.1, and those of what a checkpoint has besides the average."""
     path = checkpoint(6) / f"{name}.safetensors"
     tensor_file.write(path, tensor_file.read(path))
-    ran = diffuse("sample", path, "-q")
-    assert ran.code == 4
-    assert "is a part of a checkpoint" in ran.line
+    ran = diffuse("sample", path, "-q").fails(4, "is a part of a checkpoint")
     assert "diffusers" not in ran.line
 
 

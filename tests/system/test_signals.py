@@ -106,8 +106,7 @@ def test_a_signal_while_images_are_read_leaves_nothing_behind(quick, monkeypatch
 
     real = training_data.read_images
     monkeypatch.setattr(training_data, "read_images", interrupted)
-    ran = quick("--steps", 9, "-q")
-    assert ran.code == 130
+    ran = quick("--steps", 9, "-q").fails(130)
     assert ran.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -143,8 +142,7 @@ def test_a_look_at_the_model_is_abandoned_and_the_step_saved(quick, monkeypatch,
     else:
         real = Trainer.held_out_losses
         monkeypatch.setattr(Trainer, where, lambda self: [*interrupted()] and real(self))
-    ran = quick("--steps", 9, "--preview-every", 5, "--save-every", 100, "-q")
-    assert ran.code == 143
+    quick("--steps", 9, "--preview-every", 5, "--save-every", 100, "-q").fails(143)
     assert finished == []
     assert newest() == 5
     assert not list((RUN / "previews").glob("*")) if (RUN / "previews").exists() else True
@@ -236,8 +234,7 @@ def test_a_network_that_cannot_be_compiled_says_what_to_do(quick, monkeypatch, e
     said = (str(error) or "AssertionError").splitlines()[0]
     for length in (("--minutes", 0.1), ("--steps", 2)):
         ran = quick(*length, "--compile", "--overwrite", "-q")
-        assert ran.code == 2
-        assert f"the network cannot be compiled: {said}. Try --no-compile" in ran.line
+        ran.fails(2, f"the network cannot be compiled: {said}. Try --no-compile")
     if not at_once:  # there is a run already
         assert quick("--resume", "-q").code == 2
         assert quick("--no-compile", "--auto-resume", "-q").code == 0
@@ -354,8 +351,7 @@ def test_a_signal_is_not_taken_for_a_damaged_image(diffuse, images, monkeypatch)
 
 def test_a_signal_while_sampling_ends_it_without_a_traceback(diffuse, model, instead_of_networks):
     instead_of_networks(lambda: signal.raise_signal(signal.SIGTERM))
-    ran = diffuse("sample", model, "-q")
-    assert ran.code == 143
+    ran = diffuse("sample", model, "-q").fails(143)
     assert ran.err.count("\n") == 1
     assert not Path("samples").exists()
 
