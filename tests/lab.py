@@ -9,7 +9,7 @@ import pickle
 import re
 import shlex
 import wave
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -331,6 +331,16 @@ def write_rubbish(folder: Path) -> None:
     folder.mkdir()
     (folder / "a.png").write_text("no picture")
     (folder / "b.png").touch()
+
+
+def write_package(site: Path, name: str, points: str, modules: Mapping[str, str] = {}) -> None:
+    """Write an installed package: its modules by file name, and its entry points."""
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(points)
+    for file, code in modules.items():
+        (site / file).write_text(code)
 
 
 def write_pipeline(folder: Path) -> None:

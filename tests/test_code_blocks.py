@@ -259,7 +259,7 @@ NOT_HERE = {
     "benchmarks/": "the commands take hours, and have placeholders",
     "docs/baseline.md": "its runs take days on a GPU",
     "docs/course/": "test_course.py runs it",
-    "docs/extending.md": "test_docs.py runs it",
+    "docs/extending.md": "test_entry_points.py runs it",
     "docs/python.md": "test_docs.py runs it",
     "docs/theory.md": "test_docs.py runs it",
 }

@@ -7,12 +7,10 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import traceback
 import zipfile
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import do_less, log_rows
+from lab import ROOT
 from PIL import Image
 
 from diffuse_cli.commands import COMMANDS
@@ -32,7 +31,6 @@ from diffuse_cli.media.image.image_metadata import FORMATS
 from diffuse_cli.models import model_header, tensor_file
 from diffuse_cli.training.cost_estimate import EXPECTED
 
-ROOT = Path(__file__).parents[1]
 THEORY = ROOT / "docs" / "theory.md"
 TEXT = THEORY.read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -222,48 +220,6 @@ def test_the_notebook_runs(beside_examples: Path):
     for cell in cells:
         exec(compile(cell, "examples/notebook.ipynb", "exec", dont_inherit=True), names)
     assert not any(cell.get("outputs") for cell in notebook["cells"])
-
-
-# -- adding things ---------------------------------------------------------------------------------
-
-EXTENDING = ROOT / "docs" / "extending.md"
-
-
-@pytest.fixture
-def dots(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
-    """Run `diffuse` with the package of docs/extending.md installed."""
-    text = EXTENDING.read_text(encoding="utf-8")
-    tables = re.findall(r"^```toml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    site = tmp_path / "site"
-    info = site / "dots-1.0.dist-info"
-    info.mkdir(parents=True)
-    for code in BLOCK.findall(text):
-        (site / code.split()[1]).write_text(code)
-    groups = tomllib.loads(tables[0])["project"]["entry-points"]
-    lines = [f"[{group}]\n{name} = {at}\n" for group, entries in groups.items()
-             for name, at in entries.items()]  # fmt: skip
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dots\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("".join(lines))
-    (tmp_path / "plain.toml").write_text(tables[1])
-    for k in range(8):
-        path = tmp_path / "data" / f"{k}.dots"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bytes([8, 8, *((i + k) % 16 for i in range(64))]))
-    paths = os.pathsep.join(map(str, (site, ROOT)))
-    return lambda *line: process(*line, env={"PYTHONPATH": paths})
-
-
-def test_the_code_that_adds_things_works(dots: Callable[..., Any], tmp_path: Path):
-    dots("train", "data", "--schedule", "ramp", "--config", "plain.toml", "--steps", 2).ok()
-    lines = [f"data/{k}.dots {'ab'[k % 2]}" for k in range(8)]
-    (tmp_path / "some.list").write_text("\n".join(lines))
-    ran = dots("info", "some.list", "--json")
-    assert ran.json["classes"] == {"a": 4, "b": 4}, ran.err
-    told = dots("info", "model.safetensors").out
-    assert "two convolutions over 16 channels" in told
-    assert "schedule ramp" in told
-    dots("sample", "model.safetensors", "-n", 2, "--steps", 2).ok()
-    assert len((tmp_path / "samples" / "00000.dots").read_bytes()) == 66
 
 
 # -- the bibliography -----------------------------------------------------------------------------

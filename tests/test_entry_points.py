@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,11 +13,16 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import JUDGE
+from lab import ROOT, write_package
 from private_models import POINTWISE
+from test_docs import BLOCK
 
-import diffuse_cli
 from diffuse_cli.core import NETWORKS, registry
+from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.media import MEDIA
 
 MODULE = '''\
 """A subcommand that says hello."""
@@ -118,39 +125,6 @@ def run(config, console):
     print(f"hello {config.name}")
 '''
 
-TOY = """\
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-
-from diffuse_cli.core.settings import Settings, setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(Settings):
-    hidden: int = setting(8, 1, 64)
-
-
-class Toy(nn.Module):
-    def __init__(self, hidden, channels, out):
-        super().__init__()
-        self.first = nn.Conv2d(channels + 1, hidden, 3, padding=1)
-        self.last = nn.Conv2d(hidden, out, 3, padding=1)
-
-    def forward(self, x, t, label=None):
-        shown = (t / 1000).reshape(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
-        return self.last(torch.relu(self.first(torch.cat([x, shown.to(x)], 1))))
-
-
-def build(config, space, conditions, out_channels=None):
-    return Toy(config.hidden, space.channels, out_channels or space.channels)
-
-
-def describe(config, space):
-    return [f"a toy of {config.hidden} channels"]
-"""
-
 FEATURES = """\
 from pathlib import Path
 
@@ -217,25 +191,16 @@ POINTS = {
     "presets": "added-preset = added:preset",
     "metrics": "added-metric = added",
     "commands": "hello = added",
-    "networks": "toy = added_toy",
 }
 
 
 @pytest.fixture
 def added(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
     """Run `diffuse` with the package installed."""
-    site = tmp_path / "site"
-    info = site / "added-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "added.py").write_text(MODULE)
-    (site / "added_toy.py").write_text(TOY)
-    (site / "added_features.py").write_text(FEATURES)
-    (site / "added_format.py").write_text(FORMAT)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
     lines = [f"[diffuse.{group}]\n{line}\n" for group, line in POINTS.items()]
-    (info / "entry_points.txt").write_text("\n".join(lines))
-    root = Path(diffuse_cli.__file__).parents[1]
-    path = os.pathsep.join(map(str, (root, site)))
+    modules = {"added.py": MODULE, "added_features.py": FEATURES, "added_format.py": FORMAT}
+    write_package(tmp_path / "site", "added", "\n".join(lines), modules)
+    path = os.pathsep.join(map(str, (ROOT, tmp_path / "site")))
     return lambda *arguments: process(*arguments, env={"PYTHONPATH": path})
 
 
@@ -277,8 +242,7 @@ def test_a_feature_network_measures_and_a_format_is_read(
     added, model: Path, images: Path, tmp_path: Path
 ):
     line = ("-n", 4, "--steps", 3, "--timesteps", 3, "--features", "means", "--json", "-q")
-    ran = added("eval", model, images, *line).ok()
-    assert ran.json["features"]["name"] == "means"
+    assert added("eval", model, images, *line).ok().json["features"]["name"] == "means"
     (tmp_path / "a.zeros").write_bytes(b"0")
     added("convert", "a.zeros", "--format", "zeros", "-o", "converted.safetensors", "-q").ok()
     assert added("info", "converted.safetensors", "-q").code == 0
@@ -290,47 +254,15 @@ def test_a_subcommand_runs(added):
     assert added("hello", "--name", "me").out == "hello me\n"
 
 
-def test_a_network_trains_resumes_samples_is_measured_and_described(
-    added, images: Path, tmp_path: Path
-):
-    (tmp_path / "toy.toml").write_text("batch_size = 8\nnum_timesteps = 50\n[toy]\nhidden = 12\n")
-    line = ["train", images, "--config", "toy.toml", "--network", "toy", "-q"]
-    for options in (("--steps", 4, "--stop-at", 2), ("--resume",)):
-        added(*line, *options).ok()
-    ran = added("info", "model.safetensors", "-q")
-    assert (ran.code, "a toy of 12 channels" in ran.out) == (0, True), ran.err
-    added("sample", "model.safetensors", "-n", 2, "--steps", 3, "-q").ok()
-    line = ["eval", "model.safetensors", images, "-n", 4, "--steps", 3, "--timesteps", 3]
-    ran = added(*line, "--json", "-q").ok()
-    assert ran.json["bits_per_dim"] > 0
-
-
-def test_a_network_of_a_package_that_is_not_there_is_refused(process, images: Path):
-    process("train", images, "--network", "toy", "-q").fails(2, "--network: there is no 'toy'")
-
-
-def test_a_command_whose_source_does_not_parse_is_named_in_the_help(diffuse, monkeypatch, tmp_path):
-    (tmp_path / "odd_command.py").write_text('"""Odd."""\ndef (:\n')
-    monkeypatch.syspath_prepend(tmp_path)
-    odd = EntryPoint("odd", "odd_command", "diffuse.commands")
-    monkeypatch.setattr(registry, "extension_points", lambda: {"commands": {"odd": odd}})
-    ran = diffuse("--help").ok()
-    assert "cannot be loaded: SyntaxError" in " ".join(ran.out.split())
-
-
 @pytest.mark.slow
 def test_broken_extensions_break_no_training_and_no_completion(images: Path, tmp_path: Path):
     """The page of a run shows the other metrics."""
-    info = tmp_path / "broken-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Name: broken\nVersion: 1\n")
-    path = os.pathsep.join(map(str, (Path(diffuse_cli.__file__).parents[1], tmp_path)))
 
     def run(group: str, *line: Any, **more: str) -> subprocess.CompletedProcess[str]:
-        (info / "entry_points.txt").write_text(f"[diffuse.{group}]\nbroken = no_such_package\n")
-        env = {**os.environ, "PYTHONPATH": path, **more}
+        write_package(tmp_path / group, "broken", f"[diffuse.{group}]\nbroken = no_such_package\n")
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, tmp_path / group)))}
         typed = [sys.executable, "-m", "diffuse_cli", *map(str, line)]
-        return subprocess.run(typed, cwd=tmp_path, env=env, capture_output=True, text=True)
+        return subprocess.run(typed, cwd=tmp_path, env=env | more, capture_output=True, text=True)
 
     ran = run("metrics", "train", images, "--steps", 1, "--batch-size", 2)
     assert ran.returncode == 0, ran.stderr
@@ -373,10 +305,122 @@ def test_a_broken_entry_is_named_once_and_skipped(
     assert (quiet.code, quiet.err) == (0, "")
 
 
-def test_an_extension_that_is_broken_breaks_nothing_else(diffuse, model, monkeypatch):
-    broken = EntryPoint("broken", "no_such_package", "diffuse.commands")
-    monkeypatch.setattr(registry, "extension_points", lambda: {"commands": {"broken": broken}})
-    ran = diffuse("--help").ok()
-    assert "cannot be loaded: ModuleNotFoundError" in " ".join(ran.out.split())
+def test_an_extension_that_is_broken_breaks_nothing_else(diffuse, model, monkeypatch, tmp_path):
+    (tmp_path / "unparsed.py").write_text('"""Odd."""\ndef (:\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, error in (("unparsed", "SyntaxError"), ("no_such_package", "ModuleNotFoundError")):
+        points = {"commands": {"broken": EntryPoint("broken", module, "diffuse.commands")}}
+        monkeypatch.setattr(registry, "extension_points", lambda points=points: points)
+        help_text = diffuse("--help").ok().out
+        assert f"cannot be loaded: {error}" in " ".join(help_text.split())
     diffuse("sample", model, "--bogus").fails(2, "there is no option --bogus")
     diffuse("broken").fails(2, "the extension no_such_package cannot be loaded")
+
+
+def test_a_module_without_a_medium_is_refused(monkeypatch):
+    points = {"media": {"dots": EntryPoint("dots", "json", "diffuse.media")}}
+    monkeypatch.setattr(registry, "extension_points", lambda: points)
+    with pytest.raises(InvalidArgument, match="dots cannot be loaded: it has no MEDIUM"):
+        MEDIA["dots"]
+
+
+# -- the package of docs/extending.md --------------------------------------------------------------
+
+
+@pytest.fixture
+def dots(tmp_path: Path, process: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `diffuse` with the package of docs/extending.md installed."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^```toml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    groups = tomllib.loads(tables[0])["project"]["entry-points"]
+    lines = [f"[{group}]\n{name} = {at}\n" for group, entries in groups.items()
+             for name, at in entries.items()]  # fmt: skip
+    modules = {code.split()[1]: code for code in BLOCK.findall(text)}
+    write_package(tmp_path / "site", "dots", "".join(lines), modules)
+    (tmp_path / "plain.toml").write_text(tables[1])
+    paths = os.pathsep.join(map(str, (tmp_path / "site", ROOT)))
+    return lambda *line, **options: process(*line, env={"PYTHONPATH": paths}, **options)
+
+
+def test_the_code_that_adds_things_works(dots: Callable[..., Any], tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    for k in range(8):
+        values = [(i + k) % 16 for i in range(64)]
+        (tmp_path / f"data/{k}.dots").write_bytes(bytes([8, 8, *values]))
+    dots("train", "data", "--schedule", "ramp", "--config", "plain.toml", "--steps", 2).ok()
+    lines = [f"data/{k}.dots {'ab'[k % 2]}" for k in range(8)]
+    (tmp_path / "some.list").write_text("\n".join(lines))
+    ran = dots("info", "some.list", "--json")
+    assert ran.json["classes"] == {"a": 4, "b": 4}, ran.err
+    told = dots("info", "model.safetensors").out
+    assert "two convolutions over 16 channels" in told
+    assert "schedule ramp" in told
+    dots("sample", "model.safetensors", "-n", 2, "--steps", 2).ok()
+    assert len((tmp_path / "samples" / "00000.dots").read_bytes()) == 66
+
+
+SEVERAL = """
+import contextlib, io, json
+from pathlib import Path
+from diffuse_cli.app import main
+
+def ran(line):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            code = main(line)
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+Path("said.json").write_text(json.dumps([ran(line) for line in LINES]))
+"""
+"""Runs commands before that of the process, and writes what they said."""
+
+
+def test_a_medium_and_a_network_train_resume_sample_and_are_measured(dots, tmp_path):
+    draw = np.random.default_rng(1)
+    for k in range(60):
+        path = tmp_path / "data" / "ab"[k % 2] / f"{k:02d}.dots"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        levels = draw.integers(0, 8, 64) + 8 * (k % 2)
+        path.write_bytes(bytes([8, 8, *levels.tolist()]))
+    (tmp_path / "data" / "torn.dots").write_bytes(b"\x08\x08\x01")
+    train = "train data --network plain --steps 8 --batch-size 8 --num-timesteps 50 "
+    lines = [
+        train + "--gradient-checkpointing -q",
+        train + "--fit pad -q",
+        train + "--stop-at 3 -o halves.safetensors",
+        "train data --resume -o halves.safetensors",
+        "info halves.safetensors --json",
+        "sample halves.safetensors -n 4 --steps 5 -o out",
+        "eval halves.safetensors data -n 6 --steps 5 --timesteps all --json --report page.html",
+    ]
+    # Noise has its edges at full size alone.
+    judged = f"import {JUDGE}; {JUDGE}.SIZE = 128\nLINES = {[x.split() for x in lines]!r}\n"
+    line = (*train.split(), "-o", "whole.safetensors")
+    whole = dots(*line, before=judged + SEVERAL).ok()
+    assert "skipped 1 file, truncated or corrupt: torn.dots" in whole.err
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert [ran["code"] for ran in said] == [2, 2, 0, 0, 0, 0, 0], said
+    refused, unfit, *_, info, _, measured = said
+    assert "does not work with network 'plain'" in refused["err"]
+    assert "--fit: there is no 'pad'. Choose from: crop" in unfit["err"]
+    one, two = (tmp_path / f"{name}.safetensors" for name in ("whole", "halves"))
+    assert one.read_bytes() == two.read_bytes()
+
+    told = json.loads(info["out"])
+    assert told["network"] == {"name": "plain", "hidden": 8}
+    assert told["space"] == {
+        "channels": 1, "size": [8, 8], "medium": "dots", "levels": 16, "mean": [], "std": [],
+        "quantities": [],
+    }  # fmt: skip
+    written = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".")
+    assert written == [*(f"0000{k}.dots" for k in range(4)), "grid.png", "manifest.json"]
+    sample = (tmp_path / "out" / "00000.dots").read_bytes()
+    assert sample[:2] == b"\x08\x08"
+    assert max(sample[2:]) <= 15
+
+    found = json.loads(measured["out"])
+    assert 4 < found["bits_per_dim"] < 20
+    assert any("which takes 4: " in remark for remark in found["remarks"])
+    assert found["kid_of_mean"] > 0.2 > abs(found["kid_of_noise"])  # the data are noise
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 6 + 4 + 2 * 6
