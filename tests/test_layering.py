@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from house import PACKAGE
 from test_refusals import REFUSALS
 
@@ -81,23 +82,13 @@ def python(
     )  # fmt: skip
 
 
-def loads_nothing_heavy(code: str) -> None:
-    end = f"; import sys; print(sorted(set(sys.modules) & set({HEAVY!r})))"
-    done = python("-c", code + end)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_importing_the_app_loads_nothing_heavy():
-    loads_nothing_heavy("import diffuse_cli.app")
-
-
-def test_the_python_interface_is_imported_when_it_is_used():
-    loads_nothing_heavy("import diffuse_cli; assert 'train' in dir(diffuse_cli)")
-
-
-def test_tables_are_listed_without_torch():
-    loads_nothing_heavy(
+LIGHT = {
+    "the Python interface": "import diffuse_cli; assert 'train' in dir(diffuse_cli)",
+    "figures": "import diffuse_cli.media.figures",
+    "a schedule": (
+        "from diffuse_cli.core import SCHEDULES; assert len(SCHEDULES['cosine'](10)) == 10"
+    ),
+    "tables": (
         "from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, "
         "SAMPLERS, SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, Gaussian; "
         "from diffuse_cli.config.presets import PRESETS; "
@@ -110,13 +101,16 @@ def test_tables_are_listed_without_torch():
         "assert all(map(list, (SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, SAMPLERS, "
         "SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, PRESETS, FEATURES, METRICS, COMMANDS, "
         "FORMATS, SOURCES, PROGRAMS)))"
-    )
+    ),
+}
 
 
-def test_schedules_are_computed_without_torch():
-    loads_nothing_heavy(
-        "from diffuse_cli.core import SCHEDULES; assert len(SCHEDULES['cosine'](10)) == 10"
-    )
+@pytest.mark.parametrize("name", LIGHT)
+def test_nothing_heavy_is_loaded_for(name: str):
+    end = f"; import sys; print(sorted(set(sys.modules) & set({HEAVY!r})))"
+    done = python("-c", LIGHT[name] + end)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 ASK = """

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from test_docs import ROOT, script
 
 import diffuse_cli
 from diffuse_cli import core
 from diffuse_cli.app import build
 from diffuse_cli.commands._cli.help import group_parameters
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Any:
     """docs/site.py as a module, without an address of the repository."""
-    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "docs" / "site.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "docs_site", module)
-    spec.loader.exec_module(module)
+    module = script("site")
     monkeypatch.setattr(module, "SOURCE", "")
     return module
 
