@@ -1,10 +1,7 @@
 """Fields of netCDF files: the same values however they are stored, and samples with their names."""
 
-from __future__ import annotations
-
 import contextlib
 import json
-import sys
 from random import Random
 
 import netCDF4
@@ -14,10 +11,9 @@ import pytest
 from image_corpus import read
 from lab import write_netcdf
 
-from diffuse_cli.data.sources import open_source
 from diffuse_cli.data.sources.netcdf import order_longitudes
 from diffuse_cli.models import model_file
-from diffuse_cli.system.errors import INSTALL, DataError
+from diffuse_cli.system.errors import DataError
 
 LATITUDES, LONGITUDES = np.linspace(70, -70, 8), np.arange(-180, 180, 45.0)
 FIELDS = np.round(np.random.default_rng(1).normal(280, 5, (2, 50, 8, 8)), 2)
@@ -125,14 +121,6 @@ def test_a_changed_file_has_samples_or_a_reason(tmp_path, form):
         path.write_bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
         with contextlib.suppress(DataError):
             read(path)
-
-
-def test_the_extra_is_named(tmp_path, monkeypatch):
-    path = write_netcdf(tmp_path / "x.nc", FIELDS, LATITUDES, LONGITUDES)
-    monkeypatch.setitem(sys.modules, "netCDF4", None)
-    with pytest.raises(DataError) as caught:
-        open_source(path)
-    assert caught.value.hint == f"Install it: {INSTALL.format(extra='science')}"
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,24 @@ def test_every_source_is_made_here():
     assert {*SOURCES} - elsewhere <= {*MAKERS}
 
 
+@pytest.mark.parametrize(
+    ("package", "extra", "name", "start"),
+    [
+        ("netCDF4", "science", "x.nc", b""),
+        ("nibabel", "science", "x/x.nii", bytes(4) + b"n+2\0"),
+        ("pydicom", "science", "x/x.dcm", bytes(128) + b"DICM"),
+        ("pyarrow.parquet", "parquet", "x.parquet", b""),
+    ],
+)
+def test_the_extra_of_a_format_is_named(tmp_path, monkeypatch, package, extra, name, start):
+    fill(tmp_path, {name: start})
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / name.partition("/")[0])
+    assert caught.value.hint == f"Install it: {INSTALL.format(extra=extra)}"
+    assert caught.value.exit_code == 3
+
+
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_threads_read_the_same(tmp_path, name, monkeypatch):
     path = MAKERS[name](tmp_path, {**corpus(), "a/bad.png": b"no"})
@@ -439,17 +457,11 @@ def test_a_damaged_group_is_skipped_row_by_row(tmp_path):
     assert found.summary.skipped[reasons.CORRUPT][0] == 20
 
 
-def test_a_parquet_without_images_lists_what_it_has(tmp_path, monkeypatch):
+def test_a_parquet_without_images_lists_what_it_has(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"text": ["a"], "n": [1]}), path)
     with pytest.raises(DataError, match=r"no column of .* files of images: text \(string\), n"):
         read(path)
-    for name in ("pyarrow", "pyarrow.parquet"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(DataError) as caught:
-        open_source(path)
-    assert caught.value.hint == f"Install it: {INSTALL.format(extra='parquet')}"
-    assert caught.value.exit_code == 3
 
 
 def test_rows_without_bytes_and_too_many(tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
-import sys
 from pathlib import Path
 from random import Random
 
@@ -23,7 +22,6 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from diffuse_cli.media import array
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array import nifti as scanner_files
-from diffuse_cli.system.errors import INSTALL, DataError
 
 VOLUME = np.random.default_rng(2).normal(size=(5, 6, 7))
 
@@ -222,15 +220,6 @@ def test_a_changed_file_is_an_array_or_has_a_reason(name):
             data[rng.randrange(min(len(data), 400))] = rng.choice([0, 255, rng.randrange(256)])
         with contextlib.suppress(reasons.Unusable):
             decode(start + data[: rng.choice([len(data), rng.randrange(len(data))])])
-
-
-@pytest.mark.parametrize("package", ["nibabel", "pydicom"])
-def test_the_extra_is_named(tmp_path, monkeypatch, package):
-    data = {"a.nii": nifti(VOLUME)} if package == "nibabel" else {"a.dcm": dicom(SLICE)}
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(DataError) as caught:
-        read(fill(tmp_path, data))
-    assert caught.value.hint == f"Install it: {INSTALL.format(extra='science')}"
 
 
 def test_nothing_of_a_patient_is_written(diffuse, lab, tmp_path):
