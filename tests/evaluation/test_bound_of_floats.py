@@ -1,7 +1,5 @@
 """The bound of floats in their own units: standardizing and transforms change nothing but it."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

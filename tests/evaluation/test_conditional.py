@@ -1,7 +1,5 @@
 """`eval` and its kin with models that are given something."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from base64 import b64decode

@@ -1,7 +1,5 @@
 """`diffuse eval`: what it measures, on which images, and that it says so."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """`diffuse eval --features NAME --feature-weights FILE`, as a user types it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

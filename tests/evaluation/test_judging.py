@@ -1,7 +1,5 @@
 """What features of photographs say nothing of is compared by random features, everywhere."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

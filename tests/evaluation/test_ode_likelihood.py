@@ -1,7 +1,5 @@
 """Bits per dimension by the probability-flow equation: of Gaussian samples, and of the command."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 

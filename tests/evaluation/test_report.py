@@ -1,7 +1,5 @@
 """The page of `eval --report`: whole, safe, the same every time, and readable in a browser."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Evaluating models that are told columns of a table."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 

@@ -1,7 +1,5 @@
 """`tune`: settings measured, the recommended one named, drawn, and written into the model."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from pathlib import Path

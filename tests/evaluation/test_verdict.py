@@ -1,7 +1,5 @@
 """The verdict of an evaluation, in plain words."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which class an image is of, and where guidance acts, with a network whose answer is known."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from types import SimpleNamespace

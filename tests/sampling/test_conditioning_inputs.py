@@ -1,7 +1,5 @@
 """`sample --given` and `--then`: what the images are drawn from, and what is said of it."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from pathlib import Path

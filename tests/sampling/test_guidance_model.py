@@ -1,7 +1,5 @@
 """`--guide-with`: which weaker model, how strongly, what it must fit, and what is recorded."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from pathlib import Path

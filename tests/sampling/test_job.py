@@ -1,7 +1,5 @@
 """`diffuse sample`: images of a seed, whatever the batch, and a manifest that verifies."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from pathlib import Path

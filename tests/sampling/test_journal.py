@@ -1,7 +1,5 @@
 """A sampling that was stopped goes on, to the same bytes as in one go."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """`sample -o FILE`: a zip, or the array that other programs evaluate, read back as a folder is."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

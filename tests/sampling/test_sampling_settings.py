@@ -1,7 +1,5 @@
 """What images are drawn with: given, else recommended by the model file, else the default."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace

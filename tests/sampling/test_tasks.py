@@ -1,7 +1,5 @@
 """`inpaint`, `upscale`, `restore`, `vary` and `interpolate` as a user runs them."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil

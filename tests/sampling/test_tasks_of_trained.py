@@ -1,7 +1,5 @@
 """Tasks with models that were trained with --given: for what is asked, for something else."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from functools import cache, partial

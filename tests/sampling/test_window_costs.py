@@ -1,7 +1,5 @@
 """Memory and time of windows, before a task starts."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """SIGINT and SIGTERM: the last finished step is saved, and the line that goes on is said."""
 
-from __future__ import annotations
-
 import os
 import pty
 import shlex
