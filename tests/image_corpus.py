@@ -65,6 +65,12 @@ def fill(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
+def contents(folder: Path | str) -> dict[str, bytes]:
+    """What `fill` writes there: all files of a folder by their paths in it, hidden ones too."""
+    paths = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 def read(source: Path | str, **options: Any) -> Any:
     """The `Dataset` of a folder or file."""
     from diffuse_cli.data import read_images

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from hub_server import COMMIT, serving
-from image_corpus import fill
+from image_corpus import contents, fill
 from test_sources import corpus, parquet_file, parquet_files, sharded
 
 from diffuse_cli.data import open_index, read_images, save_index, sources
@@ -19,11 +19,6 @@ from diffuse_cli.system.events import finish
 from diffuse_cli.system.hub import HubFile, HubListing
 
 NAME = "hf://datasets/some/set"
-
-
-def contents(folder: Path, under: str = "") -> dict[str, bytes]:
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {under + path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 @pytest.fixture(scope="module")

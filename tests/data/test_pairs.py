@@ -4,11 +4,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from image_corpus import read
 from PIL import Image
 
-from diffuse_cli.data import match_pairs, read_images
+from diffuse_cli.data import match_pairs
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.events import finish
 
 
 def write(folder, names, side=8):
@@ -17,10 +17,6 @@ def write(folder, names, side=8):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((side, side), 10 * k, np.uint8)).save(path)
     return folder
-
-
-def read(path):
-    return finish(read_images(path, workers=1))
 
 
 def pairs_of(tmp_path, own, theirs):

@@ -38,8 +38,8 @@ def bits(stored, transform=None, timesteps="all"):
 
 
 def entropy(std):
-    """Bits of a Gaussian number."""
-    return math.log2(2 * math.pi * math.e) / 2 + math.log2(std)
+    """Bits per dimension of Gaussian numbers."""
+    return math.log2(2 * math.pi * math.e) / 2 + float(np.log2(std).mean())
 
 
 SNRS = BARS / (1 - BARS)

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import mostly_slow
+from test_bound_of_floats import BARS, PROCESS, entropy
 
-from diffuse_cli.core import Conditions, Denoiser, Process, Space
+from diffuse_cli.core import Conditions, Denoiser, Space
 from diffuse_cli.evaluation import likelihood
 from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.likelihood import iterate_batches, measure_ode_bits
 from diffuse_cli.metrics import METRICS, Facts, remarks
 from diffuse_cli.system.events import finish
 
-BARS = torch.linspace(12, -12, 300, dtype=torch.float64).sigmoid()
-PROCESS = Process(1 - BARS / torch.cat([torch.ones(1, dtype=torch.float64), BARS[:-1]]))
 NORMAL = np.random.default_rng(5).standard_normal((12, 2, 8, 8)).astype(np.float32)
 MIXING = torch.linalg.qr(torch.randn(128, 128, generator=torch.Generator().manual_seed(0)))[0]
 SPREADS = torch.linspace(1.8, 0.1, 128)
@@ -44,11 +43,6 @@ def measure(stored, space, net, steps=64, seed=0, batch_size=100, indices=None):
     samples = LabeledSamples(stored, np.full(len(stored), -1))
     batches = iterate_batches(samples, Conditions(), indices, None, batch_size, torch.device("cpu"))
     return finish(measure_ode_bits(denoiser, batches, indices, space, steps=steps, seed=seed))
-
-
-def entropy(std):
-    """Return the bits per dimension of Gaussian numbers."""
-    return math.log2(2 * math.pi * math.e) / 2 + float(np.log2(std).mean())
 
 
 def agrees(found, exact):

@@ -1,7 +1,6 @@
 """`--guide-with`: which weaker model, how strongly, what it must fit, and what is recorded."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,14 +23,11 @@ from diffuse_cli.sampling.generation import generate_batches
 from diffuse_cli.sampling.model_loading import check_fits, choose_guide
 from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings, resolve_settings
 from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.files import sha256
 from diffuse_cli.system.rng import image_noise
 
 CPU = torch.device("cpu")
 QUICK = ("-n", 2, "--steps", 3, "--sampler", "ddim", "--precision", "fp32", "--no-grid")
-
-
-def digest(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def pixels(folder):
@@ -168,7 +164,7 @@ def test_the_own_average_guides_as_the_file_of_a_run_stopped_there_does(diffuse,
     assert (pixels("zero") == pixels("early")).all()
     assert (pixels("a") != pixels("plain")).any()
     for name, guide, weights in (("a", weak, "weak"), ("b", early, "ema")):
-        assert manifest(name)["guide"] == {"sha256": digest(guide), "weights": weights}
+        assert manifest(name)["guide"] == {"sha256": sha256(guide), "weights": weights}
     assert "guide" not in manifest("plain")
     assert manifest("a")["weak_guidance"] == WEAK_GUIDANCE
     assert manifest("one")["weak_guidance"] == 1
@@ -182,7 +178,7 @@ def test_eval_and_compare_say_what_guided(diffuse, weak, images):
     ran = diffuse("eval", weak, images, "-n", 4, *how, "--weak-guidance", 2)
     settings = ran.json["settings"]
     assert settings["weak_guidance"] == 2
-    assert settings["guide"] == {"sha256": digest(weak), "weights": "weak"}
+    assert settings["guide"] == {"sha256": sha256(weak), "weights": "weak"}
     plain = diffuse("eval", weak, images, "-n", 4, *how).json
     assert "guide" not in plain["settings"]
     assert plain["kid"] != ran.json["kid"]

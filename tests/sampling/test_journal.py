@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import free_port, manifest, pixels
 from file_operations import FULL, Copies, ends_at, failing, killed_at_each, killed_while
+from image_corpus import contents
 
 from diffuse_cli.sampling.job import split_parts
 from diffuse_cli.sampling.journal import (
@@ -25,12 +26,6 @@ from diffuse_cli.system.errors import OutputError, Terminated
 
 OUT = Path("samples")
 QUICK = ("--steps", 2, "--precision", "fp32", "--sampler", "ddim", "--batch-size", 4)
-
-
-def tree(folder):
-    """All files of a folder, hidden ones too."""
-    folder = Path(folder)
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_parts_end_at_multiples_of_the_batch():
@@ -53,8 +48,8 @@ def generate(folder, indices=range(5), *, before=None, overwrite=False, **settin
         for part in remaining:
             if before:
                 before(part)
-            contents = [bytes([i]) for i in part] + [b"frames"] * (part.start == 0)
-            record.add(f"{part.start}-{part.stop}", dict(zip(parts[part], contents, strict=True)))
+            written = [bytes([i]) for i in part] + [b"frames"] * (part.start == 0)
+            record.add(f"{part.start}-{part.stop}", dict(zip(parts[part], written, strict=True)))
         record.collect()
         assert (folder / WORK / "0-2.frames.npy").read_bytes() == b"frames"
         record.add("figures", {"grid.png": bytes(record.indices)})
@@ -77,7 +72,7 @@ def stop_in_third_part(folder):
 def test_a_sampling_that_is_killed_at_any_operation_goes_on(tmp_path):
     """Twice, as a repeated one may be killed too."""
     assert generate(tmp_path / "whole") == 5
-    expected, counts = tree(tmp_path / "whole"), set[int | None]()
+    expected, counts = contents(tmp_path / "whole"), set[int | None]()
     (tmp_path / "live").mkdir()
     copies = Copies(tmp_path / "live", tmp_path / "killed")
     moments = killed_at_each(lambda: generate(tmp_path / "live" / "samples"), copies)
@@ -87,7 +82,7 @@ def test_a_sampling_that_is_killed_at_any_operation_goes_on(tmp_path):
         if moment % 3 == 0:
             killed_while(lambda folder=folder: generate(folder), ends_at(moment // 2))
         counts.add(generate(folder))
-        assert tree(folder) == expected, moment
+        assert contents(folder) == expected, moment
         assert not [p for p in folder.iterdir() if p.name.startswith(".")], moment
     assert counts >= {5, 3, 1, 0, None}
 
@@ -103,7 +98,7 @@ def test_files_that_are_missing_or_changed_are_generated_again(tmp_path):
     assert read_earlier(tmp_path)["n"] == 5
     assert generate(tmp_path, range(6)) == 4  # Image 4 is generated together with 5.
     assert b"".join(p.read_bytes() for p in sorted(tmp_path.glob("*.bin"))) == bytes(range(6))
-    assert {*read_earlier(tmp_path)["files"], "manifest.json"} == {*tree(tmp_path)}
+    assert {*read_earlier(tmp_path)["files"], "manifest.json"} == {*contents(tmp_path)}
 
 
 def test_an_overwrite_removes_the_samples_of_a_stopped_run_and_no_other_file(tmp_path):
@@ -116,7 +111,7 @@ def test_an_overwrite_removes_the_samples_of_a_stopped_run_and_no_other_file(tmp
     with pytest.raises(OutputError, match="already holds samples with other settings: seed"):
         generate(folder, seed=1)
     assert generate(folder, range(2), seed=1, overwrite=True) == 2
-    assert tree(tmp_path).keys() == {"mine.txt", *(f"samples/{name}" for name in (
+    assert contents(tmp_path).keys() == {"mine.txt", *(f"samples/{name}" for name in (
         "00000.bin", "00001.bin", "00005.bin", "grid.png", "manifest.json"))}  # fmt: skip
 
 
@@ -137,7 +132,7 @@ def test_an_overwrite_that_is_killed_at_any_operation_leaves_nothing_of_the_earl
     replace = partial(generate, folder, range(2), **options)
     for copy in killed_at_each(replace, Copies(folder, copies)):
         generate(copy, range(2), **options)
-        assert tree(copy) == tree(folder), copy
+        assert contents(copy) == contents(folder), copy
 
 
 def test_a_run_that_stops_in_its_first_part_leaves_nothing(tmp_path, monkeypatch):
@@ -155,18 +150,18 @@ def test_a_run_that_stops_in_its_first_part_leaves_nothing(tmp_path, monkeypatch
         record.add("0-2", {"00000.bin": b"0", "00001.bin": b"1"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [WORK, "00000.bin"]
     record.abandon()
-    assert not tree(tmp_path)
+    assert not contents(tmp_path)
 
 
 def test_a_resumed_run_that_stops_at_once_keeps_what_was_written(tmp_path):
     stop_in_third_part(tmp_path)
     (tmp_path / WORK / "2-4.json").unlink()
     (tmp_path / "00001.bin").unlink()
-    before = tree(tmp_path)
+    before = contents(tmp_path)
     record = SamplingRecord(tmp_path, SETTINGS, {}, ".bin")
     assert record.begin({range(2): ["00000.bin", "00001.bin"]}, [], overwrite=False)
     record.abandon()
-    assert tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_a_process_that_still_writes_is_waited_for(tmp_path):
@@ -189,14 +184,14 @@ def sample(diffuse, conditional):
 
 def test_the_same_command_again_says_that_it_is_finished(sample, instead_of_networks):
     first = sample("-n", 5, "--gif")
-    before = tree(OUT)
+    before = contents(OUT)
     instead_of_networks()
     again = sample("-n", 5, "--gif").ok()
     assert again.out == first.out
     assert "samples is complete" in again.err
-    assert tree(OUT) == before
+    assert contents(OUT) == before
     assert sample("-n", 3, "--no-grid").out.split() == first.out.split()[:3]
-    assert tree(OUT) == before
+    assert contents(OUT) == before
 
 
 def test_ranges_in_any_order_are_as_if_all_had_been_asked_for(sample):
@@ -210,7 +205,7 @@ def test_ranges_in_any_order_are_as_if_all_had_been_asked_for(sample):
             assert found["classes"] == ["dark", "light", "dark", "light"]
             assert found["images"] == [f"{i:05d}.png" for i in range(4, 8)]
     assert sample("-n", 10, "--gif").code == 0
-    assert tree(OUT) == tree("whole")
+    assert contents(OUT) == contents("whole")
     sample("--range", "3:7", "-o", "cut")  # through batches
     for i in range(3, 7):
         assert np.abs(pixels("cut", i) - pixels("whole", i)).max() <= 2
@@ -231,9 +226,8 @@ def test_a_full_disk_loses_nothing_that_was_drawn(sample, monkeypatch):
         ran = sample("-n", 10, "--gif", "-q")
     assert ran.code == 5
     assert "00006.png: No space left on device. Free some space" in ran.line
-    ran = sample("-n", 10, "--gif")
-    assert "resuming with 4 images of 10" in ran.err
-    assert tree(OUT) == tree("whole")
+    assert "resuming with 4 images of 10" in sample("-n", 10, "--gif").err
+    assert contents(OUT) == contents("whole")
 
 
 @pytest.mark.slow
@@ -260,4 +254,4 @@ def test_two_processes_killed_at_random_equal_one_go(spawn, pair, conditional, t
         said += "".join(rank.communicate(timeout=60)[1] for rank in ranks)
     assert "process 0 of 2 has ended" in said
     assert pair(*line, "out").code == 0
-    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")

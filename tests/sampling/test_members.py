@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import manifest
+from image_corpus import contents
 from PIL import Image
 
 from diffuse_cli.metrics import ensembles
@@ -25,11 +26,6 @@ def inputs(lab) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(lab["beside"] / f"{name}.png", path)
     return Path("inputs")
-
-
-def contents(folder: str) -> dict[str, bytes]:
-    paths = (path for path in Path(folder).rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_members_are_the_samples_of_n_by_the_names_of_their_inputs(diffuse, lab, inputs):
