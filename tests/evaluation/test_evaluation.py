@@ -584,15 +584,13 @@ def test_every_group_of_the_curve_was_visited(n, timesteps):
 
 def test_a_plot_is_written_and_named(measure, other):
     line = ("-n", 4, "--timesteps", 2, "--steps", 2, "--plot", "deep/bound.png")
-    ran = measure(other, *line).ok()
-    assert ran.out.splitlines()[-1] == "deep/bound.png"
+    assert measure(other, *line).ok().out.splitlines()[-1] == "deep/bound.png"
     with Image.open("deep/bound.png") as picture:
         assert picture.format == "PNG"
         colors = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     assert len(np.unique(colors, axis=0)) > 50
     Path("deep/bound.png").write_bytes(b"earlier")
-    again = measure(other, *line, "--json", "--overwrite")
-    assert again.json["plot"] == "deep/bound.png"
+    assert measure(other, *line, "--json", "--overwrite").json["plot"] == "deep/bound.png"
     assert Path("deep/bound.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -283,8 +283,7 @@ def test_a_model_of_other_limits_is_no_teacher_and_a_beginning_that_is_told(diff
     diffuse(*line, other).fails(2, "was trained on levels 120 to 2,600, not levels 240 to 5,200")
     diffuse(*line, data).ok()
     line = ("train", other, "--init", "model.safetensors", "--steps", 1, "-o", "n.safetensors")
-    ran = diffuse(*line).ok()
-    assert "levels 120 to 2,600 become levels 240 to 5,200" in ran.err
+    assert "levels 120 to 2,600 become levels 240 to 5,200" in diffuse(*line).ok().err
     assert load("n.safetensors").blueprint.space.limits == (240, 5200)
 
 

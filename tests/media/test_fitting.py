@@ -137,8 +137,7 @@ def wide(tmp_path):
 
 def test_a_model_is_measured_as_it_was_trained(diffuse, recipe, wide):
     line = ("train", wide, "--config", recipe, "--size", 8, "--fit", "pad", "--background", "black")
-    ran = diffuse(*line, "--steps", 2).ok()
-    assert "images at 8x8, up to 44 % of it padding; batch" in ran.err
+    assert "images at 8x8, up to 44 % of it padding; batch" in diffuse(*line, "--steps", 2).ok().err
     model = model_file.load("model.safetensors")
     assert model.data["fit"] == "pad"
     assert "fit=pad" in diffuse("info", "model.safetensors").out

@@ -80,8 +80,7 @@ def test_a_folder_is_measured_at_a_rate(sounds, diffuse):
         write(Path("generated", f"{k}.wav"), tone, 2 * RATE)
     line = ("eval", "generated", sounds, "-n", 4, "--metrics", "marginals")
     assert f"generated, mono, {2 * LENGTH}\n" in diffuse(*line).err
-    ran = diffuse(*line, "--rate", RATE).ok()
-    assert f"generated, mono, {LENGTH}\n" in ran.err
+    assert f"generated, mono, {LENGTH}\n" in diffuse(*line, "--rate", RATE).ok().err
 
 
 def test_pairs_of_sounds_have_one_rate_and_are_not_cut(sounds, recipe, diffuse):
@@ -171,8 +170,7 @@ def test_what_cannot_be_used_is_named(diffuse, tmp_path):
 def test_without_the_library_one_line_says_what_to_install(diffuse, lab, monkeypatch):
     """Nothing else needs it: a folder of images is read without."""
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    ran = diffuse("info", lab["sounds"]).fails(3)
-    assert ran.line == (
+    assert diffuse("info", lab["sounds"]).fails(3).line == (
         "diffuse: reading sounds needs soundfile. Install it: in the folder of diffuse's source, "
         "run `pip install '.[audio]'`\n"
     )

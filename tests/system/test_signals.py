@@ -104,8 +104,7 @@ def test_a_signal_while_images_are_read_leaves_nothing_behind(quick, monkeypatch
 
     real = training_data.read_images
     monkeypatch.setattr(training_data, "read_images", interrupted)
-    ran = quick("--steps", 9, "-q").fails(130)
-    assert ran.err.count("\n") == 1
+    assert quick("--steps", 9, "-q").fails(130).err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -349,8 +348,7 @@ def test_a_signal_is_not_taken_for_a_damaged_image(diffuse, images, monkeypatch)
 
 def test_a_signal_while_sampling_ends_it_without_a_traceback(diffuse, model, instead_of_networks):
     instead_of_networks(lambda: signal.raise_signal(signal.SIGTERM))
-    ran = diffuse("sample", model, "-q").fails(143)
-    assert ran.err.count("\n") == 1
+    assert diffuse("sample", model, "-q").fails(143).err.count("\n") == 1
     assert not Path("samples").exists()
 
 
