@@ -158,9 +158,19 @@ def gaussian_denoise(process: Process, mean: Tensor, covariance: Tensor) -> Any:
     return denoise
 
 
-def ideal_net(process: Process, images: Tensor, sharpness: float = 1.0) -> Callable[..., Tensor]:
+class Exact(Denoiser):
+    """A denoiser that is a function of x_t and t, such as one of these."""
+
+    def __init__(self, process: Process, denoise: Any) -> None:
+        self.process, self.denoise = process, denoise
+
+    def __call__(self, x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        return self.denoise(x_t, t)
+
+
+def ideal_net(process: Process, images: Tensor) -> Callable[..., Tensor]:
     """The best prediction of x_0 for data that is these images, (N, C, H, W): their mean, each
-    weighted by how likely x_t is from it; `sharpness` other than 1 mistakes that."""
+    weighted by how likely x_t is from it."""
 
     def net(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         times = t.tolist()
@@ -169,7 +179,7 @@ def ideal_net(process: Process, images: Tensor, sharpness: float = 1.0) -> Calla
         }
         bars = torch.tensor([known[shown] for shown in times], dtype=torch.float64)[:, None]
         off = x.flatten(1)[:, None] - bars[..., None].sqrt() * images.flatten(1)
-        logits = -off.square().sum(2) / (2 * (1 - bars)) * sharpness
+        logits = -off.square().sum(2) / (2 * (1 - bars))
         return (logits.softmax(1) @ images.flatten(1)).reshape(x.shape)
 
     return net

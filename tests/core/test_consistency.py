@@ -5,19 +5,22 @@ from functools import partial
 
 import pytest
 import torch
-from oracles import SPREAD, around, exact_denoise, exact_denoiser, generator, last, process_of
+from oracles import (
+    SPREAD,
+    Exact,
+    around,
+    exact_denoise,
+    exact_denoiser,
+    generator,
+    last,
+    process_of,
+)
 
 from diffuse_cli.core import SAMPLERS, Denoiser, Prediction, distillation
 from diffuse_cli.core.distillation import FINE, FIRST, POINTS, consistency_loss, solve_trajectory
 
 COSINE = process_of("cosine", 1000)
 MEAN = 0.3
-
-
-def spread_at(process, t):
-    """The deviation of x_t for data of deviation SPREAD."""
-    bar = process.alpha_bar(t)
-    return math.sqrt(bar * SPREAD**2 + 1 - bar)
 
 
 def consistent(process):
@@ -33,20 +36,8 @@ def consistent(process):
     return denoise
 
 
-def expecting(process):
-    """E[x_0 | x_t] of the same data."""
-    return around(process, MEAN)
-
-
-class Known(Denoiser):
-    """A denoiser that is a known function of x_t and t."""
-
-    def __init__(self, function):
-        super().__init__(lambda x, t: x, COSINE, "v")
-        self._function = function(COSINE)
-
-    def __call__(self, x_t, t, /, **cond):
-        return self._function(x_t, t)
+expecting = partial(around, mean=MEAN)
+"""E[x_0 | x_t] of the same data."""
 
 
 def drawn(n):
@@ -90,9 +81,12 @@ def test_a_consistency_function_has_no_loss(exact):
     x0, noise = drawn(32)
     t = torch.zeros(32, dtype=torch.long)
     teacher = expecting(COSINE)
-    known = consistency_loss(Known(consistent), x0, t, noise, teacher=teacher)
+    known, others = (
+        consistency_loss(Exact(COSINE, denoise), x0, t, noise, teacher=teacher)
+        for denoise in (consistent(COSINE), teacher)
+    )
     assert float(known.max()) < 0.002
-    assert float(consistency_loss(Known(expecting), x0, t, noise, teacher=teacher).min()) > 0.1
+    assert float(others.min()) > 0.1
 
 
 def test_the_loss_is_the_distance_over_sigma():
@@ -137,7 +131,6 @@ def test_a_process_of_fewer_times_has_fewer_points():
 def test_training_a_linear_network_finds_the_function(exact):
     """f(x_t) = mean + spread (x_t - alpha mean) / deviation of x_t, by least squares over paths of
     the exact denoiser."""
-    process = process_of("cosine", 1000)
     gains = torch.zeros(1001, dtype=torch.float64, requires_grad=True)
     shifts = torch.zeros(1001, dtype=torch.float64, requires_grad=True)
 
@@ -145,8 +138,7 @@ def test_training_a_linear_network_finds_the_function(exact):
         k = shown.round().long()
         return gains[k].reshape(-1, 1, 1, 1) * x + shifts[k].reshape(-1, 1, 1, 1)
 
-    denoiser = Denoiser(net, process, "x0")
-    teacher = expecting(process)
+    denoiser, teacher = Denoiser(net, COSINE, "x0"), expecting(COSINE)
     optimizer = torch.optim.LBFGS([gains, shifts], max_iter=60, line_search_fn="strong_wolfe")
     x0, noise = drawn(128)
     t = torch.zeros(len(x0), dtype=torch.long)
@@ -158,11 +150,11 @@ def test_training_a_linear_network_finds_the_function(exact):
         return found
 
     optimizer.step(value)
-    for s in process.times(POINTS):
-        k = round(float(process.timesteps[s]))
-        gain = SPREAD / spread_at(process, s)
+    for s in COSINE.times(POINTS):
+        k, bar = round(float(COSINE.timesteps[s])), COSINE.alpha_bar(s)
+        gain = SPREAD / math.sqrt(bar * SPREAD**2 + 1 - bar)
         assert gains[k].item() == pytest.approx(gain, abs=0.02)
-        shift = MEAN * (1 - gain * math.sqrt(process.alpha_bar(s)))
+        shift = MEAN * (1 - gain * math.sqrt(bar))
         assert shifts[k].item() == pytest.approx(shift, abs=0.02)
 
 

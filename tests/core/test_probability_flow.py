@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracles import (
     SPREAD,
+    Exact,
     exact_denoiser,
     gaussian_denoise,
     generator,
@@ -47,16 +48,6 @@ def density(denoiser, x0, steps, probes=None):
     given = [signs(x0, 2)] if probes is None else probes
     *_, last = log_densities(denoiser, x0, steps=steps, probes=given)
     return last
-
-
-class Exact(Denoiser):
-    """A denoiser that is a function of `oracles`."""
-
-    def __init__(self, process, denoise):
-        self.process, self.denoise = process, denoise
-
-    def __call__(self, x_t, t, /, **cond):
-        return self.denoise(x_t, t)
 
 
 # -- independent numbers: every probe of signs gives the exact divergence -------------------------
