@@ -79,24 +79,6 @@ def test_first_steps_shrink_to_log_2(schedule, limit):
     assert steps[2] == pytest.approx(limit * math.log(2), rel=0.02)
 
 
-@pytest.mark.parametrize(("timesteps", "gap"), [(100, 0.0089), (1000, 0.0009)])
-def test_large_is_above_the_entropy_of_data_of_another_variance(timesteps, gap):
-    """Independent N(0, 4) data; the terms are known in closed form."""
-    process, v = process_of("cosine", timesteps), 4.0
-    unit = torch.ones(1, dtype=torch.float64)
-    found = process.prior(math.sqrt(v) * unit).kl(Gaussian(0 * unit, 0.0)).item()
-    for t in range(timesteps):
-        alpha, sigma = process.alpha_sigma(t, like=unit)
-        known = v * sigma**2 / (alpha**2 * v + sigma**2)
-        pair = process.coefficients(t, like=unit)
-        if t == 0:
-            found += 0.5 * (math.log(2 * math.pi) + pair.log_beta + known / math.exp(pair.log_beta))
-            continue
-        needed = (math.exp(pair.log_beta_tilde) + pair.c1**2 * known) / math.exp(pair.log_beta)
-        found += 0.5 * (pair.log_beta - pair.log_beta_tilde + needed - 1)
-    assert found / math.log(2) - ENTROPY - 0.5 * math.log2(v) == pytest.approx(gap, abs=1e-4)
-
-
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_decoder_has_the_variance_of_the_first_step(schedule, variance):

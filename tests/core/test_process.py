@@ -210,13 +210,6 @@ def test_a_respaced_process_is_the_full_one_at_those_times(spacing):
             assert numbers(respaced.coefficients(i, like=like)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_respacing_twice_keeps_what_the_network_is_shown():
-    once = FULL.respaced([4, 9, 20, 35, 49])
-    twice = once.respaced([1, 3])
-    assert twice.timesteps.tolist() == [180, 700]
-    assert twice.alpha_bars.tolist() == pytest.approx([bar(FULL, 9), bar(FULL, 35)])
-
-
 # -- zero terminal SNR ----------------------------------------------------------------------------
 
 
