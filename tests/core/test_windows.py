@@ -8,8 +8,7 @@ import pytest
 import torch
 from oracles import denoiser_with, generator, process_of
 
-from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser, tiling
-from diffuse_cli.core.guidance import clip
+from diffuse_cli.core import VARIANCES, tiling
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.tiling import Tiling, tile_network
 
@@ -110,12 +109,7 @@ def test_windows_are_told_their_own_condition():
 def test_64_windows_are_predicted_at_a_time_by_default_and_a_single_part_once(
     whole, gradient, parts
 ):
-    counts = []
-
-    def net(x, t):
-        counts.append(len(x))
-        return mixed(x, t)
-
+    net, counts = counting()
     x = large(whole).requires_grad_(gradient)
     merged = tile_network(net, (4,))(x, torch.zeros(2))
     if gradient:
@@ -126,6 +120,19 @@ def test_64_windows_are_predicted_at_a_time_by_default_and_a_single_part_once(
 def mixed(x, t, *, given=0):
     """Each value depends on all values of its window, not linearly."""
     return (x.flatten(1).cumsum(1).reshape(x.shape) + given).sin().exp()
+
+
+def counting(most=math.inf):
+    """`mixed`, interrupted after so many calls, and how many windows each call has."""
+    counts = []
+
+    def net(x, t):
+        counts.append(len(x))
+        if len(counts) > most:
+            raise KeyboardInterrupt
+        return mixed(x, t)
+
+    return net, counts
 
 
 @pytest.mark.parametrize("room", [1, 3, 7, 64])
@@ -166,11 +173,7 @@ def test_parts_change_neither_the_estimate_nor_its_gradient(room):
 @pytest.mark.parametrize("room", [1, 2, 6])
 def test_a_gradient_keeps_the_sample_and_not_its_windows(room):
     """And no more windows than there is room for are predicted at a time."""
-    counts, kept = [], {}
-
-    def net(x, t):
-        counts.append(len(x))
-        return mixed(x, t)
+    (net, counts), kept = counting(), {}
 
     def keep(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -190,28 +193,12 @@ def test_a_gradient_keeps_the_sample_and_not_its_windows(room):
 
 def test_an_error_ends_the_gradient_at_once():
     """As Ctrl-C does, which is raised where Python code runs: between two parts."""
-    counts = []
-
-    def net(x, t):
-        counts.append(len(x))
-        if len(counts) > 20:
-            raise KeyboardInterrupt
-        return mixed(x, t)
-
+    net, counts = counting(most=20)
     x = large(40, batch=1).requires_grad_()  # 19 windows
     merged = tile_network(net, (4,), room=lambda: 1)(x, torch.zeros(1))
     with pytest.raises(KeyboardInterrupt):
         merged.sum().backward()
     assert len(counts) == 21
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samplers_go_with_windows(sampler):
-    denoise = clip(Denoiser(tile_network(mean_of_window, (4,)), FULL, "v"), FULL)
-    x = large(6)
-    *_, last = SAMPLERS[sampler](denoise, FULL, x, FULL.times(5), noise=lambda k: large(6))
-    assert last.x.shape == x.shape
-    assert torch.isfinite(last.x).all()
 
 
 def test_windows_on_meta_and_as_large_as_the_sample():
