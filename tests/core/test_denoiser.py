@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from oracles import exact_denoise, exact_denoiser, exact_net, generator, process_of, zero_snr
+from oracles import (
+    exact_denoise,
+    exact_denoiser,
+    exact_net,
+    generator,
+    posterior_coefficients,
+    process_of,
+    zero_snr,
+)
 
 from diffuse_cli.core import TARGETS, Denoiser
 from diffuse_cli.core.parameterization import STEPWISE
@@ -13,6 +21,18 @@ FULL = process_of("cosine", 50)
 
 def images(batch=3, dtype=torch.float64, seed=0):
     return torch.randn(batch, 1, 2, 2, generator=generator(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("t", [0, 1, 25, 49])
+def test_the_coefficients_are_those_of_the_papers(t):
+    alpha, sigma = FULL.alpha_sigma(t, like=FULL.betas)
+    c1, c2 = posterior_coefficients(FULL, t)
+    expected = {
+        "eps": (0, 1), "x0": (1, 0), "v": (-sigma, alpha), "flow": (-1, 1),
+        "mu": (c1 + c2 * alpha, c2 * sigma),
+    }  # fmt: skip
+    for name, pair in expected.items():
+        assert TARGETS[name](alpha, sigma, c1, c2) == pytest.approx(pair), name
 
 
 @pytest.mark.parametrize("target", list(TARGETS))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffuse_cli.core import InvalidArgument, Space
+from diffuse_cli.core.space import TRANSFORMS
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,7 @@ WRONG = [
     ("mean", {"mean": (0.0,)}), ("mean", {"levels": None}),
     ("mean", {**FLOATS, "mean": (float("nan"),)}),
     ("std", {**FLOATS, "std": (0.0,)}), ("std", {**FLOATS, "std": (1.0, 1.0)}),
+    ("transform", {"transform": "log"}), ("transform", {**FLOATS, "transform": "asinhh"}),
 ]  # fmt: skip
 
 
@@ -72,3 +74,39 @@ def test_a_space_that_cannot_be_is_refused(argument, wrong):
     assert caught.value.argument == argument
     for size in ((2**20,), (4096, 1), (1, 4096, 1)):  # the longest sides
         assert Space(channels=1, size=size).size == size
+
+
+def test_plain_values_give_the_space_back():
+    floats = Space(channels=1, size=(8,), **FLOATS, transform="asinh")
+    for space in (floats, Space(channels=3, size=(8, 8)), Space(channels=1, size=(8,), levels=2)):
+        assert Space.from_dict(space.to_dict()) == space
+    plain = Space(channels=1, size=(8, 8), transform="none").to_dict()
+    assert not {"transform", "layout"} & set(plain), "older versions would refuse these keys"
+
+
+# -- transforms of floats -------------------------------------------------------------------------
+
+X = torch.tensor([1e-20, 1e-3, 0.5, 1, 2, 1e3, 1e10], dtype=torch.float64)
+transforms = pytest.mark.parametrize("name", list(TRANSFORMS))
+
+
+@transforms
+def test_the_inverse_undoes_it_and_the_slope_is_the_derivative(name):
+    one, x = TRANSFORMS[name], X if name == "log" else torch.cat([-X.flip(0), X.new_zeros(1), X])
+    assert torch.allclose(one.inverse(one.forward(x)), x, rtol=1e-6, atol=0)
+    assert bool((one.forward(x).diff() > 0).all())
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(one.forward(leaf).sum(), leaf)
+    assert torch.allclose(one.log_slope(x), slope.log(), rtol=1e-6, atol=1e-6)
+
+
+@transforms
+def test_a_space_transforms_then_standardizes(name):
+    space = Space(channels=1, size=(7,), levels=None, mean=(2,), std=(3,), transform=name)
+    stored = X.clamp(min=1e-3).float().reshape(1, 1, 7)
+    x = space.to_model(stored)
+    assert torch.allclose(x, (TRANSFORMS[name].forward(stored) - 2) / 3)
+    assert torch.allclose(space.to_stored(x), stored, rtol=1e-4)
+    leaf = stored.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(space.to_model(leaf).sum(), leaf)
+    assert torch.allclose(space.log_slope(stored), slope.log(), rtol=1e-4, atol=1e-4)
