@@ -11,6 +11,7 @@ from conftest import mostly_slow
 from PIL import Image
 
 from diffuse_cli.metrics.features import FEATURES, dinov2, extract_features, inception, load_network
+from diffuse_cli.metrics.features.efficientnet_lite0 import EfficientNetLite0
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.files import sha256
@@ -195,6 +196,30 @@ def test_images_are_resized_as_pillow_does(size):
 
 
 # -- all of them -----------------------------------------------------------------------------------
+
+
+def large_transformer():
+    network = dinov2.VisionTransformer(dinov2.LARGE)
+    positions = dinov2.resize_positions(network.pos_embed, dinov2.SIZE // dinov2.LARGE.patch)
+    network.pos_embed = torch.nn.Parameter(positions)
+    return network
+
+
+NETWORKS = {
+    "efficientnet-lite0": EfficientNetLite0, "inception": inception.Inception,
+    "dinov2": large_transformer,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_read_nothing_back(name):
+    """On the meta device, where what mixes devices or reads a number back fails."""
+    with torch.device("meta"):
+        network, pixels = NETWORKS[name]().eval(), torch.zeros(2, 3, 40, 56, dtype=torch.uint8)
+    with torch.inference_mode():
+        features = network(FEATURES[name].preprocess(pixels))
+    assert features.is_meta
+    assert features.shape == (2, FEATURES[name].DIM)
 
 
 @pytest.mark.parametrize("name", FEATURES)
