@@ -1,4 +1,4 @@
-"""Results on a terminal: bordered tables as wide as it, with colors if it wants some."""
+"""Results and help on a terminal: borders as wide as it, with colors if it wants some."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ def on_terminal(fresh):
     def run(*arguments, **variables):
         ours, theirs = pty.openpty()
         env = {"TERM": "xterm-256color", "COLUMNS": "80", **variables}
-        ran = fresh(*arguments, "-q", stdout=theirs, env=env)
+        fresh(*arguments, "-q", stdout=theirs, env=env).ok()
         os.close(theirs)
-        assert ran.code == 0, ran.err
         text = b""
         with contextlib.suppress(OSError):  # Linux ends a pseudo-terminal with an error
             while part := os.read(ours, 4096):
@@ -52,6 +51,15 @@ def test_a_verdict_is_bold_and_bad_values_are_red(on_terminal, lab):
     assert first.startswith("\x1b[1m")
     assert any("\x1b[31m" in row for row in rest if "│" in row)
     assert any("\x1b[1mmeasured" in row for row in rest)
+
+
+@pytest.mark.parametrize(("changes", "boxes", "colors"), [
+    ({}, True, True), ({"NO_COLOR": "1"}, True, False), ({"TERM": "dumb"}, False, False),
+])  # fmt: skip
+def test_help_has_boxes_and_the_colors_that_a_terminal_wants(on_terminal, changes, boxes, colors):
+    text = on_terminal("info", "--help", **changes)
+    assert ("╭" in text) == boxes
+    assert ("\x1b[36m" in text) == colors
 
 
 def test_a_file_of_settings_is_shown_as_it_is(on_terminal, lab):
