@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import pixels
 from edited_models import altered
 from lab import Lab
 from PIL import Image
@@ -36,16 +37,22 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.square(a.astype(float) - b).mean()))
 
 
-@pytest.fixture
+def check_end(diffuse, model: Path, found: reverse_process.Trajectories, *told) -> None:
+    """Check that the reverse way ends at what `sample` draws with as many steps of `ddpm`."""
+    line = ("-n", 1, "--sampler", "ddpm", "--steps", len(found.timesteps), "--seed", 3)
+    line += ("--spacing", "linspace", "--precision", "fp32", "-o", "drawn")
+    diffuse("sample", model, *told, *line).ok()
+    assert np.abs(found.reverse.x0[0].astype(int) - pixels("drawn")).max() <= 1
+
+
+@pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Journeys of 12 times, for what does not depend on how many there are."""
+    """Journeys of 12 times: nothing here depends on how many there are."""
     monkeypatch.setattr(reverse_process, "STEPS", 12)
 
 
-@pytest.mark.usefixtures("short")
 def test_both_ways_are_the_models(diffuse, model, picture, journey):
-    """Forward and its estimate by hand; the reverse ends at what `sample` draws with as many
-    steps of `ddpm`."""
+    """Forward and its estimate by hand; the reverse by `sample`."""
     assert diffuse("noise-demo", picture, "--model", model, "--seed", 3).code == 0
     (found,) = journey
     loaded = model_file.load(model)
@@ -65,20 +72,11 @@ def test_both_ways_are_the_models(diffuse, model, picture, journey):
     last = found.timesteps[-1]
     assert np.array_equal(found.reverse.x[last], space.to_stored(noise)[0].numpy())
     assert list(found.reverse.x) == list(found.reverse.x0) == found.timesteps
-
-    drawn = diffuse(
-        "sample", model, "-n", 1, "--sampler", "ddpm", "--steps", len(found.timesteps), "--seed", 3,
-        "--spacing", "linspace", "--no-grid", "--precision", "fp32", "-o", "drawn",
-    )  # fmt: skip
-    assert drawn.code == 0, drawn.err
-    off = found.reverse.x0[0].astype(int) - np.asarray(Image.open("drawn/00000.png")).astype(int)
-    assert np.abs(off).max() <= 1
+    check_end(diffuse, model, found)
 
 
-@pytest.mark.usefixtures("short")
 def test_the_nearest_image_of_data_is_found(diffuse, model, images, picture, journey):
-    ran = diffuse("noise-demo", picture, "--model", model, "--data", images, "--json")
-    assert ran.code == 0, ran.err
+    diffuse("noise-demo", picture, "--model", model, "--data", images, "--json").ok()
     (found,) = journey
     real = [np.asarray(Image.open(p).convert("L"))[None] for p in sorted(images.rglob("*.png"))]
     for way in (found.forward, found.reverse):
@@ -96,14 +94,12 @@ def test_data_that_cannot_be_read_are_refused_before_the_model_computes(
     diffuse("noise-demo", picture, "--model", model, "--data", "nowhere", "-q").fails(3, "nowhere")
 
 
-@pytest.mark.usefixtures("short")
 def test_a_page_shows_rows_for_the_model_and_writes_the_animation(
     diffuse, model, given, picture, images
 ):
     """More of them for the nearest image, and for what is given."""
     line = ("noise-demo", picture, "--steps", 2, "--model")
-    plain = diffuse(*line, model, "-o", "a.png", "--gif", "--json")
-    assert plain.code == 0, plain.err
+    plain = diffuse(*line, model, "-o", "a.png", "--gif", "--json").ok()
     assert plain.json["pictures"] == ["a.png", "a.gif"]
     assert plain.json["model"] == str(model)
     assert diffuse(*line, model, "--data", images, "-o", "b.png").code == 0
@@ -115,7 +111,6 @@ def test_a_page_shows_rows_for_the_model_and_writes_the_animation(
             assert moving.n_frames >= 8
 
 
-@pytest.mark.usefixtures("short")
 def test_a_class_is_told(diffuse, conditional, picture, journey):
     for label in (["--class", "dark"], ["--class", "light"], []):
         line = ("noise-demo", picture, "--model", conditional, *label, "--steps", 2)
@@ -136,24 +131,16 @@ def given(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     return models
 
 
-@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", ["UP", "PAINT", "PAIRS"])
 def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, journey, name):
     """The reverse way ends at what `sample` draws of the same, which is shown too."""
     other = sorted(images.rglob("*.png"))[-1]
     asked = ("--given", other) if name == "PAIRS" else ()
     line = ("noise-demo", picture, "--model", given[name], "--seed", 3, *asked, "--json")
-    ran = diffuse(*line)
-    assert ran.code == 0, ran.err
+    diffuse(*line).ok()
     (found,) = journey
     told = ("--given", other) if name == "PAIRS" else ("--given", picture, "--degrade")
-    drawn = diffuse(
-        "sample", given[name], *told, "-n", 1, "--sampler", "ddpm", "--steps", len(found.timesteps),
-        "--seed", 3, "--spacing", "linspace", "--precision", "fp32", "-o", "drawn",
-    )  # fmt: skip
-    assert drawn.code == 0, drawn.err
-    off = found.reverse.x0[0].astype(int) - np.asarray(Image.open("drawn/00000.png")).astype(int)
-    assert np.abs(off).max() <= 1
+    check_end(diffuse, given[name], found, *told)
     shown = np.asarray(Image.open("drawn/grid.png"))[:64:8, :64:8]
     assert np.array_equal(found.condition.picture[0], shown)
     kinds = {"UP": "low-res:2", "PAINT": "mask:random", "PAIRS": "pairs"}
@@ -170,7 +157,6 @@ def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, jou
     assert np.abs(found.forward.x0[t] - wanted).max() <= 1
 
 
-@pytest.mark.usefixtures("short")
 def test_an_image_is_laid_on_the_models_background(diffuse, lab, journey):
     model = lab.trained(*lab.tiny, "--steps", 1, "--background", "black")
     Image.new("LA", (8, 8), (255, 0)).save("clear.png")
@@ -179,7 +165,6 @@ def test_an_image_is_laid_on_the_models_background(diffuse, lab, journey):
     assert [found.image.max() for found in journey] == [0, 255]
 
 
-@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("size", [(16,), (4, 8, 6)])
 def test_samples_of_any_dimensions_are_told(diffuse, recipe, journey, size):
     Path("data").mkdir()
@@ -187,8 +172,7 @@ def test_samples_of_any_dimensions_are_told(diffuse, recipe, journey, size):
         np.save(f"data/{k}.npy", values.astype(np.float32))
     line = ("train", "data", "--config", recipe, "--steps", 2, "--given", "low-res:2", "-q")
     assert diffuse(*line).code == 0
-    ran = diffuse("noise-demo", "data/3.npy", "--model", "model.safetensors")
-    assert ran.code == 0, ran.err
+    diffuse("noise-demo", "data/3.npy", "--model", "model.safetensors").ok()
     (found,) = journey
     assert (found.condition.picture.dtype, found.condition.picture.ndim) == (np.uint8, 3)
 
