@@ -13,7 +13,7 @@ from conftest import MODEL, RUN, in_process
 
 from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.core.losses import simple
-from diffuse_cli.models import model_file
+from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.system.descriptors import open_regular_file
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.system.run_reader import run_folder
@@ -72,8 +72,7 @@ def test_a_table_of_lengths_with_the_best_named_and_written(
 ):
     monkeypatch.setattr(ema_lengths, "LENGTHS", (0.05, 0.08, 0.12))
     Path("best.safetensors").write_text("mine")
-    ran = ema("-o", "best.safetensors", "--overwrite", "--json")
-    assert ran.code == 0, ran.err
+    ran = ema("-o", "best.safetensors", "--overwrite", "--json").ok()
     found = ran.json
     kids = {row["length"]: row["values"]["kid"] for row in found["rows"]}
     assert [*kids] == [0.05, 0.08, 0.12]
@@ -198,8 +197,6 @@ def test_the_best_model_of_a_run_has_the_snapshots_up_to_it(ema, diffuse, images
 
 @pytest.mark.parametrize("fault", ["cut", "another", "nan"])
 def test_a_damaged_snapshot_is_refused(ema, kept, fault):
-    from diffuse_cli.models import tensor_file
-
     copied(kept)
     path = RUN / "ema/step-00000060.safetensors"
     if fault == "cut":
@@ -211,9 +208,7 @@ def test_a_damaged_snapshot_is_refused(ema, kept, fault):
         name = "0.05/conv_out.weight"
         tensors[name] = tensors[name][:, :2] if fault == "another" else tensors[name] * torch.nan
         tensor_file.write(path, tensors, metadata)
-    ran = ema("-q", "-o", "x.safetensors", model=MODEL)
-    assert ran.code == 4, ran.err
-    assert "model.run/ema cannot be used" in ran.line
+    ema("-q", "-o", "x.safetensors", model=MODEL).fails(4, "model.run/ema cannot be used")
     assert not Path("x.safetensors").exists()
 
 

@@ -37,16 +37,12 @@ def test_the_viewer_is_given_the_file_after_it_is_written(
     assert (folder / "seen").read_bytes() == moving.read_bytes()
 
 
-@pytest.fixture
-def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_display_it_is_said_and_all_is_well(
+    diffuse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in SILENT.items():
         monkeypatch.setenv(name, value)
-
-
-@pytest.mark.usefixtures("silent")
-def test_without_a_display_it_is_said_and_all_is_well(diffuse: Callable[..., Any]) -> None:
-    ran = diffuse(*LINE, "--open")
-    assert ran.code == 0, ran.err
+    ran = diffuse(*LINE, "--open").ok()
     assert ran.out == "grey.noise-demo.png\n"
     assert "warning: --open: there is no display" in ran.err
     assert "--open" not in diffuse(*LINE, "--overwrite").err

@@ -25,12 +25,6 @@ def files_of(folder):
     return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.fixture
-def no_steps(monkeypatch):
-    """A step is an error from here on."""
-    return lambda: monkeypatch.setattr(Trainer, "step", Mock(side_effect=AssertionError))
-
-
 def test_train_writes_the_model_and_its_run_directory(quick):
     assert quick("--steps", 6, "--save-every", 2, "--preview-every", 3, "--log-every", 2).code == 0
     assert MODEL.exists()
@@ -67,16 +61,13 @@ def test_train_says_what_it_chose_and_what_to_type_next(train, diffuse):
 
 
 @pytest.mark.parametrize("lost", [None, MODEL, RUN], ids=["whole", "no model", "no run"])
-def test_a_second_train_is_refused_before_any_computing(quick, no_steps, lost):
+def test_a_second_train_is_refused_before_any_computing(quick, monkeypatch, lost):
     quick("--steps", 2)
     if lost:
         lost.rename("lost")
     before = files_of(Path())
-    no_steps()
-    ran = quick("--steps", 2)
-    assert ran.code == 5
-    assert "--overwrite" in ran.line
-    assert "--resume" in ran.line
+    monkeypatch.setattr(Trainer, "step", Mock(side_effect=AssertionError))
+    quick("--steps", 2).fails(5, "--overwrite", "--resume")
     assert {**files_of(Path()), RUN / "lock": None} == {**before, RUN / "lock": None}
 
 
@@ -99,8 +90,7 @@ def test_overwrite_that_cannot_start_leaves_what_was_there(quick, diffuse, lab):
 
 
 def test_dry_run_is_toml_with_the_costs_and_writes_nothing(train, untimed):
-    ran = train("--steps", 5, "--dry-run")
-    assert ran.code == 0
+    ran = train("--steps", 5, "--dry-run").ok()
     config = tomllib.loads(ran.out)
     assert config["steps"] == 5
     assert config["size"] == [8, 8]
@@ -126,8 +116,7 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(quick, model_of_4):
     ["--workers 1", "--log-every 1 --preview-every 2 --save-every 1", "--log tensorboard"],
 )
 def test_what_cannot_change_the_weights_does_not(quick, option, model_of_4):
-    ran = quick("--steps", 4, *option.split())
-    assert ran.code == 0
+    ran = quick("--steps", 4, *option.split()).ok()
     assert MODEL.read_bytes() == model_of_4
     if "tensorboard" in option:
         (look,) = re.findall(r"tensorboard --logdir (\S+)$", ran.err, re.MULTILINE)
@@ -145,8 +134,7 @@ def model_of_4(lab):
 
 def test_init_starts_from_the_weights_and_the_configuration_of_a_model(diffuse, images, model):
     tiny = ("--steps", 1, "--warmup", 0, "--lr", 0, "--weight-decay", 0)
-    ran = diffuse("train", images, "--init", model, *tiny)
-    assert ran.code == 0, ran.err
+    diffuse("train", images, "--init", model, *tiny).ok()
     before, after = load_file(model), load_file(MODEL)
     names = [name for name in before if not name.startswith("raw.")]
     assert all(after[name].equal(before[name]) for name in names)
@@ -167,8 +155,7 @@ def test_a_handful_of_images_of_all_sizes_is_said_before_training(
     folder.mkdir()
     for k in range(count):
         Image.new("L", (8 + k % sizes, 8), k).save(folder / f"{k}.png")
-    ran = diffuse("train", "my docs", "--config", QUICK, "--size", 8, "--steps", 1)
-    assert ran.code == 0
+    ran = diffuse("train", "my docs", "--config", QUICK, "--size", 8, "--steps", 1).ok()
     line = f"only {count} images of {sizes} sizes in my docs: if they show different"
     assert (line in ran.err) == said
     if said:
@@ -189,8 +176,7 @@ def test_images_of_a_program_are_looked_at_by_no_command(tmp_path):
 @pytest.mark.parametrize("count", [1, 3])
 def test_fewer_images_than_a_batch_train(diffuse, tmp_path, count):
     few = write_images(tmp_path / "few", count)
-    ran = diffuse("train", few, "--config", QUICK, "--steps", 3)
-    assert ran.code == 0
+    ran = diffuse("train", few, "--config", QUICK, "--steps", 3).ok()
     assert ("copies of it" in ran.err) == (count == 1)
     assert "held-out" not in ran.err
 
