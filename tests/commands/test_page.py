@@ -111,9 +111,7 @@ def test_a_folder_is_replaced_where_a_link_leads_if_convert_wrote_it(
     line = ("convert", "model.safetensors", "site", "--to", target)
     line += ("--runtime", stored) * (target == "page")
     for more in ((), ("--overwrite",)):
-        ran = diffuse(*line, *more, "-q")
-        assert ran.code == 5
-        assert f"site holds {part}, which convert did not write" in ran.line
+        diffuse(*line, *more, "-q").fails(5, f"site holds {part}, which convert did not write")
     assert (folder / part).read_text() == "mine, made with diffuse"
     (folder / part).unlink()
     for more in ((), ("--overwrite",)):
@@ -123,7 +121,9 @@ def test_a_folder_is_replaced_where_a_link_leads_if_convert_wrote_it(
         assert "diffuse" in (folder / part).read_text()
         (folder / part).write_text((folder / part).read_text() + "stale")
     assert {path.name for path in Path().glob("[!.]*")} >= {"site", folder.name}
-    ran = diffuse(*line, "--overwrite")
+    diffuse(*line, "-q").fails(5, "site exists already")
+    assert (folder / part).read_text().endswith("stale")
+    diffuse(*line, "--overwrite").ok()
     assert "stale" not in (folder / part).read_text()
     assert not [*Path().glob(".*")]
 
@@ -149,43 +149,35 @@ def test_a_page_says_how_to_look_at_it(diffuse, stored, untraced):
 
 def test_hostile_names_are_text(diffuse, stored, untraced):
     parts = {"classes": (HOSTILE, "b"), "table": MetadataTable(columns=(AGE, SITE))}
-    save(config=SMALL, conditions=Conditions(**parts))
-    line = ("--to", "page", "--runtime", stored, "-q")
-    assert diffuse("convert", "model.safetensors", "out", *line).code == 0
+    make_page(diffuse, save(config=SMALL, conditions=Conditions(**parts)), stored)
     text = (Path("out") / page.INDEX).read_text()
     assert HOSTILE not in text
     assert "<b>" not in text
 
 
-def test_a_demo_that_cannot_be_shown_replaces_nothing(diffuse, stored):
-    save(config=SMALL, space=Space(channels=1, size=(8, 8, 8), medium="array"))
-    Path("out").mkdir()
-    Path("out/eval.json").write_text("old")
-    line = ("push", "model.safetensors", "hf://some/arrays", "--license", "mit", "--demo")
-    ran = diffuse(*line, "--runtime", stored, "-o", "out", "--overwrite", "-q")
-    assert (ran.code, "size = 8x8x8" in ran.line) == (4, True), ran.err
-    assert [path.name for path in Path("out").iterdir()] == ["eval.json"]
-
-
-@pytest.mark.parametrize("cause", ["runtime", "npm", "export"])
+@pytest.mark.parametrize(
+    ("cause", "code", "said"),
+    [("size", 4, "size = 8x8x8"), ("runtime", 2, ""), ("npm", 2, ""), ("export", 5, "")],
+)
 def test_a_demo_that_cannot_be_made_replaces_nothing(
-    diffuse, stored, untraced, model, monkeypatch, cause
+    diffuse, stored, untraced, model, monkeypatch, cause, code, said
 ):
     files = {name: f"old {name}" for name in ("model.safetensors", "README.md", "eval.json")}
     Path("out").mkdir()
     for name, text in files.items():
         (Path("out") / name).write_text(text)
+    if cause == "size":
+        model = save(config=SMALL, space=Space(channels=1, size=(8, 8, 8), medium="array"))
     Image.new("L", (4, 4)).save("grid.png")
     line = ["push", model, "hf://some/name", "--license", "mit", "--demo", "--samples", "grid.png"]
     if cause == "npm":  # as it is without a network
         fails = subprocess.CalledProcessError(1, "npm")
         monkeypatch.setattr(web_runtime.subprocess, "run", Mock(side_effect=fails))
     else:
-        line += ["--runtime", stored if cause == "export" else "grid.png"]
+        line += ["--runtime", "grid.png" if cause == "runtime" else stored]
     if cause == "export":
         monkeypatch.setattr(page.onnx, "make_file", Mock(side_effect=FULL))
-    ran = diffuse(*line, "-o", "out", "--overwrite", "-q")
-    assert ran.code == (5 if cause == "export" else 2), ran.err
+    diffuse(*line, "-o", "out", "--overwrite", "-q").fails(code, said)
     assert {path.name: path.read_text() for path in Path("out").iterdir()} == files
 
 
@@ -194,8 +186,7 @@ def test_a_runtime_is_checked_by_its_hash(diffuse, stored):
     _, binary = web_runtime.FILES[web_runtime.WEBGPU]
     line = ("convert", "model.safetensors", "--to", "page", "-q", "--runtime")
     (stored / "dist" / binary).write_bytes(b"other")
-    ran = diffuse(*line, stored)
-    assert (ran.code, f"{binary} is not that of" in ran.line) == (2, True)
+    ran = diffuse(*line, stored).fails(2, f"{binary} is not that of")
     assert "npm pack onnxruntime-web@" in ran.line
 
 
@@ -322,8 +313,7 @@ def largest_difference(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -
 
 def make_page(diffuse: Any, model: Path, runtime: Path, *more: str) -> None:
     line = ("convert", model, "out", "--to", "page", "--runtime", runtime, "-q", "--overwrite")
-    ran = diffuse(*line, *more)
-    assert ran.code == 0, ran.err
+    diffuse(*line, *more).ok()
 
 
 @needs_browser
