@@ -25,14 +25,11 @@ from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.sampling.setting_search import FeatureMeasure
 from diffuse_cli.system.events import Notice, Progress
+from diffuse_cli.system.files import sha256
 from diffuse_cli.system.rng import image_noise
 from diffuse_cli.training.trainer import Trainer
 
 load, evaluate = diffuse.load, diffuse.evaluate  # where the fixture has the package's name
-
-
-def sha(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def pictures(folder):
@@ -54,13 +51,13 @@ def test_a_model_draws_what_the_command_writes(diffuse, model, options):
     drawn = load(model).sample(5, steps=3, **options)
     written = drawn.save("own")
     assert [p.name for p in written] == [f"{k:05d}.png" for k in range(5)]
-    assert [sha(p) for p in written] == [sha(Path("out") / p.name) for p in written]
-    assert [sha(Path("out/grid.png"))] == [hashlib.sha256(drawn._repr_png_()).hexdigest()]
+    assert [sha256(p) for p in written] == [sha256(Path("out") / p.name) for p in written]
+    assert [sha256(Path("out/grid.png"))] == [hashlib.sha256(drawn._repr_png_()).hexdigest()]
     for image, array in zip(drawn, drawn.arrays, strict=True):
         assert np.array_equal(np.asarray(image), array[0])
     part = load(model).sample(range=(3, 5), steps=3, **options).save("part")
     assert [p.name for p in part] == ["00003.png", "00004.png"]
-    assert [sha(p) for p in part] == [sha(p) for p in written[3:]]
+    assert [sha256(p) for p in part] == [sha256(p) for p in written[3:]]
 
 
 def test_a_class_is_drawn_as_the_command_draws_it(diffuse, conditional):
@@ -78,7 +75,7 @@ def test_a_class_is_drawn_as_the_command_draws_it(diffuse, conditional):
 def test_what_is_known_of_a_model_is_what_info_says(diffuse, model):
     found = load(model)
     assert found.info == diffuse("info", model, "--json").json
-    assert (found.sha256, found.step, found.classes) == (sha(model), 60, ())
+    assert (found.sha256, found.step, found.classes) == (sha256(model), 60, ())
     assert found.space.shape == (1, 8, 8)
     assert "1x8x8 image, step 60" in repr(found)
 
@@ -169,7 +166,7 @@ def test_trainings_of_one_process_do_not_change_each_other(images, tmp_path, mon
         assert isinstance([*training][-1], diffuse.Trained)
     run([*trainings("together")])
     for k in range(len(ways)):
-        one, other = (sha(tmp_path / f"{name}{k}.safetensors") for name in ("alone", "together"))
+        one, other = (sha256(tmp_path / f"{name}{k}.safetensors") for name in ("alone", "together"))
         assert one == other
 
 
@@ -259,19 +256,23 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
     images, model, tmp_path, capfd
 ):
     out = tmp_path / "model.safetensors"
-    for options, said in (
-        ({"stepz": 3}, "Did you mean 'steps'"),
-        ({"steps": 0}, "^steps must be at least 1"),
-        ({"resume": True}, "there is no run"),
-        ({"steps": 3, "minutes": 1}, "exclude each other"),
-        ({"dry_run": True}, "dry_run: only the command"),
-        ({"config": {"dry_run": True}}, "dry_run: only the command"),
-        ({"augment": "x"}, "augment: there is no 'x'"),
-        ({"augment": ""}, "augment ''"),
-        ({"config": 7}, "config: 7 is not a path, and not a mapping"),
+    train, sample = partial(diffuse.train, images, out=out), partial(load(model).sample, 1)
+    for call, options, said in (
+        (train, {"stepz": 3}, "Did you mean 'steps'"),
+        (train, {"steps": 0}, "^steps must be at least 1"),
+        (train, {"steps": 3, "minutes": 1}, "exclude each other"),
+        (train, {"dry_run": True}, "dry_run: only the command"),
+        (train, {"config": {"dry_run": True}}, "dry_run: only the command"),
+        (train, {"augment": "x"}, "augment: there is no 'x'"),
+        (train, {"augment": ""}, "augment ''"),
+        (train, {"config": 7}, "config: 7 is not a path, and not a mapping"),
+        (sample, {"sampler": "unipk"}, r"no 'unipk'\."),
+        (sample, {"steps": 1000}, "^steps"),
+        (sample, {"out": "drawn"}, "out: only the command writes files"),
+        (partial(evaluate, model, images), {"metrics": ["kidd"]}, "Did you mean 'kid'"),
     ):
-        with pytest.raises(diffuse.DiffuseError, match=said):
-            diffuse.train(images, out=out, **options)
+        with pytest.raises(diffuse.UsageError, match=said):
+            call(**options)
     for data, options, said in (
         (images, {"schedule": "cosin"}, "no 'cosin'"),
         ([1, 2], {}, "sample 0 of 2: a int is not a Pillow image"),
@@ -283,17 +284,10 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
         for call in (lambda data: diffuse.train(data, out=out), partial(diffuse.evaluate, model)):
             with pytest.raises(diffuse.UsageError, match="is not a path, and not samples"):
                 call(no_data)
+    with pytest.raises(diffuse.OutputError, match="there is no run"):
+        train(resume=True)
     with pytest.raises(diffuse.ModelFileError, match="no such model file"):
         diffuse.load(tmp_path / "none.safetensors")
-    sample = partial(diffuse.load(model).sample, 1)
-    for call, options, said in (
-        (sample, {"sampler": "unipk"}, r"no 'unipk'\."),
-        (sample, {"steps": 1000}, "^steps"),
-        (sample, {"out": "drawn"}, "out: only the command writes files"),
-        (partial(diffuse.evaluate, model, images), {"metrics": ["kidd"]}, "Did you mean 'kid'"),
-    ):
-        with pytest.raises(diffuse.UsageError, match=said):
-            call(**options)
     assert not out.exists()
     assert capfd.readouterr() == ("", "")
 

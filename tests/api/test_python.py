@@ -40,8 +40,7 @@ def train(data, name, **options):
     return trained.model.read_bytes()
 
 
-DRAW = np.random.default_rng(5)
-LEVELS = DRAW.integers(0, 255, (44, 3, 8, 8), np.uint8)
+LEVELS = np.random.default_rng(5).integers(0, 255, (44, 3, 8, 8), np.uint8)
 
 
 def pictures():
