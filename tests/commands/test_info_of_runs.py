@@ -29,8 +29,7 @@ def halted(lab):
 def test_a_run_is_found_from_inside(halted, diffuse, monkeypatch):
     for folder, path in ((RUN, "."), (RUN / "checkpoints", "..")):
         monkeypatch.chdir(halted / folder)
-        ran = diffuse("info", path)
-        assert ran.code == 0, ran.err
+        ran = diffuse("info", path).ok()
         assert f"-o {halted / MODEL}" in ran.out
 
 
@@ -42,8 +41,7 @@ def stopped(halted, diffuse):
 
 
 def test_a_stopped_run_says_how_to_go_on(stopped, diffuse, images):
-    ran = diffuse("info", "model.run")
-    assert ran.code == 0, ran.err
+    ran = diffuse("info", "model.run").ok()
     found = shown(ran)
     assert found["progress"] == "step 3 of 4, stopped"
     losses = diffuse("info", "model.run", "--json").json
@@ -97,8 +95,7 @@ def test_a_run_under_way_is_looked_at_and_goes_on(spawn, train, diffuse, images,
         time.sleep(0.01)
     looked = 0
     while child.poll() is None:
-        found = diffuse("info", "model.run", "--json")
-        assert found.code == 0, found.err
+        found = diffuse("info", "model.run", "--json").ok()
         under_way = found.json["process"] == child.pid
         looked += under_way
         assert found.json["resume"] is None or not under_way
@@ -111,8 +108,7 @@ def test_a_run_under_way_is_looked_at_and_goes_on(spawn, train, diffuse, images,
 def test_a_run_without_a_model_is_described_as_far_as_it_is(stopped, diffuse):
     shutil.rmtree(RUN / "checkpoints")
     MODEL.unlink()
-    ran = diffuse("info", "model.run")
-    assert ran.code == 0
+    ran = diffuse("info", "model.run").ok()
     assert "warning: model.run has no complete checkpoint yet" in ran.err
     assert set(shown(ran)) == {"run", "progress", "loss", "speed", "resume with"}
     (RUN / "metrics.jsonl").unlink()
@@ -126,9 +122,7 @@ def test_a_run_without_a_model_is_described_as_far_as_it_is(stopped, diffuse):
 def test_a_configuration_that_is_none_is_an_error(stopped, diffuse, before, after):
     path = RUN / "config.toml"
     path.write_text(path.read_text().replace(before, after))
-    ran = diffuse("info", "model.run")
-    assert ran.code == 4
-    assert "has no steps or no batch size" in ran.err
+    diffuse("info", "model.run", "-q").fails(4, "has no steps or no batch size")
 
 
 def test_an_option_of_images_does_not_go_with_a_run(halted, diffuse):

@@ -30,8 +30,7 @@ def closed():
 
 def test_stdout_is_the_model_path_alone(fresh, images, recipe, tmp_path):
     more = ("--flip", "--accumulation", 2)
-    ran = fresh("train", images, "--config", recipe, *SHORT, *more)
-    assert ran.code == 0
+    ran = fresh("train", images, "--config", recipe, *SHORT, *more).ok()
     assert ran.out == "model.safetensors\n"
     assert (tmp_path / "model.safetensors").exists()
     assert "60 images" in ran.err
@@ -108,8 +107,7 @@ def odd(tmp_path):
     [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}],
 )
 def test_streams_that_lack_letters_escape_them(fresh, odd, changes):
-    ran = fresh("info", odd, env=changes)
-    assert ran.code == 0, ran.err
+    ran = fresh("info", odd, env=changes).ok()
     assert "gr\\xf6\\xdfe 4" in ran.out
     assert "skipped          1 file" in ran.out
     assert (ran.out + ran.err).isascii()
