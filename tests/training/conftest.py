@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from pathlib import Path
 
 import pytest
+from lab import QUICK
 
+from diffuse_cli.core import LOSSES
+from diffuse_cli.core.losses import simple
+from diffuse_cli.models import model_file
 from diffuse_cli.training import monitor, previews
 from diffuse_cli.training.trainer import Trainer
+
+BEST = Path("model.best.safetensors")
+
+
+def step_of(path):
+    return model_file.load(path).step
 
 
 @pytest.fixture
 def folder(images, tmp_path):
     """The images, to be changed."""
     return shutil.copytree(images, tmp_path / "own")
+
+
+@pytest.fixture
+def run(diffuse, folder):
+    """Train on the folder with the quickest network."""
+    return lambda *arguments: diffuse("train", folder, "--config", QUICK, *arguments)
 
 
 def measure_by_step(patch, kids, before):
@@ -33,6 +51,22 @@ def measure_by_step(patch, kids, before):
 def undrawn(monkeypatch):
     """Looks without a picture."""
     monkeypatch.setattr(previews, "draw_preview", lambda trainer: iter(()))
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Make the loss of some calls NaN; with one microbatch a call is a step."""
+
+    def break_(bad, change=lambda value: value * math.nan):
+        calls = iter(range(10**6))
+
+        def loss(denoiser, *arguments, **cond):
+            value = simple(denoiser, *arguments, **cond)
+            return change(value) if value.requires_grad and bad(next(calls)) else value
+
+        monkeypatch.setitem(LOSSES, "simple", loss)
+
+    return break_
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +89,21 @@ def trainers(monkeypatch):
         Trainer, "__init__", lambda self, *a: (made.append(self), start(self, *a))[1]
     )
     return made
+
+
+@pytest.fixture
+def each_step(monkeypatch):
+    """Do something before or after each step of a run, for its trainer and its number."""
+
+    def act(before=lambda *_: None, after=lambda *_: None):
+        real = Trainer.step
+
+        def step(self, number):
+            before(self, number)
+            outcome = real(self, number)
+            after(self, number)
+            return outcome
+
+        monkeypatch.setattr(Trainer, "step", step)
+
+    return act

@@ -20,16 +20,15 @@ from diffuse_cli.system.events import finish
 from diffuse_cli.training import batches as training_batches
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData
 
 LINE = ("--classes", "--flip", "--steps", 8, "--preview-every", 4, "--log-every", 3)
 
 
 @pytest.fixture
-def run(diffuse, folder):
-    """Train on the folder with the tiny network."""
-    return lambda *arguments: diffuse("train", folder, "--config", QUICK, *LINE, *arguments)
+def run(run):
+    """The same with these options."""
+    return lambda *arguments: run(*LINE, *arguments)
 
 
 @pytest.fixture
@@ -108,15 +107,12 @@ def spoil(folder):
     os.truncate(folder / "dark/004.png", 60)
 
 
-def test_a_lost_image_is_replaced_and_named_also_after_resume(run, folder, monkeypatch):
-    original = Trainer.step
-
-    def step(self, k):
-        if k == 0 and (folder / "dark/000.png").exists():
+def test_a_lost_image_is_replaced_and_named_also_after_resume(run, folder, monkeypatch, each_step):
+    def spoil_once(trainer, step):
+        if step == 0 and (folder / "dark/000.png").exists():
             spoil(folder)
-        return original(self, k)
 
-    monkeypatch.setattr(Trainer, "step", step)
+    each_step(spoil_once)
     monkeypatch.setattr(training_batches, "STEPS_AHEAD", 1)
     line = ("--cache", 0, "--steps", 15, "--log-every", 1)
     ran = run(*line, "-o", "whole.safetensors").ok()
@@ -135,25 +131,26 @@ def test_a_lost_image_is_replaced_and_named_also_after_resume(run, folder, monke
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
 
 
-def test_without_any_the_run_ends_with_a_checkpoint(run, folder, negatives, monkeypatch, tmp_path):
+def test_without_any_the_run_ends_with_a_checkpoint(
+    run, folder, negatives, monkeypatch, tmp_path, each_step
+):
     """Without those beside them, too."""
-    pairs, original = shutil.copytree(negatives, tmp_path / "pairs"), Trainer.step
+    pairs, lost = shutil.copytree(negatives, tmp_path / "pairs"), []
 
-    def step(self, k):
-        gone = pairs if "pairs" in str(self.plan.config.given) else folder
-        if k == 3 and gone.exists():
+    def lose_once(trainer, step):
+        gone = pairs if "pairs" in str(trainer.plan.config.given) else folder
+        if step == 3 and gone not in lost:
+            lost.append(gone)
             gone.rename(gone.with_name("away"))
-        return original(self, k)
 
+    each_step(lose_once)
     monkeypatch.setattr(training_batches, "STEPS_AHEAD", 1)
     for name, more in (("own", ()), ("pairs", ("--given", pairs, "--overwrite"))):
-        monkeypatch.setattr(Trainer, "step", step)
         ran = run("--cache", 0, *more)
         assert ran.code == 3, ran.err
         assert f"{name} no longer holds its images" in ran.err
         assert "checkpoint saved" in ran.err
         (tmp_path / "away").rename(tmp_path / name)
-        monkeypatch.setattr(Trainer, "step", original)
         assert run("--resume", "--cache", 0).code == 0
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from conftest import MODEL, RUN, logged
-from lab import QUICK
 from PIL import Image
 
 import diffuse_cli
@@ -21,12 +20,6 @@ from diffuse_cli.training import training_data
 from diffuse_cli.training.trainer import Trainer
 
 FIRST, SECOND = Path("dark/000.png"), Path("dark/002.png")
-
-
-@pytest.fixture
-def run(diffuse, folder):
-    """Train on the folder with the tiny network."""
-    return lambda *arguments: diffuse("train", folder, "--config", QUICK, *arguments)
 
 
 @pytest.fixture
@@ -106,19 +99,17 @@ def test_a_folder_that_goes_as_it_is_read_is_no_data(run, folder, while_reading)
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_a_run_goes_on_without_its_images(run, folder, whole, monkeypatch, mapped):
+def test_a_run_goes_on_without_its_images(run, folder, whole, monkeypatch, each_step, mapped):
     """From memory, and from the file that large sets are mapped from: the same bytes."""
     seen = []
-    original = Trainer.step
 
-    def step(self, k):
+    def lose_once(trainer, step):
         if not seen:
             seen.append((RUN / "cache/pixels.u8").exists())
             another(folder / FIRST)
             shutil.rmtree(folder / "light")
-        return original(self, k)
 
-    monkeypatch.setattr(Trainer, "step", step)
+    each_step(lose_once)
     if mapped:
         monkeypatch.setattr(training_data, "free_memory", lambda device: 0)
     run("--steps", 8, "--preview-every", 4).ok()
@@ -163,13 +154,14 @@ def test_resume_warns_of_images_that_are_not_those_of_the_run(run, folder, stopp
     assert MODEL.read_bytes() != before
 
 
-def test_resume_takes_no_notice_of_names_dates_and_formats(run, folder, stopped):
+def test_resume_takes_no_notice_of_names_folders_dates_and_formats(run, folder, stopped):
     for path in sorted(folder.rglob("*.png"))[::3]:
         Image.open(path).save(path.with_suffix(".bmp"))
         path.unlink()
     for path in folder.rglob("*.png"):
         os.utime(path, (4e9, 4e9))  # in the future
     os.utime(folder / SECOND, (0, 0))
+    (folder / "dark").rename(folder / "z_dark")
     assert "warning" not in run("--resume", "--strict").ok().err
 
 
