@@ -69,6 +69,12 @@ def close(one, other):
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
 patches = pytest.mark.parametrize("patch", [1, 2, "vit"])
 """Of a U-Net; or a transformer, whose ends are others."""
 
@@ -76,29 +82,27 @@ variances = pytest.mark.parametrize("variance", ["small", "learned"])
 
 
 @patches
-@torch.no_grad()
-def test_something_given_that_is_new_changes_nothing(patch):
-    own = blueprint(3, patch=patch)
-    wanted = replace(
-        own, conditions=Conditions(given=ConditioningArray(channels=3, what="low-res:4"))
-    )
-    old, new = both(trained(own), wanted)
-    close(new(noise(3), T, given=noise(4)), old(noise(3), T))
-
-
-@patches
-@torch.no_grad()
-def test_without_what_it_was_given_it_is_as_told_nothing(patch):
-    own = blueprint(3, patch=patch, given=ConditioningArray(channels=1))
-    old, new = both(trained(own), replace(own, conditions=Conditions()))
-    told = old(noise(3), T, given=noise(2))
-    close(new(noise(3), T), old(noise(3), T))
-    assert not torch.allclose(told, old(noise(3), T))
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({}, {"given": ConditioningArray(channels=3, what="low-res:4")}, {"given": noise(4)}),
+        ({"given": ConditioningArray(channels=1)}, {}, {}),
+        ({}, {"classes": TWO}, {"label": torch.tensor([0, 1, K])}),
+        ({}, {"classes": TWO}, {}),
+        ({"classes": TWO}, {}, {}),
+        ({"variance": "learned"}, {}, {}),
+    ],
+    ids=["given", "no longer given", "classes", "no class", "no classes", "no learned variance"],
+)
+def test_what_is_new_or_left_out_changes_nothing(patch, before, after, told):
+    """It is as the model is where that is told nothing."""
+    own, wanted = (blueprint(3, patch=patch, **more) for more in (before, after))
+    old, new = both(trained(own, label_dropout=0.1), wanted)
+    close(new(noise(3), T, **told), old(noise(3), T)[:, :3])
 
 
 @patches
 @variances
-@torch.no_grad()
 def test_grey_becomes_color_and_is_itself_of_grey(patch, variance):
     grey, color = (blueprint(n, patch=patch, variance=variance) for n in (1, 3))
     old, new = both(trained(grey), color)
@@ -107,7 +111,6 @@ def test_grey_becomes_color_and_is_itself_of_grey(patch, variance):
 
 
 @patches
-@torch.no_grad()
 def test_a_grey_model_that_becomes_one_of_color_sees_how_they_differ(patch):
     """Else neither its input nor its output could learn it from the other."""
     grey, color = trained(blueprint(1, patch=patch)), blueprint(3, patch=patch)
@@ -122,7 +125,6 @@ def test_a_grey_model_that_becomes_one_of_color_sees_how_they_differ(patch):
 
 @patches
 @variances
-@torch.no_grad()
 def test_color_becomes_grey_and_is_the_mean_of_what_it_was_of_grey(patch, variance):
     grey, color = (blueprint(n, patch=patch, variance=variance) for n in (1, 3))
     old, new = both(trained(color), grey)
@@ -131,7 +133,6 @@ def test_color_becomes_grey_and_is_the_mean_of_what_it_was_of_grey(patch, varian
 
 
 @patches
-@torch.no_grad()
 def test_a_channel_more_is_not_read_and_not_drawn_and_one_fewer_is_left_out(patch):
     three, four = (trained(blueprint(n, patch=patch)) for n in (3, 4))
     old, new = both(three, four.blueprint)
@@ -144,10 +145,10 @@ def test_a_channel_more_is_not_read_and_not_drawn_and_one_fewer_is_left_out(patc
 
 
 @patches
-@torch.no_grad()
 def test_what_is_given_in_grey_may_be_given_in_color(patch):
     grey, color = (blueprint(3, patch=patch, given=ConditioningArray(channels=n)) for n in (1, 3))
     old, new = both(trained(grey), color)
+    assert not torch.allclose(old(noise(3), T, given=noise(2)), old(noise(3), T))
     values, known = noise(2).split(1, dim=1)
     told = torch.cat([values.expand(-1, 3, -1, -1), known], 1)
     close(new(noise(3), T, given=told), old(noise(3), T, given=noise(2)))
@@ -155,7 +156,6 @@ def test_what_is_given_in_grey_may_be_given_in_color(patch):
 
 @pytest.mark.parametrize("fixed", ["small", "large"])
 @patches
-@torch.no_grad()
 def test_a_variance_that_is_learned_begins_as_the_fixed_one(patch, fixed):
     own = blueprint(3, patch=patch, variance=fixed)
     wanted = blueprint(3, patch=patch, variance="learned")
@@ -166,32 +166,7 @@ def test_a_variance_that_is_learned_begins_as_the_fixed_one(patch, fixed):
     torch.testing.assert_close(new.log_var(7, 6), expected.expand(noise(3).shape))
 
 
-@patches
-@torch.no_grad()
-def test_a_variance_that_is_no_longer_learned_is_left_out(patch):
-    own, wanted = (blueprint(3, patch=patch, variance=v) for v in ("learned", "small"))
-    old, new = both(trained(own), wanted)
-    close(new(noise(3), T), old(noise(3), T)[:, :3])
-
-
-@patches
-@torch.no_grad()
-def test_classes_that_are_new_change_nothing(patch):
-    old, new = both(trained(blueprint(patch=patch)), blueprint(patch=patch, classes=TWO))
-    for label in (torch.tensor([0, 1, K]), None):
-        close(new(noise(1), T, label=label), old(noise(1), T))
-
-
-@patches
-@torch.no_grad()
-def test_without_its_classes_it_is_as_told_none(patch):
-    own = blueprint(patch=patch, classes=TWO)
-    old, new = both(trained(own, label_dropout=0.1), blueprint(patch=patch))
-    close(new(noise(1), T), old(noise(1), T))
-
-
 @pytest.mark.parametrize("dropout", [0, 0.1])
-@torch.no_grad()
 def test_a_new_class_among_others_is_as_none_or_as_their_mean(dropout):
     model = trained(blueprint(classes=TWO), label_dropout=dropout)
     old, new = both(model, blueprint(classes=("grey", "light")))
@@ -205,7 +180,6 @@ def test_a_new_class_among_others_is_as_none_or_as_their_mean(dropout):
 
 
 @patches
-@torch.no_grad()
 def test_all_of_it_at_once(patch):
     model = trained(blueprint(1, patch=patch, classes=TWO), label_dropout=0.1)
     given = ConditioningArray(channels=3)
@@ -224,7 +198,6 @@ def test_all_of_it_at_once(patch):
 
 @pytest.mark.parametrize("patch", [1, 4])
 @pytest.mark.parametrize("after", [(16, 16), (48, 48), (32, 64), (128, 128)])
-@torch.no_grad()
 def test_at_another_size_it_is_the_same_network(patch, after):
     config = Config(**SMALL | {"multipliers": (1, 1, 1), "attention": (7, 8)}, patch=patch)
     own = replace(blueprint(size=32), config=config)
