@@ -13,14 +13,15 @@ from lab import QUICK
 from PIL import Image
 
 import diffuse_cli as api
+from diffuse_cli.data import read_images
 from diffuse_cli.data.samples import match_names
 from diffuse_cli.models import model_file
+from diffuse_cli.system.events import finish
 
 CENTERS = np.array([[2.0, 0, -1, 5], [-2.0, 1, 3, 5]])
 """Vectors of dark and of light images. Their last entry varies only by rounding."""
 
 LEVELS = (70, 190)
-COUNT = 60
 TWO = ("--config", QUICK, "--steps", 2)
 
 
@@ -29,7 +30,7 @@ def vectors():
     """Write dark and light images in turn, and return a vector of each, near that of its kind."""
     draw, found = np.random.default_rng(0), {}
     Path("images").mkdir()
-    for k in range(COUNT):
+    for k in range(60):
         levels = draw.normal(LEVELS[k % 2], 5, (8, 8)).astype(np.uint8)
         Image.fromarray(levels).save(f"images/{k:02d}.png")
         found[f"{k:02d}.png"] = CENTERS[k % 2] + draw.normal(0, 0.2, 4) * [1, 1, 1, 1e-8]
@@ -50,7 +51,7 @@ def test_samples_follow_their_vectors_and_combine_with_columns(diffuse, vectors)
 
     _, column = model_file.load(MODEL).blueprint.conditions.table.columns
     stack = np.array([*vectors.values()])
-    train = stack[[name not in held_out(vectors) for name in vectors]]
+    train = stack[~finish(read_images("images")).held_out]
     assert np.allclose(column.mean, train.mean(0), rtol=1e-12)
     assert np.allclose(column.deviation, train.std(0), rtol=1e-12)
     assert column.deviation[-1] == 0
@@ -70,56 +71,31 @@ def test_samples_follow_their_vectors_and_combine_with_columns(diffuse, vectors)
     assert levels == pytest.approx(found[:4:2].mean(), abs=6)
 
 
-def held_out(vectors):
-    """The names of images that are never trained on."""
-    from diffuse_cli.data.reader import read_images
-    from diffuse_cli.system import finish
-
-    images = finish(read_images("images"))
-    return {name for name, held in zip(images.names, images.held_out, strict=True) if held}
-
-
-def save_by_name(vectors):
+def save_sources(vectors):
+    """Save the images and their vectors in each way that is read; the data and the column of it."""
+    names, values = [*vectors], np.array([*vectors.values()])
     np.savez("v.npz", **vectors)
-    assert match_names(["a.b.png", "c.png"], ["a.b", "b"]).tolist() == [0, -1]
-    return "images", "v.npz"
-
-
-def save_rows(vectors):
-    np.savez("v.npz", names=[*vectors], vectors=np.array([*vectors.values()]))
-    return "images", "v.npz"
-
-
-def save_array(vectors):
-    arrays = [np.asarray(Image.open(f"images/{name}"), np.uint8) for name in vectors]
-    np.save("images.npy", np.stack(arrays))
-    np.save("v.npy", np.array([*vectors.values()]))
-    return "images.npy", "v.npy"
-
-
-def save_batch(vectors):
+    yield "images", "v.npz"
+    np.savez("v.npz", names=names, vectors=values)
+    yield "images", "v.npz"
+    np.save("images.npy", np.stack([np.asarray(Image.open(f"images/{name}")) for name in names]))
+    np.save("v.npy", values)
+    yield "images.npy", "v.npy"
     np.savez("batch.npz", np.load("images.npy")[..., None])
-    return "batch.npz", "v.npy"
-
-
-def save_lines(vectors):
-    rows = [{"file_name": name, "vector": [*v]} for name, v in vectors.items()]
+    yield "batch.npz", "v.npy"
+    rows = [{"file_name": name, "vector": [*vector]} for name, vector in vectors.items()]
     Path("images/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return "images", "vector"
-
-
-def save_parquet(vectors):
+    yield "images", "vector"
     pa, pq = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
-    images = [{"bytes": Path(f"images/{n}").read_bytes(), "path": n} for n in vectors]
+    images = [{"bytes": Path(f"images/{name}").read_bytes(), "path": name} for name in names]
     pq.write_table(pa.table({"image": images, "vector": [*vectors.values()]}), "x.parquet")
-    return "x.parquet", "vector"
+    yield "x.parquet", "vector"
 
 
 def test_vectors_of_every_source_train_the_same_model(diffuse, vectors):
     """All keep the order of the images, so that batches and weights are equal to the last bit."""
     weights = []
-    for save in (save_by_name, save_rows, save_array, save_batch, save_lines, save_parquet):
-        data, column = save(vectors)
+    for data, column in save_sources(vectors):
         diffuse("train", data, *TWO, "--condition-on", column, "--overwrite", "-q").ok()
         model = model_file.load(MODEL)
         assert model.blueprint.conditions.table.columns[0].name == "vector"
@@ -169,6 +145,7 @@ def test_a_run_goes_on_with_its_vectors_and_a_model_has_no_path(diffuse, vectors
 
 
 def test_names_that_do_not_match_are_listed(diffuse, vectors):
+    assert match_names(["a.b.png", "c.png"], ["a.b", "b"]).tolist() == [0, -1]
     line = ("train", "images", *TWO, "--condition-on", "v.npz", "-q")
     renamed = {f"x{name}" if k < 7 else name: v for k, (name, v) in enumerate(vectors.items())}
     np.savez("v.npz", **renamed)
