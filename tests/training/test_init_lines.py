@@ -30,17 +30,10 @@ def colors(tmp_path_factory):
 
 def table(ran):
     """The rows of the table: part to parameters and text."""
-    lines = ran.err.splitlines()
-    begin = next(k for k, line in enumerate(lines) if line.startswith("part  "))
-    rows = (re.split(r"  +", line) for line in lines[begin + 1 :])
-    found = {}
-    for name, *cells in rows:
-        if not cells:
-            break
-        found[name] = cells
-        if name == "the rest":
-            break
-    return found
+    lines = ran.err[ran.err.index("\npart  ") + 1 :].splitlines()[1:]
+    rows = [re.split(r"  +", line) for line in lines]
+    last = [row[0] for row in rows].index("the rest")
+    return {name: cells for name, *cells in rows[: last + 1]}
 
 
 def numbers(rows):
@@ -149,7 +142,7 @@ def test_weights_are_refused_if_they_are_not_numbers(diffuse, images, model):
     wrong = {**found.ema, name: torch.full_like(found.ema[name], torch.nan)}
     model_file.save(Path("wrong.safetensors"), replace(found, ema=wrong))
     ran = diffuse("train", images, "--init", "wrong.safetensors", *STILL, "-q")
-    assert (ran.code, f"its weights are NaN or infinite: {name}" in ran.line) == (4, True)
+    ran.fails(4, f"its weights are NaN or infinite: {name}")
     assert not MODEL.with_suffix(".run").exists()
 
 

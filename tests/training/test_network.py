@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import MODEL
 
+from diffuse_cli.commands.convert.network_graph import draw_inputs
 from diffuse_cli.config.options import to_toml
 from diffuse_cli.config.presets import PRESETS, scale_learning_rate
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
@@ -308,3 +309,17 @@ def test_dry_run_prints_less_memory_with_checkpointing(train, step_takes):
     again = TrainConfig.from_dict(from_file(plain["config"]))
     assert again.width == 8
     assert to_file(again, control=False) == plain["config"]
+
+
+def test_a_transformer_with_context_leaves_as_a_program_of_torch(diffuse, lab, images, transformer):
+    line = ("train", images, "--config", transformer, "--classes", "--steps", 3)
+    trained = lab.trained(*line)
+    diffuse("convert", trained, "out.pt2", "-q").ok()
+    model = model_file.load(trained)
+    program, net = torch.export.load("out.pt2").module(), model.network()
+    for n in (1, 3):
+        fed = draw_inputs(model.blueprint, n, seed=n)
+        with torch.no_grad():
+            expected = net(**fed)
+            found = program(fed.pop("x"), fed.pop("t"), **fed)
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
