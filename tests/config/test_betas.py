@@ -1,15 +1,14 @@
 """Betas from a file: read once, checked, kept as numbers; and the rescale to zero terminal SNR."""
 
-import json
 import math
 import os
-import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import mostly_slow
+from edited_models import change_description
 from networks import plan
 
 from diffuse_cli.config.options import read_toml, to_toml
@@ -195,15 +194,9 @@ HOSTILE = [
 def test_hostile_betas_are_rejected(folder, betas):
     path = folder / "m.safetensors"
     saved(path)
-    data = path.read_bytes()
-    length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + length])
-    described = json.loads(header["__metadata__"]["diffuse.config"])
-    described["diffusion"]["betas"] = betas
-    described["diffusion"]["num_timesteps"] = len(betas) if isinstance(betas, list) else 3
-    header["__metadata__"]["diffuse.config"] = json.dumps(described)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    changes = {"betas": betas, "num_timesteps": len(betas) if isinstance(betas, list) else 3}
+    changed = change_description(path.read_bytes(), lambda own: own["diffusion"].update(changes))
+    path.write_bytes(changed)
     with pytest.raises(ModelFileError, match=r"m\.safetensors") as caught:
         model_file.load(path)
     assert len(str(caught.value)) < 1000

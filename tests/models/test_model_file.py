@@ -44,6 +44,7 @@ UNET = plan(
 )
 CLASSES = dataclasses.replace(UNET, conditions=Conditions(classes=("a", "b")))
 LEARNED = dataclasses.replace(CLASSES, out_channels=2)
+TWO_CHANNELS = dataclasses.replace(UNET, out_channels=2)
 MAPS = dataclasses.replace(
     UNET,
     conditions=Conditions(
@@ -548,7 +549,7 @@ BAD_TENSORS = {
     "half of raw": (lambda: model(raw={"conv_in.bias": torch.zeros(4)}), "raw."),
     "NaN": (lambda: changed(torch.full([4], NAN)), "its weights are NaN or infinite: conv_in.bias"),
     "infinite": (lambda: changed(-torch.full([4], INF)), "NaN or infinite: conv_in.bias"),
-    "2 channels": (lambda: model(with_channels(2)), "conv_out.bias is F32 [2], not F32 [1]"),
+    "2 channels": (lambda: model(TWO_CHANNELS), "conv_out.bias is F32 [2], not F32 [1]"),
     "1 channel": (lambda: model(UNET, "learned"), "conv_out.bias is F32 [1], not F32 [2]"),
     "1D": (lambda: model(plan((8,), **SMALL)), "height and width"),
     "3D": (lambda: model(plan((8, 8, 8), **SMALL)), "height and width"),
@@ -562,10 +563,6 @@ def changed(bias: torch.Tensor | None = None, **more: torch.Tensor) -> StoredMod
     """The model with another first bias, or none."""
     own = {name: tensor for name, tensor in weights().items() if name != "conv_in.bias"}
     return model(ema=own | ({} if bias is None else {"conv_in.bias": bias}) | more)
-
-
-def with_channels(count: int) -> Plan:
-    return dataclasses.replace(UNET, out_channels=count)
 
 
 @pytest.mark.parametrize("name", BAD_TENSORS)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import conftest
 import numpy as np
 import pytest
-from conftest import manifest
+from conftest import MODEL, manifest
 from lab import QUICK
 
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
@@ -23,7 +22,6 @@ from diffuse_cli.sampling.setting_search import (
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.training import chores, previews, validation
 
-MODEL = Path("model.safetensors")
 RUN = ("--steps", 17)
 GUIDED = SamplerChoice("unipc", 10, weak_guidance=2.0, start=GAUSSIAN)
 

@@ -23,8 +23,6 @@ from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData
 
-META = torch.device("meta")
-
 VIT = tomllib.loads(QUICK.read_text())["vit"]
 """On the meta device a step takes as long as it has operations. Those of the U-Net are asked in
 tests/core/test_meta.py."""
@@ -33,7 +31,7 @@ tests/core/test_meta.py."""
 class Bare:
     """What a trainer asks of an Accelerator, on one process."""
 
-    device = META
+    device = torch.device("meta")
     num_processes, process_index, scaler, sync_gradients = 1, 0, None, True
     accumulate = autocast = staticmethod(lambda *_: contextlib.nullcontext())
     backward = staticmethod(torch.Tensor.backward)
