@@ -48,59 +48,6 @@ def run(tmp_path: Path) -> RunDirectory:
     return found
 
 
-def test_a_save_that_is_killed_at_any_operation_leaves_the_old_or_the_new(run, tmp_path: Path):
-    new = KEPT + 1
-    copies = Copies(tmp_path / "live", tmp_path / "killed")
-    made = killed_at_each(lambda: run.save(checkpoint(new)), copies)
-    assert len(made) > 80
-    for copy in made:
-        left = RunDirectory(copy / "model.safetensors")
-        found, passed = left.load()
-        assert found is not None, copy
-        assert passed == [], copy
-        assert found.step in (new - 1, new), copy
-        assert equal(found, checkpoint(found.step)), copy
-        with left.hold_lock():  # what is left of the killed process goes
-            pass
-        assert not list(copy.rglob(".*.tmp")), copy
-    assert found.step == new
-    assert len(list(left.checkpoints.iterdir())) == KEPT
-
-
-def test_a_save_over_a_damaged_checkpoint_that_is_killed_leaves_the_one_before(run, tmp_path: Path):
-    """After a fall back, the step that was damaged is saved again."""
-    (run.checkpoints / f"step-{KEPT:08d}" / "model.safetensors").write_bytes(b"damaged")
-    copies = Copies(tmp_path / "live", tmp_path / "killed")
-    for copy in killed_at_each(lambda: run.save(checkpoint(KEPT)), copies):
-        found, _ = RunDirectory(copy / "model.safetensors").load()
-        assert found is not None, copy
-        assert found.step in (KEPT - 1, KEPT), copy
-        assert equal(found, checkpoint(found.step)), copy
-    assert found.step == KEPT
-
-
-def replaced(path: Path, copies: Copies) -> list[bool]:
-    """Whether a model file that is being replaced is the new one, after a kill at each moment."""
-    old, new = ({"a": torch.full((5,), value)} for value in (1.0, 2.0))
-    tensor_file.write(path, old)
-    found = [
-        tensor_file.read(copy / path.name)
-        for copy in killed_at_each(lambda: tensor_file.write(path, new), copies)
-    ]
-    assert all(same(one, old) or same(one, new) for one in found)
-    return [same(one, new) for one in found]
-
-
-def test_a_model_file_that_is_killed_at_any_operation_is_the_old_or_the_new(tmp_path: Path):
-    new = replaced(tmp_path / "live/m.safetensors", Copies(tmp_path / "live", tmp_path / "killed"))
-    assert len(new) == 2 * 6 + 1  # open, header, tensor, sync, rename, sync of the folder
-    assert new == sorted(new)
-    assert new[-1]
-
-
-# -- a power cut ----------------------------------------------------------------------------------
-
-
 class Disk(Copies):
     """A disk that keeps only what was synced: the copies lack what a power cut would take."""
 
@@ -153,22 +100,45 @@ class Disk(Copies):
         return copy
 
 
-def test_a_power_cut_at_any_operation_of_a_save_leaves_the_old_or_the_new(run, tmp_path: Path):
-    new = KEPT + 1
-    disk = Disk(tmp_path / "live", tmp_path / "cut")
-    made = killed_at_each(lambda: run.save(checkpoint(new)), disk)
+@pytest.mark.parametrize(
+    ("kind", "new"),
+    [(Copies, KEPT + 1), (Disk, KEPT + 1), (Copies, KEPT)],
+    ids=["kill", "power cut", "kill after a fall back"],
+)
+def test_a_save_that_ends_at_any_operation_leaves_the_old_or_the_new(run, tmp_path, kind, new):
+    """After a fall back, the step that was damaged is saved again."""
+    damaged = new == KEPT
+    if damaged:
+        (run.checkpoints / f"step-{KEPT:08d}" / "model.safetensors").write_bytes(b"damaged")
+    copies = kind(tmp_path / "live", tmp_path / "ended")
+    made = killed_at_each(lambda: run.save(checkpoint(new)), copies)
     assert len(made) > 80
     for copy in made:
-        found, passed = RunDirectory(copy / "model.safetensors").load()
+        left = RunDirectory(copy / "model.safetensors")
+        found, passed = left.load()
         assert found is not None, copy
-        assert passed == [], copy
+        assert damaged or passed == [], copy
+        assert found.step in (new - 1, new), copy
         assert equal(found, checkpoint(found.step)), copy
+        with left.hold_lock():  # what is left of the ended process goes
+            pass
+        assert not list(copy.rglob(".*.tmp")), copy
     assert found.step == new
+    assert len(list(left.checkpoints.iterdir())) == KEPT
 
 
-def test_a_power_cut_while_a_model_file_is_replaced_leaves_the_old_or_the_new(tmp_path: Path):
-    new = replaced(tmp_path / "live/m.safetensors", Disk(tmp_path / "live", tmp_path / "cut"))
-    assert new[-1]
+@pytest.mark.parametrize("kind", [Copies, Disk], ids=["kill", "power cut"])
+def test_a_model_file_whose_replacing_ends_at_any_operation_is_the_old_or_the_new(tmp_path, kind):
+    path, copies = tmp_path / "live/m.safetensors", kind(tmp_path / "live", tmp_path / "ended")
+    old, new = ({"a": torch.full((5,), value)} for value in (1.0, 2.0))
+    tensor_file.write(path, old)
+    made = killed_at_each(lambda: tensor_file.write(path, new), copies)
+    assert len(made) == 2 * 6 + 1  # open, header, tensor, sync, rename, sync of the folder
+    found = [tensor_file.read(copy / path.name) for copy in made]
+    assert all(same(one, old) or same(one, new) for one in found)
+    renewed = [same(one, new) for one in found]
+    assert renewed == sorted(renewed)
+    assert renewed[-1]
 
 
 # -- whole rounds ---------------------------------------------------------------------------------
