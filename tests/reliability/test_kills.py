@@ -72,6 +72,8 @@ class Disk(Copies):
         elif name == "rename":
             after = set(path.parent.glob(f".{path.name}.*.tmp"))
             [other] = before ^ after
+            if other in self.unsynced:
+                self.unsynced.add(path)
             self.renamed.append((path, other) if before - after else (other, path))
             if kept:
                 self.renamed.append((kept, path))
