@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +13,11 @@ from PIL import Image
 
 from diffuse_cli.core.conditions import ConditioningArray, Conditions
 from diffuse_cli.metrics.memorization import Signs, find_signs
-from diffuse_cli.models import model_file
-from diffuse_cli.system import files
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import chores, monitor, overfitting, previews, validation
-from diffuse_cli.training.run_directory import KEPT
 from diffuse_cli.training.validation import CopyMeasure
-from training.conftest import measure_by_step
+from training.conftest import BEST, measure_by_step, step_of
 
-BEST = Path("model.best.safetensors")
 LINE = ("--steps", 12, "--preview-every", 2)
 COPIES, NONE = Signs("serious", 9), Signs("", 0)
 
@@ -44,10 +39,6 @@ def looks(monkeypatch, undrawn):
         return asked
 
     return find
-
-
-def step_of(path):
-    return model_file.load(path).step
 
 
 # -- what is kept ---------------------------------------------------------------------------------
@@ -109,16 +100,6 @@ def test_keep_best_is_the_lowest_kid(quick, looks, monkeypatch):
     ran = quick("--resume", "--eval-every", 2, "--json").ok()
     assert ran.json["best"]["step"] == step_of(BEST) == 4
     assert step_of(MODEL) == 12
-
-
-def test_the_estimate_of_disk_covers_the_kept_weights(quick, looks, monkeypatch):
-    looks()
-    asked = []
-    monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes[0]))
-    for line in (LINE, (*LINE, "--keep", "last", "-o", WHOLE)):
-        assert quick(*line, "--no-keep-weak", "-q").code == 0
-    weights = 4 * model_file.load(MODEL).parameters
-    assert asked[0] - asked[1] == (KEPT + 1) * 2 * weights  # with the raw ones
 
 
 @pytest.mark.parametrize("stop", mostly_slow([7, 8, 3, 11]))
