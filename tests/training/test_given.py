@@ -212,32 +212,6 @@ def test_a_degradation_that_is_resolved_stays_one_beside_a_folder_of_its_name(
     assert diffuse("sample", out, "--given", images, "--degrade", "-n", 1, "-q").code == 0
 
 
-@pytest.mark.parametrize(
-    ("factor", "offset", "dtype", "levels"),
-    [
-        (1, 0, np.uint8, ""),
-        (10, 200, np.uint8, "200 to 220 of 0 to 255"),
-        (0, 0, np.uint8, "0 to 0 of 0 to 255"),
-        (13, 0, np.uint8, ""),
-        (1, 0, np.uint16, ""),
-    ],
-)
-def test_conditioning_images_of_few_levels_are_warned_of(
-    quick, images, factor, offset, dtype, levels
-):
-    """Levels 0, 1, 2 are label maps, and images of 16 bits have the limits of their levels."""
-    for k, path in enumerate(sorted(images.rglob("*.png"))):
-        labels = (np.indices((8, 8)).sum(0) + k) // 6 % 3
-        there = Path("maps", path.relative_to(images))
-        there.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((labels * factor + offset).astype(dtype)).save(there)
-    ran = quick("--steps", 1, "--given", "maps", *(("--bits", 16) if dtype == np.uint16 else ()))
-    assert ran.code == 0, ran.err
-    text = f"warning: --given maps: the images use only levels {levels}"
-    assert (text in ran.err) is bool(levels)
-    assert ("or for label maps pass --given-kind labels\n" in ran.err) is bool(levels)
-
-
 def test_pairs_of_held_out_images_only_are_refused(quick, images, negatives, tmp_path):
     found = finish(read_images(str(images)))
     name = found.names[int(np.flatnonzero(found.held_out)[0])]

@@ -48,6 +48,10 @@ def write_maps(images, levels, palette=None, mode=None):
         ((0, 1, 2), None, None, "--given-kind image", None),
         ((0, 1, 2), None, "RGB", "", (0, 1, 2)),
         ((0, 1, 2), None, "I;16", "", (0, 1, 2)),
+        ((0, 1, 2), None, "I;16", "--bits 16", (0, 1, 2)),
+        ((200, 210, 220), None, None, "", None),
+        ((0, 0, 0), None, None, "", None),
+        ((0, 13, 26), None, None, "", None),
         ((0, 1, 3), COLORS, None, "", (0, 1, 3)),
         ((0, 1), COLORS, None, "", None),
         ((0, 1, 2), COLORS, "RGB", "", None),
@@ -57,9 +61,15 @@ def write_maps(images, levels, palette=None, mode=None):
 def test_label_maps_are_found_by_a_palette_or_levels_without_a_gap(
     quick, images, levels, palette, mode, options, labels
 ):
+    """Others that use less than a tenth of the levels are warned of."""
     write_maps(images, levels, palette, mode)
     ran = quick("--steps", 1, "--given", "maps", *options.split()).ok()
     assert (f"--given maps: label maps of {len(levels)} labels\n" in ran.err) is bool(labels)
+    narrow = not (labels or palette) and max(levels) - min(levels) < 25.5
+    _, warned, said = ran.err.partition("warning: --given maps: the images use only levels ")
+    found = said.startswith(f"{min(levels)} to {max(levels)} of 0 to 255")
+    hint = "or for label maps pass --given-kind labels\n" in said
+    assert (bool(warned), found, hint) == (narrow,) * 3
     given = model_file.load(MODEL).blueprint.conditions.given
     assert given.labels == labels
     assert given.channels == (len(labels) if labels else 1 + 2 * bool(palette and palette != GREYS))
