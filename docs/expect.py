@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse_cli.media.figures import arrange_grid, encode_png
+from diffuse_cli.media.figures import arrange_grid
 from diffuse_cli.media.image.planes import to_pixels
 from diffuse_cli.system.rng import permutation
 
@@ -60,6 +60,11 @@ class Run:
         """The time that it takes."""
         return TIMES[self.minutes]
 
+    @property
+    def file_type(self) -> str:
+        """The type of its picture. A PNG of large samples would have a megabyte."""
+        return "png" if self.size <= 128 else "jpg"
+
 
 TIMES = {10: "10 minutes of one core", 60: "1 hour of one core", 108: "1 hour of two cores"}
 HANDS, PETS, KAGGLE, FLOWERS = "hands", "dogs and cats", "Kaggle's dogs and cats", "flowers"
@@ -71,7 +76,9 @@ RUNS = {
     "hands-64": Run(HANDS, 1546, 64, 10, "Sharp hands, some with a wrong finger."),
     "pets-64": Run(PETS, 1119, 64, 10, "Fur and colors, and no animal that you would name."),
     "pets-128": Run(PETS, 1119, 128, 10, "Colors and textures, no animals."),
-    "flowers-256": Run(FLOWERS, 1976, 256, 60),
+    "flowers-256": Run(
+        FLOWERS, 1976, 256, 60, "Petals and leaves as in a painting, no whole flower."
+    ),
     "cats-dogs-64": Run(KAGGLE, 20000, 64, 60, "You recognize a third of the animals."),
     "cats-dogs-128": Run(
         KAGGLE,
@@ -114,7 +121,8 @@ def measure(name: str, train: Path, test: Path, work: Path) -> dict[str, Any]:
     samples = np.stack([to_pixels(Image.open(path)) for path in made["images"]])
     PICTURES.mkdir(exist_ok=True)
     strip = arrange_grid(samples, columns=STRIP if run.size <= 64 else STRIP // 2)
-    (PICTURES / f"{name}.png").write_bytes(encode_png(strip))
+    picture = Image.fromarray(strip)
+    picture.save(PICTURES / f"{name}.{run.file_type}", quality=90)
     metrics, n = "kid,baselines,precision-recall", 500 if run.size <= 128 else 200
     scores = diffuse("eval", model, test, "-n", n, "--metrics", metrics)
     copies = diffuse("eval", model, images, "-n", n, "--metrics", "memorization")
@@ -137,7 +145,7 @@ def render(rows: list[dict[str, Any]]) -> str:
     parts = []
     for row in sorted(rows, key=lambda row: list(RUNS).index(row["run"])):
         run = RUNS[row["run"]]
-        picture = run.picture or f"images/expect/{row['run']}.png"
+        picture = run.picture or f"images/expect/{row['run']}.{run.file_type}"
         kid, error = 1000 * row["kid"], 1000 * row["kid_standard_error"]
         blurred, noise = 1000 * row["kid_of_blurred"], 1000 * row["kid_of_noise"]
         words = (

@@ -41,6 +41,7 @@ EXPECTED = (
     (64, 1_015_040, "1 hour of one core"),
     (128, 20_576, "10 minutes of one core"),
     (128, 1_556_288, "1 hour of two cores"),
+    (256, 31_360, "1 hour of one core"),
 )
 """Runs of docs/expect.md: the side, the images seen and the time."""
 
