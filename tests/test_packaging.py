@@ -78,7 +78,10 @@ def test_ci_fails_without_chromium(ci: str, ended: str, tmp_path: Path):
     (tmp_path / "test_page.py").write_text(f"{page}    Browser(tmp_path)\n")
     found = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, tmp_path],
-        env={**os.environ, "CI": ci, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT / "tests")},
+        env={
+            **os.environ, "CI": ci, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT / "tests"),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert ended in found.stdout

@@ -87,8 +87,8 @@ Trainer.step = held
 
 def test_a_run_under_way_is_looked_at_and_goes_on(spawn, train, diffuse, images, recipe):
     """Nothing is locked, and the model file is that of a run at which nobody looked."""
-    assert train("--steps", 16, "-o", "alone.safetensors", "-q").code == 0
-    line = ("train", images, "--config", recipe, "--steps", 16, "--save-every", 2, "-q")
+    assert train("--steps", 8, "-o", "alone.safetensors", "-q").code == 0
+    line = ("train", images, "--config", recipe, "--steps", 8, "--save-every", 2, "-q")
     child = spawn(*line, before=HELD)
     while not list(RUN.glob("checkpoints/*/manifest.json")):
         assert child.poll() is None, child.communicate()
