@@ -96,7 +96,8 @@ class Model:
             seed: the seed. Sample k of a seed is the same for any n.
             label: classes to generate, which alternate. All by default.
             on: values of metadata columns, such as `{"age": 40}`. Several values alternate.
-            steps, sampler: by default as the model file recommends, or as for `diffuse sample`.
+            steps: by default as the model file recommends, or as for `diffuse sample`.
+            sampler: a name, by default like `steps`.
             progress: a function to call with the progress.
             options: other options of `diffuse sample`, such as `guidance=2` or `batch_size=32`.
                 `given` and `mask` may be an image of Pillow, or samples in memory.

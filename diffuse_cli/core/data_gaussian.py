@@ -97,7 +97,8 @@ class DataGaussian:
         each uncorrelated channel, with mean m and variance s.
 
         Args:
-            alpha, sigma: numbers, or tensors that broadcast against x_t.
+            alpha: a number, or a tensor that broadcasts against x_t.
+            sigma: like alpha.
         """
         colors, mean, variance, bases = self._tables(x_t)
         x = _mix_channels(colors, apply_bases(x_t, bases)) - alpha * mean

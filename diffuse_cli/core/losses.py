@@ -176,7 +176,8 @@ def loss(
 
     Args:
         name: a name in `LOSSES`.
-        t, noise: the timesteps (B,), by default uniform, and the noise, shaped like x0.
+        t: the timesteps (B,), by default uniform.
+        noise: the noise, shaped like x0.
         seed: the seed of both. By default they come from PyTorch's global generator.
         weighting: a name in `WEIGHTINGS`.
         cond: keywords for the network.

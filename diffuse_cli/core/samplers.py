@@ -216,7 +216,8 @@ def sample(
 
     Args:
         denoise: a `Denoiser`, or the result of a function in `core.guidance`.
-        sampler, spacing: names in `SAMPLERS` and `SPACINGS`.
+        sampler: a name in `SAMPLERS`.
+        spacing: a name in `SPACINGS`, by default `default_spacing`.
         seed: the seed of the noise. By default PyTorch's global generator draws it.
         noise: the initial noise of this shape, on the device of the network. By default it is drawn
             on the CPU.
