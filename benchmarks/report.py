@@ -70,7 +70,7 @@ def rows(folder: Path) -> Iterator[list[str]]:
 
 def table(folder: Path) -> str:
     """Return the table of all results in a folder."""
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *rows(folder)]
+    lines = [HEADINGS, ["---", *["--:"] * (len(HEADINGS) - 1)], *rows(folder)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
