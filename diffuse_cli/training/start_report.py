@@ -91,13 +91,13 @@ def describe_run(trainer: Trainer) -> str:
     compiled = ", compiled" if config.compile else ""
     passes = trainer.accumulation
     parts = f" in {passes} parts" if passes > 1 else ""
+    length = f"--minutes {config.minutes:g}" if config.minutes else plural(config.num_steps, "step")
     return (
         f"training {config.network}{preset}, "
         f"{count_parameters(trainer.ema.net):,} parameters; "
         f"{MEDIA[images.medium].many} at {dimensions(size)}{fitted}; "
         f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
-        f"{config.precision} on {accelerator.device.type}{compiled}; "
-        f"{plural(config.num_steps, 'step')}"
+        f"{config.precision} on {accelerator.device.type}{compiled}; {length}"
     )
 
 

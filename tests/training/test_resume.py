@@ -349,6 +349,7 @@ def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quick, step_takes):
     step_takes(100.0)
     ran = quick("--minutes", 10, "--stop-at", 41).ok()
     assert "--stop-at 41 is beyond the end of the run, 40 steps" in ran.err
+    assert "on cpu; --minutes 10\n" in ran.err
 
 
 def test_another_version_is_said_and_kept_in_the_run(quick, often, monkeypatch):
