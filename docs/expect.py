@@ -120,8 +120,7 @@ def measure(name: str, train: Path, test: Path, work: Path) -> dict[str, Any]:
     made = diffuse("sample", model, "-n", STRIP, "-o", work / f"{name}-samples", "--overwrite")
     samples = np.stack([to_pixels(Image.open(path)) for path in made["images"]])
     PICTURES.mkdir(exist_ok=True)
-    strip = arrange_grid(samples, columns=STRIP if run.size <= 64 else STRIP // 2)
-    picture = Image.fromarray(strip)
+    picture = arrange_grid(samples, columns=STRIP if run.size <= 64 else STRIP // 2)
     picture.save(PICTURES / f"{name}.{run.file_type}", quality=90)
     metrics, n = "kid,baselines,precision-recall", 500 if run.size <= 128 else 200
     scores = diffuse("eval", model, test, "-n", n, "--metrics", metrics)
