@@ -387,6 +387,33 @@ def test_a_dry_run_names_runs_of_the_page_of_expectations():
     assert {*EXPECTED} <= shown
 
 
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_a_run_of_the_page_of_expectations_has_numbers_and_a_picture(tmp_path, monkeypatch, size):
+    expect, train = script("expect"), tmp_path / "train"
+    train.mkdir()
+    sample = train / "a.png"
+    Image.new("RGB", (size, size)).save(sample)
+    monkeypatch.setattr(expect, "RUNS", {"x": expect.Run("dots", 1, size, 10, "Dots.")})
+    monkeypatch.setattr(expect, "PICTURES", tmp_path)
+    (row,) = json.loads((ROOT / "benchmarks/results/expect.json").read_text())[:1]
+    commands = []
+
+    def diffuse(command, *arguments):
+        commands.append(command)
+        return {
+            **row, "images": [sample] * expect.STRIP, "step": 3, "training": {"batch_size": 4},
+            "memorized_copies": 0.0, "n": {"generated": 500},
+        }  # fmt: skip
+
+    monkeypatch.setattr(expect, "diffuse", diffuse)
+    found = expect.measure("x", train, tmp_path / "test", tmp_path)
+    assert commands == ["train", "sample", "eval", "eval", "info"]
+    assert (found.keys(), found["images_seen"], found["copies"]) == (row.keys(), 12, 0)
+    picture = Image.open(tmp_path / f"x.{'png' if size < 256 else 'jpg'}")
+    assert picture.width > picture.height
+    assert "Dots. 12 images seen." in expect.render([found])
+
+
 PRINTED: dict[str, tuple[str, ...]] = {
     "train": ("train {images} --config {tiny} --steps 2 -o x.safetensors",),
     "train --dry-run": ("train {images} --config {tiny} --dry-run",),
