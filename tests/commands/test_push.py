@@ -48,7 +48,7 @@ def test_a_folder_has_the_model_a_picture_and_a_card_of_facts(
     told = diffuse("info", conditional, "--json").json
     for fact in (
         "# garments\n", "60 steps", f"{told['parameters']:,} parameters", "![Samples of the model]",
-        "Not chosen: the first ones of unipc, 20 steps, guidance 2, seed 0.", told["sha256"],
+        "The first samples, not a selection: unipc, 20 steps, guidance 2, seed 0.", told["sha256"],
         told["data"]["fingerprint"], "| samples | 60, 6 of them held out |", "dark, light",
         "diffuse sample hf://some/garments -n 16", 'load("hf://some/garments")',
         INSTALL.format(extra="hub"),
@@ -75,7 +75,7 @@ def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run):
     line = (*line, "--samples", "grid.png")
     assert diffuse(*line).json["files"] == ["README.md", "model.safetensors", "samples.png"]
     card = Path("out/README.md").read_text()
-    assert ("Nothing was measured" in card, "Not chosen" in card) == (True, False)
+    assert ("Not measured" in card, "not a selection" in card) == (True, False)
     assert " parameters, converted with `diffuse`.\n" in card
     assert sha256(Path("out/samples.png")) == sha256(Path("grid.png"))
     assert diffuse(*line, "--overwrite", "-q").code == 0

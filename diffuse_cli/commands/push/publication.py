@@ -1,4 +1,4 @@
-"""`diffuse push`: a model, its card and a picture of samples in one folder, and that on the hub."""
+"""`diffuse push`: a folder with a model, its card and an image of samples, uploaded to the hub."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from diffuse_cli.system import (
 from diffuse_cli.system.accelerator import open_accelerator
 
 MODEL, CARD, SAMPLES = hub_models.MODEL_FILE, "README.md", "samples.png"
-NUMBERS, DEMO = "eval.json", "demo.html"
+METRICS, DEMO = "eval.json", "demo.html"
 """Names of the files."""
 
-OWNED = (MODEL, SAMPLES, NUMBERS, DEMO, CARD)
+OWNED = (MODEL, SAMPLES, METRICS, DEMO, CARD)
 """Files that `push` writes, in this order."""
 
-DRAWN = 16
-"""Samples on the picture."""
+IMAGE_SAMPLES = 16
+"""Number of samples in the image."""
 
 
 def push(config: PushConfig) -> Work[dict[str, Any]]:
@@ -60,9 +60,9 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
         SHA-256 of the model file.
 
     Raises:
-        ModelFileError: not a model file.
-        UsageError: TARGET is not a name, or the numbers are of another model.
-        OutputError: the folder is not empty, the hub holds a model already, or refuses this one.
+        ModelFileError: the file is not a model file.
+        UsageError: TARGET is not a name, or the metrics are of another model.
+        OutputError: the folder is not empty, or the hub holds a model already or refuses this one.
     """
     repo = hub_models.push_target(config.target)
     if config.samples:
@@ -71,28 +71,27 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
         page.check_tools("--demo", config.runtime)
     if config.out is None and not config.overwrite:
         hub_models.check_unpublished(config.target)
-    with _place(config) as folder:
+    with _open_folder(config) as folder:
         source = yield from model_file.find(config.model)
         journal.check_output_apart(folder, str(source.path))
         if config.demo:
             page.check_shown(source)
-        numbers = _numbers(config, source) if config.eval else None
-        picture, recipe = yield from _picture(config, source)
-        parts = {SAMPLES: picture} if picture else {}
+        metrics = _read_metrics(config, source) if config.eval else None
+        image, recipe = yield from _make_image(config, source)
+        parts = {SAMPLES: image} if image else {}
         if config.demo:
             demo = yield from page.make_page(
                 source,
                 "ema",
                 config.runtime,
                 single=True,
-                facts=_list_facts(config, numbers),
+                facts=_list_facts(config, metrics),
                 place=f"hf://{repo}",
             )
             parts[DEMO] = demo[page.INDEX]
-        if numbers:
-            parts[NUMBERS] = (json.dumps(numbers, indent=1) + "\n").encode()
-        text = card(config, source, numbers, picture=bool(picture), recipe=recipe)
-        parts[CARD] = text.encode()
+        if metrics:
+            parts[METRICS] = (json.dumps(metrics, indent=1) + "\n").encode()
+        parts[CARD] = card(config, source, metrics, bool(image), recipe).encode()
         outputs.replace_files(folder, OWNED, lambda new: _write_parts(new, source, parts))
         names, url = sorted([MODEL, *parts]), None
         if config.out is None:
@@ -123,11 +122,11 @@ def _write_parts(folder: Path, source: ModelFile, parts: Mapping[str, bytes]) ->
 
 
 @contextlib.contextmanager
-def _place(config: PushConfig) -> Iterator[Path]:
-    """Yield the folder to write: that of -o, locked, or one that goes at the end.
+def _open_folder(config: PushConfig) -> Iterator[Path]:
+    """Yield the folder to write: the locked folder of -o, or a temporary one.
 
     Raises:
-        OutputError: it cannot be written, or holds what no stopped push left there.
+        OutputError: the folder cannot be written, or holds files that are not of a stopped push.
     """
     if config.out is None:
         with tempfile.TemporaryDirectory(prefix="diffuse-push-") as temporary:
@@ -148,11 +147,11 @@ def _place(config: PushConfig) -> Iterator[Path]:
         yield out
 
 
-def _numbers(config: PushConfig, source: ModelFile) -> Mapping[str, Any]:
-    """Return the values that eval printed, if it measured this model.
+def _read_metrics(config: PushConfig, source: ModelFile) -> Mapping[str, Any]:
+    """Return the values that `eval --json` printed of this model.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: the file is something else, or of another model.
     """
     name = f"--eval {files.show(str(config.eval))}"
     try:
@@ -161,7 +160,7 @@ def _numbers(config: PushConfig, source: ModelFile) -> Mapping[str, Any]:
             text = f"{name} is of another model, of SHA-256 {files.show(str(measured), 64)}"
             hint = "Measure this one: diffuse eval MODEL DATA --json > eval.json"
             raise UsageError(text, hint, code="model_mismatch", path=config.eval)
-        _measured(values)  # as the card will, before anything is replaced
+        _format_metrics(values)  # as the card will, before anything is replaced
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         text = f"{name} is not what eval prints of a model"
         hint = "Write one: diffuse eval MODEL DATA --json > eval.json"
@@ -169,16 +168,15 @@ def _numbers(config: PushConfig, source: ModelFile) -> Mapping[str, Any]:
     return strip_folders(values)
 
 
-def _picture(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
-    """Return a picture of samples as a PNG, and how they were drawn. Both empty if they cannot
-    be."""
+def _make_image(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
+    """Return an image of samples as a PNG and their settings, both empty without an input."""
     if config.samples:
         with files.report_errors(Path(config.samples)):
-            picture = Path(config.samples).read_bytes()
-        if not picture.startswith(SIGNATURE):
+            image = Path(config.samples).read_bytes()
+        if not image.startswith(SIGNATURE):
             text = f"--samples {files.show(config.samples)} is not a PNG image"
             raise UsageError(text, code="invalid_value", path=config.samples)
-        return picture, ""
+        return image, ""
     table, on = source.model.blueprint.conditions.table, tuple[str, ...]()
     if needs_columns := bool(table and source.model.always_told):
         on = tuple(f"{name}={value}" for name, value in examples(table).items())
@@ -187,7 +185,7 @@ def _picture(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
         kind = "vector" if vector else "conditioning image"
         yield Notice(f"the card has no samples, because the model needs a {kind}. Pass --samples")
         return b"", ""
-    sample_config = SampleConfig(model=str(source.path), n=DRAWN, on=on)
+    sample_config = SampleConfig(model=str(source.path), n=IMAGE_SAMPLES, on=on)
     with open_accelerator(sample_config.precision, sample_config.device) as accelerator:
         chain = yield from cascade.load_cascade(sample_config, accelerator, file=source)
         indices = chain.list_indices(sample_config)
@@ -200,43 +198,42 @@ def _picture(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
 
 # -- card -----------------------------------------------------------------------------------------
 
-# The card of a model: what a stranger wants to know of it, of facts alone.
-
 LEFT_OUT = ("model", "file", "title", "data")
-"""Rows of `info` that are of the file here, or have their own section."""
+"""Rows of `info` on this file only, or with a section of their own."""
 
 
 def card(
     config: PushConfig,
     source: ModelFile,
-    numbers: Mapping[str, Any] | None,
-    picture: bool,
+    metrics: Mapping[str, Any] | None,
+    has_image: bool,
     recipe: str,
 ) -> str:
     """Return the card as Markdown, with the hub's metadata before it.
 
     Args:
-        numbers: what `eval --json` printed of the model.
-        picture: whether there is one next to the card, and `recipe` how it was made.
+        metrics: the values that `eval --json` printed of the model.
+        has_image: whether an image of samples is next to the card.
+        recipe: the settings of these samples, empty if you brought the image.
     """
     repo = hub_models.push_target(config.target)
     parts = [
-        _head(source, str(config.license)),
+        _format_front_matter(source, str(config.license)),
         f"# {repo.rpartition('/')[2]}",
-        _said(source),
-        f"![Samples of the model]({SAMPLES})" if picture else "",
-        f"Not chosen: the first ones of {escape(recipe)}." if recipe else "",
+        _describe_model(source),
+        f"![Samples of the model]({SAMPLES})" if has_image else "",
+        f"The first samples, not a selection: {escape(recipe)}." if recipe else "",
         f"To sample in a browser, download [{DEMO}]({DEMO}) and open it." if config.demo else "",
-        _use(f"hf://{repo}", source),
+        _format_usage(f"hf://{repo}", source),
         model_facts.model_section(source, LEFT_OUT, [("SHA-256", f"`{source.sha256}`")]),
         model_facts.data_section(source.model.data),
-        _measured(numbers),
+        _format_metrics(metrics),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _head(source: ModelFile, license: str) -> str:
-    """Return the hub's metadata: YAML, of which JSON is a part."""
+def _format_front_matter(source: ModelFile, license: str) -> str:
+    """Return the hub's metadata as YAML, whose values are JSON."""
     space, conditions = source.model.blueprint.space, source.model.blueprint.conditions
     has_pipeline_tag = space.medium == "image" and can_judge(space) and not conditions.given
     values = {
@@ -249,26 +246,22 @@ def _head(source: ModelFile, license: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _said(source: ModelFile) -> str:
+def _describe_model(source: ModelFile) -> str:
+    """Return a sentence on the samples, the inputs and the origin of the model."""
     space, conditions = source.model.blueprint.space, source.model.blueprint.conditions
     inputs = [f"one of {len(conditions.classes):,} classes"] * bool(conditions.classes)
     inputs += [f"an image ({conditions.given.what})"] if conditions.given else []
     inputs += ["metadata columns"] if conditions.table else []
-    what = f", conditioned on {' and '.join(inputs)}" if inputs else ""
+    condition = f", conditioned on {' and '.join(inputs)}" if inputs else ""
     step = source.model.step  # 0 for a model of another program
     origin = f"trained for {plural(step, 'step')}" if step else "converted"
     samples = f"{MEDIA[space.medium].many} ({describe_space(space)})"
-    return (
-        f"A diffusion model of {samples}{escape(what)}: {source.model.parameters:,} parameters, "
-        f"{origin} with `diffuse`."
-    )
+    facts = f"{source.model.parameters:,} parameters, {origin} with `diffuse`"
+    return f"A diffusion model of {samples}{escape(condition)}: {facts}."
 
 
-def _use(name: str, source: ModelFile) -> str:
-    """Return lines that sample from it, with an input of the reader's and a value of each column.
-
-    The command and the program have the same options.
-    """
+def _format_usage(name: str, source: ModelFile) -> str:
+    """Return a command and a program that sample, with a value of each column and an input file."""
     conditions, flags, keywords = source.model.blueprint.conditions, list[str](), ""
     if values := examples(conditions.table):
         for column, value in values.items():
@@ -301,11 +294,11 @@ samples.images()
 ```"""
 
 
-def _list_numbers(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _list_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield the label of each metric, its value with the standard error, and its reference."""
     values = {
         key: float(value)
-        for key, value in numbers.items()
+        for key, value in metrics.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
     for number in select_numbers({k: v for k, v in values.items() if k != "seconds"}):
@@ -315,33 +308,34 @@ def _list_numbers(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield number.label, measured, str(reference) if is_finite else ""
 
 
-def _list_facts(config: PushConfig, numbers: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+def _list_facts(config: PushConfig, metrics: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     """Yield the license, the metrics and the remarks on them, for the demo."""
     yield "license", str(config.license)
-    if numbers:
-        for label, measured, reference in _list_numbers(numbers):
+    if metrics:
+        for label, measured, reference in _list_metrics(metrics):
             yield label, f"{measured}, reference {reference}" if reference else measured
-        for remark in numbers["remarks"]:
+        for remark in metrics["remarks"]:
             yield "", str(remark)
 
 
-def _measured(numbers: Mapping[str, Any] | None) -> str:
-    if numbers is None:
-        return "## Numbers\n\nNothing was measured; `diffuse eval` does."
-    rows = [[*map(escape, cells)] for cells in _list_numbers(numbers)]
-    counts, settings = numbers["n"], numbers["settings"]
-    network, part = dict(numbers["features"]).get("name", ""), numbers.get("part", "")
+def _format_metrics(metrics: Mapping[str, Any] | None) -> str:
+    """Return the section on the metrics."""
+    if metrics is None:
+        return "## Metrics\n\nNot measured. To measure, run `diffuse eval`."
+    rows = [[*map(escape, cells)] for cells in _list_metrics(metrics)]
+    counts, settings = metrics["n"], metrics["settings"]
+    network, part = dict(metrics["features"]).get("name", ""), metrics.get("part", "")
     how = [f"{counts['generated']} generated against {counts['real']} real ({part})"]
     if counts["generated"]:
         steps, seed = settings.get("steps"), settings.get("seed")
         how += [f"{settings.get('sampler')}, {steps} steps, seed {seed}"]
         how += [f"features of {network}"] if network else []
-    remarks = [f"- {escape(str(remark))}" for remark in numbers["remarks"]]
+    remarks = [f"- {escape(str(remark))}" for remark in metrics["remarks"]]
     parts = [
-        "## Numbers",
-        "A value, its standard error, and a perfect model's value.",
+        "## Metrics",
+        "Value ± standard error, and the value of a perfect model as a reference.",
         model_facts.table(("", "measured", "reference"), rows),
-        escape("; ".join(how)) + ". All of it: [eval.json](eval.json).",
+        escape(", ".join(how)) + f". All values: [{METRICS}]({METRICS}).",
         "\n".join(remarks),
     ]
     return "\n\n".join(filter(None, parts))
