@@ -67,71 +67,86 @@ def _count_reason(counts: Reasons, reason: str, entry: Entry) -> None:
     counts[reason] = count + 1, (*names, name) if is_named else names
 
 
-def decode_listing(
-    reading: DecodingTask,
-    listing: Listing,
-    tally: Tally,
-    store: Store,
-    index: DatasetIndex,
-    strict: bool,
-    workers: int | None,
-) -> Work[DecodingTask]:
-    """Decode every file into a store, and return the settings to read the samples again.
+class DecodingPass:
+    """Pass over a listing that decodes every file into a store.
 
-    The store starts again when a sample does not fit its shape. Files in the index are not decoded.
-    If the request leaves sizes open, the samples complete it, and files that were decoded before
-    are decoded again: a resumed run asks for the completed request.
+    The store starts again when a sample does not fit its shape. If the request leaves sizes open,
+    the samples complete it, and files that were decoded before are decoded again: a resumed run
+    asks for the completed request.
+
+    Args:
+        workers: threads, None for one per core.
+
+    Attributes:
+        task: the settings to read the samples again, complete after the pass.
+        tally: the counts for the summary.
     """
-    total, kind, current = len(listing.candidates), MEDIA[reading.medium], reading
-    task, last = f"reading {kind.many}", time.monotonic()
 
-    def decode(entries: tuple[Entry, ...]) -> Iterator[DecodedFile]:
-        return decode_all(lambda: current, entries, workers)
+    def __init__(self, task: DecodingTask, store: Store, workers: int | None) -> None:
+        self.task, self.tally = task, Tally()
+        self._store, self._workers, self._kind = store, workers, MEDIA[task.medium]
 
-    def by_request(entry: Entry, read: Read) -> DecodedFile:
-        """Return a decoded file by the request as it is now."""
-        if _fits(read.values, current.settings):
-            return DecodedFile(entry, read)
-        return decode_files(current, [entry])[0]
+    def run(self, listing: Listing, index: DatasetIndex, strict: bool) -> Work[None]:
+        """Decode every file that is not in the index.
 
-    yield Progress(task, 0, total)
-    try:
-        for count, (result, from_index) in enumerate(index.results(listing, decode), 1):
-            entry, read, reason = result
-            if read is not None and not from_index:
-                entry, read, reason = by_request(entry, read)
-            if read is not None:
-                read = _cut(store, read, current.settings, kind)
-                if not _can_store(store, read, kind):
-                    read, reason = None, reasons.SHAPE
-            if read is None:
-                if strict:
-                    raise _refuse_file(reading.source.path, entry, reason)
-                _count_reason(tally.skipped, reason, entry)
-            else:
-                tally.add(entry, read)
-                values = read.values
-                if from_index:  # its values are zeros, so only shape and type count
-                    values = make_blank(values.shape, current.settings.numbers or values.dtype)
-                settings, shape, dtype = _resolve_common(current.settings, store, values, kind)
-                again = None
-                if settings is not current.settings:
-                    current = replace(current, settings=settings)
-                    first = tally.entries[: store.count if store.open else 0]
-                    again = (result.read and result.read.values for result in decode(tuple(first)))
-                if (store.shape, store.dtype) != (shape, dtype):
-                    store.start(shape, dtype, again)
-                usable = store.open and not from_index
-                final = by_request(entry, read).read if usable else None
-                store.append(final and final.values)
-            if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
-                last = time.monotonic()
-                yield Progress(task, count, total)
-        yield Progress(task, total, total)
-    except BaseException as error:
-        store.abort(error)
-        raise
-    return current
+        Raises:
+            DataError: with `strict`, a file cannot be used.
+            OutputError: the store or the index cannot be written.
+        """
+        text, total, last = f"reading {self._kind.many}", len(listing.candidates), time.monotonic()
+        yield Progress(text, 0, total)
+        try:
+            for count, (result, from_index) in enumerate(index.results(listing, self._decode), 1):
+                read, reason = self._fit_to_store(result, from_index)
+                if read is not None:
+                    self.tally.add(result.entry, read)
+                    self._append(result.entry, read, from_index)
+                elif strict:
+                    raise _refuse_file(self.task.source.path, result.entry, reason)
+                else:
+                    _count_reason(self.tally.skipped, reason, result.entry)
+                if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
+                    last = time.monotonic()
+                    yield Progress(text, count, total)
+            yield Progress(text, total, total)
+        except BaseException as error:
+            self._store.abort(error)
+            raise
+
+    def _decode(self, entries: tuple[Entry, ...]) -> Iterator[DecodedFile]:
+        return decode_all(lambda: self.task, entries, self._workers)
+
+    def _fit_to_store(self, result: DecodedFile, from_index: bool) -> tuple[Read | None, str]:
+        """Return a sample that the store can take, or None and the reason."""
+        _, read, reason = result if from_index else self._apply_settings(result)
+        if read is None:
+            return None, reason
+        read = _cut(self._store, read, self.task.settings, self._kind)
+        return (read, "") if _can_store(self._store, read, self._kind) else (None, reasons.SHAPE)
+
+    def _apply_settings(self, result: DecodedFile) -> DecodedFile:
+        """Return a file by the settings of now, decoded again if they changed since."""
+        if result.read is None or _fits(result.read.values, self.task.settings):
+            return result
+        return decode_files(self.task, [result.entry])[0]
+
+    def _append(self, entry: Entry, read: Read, from_index: bool) -> None:
+        """Append a sample to the store, and update what all samples share if it differs."""
+        store, settings, values = self._store, self.task.settings, read.values
+        if from_index:  # its values are zeros, so only shape and type count
+            values = make_blank(values.shape, settings.numbers or values.dtype)
+        common, shape, dtype = _resolve_common(settings, store, values, self._kind)
+        earlier = None
+        if common is not settings:
+            self.task = replace(self.task, settings=common)
+            entries = self.tally.entries[: store.count if store.open else 0]
+            earlier = (file.read and file.read.values for file in self._decode(tuple(entries)))
+        if (store.shape, store.dtype) != (shape, dtype):
+            store.start(shape, dtype, earlier)
+        final = None
+        if store.open and not from_index:
+            final = self._apply_settings(DecodedFile(entry, read)).read
+        store.append(final and final.values)
 
 
 def _refuse_file(source: Path, entry: Entry, reason: str) -> system.DataError:

@@ -14,7 +14,7 @@ from PIL import ImageColor
 
 from diffuse_cli import media
 from diffuse_cli.data import sources
-from diffuse_cli.data.decoding_pass import DatasetIndex, Tally, decode_listing
+from diffuse_cli.data.decoding_pass import DatasetIndex, DecodingPass, Tally
 from diffuse_cli.data.decoding_threads import DecodingTask
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.sources.base import Source
@@ -101,17 +101,15 @@ def read_images(
         before = dataset_index.listing() if goes_on else None
         listing = before or sources.list_samples(opened, medium)
         settings = yield from _complete_settings(settings, bits, opened, listing)
-        reading = DecodingTask(opened, listing.medium, settings)
         bound = max_sample_bytes(listing, settings)
         private = any(reasons.public_name(e.name) != e.name for e in listing.candidates)
         if before is None and (private or keep is None or bound <= keep):
             dataset_index.remove()
             dataset_index = DatasetIndex(None, about)
-        tally = Tally()
         store = Store(cache, len(listing.candidates), keep, map_over)
-        reading = yield from decode_listing(
-            reading, listing, tally, store, dataset_index, strict, workers
-        )
+        decoding = DecodingPass(DecodingTask(opened, listing.medium, settings), store, workers)
+        yield from decoding.run(listing, dataset_index, strict)
+        reading, tally = decoding.task, decoding.tally
         if not store.shape:
             raise _no_samples_error(source, listing, tally)
         stream = Stream(
