@@ -256,8 +256,8 @@ def set_conditions(
     if inputs is None and not rows:
         labels = classes_of(sides) or condition.labels
     else:  # an image without a class still has its own conditions
-        untold = len(loaded.model.blueprint.conditions.classes)
-        labels = tuple(np.where(real.labels >= 0, real.labels, untold).tolist())
+        no_class = len(loaded.model.blueprint.conditions.classes)
+        labels = tuple(np.where(real.labels >= 0, real.labels, no_class).tolist())
     labels = labels if condition.labels else ()
     return replace(settings, condition=replace(condition, labels=labels, given=inputs, rows=rows))
 

@@ -92,7 +92,7 @@ class StoredModel:
         return sum(tensor.numel() for tensor in self.ema.values())
 
     @property
-    def always_told(self) -> bool:
+    def always_conditioned(self) -> bool:
         """Whether training never dropped the class and the columns of a sample."""
         return self.training.get("label_dropout") == 0
 

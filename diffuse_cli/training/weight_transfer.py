@@ -138,7 +138,7 @@ def removed_columns(model: StoredModel, ends: Ends, tuned: Blueprint) -> Iterato
         if new_table and column.name in new_table.names:
             continue
         if isinstance(column, LabelColumn):
-            never = model.always_told and not column.missing
+            never = model.always_conditioned and not column.missing
             yield dropped_label(model.ema[f"{ends.columns}.{k}.weight"], never)
         else:
             yield model.ema[f"{ends.columns}.{k}.untold"]
@@ -156,7 +156,7 @@ def _fit_classes(
         weights[ends.classes] = bias.new_zeros(len(names) + 1, len(bias))
         return
     rows = weights.pop(ends.classes)
-    no_class = dropped_label(rows, model.always_told)
+    no_class = dropped_label(rows, model.always_conditioned)
     if not names:
         weights[ends.class_bias] = bias + no_class
         return

@@ -272,7 +272,7 @@ def _bind_condition(
     given: DemoCondition | None,
     device: torch.device,
 ) -> Denoise:
-    """Return the model, told a class, or none if it has classes, and its conditioning image."""
+    """Return the denoiser, conditioned on a class or none and on a conditioning image."""
     conditions = loaded.model.blueprint.conditions
     labels = find_labels(conditions, () if label is None else (label,))
     check_request(loaded.model, labels, None, given is not None)

@@ -178,7 +178,7 @@ def _make_image(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]
             raise UsageError(text, code="invalid_value", path=config.samples)
         return image, ""
     table, on = source.model.blueprint.conditions.table, tuple[str, ...]()
-    if needs_columns := bool(table and source.model.always_told):
+    if needs_columns := bool(table and source.model.always_conditioned):
         on = tuple(f"{name}={value}" for name, value in examples(table).items())
     vector = table and needs_columns and table.vector
     if source.model.blueprint.conditions.given or vector:

@@ -248,18 +248,19 @@ pictures = (x / 2 + 0.5).clamp(0, 1)  # (4, {shape})
 
 LABELS = """\
 label, scale = torch.tensor([0, 0, 0, 0]), {scale:g}
-nothing = torch.full_like(label, {none})
+no_class = torch.full_like(label, {none})
 """
 
 GUIDED = """\
-        told = unet(x, t, class_labels=label).sample
-        free = unet(x, t, class_labels=nothing).sample
-        y = free + scale * (told - free)"""
+        conditional = unet(x, t, class_labels=label).sample
+        unconditional = unet(x, t, class_labels=no_class).sample
+        y = unconditional + scale * (conditional - unconditional)"""
 
 GUIDED_LEARNED = """\
-        told, variance = unet(x, t, class_labels=label).sample.chunk(2, dim=1)
-        free, _ = unet(x, t, class_labels=nothing).sample.chunk(2, dim=1)
-        y = torch.cat([free + scale * (told - free), variance], dim=1)"""
+        conditional, variance = unet(x, t, class_labels=label).sample.chunk(2, dim=1)
+        unconditional, _ = unet(x, t, class_labels=no_class).sample.chunk(2, dim=1)
+        y = unconditional + scale * (conditional - unconditional)
+        y = torch.cat([y, variance], dim=1)"""
 
 LEFT_OUT = ("model", "title", "file", "weights", "classes", "data")
 """Rows of `diffuse info` that are of the model file, or have their own section."""

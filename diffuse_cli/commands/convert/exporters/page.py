@@ -163,7 +163,7 @@ def draw_first(file: ModelFile, weights: str) -> Work[bytes | None]:
     from diffuse_cli.sampling.cascade import generate_arrays
 
     conditions, table = file.model.blueprint.conditions, file.model.blueprint.conditions.table
-    if conditions.given or (table and file.model.always_told):
+    if conditions.given or (table and file.model.always_conditioned):
         return None
     config = SampleConfig(model=str(file.path), n=FIRST, weights=weights, precision="fp32")
     samples, space, _ = yield from generate_arrays(config, file)
@@ -205,7 +205,7 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
         "columns": [column.to_dict() for column in blueprint.conditions.table.columns]
         if blueprint.conditions.table
         else [],
-        "optional": not model.always_told,
+        "optional": not model.always_conditioned,
         "given": _describe_input(model),
         "gaussian": next(
             (describe_gaussian(blueprint.space.shape, s.start) for s in listed if s.start), None
