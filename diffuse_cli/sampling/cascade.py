@@ -21,7 +21,7 @@ from diffuse_cli.media.array import to_npy
 from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.sampling import generation, journal, packing
-from diffuse_cli.sampling.input_pictures import read_inputs
+from diffuse_cli.sampling.conditioning_images import read_inputs
 from diffuse_cli.sampling.job import (
     GRID_IMAGES,
     PartState,
