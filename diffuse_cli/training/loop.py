@@ -121,7 +121,7 @@ class TrainingRun:
             yield Notice(start_report.describe_run(trainer))
             last = yield from self._steps(start, due)
         else:
-            yield from run_length.explain_no_steps(config, start, progress.steps, self.budget)
+            yield start_report.explain_no_steps(config, start)
         if self.main:
             monitor.write_best()
             self.kept_model = monitor.choose_earlier(last)

@@ -104,20 +104,6 @@ def start_progress(
     return progress, budget
 
 
-def explain_no_steps(
-    config: TrainConfig, step: int, steps: int, budget: Budget | None
-) -> Iterator[Notice]:
-    """Say why a resumed run takes no step, and what to do."""
-    if config.stop_at is not None and config.stop_at < steps:
-        text = f"--stop-at {config.stop_at:,} is not after step {step:,}, which the run has taken"
-        yield Notice(f"{text}: nothing to do. Remove it, or set a larger one")
-        return
-    more = f"--steps {2 * steps}"
-    if budget:
-        more = f"--minutes {budget.used / 60 + budget.minutes:.3g}"
-    yield Notice(f"the run is finished, at step {step:,}. To train more, resume with {more}")
-
-
 def _describe_budget(budget: Budget) -> Notice:
     """Return a notice of the minutes that are left of a resumed run."""
     used, remaining = budget.used / 60, max(0.0, budget.seconds_left / 60)

@@ -108,6 +108,15 @@ def resume_line(config: TrainConfig) -> str:
     )
 
 
+def explain_no_steps(config: TrainConfig, step: int) -> Notice:
+    """Return a notice of why a resumed run takes no step, and what to do."""
+    if config.stop_at is not None and config.stop_at < config.num_steps:
+        text = f"--stop-at {config.stop_at:,} is not after step {step:,}, which the run has taken"
+        return Notice(f"{text}: nothing to do. Remove it, or set a larger one")
+    line = run_reader.extend_line(resume_line(config), config.num_steps, config.minutes)
+    return Notice(f"the run is finished, at step {step:,}. To train more: {line}")
+
+
 def sample_line(plan: Plan, model: Path) -> str:
     """Return a command that runs as it is, into a folder that does not exist yet.
 

@@ -330,8 +330,8 @@ def test_the_same_line_goes_on_and_at_the_end_does_nothing(by_clock, clock):
         ran = by_clock(**given)
         assert ran.trained.step == 30
         longer = "--minutes 2" if "minutes" in given else "--steps 60"
-        says = f"the run is finished, at step 30. To train more, resume with {longer}"
-        assert says in ran.said
+        (text,) = (text for text in ran.said if "the run is finished, at step 30" in text)
+        assert text.endswith(f" --resume -o {MODEL} {longer}")
         assert clock.steps == []
         assert MODEL.read_bytes() == made
         assert "minutes" not in config_of()

@@ -338,8 +338,9 @@ def test_a_resume_that_takes_no_step_says_why_and_what_to_do(train, stopped):
     assert train("--resume", "--stop-at", 4).code == 0
     ran = train("--resume")
     assert (ran.code, ran.out) == (0, f"{MODEL}\n")
-    line = "the run is finished, at step 4. To train more, resume with --steps 8\n"
-    assert line in ran.err
+    text = "the run is finished, at step 4. To train more: diffuse train "
+    assert text in ran.err
+    assert f" --resume -o {MODEL} --steps 8\n" in ran.err
     ran = train("--resume", "--steps", 8).ok()
     assert "step 8 of 8" in ran.err
     assert "is finished" not in ran.err
