@@ -72,6 +72,7 @@ HANDS, PETS, KAGGLE, FLOWERS = "hands", "dogs and cats", "Kaggle's dogs and cats
 RUNS = {
     "hands-300-32": Run(HANDS, 300, 32, 10, "Hands with clear fingers, in fewer poses."),
     "hands-300-64": Run(HANDS, 300, 64, 10, "Most are hands, some blurred, with fewer poses."),
+    "hands-300-128": Run(HANDS, 300, 128, 10, "Sharp hands, half of them with wrong fingers."),
     "hands-32": Run(HANDS, 1546, 32, 10, "Hands with clear fingers."),
     "hands-64": Run(HANDS, 1546, 64, 10, "Sharp hands, some with a wrong finger."),
     "pets-64": Run(PETS, 1119, 64, 10, "Fur and colors, and no animal that you would name."),
@@ -129,6 +130,7 @@ def measure(name: str, train: Path, test: Path, work: Path) -> dict[str, Any]:
     keys = ("kid", "kid_standard_error", "kid_of_blurred", "kid_of_noise", "precision", "recall")
     return {
         "run": name,
+        "width": info["training"]["width"],
         "images_seen": info["step"] * info["training"]["batch_size"],
         **{key: round(scores[key], 4) for key in keys},
         "copies": copies["memorized_copies"],

@@ -383,7 +383,7 @@ def test_formats_lists_the_keys_of_a_run_of_two_steps(
 def test_a_dry_run_names_runs_of_the_page_of_expectations():
     rows = json.loads((ROOT / "benchmarks/results/expect.json").read_text())
     runs = script("expect").RUNS
-    shown = {(runs[r["run"]].size, r["images_seen"], runs[r["run"]].time) for r in rows}
+    shown = {(runs[r["run"]].size, r["width"], r["images_seen"], runs[r["run"]].time) for r in rows}
     assert {*EXPECTED} <= shown
 
 
@@ -401,8 +401,8 @@ def test_a_run_of_the_page_of_expectations_has_numbers_and_a_picture(tmp_path, m
     def diffuse(command, *arguments):
         commands.append(command)
         return {
-            **row, "images": [sample] * expect.STRIP, "step": 3, "training": {"batch_size": 4},
-            "memorized_copies": 0.0, "n": {"generated": 500},
+            **row, "images": [sample] * expect.STRIP, "step": 3, "memorized_copies": 0.0,
+            "training": {"batch_size": 4, "width": 32}, "n": {"generated": 500},
         }  # fmt: skip
 
     monkeypatch.setattr(expect, "diffuse", diffuse)

@@ -36,14 +36,14 @@ QUICK, WARM_UP, ENOUGH = 3.0, 3, 8
 are needed."""
 
 EXPECTED = (
-    (32, 81_888, "10 minutes of one core"),
-    (64, 150_368, "10 minutes of one core"),
-    (64, 1_015_040, "1 hour of one core"),
-    (128, 20_576, "10 minutes of one core"),
-    (128, 1_556_288, "1 hour of two cores"),
-    (256, 31_360, "1 hour of one core"),
+    (32, 32, 81_888, "10 minutes of one core"),
+    (64, 32, 150_368, "10 minutes of one core"),
+    (64, 64, 165_440, "1 hour of one core"),
+    (128, 32, 20_576, "10 minutes of one core"),
+    (128, 32, 1_556_288, "1 hour of two cores"),
+    (256, 32, 31_360, "1 hour of one core"),
 )
-"""Runs of docs/expect.md: the side, the images seen and the time."""
+"""Runs of docs/expect.md: the side, the width of the network, the images seen and the time."""
 
 SMALL = 64
 """Longest side of samples that `--dry-run` does not compare with half of the size."""
@@ -81,10 +81,13 @@ class TrainingEstimate:
         if config.medium != "image" or config.channels != 3 or config.given:
             return ""
 
-        def distance(run: tuple[int, int, str]) -> tuple[float, float]:
-            return abs(math.log(run[0] / side)), abs(math.log(run[1] / max(1, self.images_seen)))
+        cost = max(1, self.images_seen) * (config.width or 1) ** 2  # about, in operations
 
-        size, images, words = min(EXPECTED, key=distance)
+        def distance(run: tuple[int, int, int, str]) -> tuple[float, float]:
+            size, width, images, _ = run
+            return abs(math.log(size / side)), abs(math.log(images * width**2 / cost))
+
+        size, _, images, words = min(EXPECTED, key=distance)
         many = f"of {size}x{size} after {images:,} images ({words})"
         return f"The most similar run in docs/expect.md has samples {many}"
 
@@ -123,10 +126,10 @@ def _round(count: float) -> str:
     return f"{float(f'{count:.3g}'):,.15g}"
 
 
-def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | None:
+def count_at_half_size(config: TrainConfig, plan: Plan, processes: int) -> tuple[Size, int] | None:
     """Return half of the size, and the samples that its network sees in the time of the plan.
 
-    The network is the one that the preset has for this size. Returns None for signals, small
+    The network is the one that a run of this size has. Returns None for signals, small
     samples, or a size that the network does not suit.
 
     Args:
@@ -139,6 +142,7 @@ def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | No
     try:
         smaller = dataclasses.replace(space, size=half)
         config = dataclasses.replace(config, size=half)
+        config = decisions.choose_width(config, smaller, processes)
         _, blueprint = decisions.complete_config(config, smaller, plan.blueprint.conditions)
     except UsageError:
         return None
@@ -207,5 +211,5 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
     needs = step_cost.estimate_memory(run_config, plan.blueprint, device, processes)
     memory = needs.total_bytes(part, SLACK.get(device, 1.0))
     parameters = count_parameters(plan.blueprint.build_on_meta())
-    half = None if step else count_at_half_size(config, plan)
+    half = None if step else count_at_half_size(config, plan, processes)
     return TrainingEstimate(run_config, parameters, memory, total, len(plan.data.train), half, step)

@@ -29,6 +29,10 @@ OPTIMIZER = "muon"
 COMPILED_STEPS, COMPILED_MINUTES = 5000, 20
 """Length of a run from which compiling its network pays off on a GPU. It takes minutes."""
 
+WIDENED, WIDE, WIDE_OPERATIONS, WIDE_SIDE = "tiny", 64, 4e14, 64
+"""The preset whose width is WIDE if --minutes hold WIDE_OPERATIONS or more, 37 minutes of a core of
+an AMD EPYC in bfloat16, for samples of at most WIDE_SIDE (benchmarks/README.md)."""
+
 AUGMENTED, PASSES = 2000, 400
 """The most images that are augmented by default, and the fewest passes of a run over them. With
 fewer passes there are no copies yet, and samples are better without (benchmarks/README.md)."""
@@ -63,6 +67,10 @@ def decide_config(
     medium = MEDIA[data.images.medium]
     typed = config
     config = yield from _choose_length(config, data)
+    config = choose_width(config, space, accelerator.num_processes)
+    if config.width != typed.width:
+        text = f"{config.width} channels, because --minutes leave time for a wide network"
+        yield Notice(f"{text} (change with --width)")
     config, blueprint = complete_config(config, space, conditions)
     if config.flip and medium.flipped:
         yield Notice(f"--flip mirrors half of the {medium.many} {medium.flipped}")
@@ -174,6 +182,22 @@ def resolve_wiener(wiener: bool | None, patch: int, space: Space) -> bool:
         text = f"--wiener takes at most {LONGEST:,} values a side and {MOST_CHANNELS // 2} channels"
         raise UsageError(text, "Remove it", code="option_unsuited")
     return fits and patch > 1 if wiener is None else wiener
+
+
+def choose_width(config: TrainConfig, space: Space, processes: int) -> TrainConfig:
+    """Return `config` with a wider network than the default if --minutes leave time for it.
+
+    A width or a network that was chosen stays, also in a resumed run.
+    """
+    if config.preset or config.width or config.network or config.architecture:
+        return config
+    is_default = presets.choose(config, space, devices.device_type(config.device)) == WIDENED
+    if not is_default or space.dims != 2 or max(space.size) > WIDE_SIDE:
+        return config
+    precision = devices.resolve_precision(config.precision, config.device, WIDE)
+    speed = processes * step_cost.predict_speed(config.device, precision)
+    is_enough = 60 * (config.minutes or 0) * speed >= WIDE_OPERATIONS
+    return replace(config, width=WIDE) if is_enough else config
 
 
 def complete_config(

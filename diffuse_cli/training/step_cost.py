@@ -148,11 +148,16 @@ def predict_seconds(
 
     The prediction is the same on a busy machine, so that a choice that rests on it is, too.
     """
-    device = device_type(config.device)
-    speed = SPEEDS.get(device, GPU) * (torch.get_num_threads() if device == "cpu" else 1)
-    if config.precision != "fp32":
-        speed *= HALF
     parameters = sum(map(math.prod, blueprint.shapes.values()))
-    operations = math.ceil(images / processes) * count_operations(blueprint)
-    # Processes with different numbers of threads must choose the same batch size.
-    return float(max(gather_object([(operations + UPDATE * parameters) / speed])))
+    operations = math.ceil(images / processes) * count_operations(blueprint) + UPDATE * parameters
+    return operations / predict_speed(config.device, config.precision)
+
+
+def predict_speed(device: str, precision: str) -> float:
+    """Predict the floating-point operations per second of training on the slowest process."""
+    device = device_type(device)
+    speed = SPEEDS.get(device, GPU) * (torch.get_num_threads() if device == "cpu" else 1)
+    if precision != "fp32":
+        speed *= HALF
+    # Processes with different numbers of threads must make the same choices.
+    return float(min(gather_object([speed])))

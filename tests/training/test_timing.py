@@ -124,8 +124,22 @@ def test_processes_of_different_speeds_choose_the_same_batch_size(monkeypatch):
     plan = plan_of(minutes=10)
     steps = ENOUGH[64] * step_cost.predict_seconds(plan.config, plan.blueprint, 64, 1)
     assert filled(1.001 * steps / 60).batch_size == 64
-    monkeypatch.setattr(step_cost, "gather_object", lambda own: [*own, 1.5 * own[0]])
+    monkeypatch.setattr(step_cost, "gather_object", lambda own: [*own, own[0] / 1.5])
     assert filled(1.001 * steps / 60).batch_size == 32
+
+
+def test_a_network_is_wider_if_minutes_leave_time_for_it(monkeypatch):
+    monkeypatch.setattr(step_cost, "predict_speed", lambda *_: 1e11)
+    enough = decisions.WIDE_OPERATIONS / 1e11 / 60
+
+    def width(minutes, size=(64, 64), processes=1, **chosen):
+        config = configure({"data": "x", "device": "cpu", "minutes": minutes, **chosen})
+        return decisions.choose_width(config, Space(channels=1, size=size), processes).width
+
+    assert (width(enough), width(0.99 * enough), width(enough / 2, processes=2)) == (64, None, 64)
+    assert (width(enough, (65, 32)), width(enough, (64,))) == (None, None)
+    for chosen in ({"preset": "slim"}, {"width": 16}, {"architecture": {"blocks": 2}}):
+        assert width(enough, **chosen) == chosen.get("width")
 
 
 # -- what is hopeless -----------------------------------------------------------------------------
@@ -251,7 +265,7 @@ def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
 def test_half_of_the_size_sees_more_images_by_the_operations_of_its_network():
     def at_half(side, channels=3):
         asked = configure({"data": "x", "preset": "tiny"})
-        return count_at_half_size(asked, plan_of(side, channels, steps=10, batch_size=8))
+        return count_at_half_size(asked, plan_of(side, channels, steps=10, batch_size=8), 1)
 
     size, seen = at_half(128)
     assert size == (64, 64)
