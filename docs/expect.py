@@ -3,7 +3,7 @@
     python docs/expect.py hands-300-64 --train hands/train --test hands/test --work W
     python docs/expect.py
 
-A run takes CPU minutes of one core, so that other programs do not shorten it.
+A run takes CPU minutes on one core, so that other programs do not shorten it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Run:
         data: the training images.
         images: the number of training images.
         size: the side of the samples.
-        minutes: the CPU minutes of one core.
+        minutes: the CPU minutes on one core.
         says: what the samples look like.
         options: further options of `train`.
         picture: the path of its picture, if another page has it.
@@ -66,7 +66,7 @@ class Run:
         return "png" if self.size <= 128 else "jpg"
 
 
-TIMES = {10: "10 minutes of one core", 60: "1 hour of one core", 108: "1 hour of two cores"}
+TIMES = {10: "10 minutes on one core", 60: "1 hour on one core", 108: "1 hour on two cores"}
 HANDS, PETS, KAGGLE, FLOWERS = "hands", "dogs and cats", "Kaggle's dogs and cats", "flowers"
 
 RUNS = {

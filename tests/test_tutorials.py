@@ -64,7 +64,7 @@ NOT_RUN = (
 NOT_INSTALLED = "--log wandb"
 """Commands with this option fail, because the tests do not install the tracker."""
 
-BY_THE_CLOCK = ("s per step of", "; --minutes ", "steps instead of", ". At 64x64: ")
+BY_THE_CLOCK = ("s per step of", "; --minutes ", "steps instead of", ". At 64x64 with this width: ")
 """Lines that are only printed by runs with --minutes or of larger images."""
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -36,12 +36,12 @@ QUICK, WARM_UP, ENOUGH = 3.0, 3, 8
 are needed."""
 
 EXPECTED = (
-    (32, 32, 81_888, "10 minutes of one core"),
-    (64, 32, 150_368, "10 minutes of one core"),
-    (64, 64, 165_440, "1 hour of one core"),
-    (128, 32, 20_576, "10 minutes of one core"),
-    (128, 32, 1_556_288, "1 hour of two cores"),
-    (256, 32, 31_360, "1 hour of one core"),
+    (32, 32, 81_888, "10 minutes on one core"),
+    (64, 32, 150_368, "10 minutes on one core"),
+    (64, 64, 165_440, "1 hour on one core"),
+    (128, 32, 20_576, "10 minutes on one core"),
+    (128, 32, 1_556_288, "1 hour on two cores"),
+    (256, 32, 31_360, "1 hour on one core"),
 )
 """Runs of docs/expect.md: the side, the width of the network, the images seen and the time."""
 
@@ -117,7 +117,7 @@ class TrainingEstimate:
             f"{'time' if times == '1' else 'times'}"
         )
         if self.half:
-            comment += f". At {dimensions(self.half[0])}: {_round(self.half[1])}"
+            comment += f". At {dimensions(self.half[0])} with this width: {_round(self.half[1])}"
         return f"{costs}\n{comment}\n\n{to_toml(to_file(self.config, control=False))}"
 
 
@@ -126,10 +126,10 @@ def _round(count: float) -> str:
     return f"{float(f'{count:.3g}'):,.15g}"
 
 
-def count_at_half_size(config: TrainConfig, plan: Plan, processes: int) -> tuple[Size, int] | None:
+def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | None:
     """Return half of the size, and the samples that its network sees in the time of the plan.
 
-    The network is the one that a run of this size has. Returns None for signals, small
+    The network has the plan's width. Returns None for signals, small
     samples, or a size that the network does not suit.
 
     Args:
@@ -142,7 +142,6 @@ def count_at_half_size(config: TrainConfig, plan: Plan, processes: int) -> tuple
     try:
         smaller = dataclasses.replace(space, size=half)
         config = dataclasses.replace(config, size=half)
-        config = decisions.choose_width(config, smaller, processes)
         _, blueprint = decisions.complete_config(config, smaller, plan.blueprint.conditions)
     except UsageError:
         return None
@@ -211,5 +210,5 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
     needs = step_cost.estimate_memory(run_config, plan.blueprint, device, processes)
     memory = needs.total_bytes(part, SLACK.get(device, 1.0))
     parameters = count_parameters(plan.blueprint.build_on_meta())
-    half = None if step else count_at_half_size(config, plan, processes)
+    half = None if step else count_at_half_size(config, plan)
     return TrainingEstimate(run_config, parameters, memory, total, len(plan.data.train), half, step)

@@ -30,8 +30,8 @@ COMPILED_STEPS, COMPILED_MINUTES = 5000, 20
 """Length of a run from which compiling its network pays off on a GPU. It takes minutes."""
 
 WIDENED, WIDE, WIDE_OPERATIONS, WIDE_SIDE = "tiny", 64, 4e14, 64
-"""The preset whose width is WIDE if --minutes hold WIDE_OPERATIONS or more, 37 minutes of a core of
-an AMD EPYC in bfloat16, for samples of at most WIDE_SIDE (benchmarks/README.md)."""
+"""The preset whose width is WIDE if samples have at most WIDE_SIDE per side and --minutes leave
+time for WIDE_OPERATIONS, 37 minutes on one core with bfloat16 (benchmarks/README.md)."""
 
 AUGMENTED, PASSES = 2000, 400
 """The most images that are augmented by default, and the fewest passes of a run over them. With

@@ -142,6 +142,22 @@ def test_a_network_is_wider_if_minutes_leave_time_for_it(monkeypatch):
         assert width(enough, **chosen) == chosen.get("width")
 
 
+def test_a_command_decides_on_the_width_and_later_ones_keep_it(diffuse, images, monkeypatch):
+    monkeypatch.setattr(decisions, "WIDE_OPERATIONS", 0)
+
+    def width(*more):
+        line = ("train", images, "--minutes", 10, "--device", "cpu", "--dry-run", "--json")
+        ran = diffuse(*line, *more)
+        width = ran.json["config"]["width"]
+        assert ("64 channels, because" in ran.err) == (width == 64)
+        return width
+
+    narrow = ("--preset", "tiny")
+    assert (width(), width(*narrow), width("--width", 16)) == (64, 32, 16)
+    assert diffuse("train", images, *narrow, "--minutes", 10, "--stop-at", 1).code == 0
+    assert (width("--resume"), width("--init", "model.safetensors")) == (32, 32)
+
+
 # -- what is hopeless -----------------------------------------------------------------------------
 
 
@@ -265,7 +281,7 @@ def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
 def test_half_of_the_size_sees_more_images_by_the_operations_of_its_network():
     def at_half(side, channels=3):
         asked = configure({"data": "x", "preset": "tiny"})
-        return count_at_half_size(asked, plan_of(side, channels, steps=10, batch_size=8), 1)
+        return count_at_half_size(asked, plan_of(side, channels, steps=10, batch_size=8))
 
     size, seen = at_half(128)
     assert size == (64, 64)
@@ -276,9 +292,23 @@ def test_half_of_the_size_sees_more_images_by_the_operations_of_its_network():
 
 
 @pytest.mark.parametrize(
+    ("side", "width", "images", "run"),
+    [
+        (64, 32, 165_440, "150,368 images (10 minutes on one core)"),
+        (64, 64, 165_440, "165,440 images (1 hour on one core)"),
+        (250, 32, 31_000, "of 256x256"),
+    ],
+)
+def test_a_dry_run_names_the_run_of_the_most_similar_cost(side, width, images, run):
+    config = plan_of(side, 3, steps=1, batch_size=images, width=width).config
+    estimate = TrainingEstimate(config, 1, 1, 1.0, 1, None)
+    assert run in estimate.describe_expectation()
+
+
+@pytest.mark.parametrize(
     ("samples", "half", "says"),
     [
-        (1000, ((64, 64), 710_400), "1,000 images 153 times. At 64x64: 710,000"),
+        (1000, ((64, 64), 710_400), "1,000 images 153 times. At 64x64 with this width: 710,000"),
         (153_400, None, "153,400 images 1 time"),
         (1_000_000, None, "1,000,000 images 0.153 times"),
     ],

@@ -169,7 +169,10 @@ def _read_metrics(config: PushConfig, source: ModelFile) -> Mapping[str, Any]:
 
 
 def _make_image(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]]:
-    """Return an image of samples as a PNG and their settings, both empty without an input."""
+    """Return an image of samples as a PNG, and their settings.
+
+    Both are empty if the model needs an input. The settings are empty for the image of --samples.
+    """
     if config.samples:
         with files.report_errors(Path(config.samples)):
             image = Path(config.samples).read_bytes()
@@ -199,7 +202,7 @@ def _make_image(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]
 # -- card -----------------------------------------------------------------------------------------
 
 LEFT_OUT = ("model", "file", "title", "data")
-"""Rows of `info` on this file only, or with a section of their own."""
+"""Rows of `info` on this file only, or with a section in the card."""
 
 
 def card(
