@@ -70,16 +70,16 @@ def start_progress(
         if config.minutes == budget.minutes:
             yield _describe_budget(budget)
             return ProgressSchedule(**checkpoint.state["course"]), budget
-        budget.minutes, used = config.minutes, budget.used / 60
-        if budget.seconds_left <= 0:
+        used = budget.used / 60
+        if used >= config.minutes:
             raise UsageError(
                 f"--minutes {config.minutes:g} is the total of the run, and {used:.3g} minutes "
                 "have passed",
                 f"To train for {config.minutes:g} more, set --minutes {used + config.minutes:.3g}",
                 code="run_finished",
             )
+        progress = ProgressSchedule.of(budget.extend(config.minutes, step, plan_chores(plan)))
         yield _describe_budget(budget)
-        progress = ProgressSchedule.of(budget.fill(step, plan_chores(plan)))
     elif config.minutes is not None:
         sizes = config.images_per_step, accelerator.num_processes
         pace = step_cost.predict_seconds(config, plan.blueprint, *sizes)

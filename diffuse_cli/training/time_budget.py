@@ -86,6 +86,7 @@ class Budget:
         seconds, steps: the seconds of the recent steps, without chores, and their number, each step
             with its weight.
         costs: the last cost of each chore, in steps.
+        extended_at: the part of the run at which its total time was changed.
     """
 
     minutes: float
@@ -96,6 +97,7 @@ class Budget:
     seconds: float = 0.0
     steps: float = 0.0
     costs: dict[str, float] = field(default_factory=dict)
+    extended_at: float = 0.0
 
     @property
     def total(self) -> float:
@@ -127,6 +129,20 @@ class Budget:
         if chore is not None:
             self.costs[chore] = seconds / self.pace
 
+    def extend(self, minutes: float, step: int, chores: Chores) -> int:
+        """Change the total time after `step` steps, and return the number of steps of the run.
+
+        It is decided again from the next steps, because they may be slower or faster.
+        """
+        self.minutes, self.decisions, self.taken_steps = minutes, 0, 0
+        self.seconds = self.steps = 0.0
+        steps = self.fill(step, chores)
+        self.extended_at = self._part(step, steps)
+        return steps
+
+    def _part(self, done: int, steps: int) -> float:
+        return max(self.used / self.total, done / steps)
+
     def estimate_seconds(self, done: int, steps: int, chores: Chores) -> float:
         """Estimate the seconds from `done` steps to the end of a run of `steps`."""
         costs = {chore: self.costs.get(chore.name, chore.cost) for chore in chores(steps)}
@@ -149,11 +165,12 @@ class Budget:
 
         It changes after the first steps, twice near the end, and if the time is over.
         """
-        part = max(self.used / self.total, done / steps)
+        part = self._part(done, steps)
         if self.decisions == 0:
             min_seconds = min(MEASURED_SECONDS, MEASURED_SHARE * self.total)
             measured = self.taken_steps > MEASURED_STEPS and self.seconds >= min_seconds
-            late = part >= LATEST and (self.taken_steps > 1 or self.pace > self.seconds_left)
+            latest = self.extended_at + LATEST * (1 - self.extended_at)
+            late = part >= latest and (self.taken_steps > 1 or self.pace > self.seconds_left)
             return self._decide(done, steps, chores) if measured or late else steps
         if self.decisions <= len(REVIEWS) and part >= REVIEWS[self.decisions - 1]:
             return self._decide(done, steps, chores)

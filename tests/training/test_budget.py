@@ -95,12 +95,19 @@ def test_what_is_due_at_a_share_of_the_way_is_due_once():
 # -- the time -------------------------------------------------------------------------------------
 
 
-def drive(seconds, *, minutes=1.0, step=0.05, chores=lambda steps: (), costs=None, spent=2.0):
+def drive(
+    seconds, *, minutes=1.0, step=0.05, chores=lambda steps: (), costs=None, spent=2.0,
+    extended=None,
+):  # fmt: skip
     """Step as a run does, with a budget; `seconds(now)` is the time of a step, `costs(now)` that of
-    a chore."""
-    budget = Budget(minutes, step, used=spent)
-    course = ProgressSchedule.of(budget.fill(0, chores, FIRST))
-    plans, places, done, now = [course.steps], [0.0], 0, spent
+    a chore. `extended` is the budget of the run before."""
+    if extended is None:
+        budget, done = Budget(minutes, step, used=spent), 0
+        course = ProgressSchedule.of(budget.fill(0, chores, FIRST))
+    else:
+        budget, done, spent = extended, extended.taken_steps, extended.used
+        course = ProgressSchedule.of(budget.extend(minutes, done, chores))
+    plans, places, now = [course.steps], [0.0], spent
     while done < course.steps:
         took = seconds(now)
         done, now = done + 1, now + took
@@ -156,6 +163,18 @@ def test_whatever_the_load_a_run_ends_in_time_with_its_rate_at_0(beside):
         assert lr_at(config, ran.course, ran.course.steps - 1) < 0.03, load
         assert ran.budget.decisions <= 3, load
         assert len(ran.plans) <= 5, "a prediction, three decisions, and the end of the time"
+
+
+@pytest.mark.parametrize("spent", [150.0, 280.0])
+@pytest.mark.parametrize("slow", [0.05, 0.5, 1.0, 2.0])
+def test_an_extended_run_is_planned_again_from_its_steps(spent, slow):
+    """A finished run of five minutes, or one that was stopped, goes on elsewhere."""
+    before = drive(lambda now: 0.05, minutes=spent / 60)
+    ran = drive(lambda now: 0.05 * slow, minutes=6, extended=before.budget)
+    assert ran.total == pytest.approx(360, rel=0.03)
+    config = TrainConfig(data="x", steps=ran.course.steps, lr=1.0)
+    assert lr_at(config, ran.course, ran.course.steps - 1) < 0.03
+    assert len(ran.plans) <= 5
 
 
 def test_a_run_that_nothing_disturbs_keeps_its_first_plan():
