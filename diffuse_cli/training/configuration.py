@@ -130,6 +130,7 @@ RULES: tuple[Rule, ...] = (
     make_rule("betas", "num_timesteps"),
     make_rule("schedule", "betas"),
     make_rule("steps", "minutes"),
+    make_rule("minutes", "steps"),
 )
 
 

@@ -86,7 +86,7 @@ def decide_config(
         )
     config = replace(config, precision=devices.apply_precision(accelerator, config.precision))
     config, room = yield from step_cost.find_room(config, blueprint, accelerator)
-    if config.minutes is not None and config.steps is None:
+    if config.minutes is not None and (config.steps is None or config.batch_size is None):
         config = fill_minutes(config, blueprint, accelerator.num_processes)
     config = yield from step_cost.split_batch(config, room, accelerator.num_processes)
     config = yield from _choose_augmentations(config, blueprint, data)
@@ -136,7 +136,8 @@ def fill_minutes(config: TrainConfig, blueprint: Blueprint, processes: int) -> T
         )
         config = with_batch_size(config, batch_size, blueprint.space.dims)
     step = step_cost.predict_seconds(config, blueprint, config.images_per_step, processes)
-    return replace(config, steps=max(time_budget.FIRST, round(seconds / step)))
+    steps = min(train_options.LONGEST, max(time_budget.FIRST, round(seconds / step)))
+    return replace(config, steps=steps)
 
 
 def with_batch_size(config: TrainConfig, batch_size: int, dims: int) -> TrainConfig:

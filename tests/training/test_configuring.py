@@ -201,6 +201,27 @@ def test_long_runs_on_a_gpu_with_triton_are_compiled(monkeypatch, typed, compile
     assert made(typed).compile is typed.get("compile", False)
 
 
+@pytest.mark.parametrize(
+    ("typed", "filed"),
+    [
+        ({"minutes": 5}, {"steps": 2000}),
+        ({}, {"minutes": 5, "steps": 2000}),
+        ({"steps": 7}, {"minutes": 5}),
+    ],
+)
+def test_of_steps_and_minutes_the_typed_one_counts(typed, filed):
+    config, blueprint = planned(typed, filed)
+    assert (config.minutes is None) == ("steps" in typed)
+    if config.minutes is None:
+        assert config.steps == 7
+    else:
+        assert config.steps == filed["steps"] if not typed else config.steps is None
+        assert config.batch_size is None
+        filled = decisions.fill_minutes(config, blueprint, 1)
+        assert filled.batch_size
+        assert filled.lr
+
+
 def test_nothing_is_compiled_by_default_on_a_cpu():
     assert made({}).compile is made({"minutes": 600}).compile is False
     assert made({"compile": True}).compile is True
