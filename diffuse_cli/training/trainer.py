@@ -143,7 +143,9 @@ class Trainer:
         self.unread.append(norm)
         if ema_weights.is_update_due(step + 1, self.progress.steps):
             self._update_averages()
-        if self.config.keep_weak and self.progress.passes(ema_weights.EarlyWeights.SHARE, step + 1):
+        share = ema_weights.EarlyWeights.SHARE
+        missed = self.weak is None and self.progress.progress_at(step) >= share  # a shortened run
+        if self.config.keep_weak and (missed or self.progress.passes(share, step + 1)):
             self.weak = ema_weights.EarlyWeights.of(self.ema, step + 1)
         return StepResult(loss, norm)
 

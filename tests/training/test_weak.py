@@ -81,6 +81,14 @@ def test_a_longer_run_keeps_what_it_has(quick, weak, lab, copy_run):
     assert same(found.weak, model_file.load(weak).weak)
 
 
+def test_a_shorter_run_takes_it_at_once(quick):
+    """After 2 of 17 steps it is not due, and of 9 steps it was due after 2."""
+    assert quick(*RUN, "--stop-at", 2).code == 0
+    assert model_file.load(MODEL).weak_step is None
+    assert quick("--steps", 9, "--resume").code == 0
+    assert model_file.load(MODEL).weak_step == 3
+
+
 @pytest.mark.parametrize("step", [2, 4])
 def test_the_best_model_has_it_from_its_step_on(quick, monkeypatch, step):
     """Its file is written again when weights of a later step are there."""
