@@ -142,8 +142,12 @@ def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | No
     try:
         smaller = dataclasses.replace(space, size=half)
         config = dataclasses.replace(config, size=half)
-        _, blueprint = decisions.complete_config(config, smaller, plan.blueprint.conditions)
+        half_config, blueprint = decisions.complete_config(
+            config, smaller, plan.blueprint.conditions
+        )
     except UsageError:
+        return None
+    if half_config.width != plan.config.width:  # a GPU has another preset at small sizes
         return None
     ratio = step_cost.count_operations(plan.blueprint) / step_cost.count_operations(blueprint)
     return half, int(plan.config.num_steps * plan.config.images_per_step * ratio)

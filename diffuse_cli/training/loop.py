@@ -182,7 +182,8 @@ class TrainingRun:
                 yield from unreadable.warn()
             else:
                 yield run_events.Step(step, before)
-            yield from forecast.report(step)
+            if self.budget is None:
+                yield from forecast.report(step)
             powers, count = trainer.powers, config.ema_lengths
             if self.main and powers and count and snapshot_due(step, trainer.progress, count):
                 save_snapshot(self.run.snapshots, powers, step, trainer.progress, count)

@@ -118,7 +118,8 @@ class Monitor:
             real = validation.read_samples(plan, (yield from validation.choose_real(plan)))
             network = validation.choose_network(plan.blueprint.space, real, device)
             self._kid = FeatureMeasure(network, plan.blueprint.space, real)
-        if self._looks:
+        may_grow = self.config.minutes is not None and chores.can_look(plan)
+        if self._looks or may_grow:
             samples = plan.data.read(plan.data.train[: validation.REAL_IMAGES])
             try:
                 network = validation.choose_network(plan.blueprint.space, samples, device)

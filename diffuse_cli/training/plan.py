@@ -68,7 +68,7 @@ class Plan:
     @property
     def measured(self) -> Indices:
         """Held-out images to measure while training, for about equal cost with every loss."""
-        return self.data.held_out[: HELD_OUT_IMAGES // self.evaluations]
+        return select_evenly(self.data.held_out, HELD_OUT_IMAGES // self.evaluations)
 
     @cached_property
     def encoder(self) -> image_conditioning.Conditioner | None:

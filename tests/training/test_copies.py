@@ -13,8 +13,9 @@ from PIL import Image
 
 from diffuse_cli.core.conditions import ConditioningArray, Conditions
 from diffuse_cli.metrics.memorization import Signs, find_signs
-from diffuse_cli.system.events import finish
+from diffuse_cli.system.events import StopRequest, finish
 from diffuse_cli.training import chores, monitor, overfitting, previews, validation
+from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.validation import CopyMeasure
 from training.conftest import BEST, measure_by_step, step_of
 
@@ -144,6 +145,18 @@ def test_copies_are_found_and_new_images_are_not(plan):
     values = finish(CopyMeasure(alone, network).compare(stored))
     assert values["memorized_references"] <= len(data.train)
     assert find_signs(values, len(stored)).level == "serious"
+
+
+def test_a_run_that_may_become_longer_is_ready_to_look(quick, trainers, monkeypatch):
+    """--minutes hold more steps on a quicker machine."""
+    for few, ready in ((1, True), (1000, False)):
+        monkeypatch.setattr(chores, "FEW", few)
+        assert quick("--minutes", 0.05, "--overwrite").code == 0
+        trainer = trainers[-1]
+        judges = monitor.Monitor(trainer, RunDirectory(MODEL), StopRequest())
+        assert judges._looks is None
+        finish(judges.load_judges())
+        assert (judges._copies is not None) is ready
 
 
 def test_a_run_of_equal_images_has_no_references(diffuse, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def plan_of(steps, batch_size=64, held_out=96, classes=0, train=0):
     )  # fmt: skip
     conditions = Conditions(classes=tuple(map(str, range(classes))))
     blueprint = SimpleNamespace(conditions=conditions, wiener=False)
-    images = range(train + held_out)
+    images = np.arange(train + held_out)
     data = SimpleNamespace(held_out=images[train:], train=images[:train], images=images)
     return Plan(config, blueprint, data)
 
@@ -54,6 +54,14 @@ def plan_of(steps, batch_size=64, held_out=96, classes=0, train=0):
 )
 def test_a_run_has_about_eight_previews_or_as_many_as_are_cheap(plan, every):
     assert preview_spacing(plan, plan.config.steps) == every
+
+
+def test_the_images_that_are_measured_are_spread_over_all():
+    """Held-out images are in the order of their folders."""
+    measured = plan_of(1, held_out=5120).measured
+    assert len(measured) == 512
+    assert np.diff(measured).max() == 11
+    assert (measured[0], measured[-1]) == (0, 5119)
 
 
 def test_a_distilled_model_is_previewed_at_the_cost_of_its_own_steps():

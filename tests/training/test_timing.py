@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffuse_cli.config.presets import PRESETS
+from diffuse_cli.config.train_options import LONGEST
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system.events import Progress, finish
 from diffuse_cli.training import cost_estimate, decisions, run_length, step_cost
@@ -24,9 +25,12 @@ from diffuse_cli.training.training_data import TrainingData
 
 def plan_of(side=32, channels=1, **given):
     config = configure({"data": "x", "preset": "tiny", **given})
-    space = Space(channels=channels, size=(side, side))
+    return plan_of_space(config, Space(channels=channels, size=(side, side)))
+
+
+def plan_of_space(config, space):
     config, blueprint = complete_config(config, space, Conditions())
-    images = SimpleNamespace(stored=np.zeros((4, channels, side, side), np.uint8))
+    images = SimpleNamespace(stored=np.zeros((4, space.channels, *space.size), np.uint8))
     return Plan(config, blueprint, TrainingData(images, np.arange(4), np.arange(0)))
 
 
@@ -105,6 +109,11 @@ def test_minutes_are_filled_with_steps_of_the_predicted_time():
     seconds = step_cost.predict_seconds(config, plan_of(minutes=10).blueprint, 8, 1)
     assert (config.steps, config.batch_size, config.minutes) == (round(600 / seconds), 8, 10)
     assert filled(0.01, batch_size=8, side=64, preset="base").steps == FIRST
+
+
+def test_minutes_hold_at_most_the_steps_that_can_be_asked_for(monkeypatch):
+    monkeypatch.setattr(step_cost, "predict_seconds", lambda *_: 1e-4)
+    assert filled(1_000_000, batch_size=8).steps == LONGEST
 
 
 def test_the_batch_does_not_depend_on_the_speed_of_a_busy_machine(monkeypatch):
@@ -273,6 +282,9 @@ def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
     ran = quick("--steps", 4).ok()
     assert ran.err.count("s per step: 0.0 minutes left\n") == 1
     assert ran.err.count("warning: 3 steps of 0.") == 1
+    ran = quick("--minutes", 0.05, "--overwrite").ok()
+    assert "s per step: 0.0 minutes left" not in ran.err, "--minutes end in time"
+    assert " s take " not in ran.err
 
 
 # -- images in the time ---------------------------------------------------------------------------
@@ -289,6 +301,17 @@ def test_half_of_the_size_sees_more_images_by_the_operations_of_its_network():
     assert 80 < at_half(128, channels=1)[1] < 1.5 * 80, "it has patches of a quarter of the area"
     assert at_half(64) is None
     assert at_half(72) is None, "36 is not halved often enough"
+
+
+def test_half_of_the_size_has_the_same_width_or_is_not_compared(monkeypatch):
+    """On a GPU, small samples have a narrower preset."""
+    monkeypatch.setattr(decisions.devices, "device_type", lambda wanted: "cuda")
+    monkeypatch.setattr(decisions.devices, "resolve_precision", lambda *_: "bf16")
+    config = configure({"data": "x", "steps": 10})
+    for size, compared in (((64, 128), None), ((128, 128), (64, 64))):
+        plan = plan_of_space(config, Space(channels=3, size=size))
+        half = count_at_half_size(config, plan)
+        assert (half and half[0]) == compared
 
 
 @pytest.mark.parametrize(
