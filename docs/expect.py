@@ -75,10 +75,16 @@ RUNS = {
     "hands-300-128": Run(HANDS, 300, 128, 10, "Sharp hands, half of them with wrong fingers."),
     "hands-32": Run(HANDS, 1546, 32, 10, "Hands with clear fingers."),
     "hands-64": Run(HANDS, 1546, 64, 10, "Sharp hands, some with a wrong finger."),
+    "hands-128": Run(HANDS, 1546, 128, 10, "Sharp hands, most of them with wrong fingers."),
+    "hands-128-1h": Run(HANDS, 1546, 128, 60, "Hands as in photos, few with a wrong finger."),
     "pets-64": Run(PETS, 1119, 64, 10, "Fur and colors, and no animal that you would name."),
     "pets-128": Run(PETS, 1119, 128, 10, "Colors and textures, no animals."),
     "flowers-256": Run(
         FLOWERS, 1976, 256, 60, "Petals and leaves as in a painting, no whole flower."
+    ),
+    "cats-dogs-32-10m": Run(KAGGLE, 20000, 32, 10, ""),
+    "cats-dogs-64-10m": Run(
+        KAGGLE, 20000, 64, 10, "Fur and shapes, and no animal that you would name."
     ),
     "cats-dogs-64": Run(KAGGLE, 20000, 64, 60, "You recognize a third of the animals."),
     "cats-dogs-128": Run(
