@@ -82,7 +82,9 @@ RUNS = {
     "flowers-256": Run(
         FLOWERS, 1976, 256, 60, "Petals and leaves as in a painting, no whole flower."
     ),
-    "cats-dogs-32-10m": Run(KAGGLE, 20000, 32, 10, ""),
+    "cats-dogs-32-10m": Run(
+        KAGGLE, 20000, 32, 10, "Colors and shapes, few animals that you would name."
+    ),
     "cats-dogs-64-10m": Run(
         KAGGLE, 20000, 64, 10, "Fur and shapes, and no animal that you would name."
     ),
