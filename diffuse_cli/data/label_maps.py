@@ -84,7 +84,7 @@ def read_label_names(path: str) -> Mapping[int, str]:
     Raises:
         DataError: the file is not a table of different labels with different names.
     """
-    with contextlib.closing(sources.open_source(Path(path))) as source:
+    with contextlib.closing(sources.open_source(Path(path), single=True)) as source:
         entries = (e for e in source.entries() if e.name.rpartition("/")[2] == NAMES)
         data = b"".join(source.read_table(entry, LARGEST_TABLE) for entry in islice(entries, 1))
     lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace")))

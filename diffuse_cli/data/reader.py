@@ -77,8 +77,8 @@ def read_images(
             are looked up. None keeps all.
         index: the file of a `DatasetIndex`, for a data set that may be larger than `keep`.
         goes_on: use a complete index even if the source has changed since.
-        sizable: whether the caller has --size, which the notice of resized samples names. If not,
-            it reports resized samples by itself, with `Summary.describe_resizing`.
+        sizable: whether the caller has --size and --bits, which notices of changed samples name. If
+            not, it reports resized samples by itself, with `Summary.describe_resizing`.
 
     Raises:
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
@@ -133,7 +133,7 @@ def read_images(
         yield Notice(f"{notice}; {summary.suggest_size(stored.shape[2:])}")
     deep = [mode for mode in tally.modes if mode[:1] == "I" or mode[-3:] == ";16"]
     lost = sum(tally.modes[mode] for mode in deep)
-    if settings.numbers is None and stored.dtype == np.uint8 and lost:
+    if sizable and settings.numbers is None and stored.dtype == np.uint8 and lost:
         count = f"{lost:,} of {summary.format_samples(summary.usable)}"
         yield Notice(f"{count} have 16 bits and are reduced to 8. To keep 16, pass --bits 16")
     yield from _warnings(summary, settings)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from posixpath import splitext
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from diffuse_cli.core.space import LEAST_STD
 from diffuse_cli.data.sources.base import strip_common_folder
 from diffuse_cli.data.summary import NAMED, Summary, format_names
 from diffuse_cli.media import MEDIA, Array, Indices
-from diffuse_cli.media.file_errors import public_name
+from diffuse_cli.media.file_errors import public_name, strip_extension
 from diffuse_cli.system import DataError, lookup, plural, show
 
 HELD_OUT_OF = 20
@@ -242,8 +241,8 @@ def match_members(samples: Dataset, members: Dataset, count: int) -> Indices:
     """
     sides = samples.names, members.names
     for sample_names, names in (sides, [strip_common_folder(n, n) for n in sides]):
-        places = {splitext(name)[0]: k for k, name in enumerate(names)}
-        stems = [splitext(name)[0] for name in sample_names]
+        places = {strip_extension(name): k for k, name in enumerate(names)}
+        stems = [strip_extension(name) for name in sample_names]
         rows = [[places.get(format_member(n, j), -1) for j in range(count)] for n in stems]
         if (members_rows := np.array(rows, np.int64)).min(1).max() >= 0:
             return members_rows
@@ -267,8 +266,9 @@ def match_names(sample_names: Sequence[str], given_names: Sequence[str]) -> Indi
     Names match with or without their extensions.
     """
     whole = {name: k for k, name in enumerate(given_names)}
-    stems = {splitext(name)[0]: k for k, name in reversed(list(enumerate(given_names)))} | whole
-    return np.array([whole.get(n, stems.get(splitext(n)[0], -1)) for n in sample_names], np.int64)
+    stems = {strip_extension(name): k for k, name in reversed(list(enumerate(given_names)))} | whole
+    rows = [whole.get(name, stems.get(strip_extension(name), -1)) for name in sample_names]
+    return np.array(rows, np.int64)
 
 
 # -- measuring ------------------------------------------------------------------------------------

@@ -150,7 +150,11 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
     metadata_columns.check_vector_file(config.condition_on, tables)
     images = yield from _read_in_space(models[0].space, config.data, config, models[0])
     yield from _report_summaries(images)
-    held_out = any(is_trained_on(model, images) for model in models)
+    trained = any(is_trained_on(model, images) for model in models)
+    for model in models:
+        if config.background not in (None, model.background) and not is_trained_on(model, images):
+            text = f"the model was trained with --background {model.background}"
+            yield Notice(f"{text}: training images in DATA are not recognized", warning=True)
     usable, read = np.ones(len(images), np.bool_), []
     words = Words.of(models[0].space)
     for model in models:
@@ -159,14 +163,13 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
         if pairs is not None:
             usable &= pairs.matched
         read.append((dataset, model, pairs))
-    if held_out and (count := int((images.held_out & usable).sum())) < FEWEST:
-        held_out = False
-        yield Notice(
-            f"only {count} {words.one if count == 1 else words.many} held out: training "
-            f"{words.many} stand in as real {words.many}, so distances and likelihood are too good",
-            warning=True,
-        )
-    count = int(images.held_out.sum()) if held_out else len(images)
+    count = int((images.held_out & usable).sum())
+    held_out = trained and count >= FEWEST
+    if trained and not held_out:
+        few = f"only {count} {words.one}" if count else f"no {words.many} are"
+        text = f"{few} held out: training {words.many} stand in as real {words.many}"
+        yield Notice(f"{text}, so distances and likelihood are too good", warning=True)
+    count = count if held_out else int(usable.sum())
     part = "the held-out part" if held_out else "all"
     yield Notice(f"real {words.many}: {part}, {count:,} of {len(images):,}")
     return [_make_sides(config, *sources, usable, held_out=held_out) for sources in read]
@@ -272,9 +275,8 @@ def classes_of(sides: Sides) -> tuple[int, ...]:
 
 
 def is_trained_on(loaded: LoadedModel, images: Dataset) -> bool:
-    """Whether a model was trained on these images, except a held-out part."""
-    same = images.fingerprint == loaded.model.data.get("fingerprint")
-    return bool(same and images.held_out.any())
+    """Whether a model was trained on these images, except a held-out part if there is one."""
+    return bool(images.fingerprint == loaded.model.data.get("fingerprint"))
 
 
 def _make_sides(
@@ -291,7 +293,8 @@ def _make_sides(
     pool = LabeledSamples.from_dataset(images, names, pairs)
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
     real, more = _choose(config, pool, chosen)
-    trained = is_trained_on(loaded, images) and (~images.held_out & usable).any()
+    has_both = images.held_out.any() and (~images.held_out & usable).any()
+    trained = is_trained_on(loaded, images) and has_both
     training = _training(config, pool, images.held_out, usable) if trained else None
     if held_out:  # for every model, because the classes to generate are of these images
         more = pool[_shuffle_training(config.seed, images.held_out, usable)[: config.n]]

@@ -226,6 +226,11 @@ def extension_of(base: str) -> str:
     return dot + extension.lower() if stem else ""
 
 
+def strip_extension(name: str) -> str:
+    """Return `a/b` for `a/b.PNG`."""
+    return name[: len(name) - len(extension_of(name.rpartition("/")[2]))]
+
+
 PRIVATE = (".dcm",)
 """Extensions of files whose names may be those of patients."""
 

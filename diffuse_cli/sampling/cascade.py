@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from posixpath import splitext
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from diffuse_cli.config.sample_options import IMAGES, SampleConfig
 from diffuse_cli.core import Space
 from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, render_samples, settings_for
 from diffuse_cli.media.array import to_npy
+from diffuse_cli.media.file_errors import strip_extension
 from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.sampling import generation, journal, packing
@@ -115,7 +115,7 @@ class Cascade:
             DataError: they differ only in the extension, or leave the folder.
         """
         inputs = self.described["given"]["files"] if config.members else ()
-        stems = [splitext(file["name"])[0] for file in inputs]
+        stems = [strip_extension(file["name"]) for file in inputs]
         for stem in stems:
             if stems.count(stem) > 1 or not journal.WRITTEN.fullmatch(f"{stem}-00.png"):
                 text = f"--members: {stem} is not the name of one file inside a folder"

@@ -98,6 +98,12 @@ def messy(tmp_path: Path) -> Path:
     )
 
 
+def test_one_file_with_a_palette_has_a_table_of_labels(tmp_path, diffuse):
+    path = tmp_path / "map.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 4).save(path)
+    assert diffuse("info", path, "--json").ok().json["labels"] == dict.fromkeys("0123", 0.25)
+
+
 def test_every_number_of_a_messy_set(messy, diffuse):
     ran = diffuse("info", messy, "--json", "--size", 8)
     found = ran.json

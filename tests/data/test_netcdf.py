@@ -50,6 +50,17 @@ def test_a_field_is_the_same_however_it_is_stored(tmp_path, how):
     assert not fields.class_names
 
 
+def test_coordinates_of_unknown_names_do_not_mirror(tmp_path):
+    """Rows are from north to south, and columns from west to east, as with known names."""
+    path = tmp_path / "x.nc"
+    write_netcdf(path, FIELDS, LATITUDES, LONGITUDES, names=("time", "j", "i"), units=False)
+    with netCDF4.Dataset(path, "a") as dataset:
+        for name, places in (("j", np.arange(8)), ("i", 10.0 * np.arange(8))):
+            dataset.createVariable(name, "f4", (name,))[:] = places
+    fields = np.float32(FIELDS[1][:, ::-1])
+    np.testing.assert_array_equal(read(f"{path}::pr").stored[:, 0], fields)
+
+
 def test_short_sides_are_not_channels_and_one_side_is_a_signal(tmp_path):
     path = tmp_path / "x.nc"
     write_netcdf(path, FIELDS[..., :3], LATITUDES, LONGITUDES[:3])

@@ -160,6 +160,29 @@ def test_training_images_stand_in_where_one_image_is_held_out(
     assert (ran.json["floor_images"], ran.json["floor_further"]) == (8, 8)
 
 
+def test_training_images_stand_in_where_none_is_held_out(diffuse, lab, images, tmp_path, recipe):
+    """As with fewer than 40 photos."""
+    for name in sorted(finish(read_images(images)).names)[:8]:
+        shutil.copy(images / name, tmp_path / Path(name).name)
+    model = lab.trained("train", tmp_path, "--config", recipe, "--steps", 1)
+    ran = diffuse("eval", model, tmp_path, "-n", 8, "--steps", 2, "--metrics", "kid").ok()
+    assert "no images are held out: training images stand in as real images" in ran.err
+    assert "real images: all, 8 of 8" in ran.err
+
+
+def test_another_background_hides_training_images_and_says_so(diffuse, lab, tmp_path, recipe):
+    """Digests are of images on their background."""
+    rng = np.random.default_rng(0)
+    for k in range(8):
+        pixels = rng.integers(0, 256, (8, 8, 4), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    model = lab.trained("train", tmp_path, "--config", recipe, "--steps", 1)
+    said = "trained with --background white: training images in DATA are not recognized"
+    line = ("eval", model, tmp_path, "-n", 8, "--steps", 2, "--metrics", "kid")
+    for background, warned in (("white", False), ("black", True)):
+        assert (said in diffuse(*line, "--background", background).ok().err) is warned
+
+
 @pytest.mark.parametrize("classes", [(), ("--classes",)], ids=["plain", "classes"])
 def test_copies_are_found_where_one_image_is_held_out(
     diffuse, lab, one_held_out, recipe, monkeypatch, evaluations, classes

@@ -145,6 +145,7 @@ def test_a_run_goes_on_with_its_vectors_and_a_model_has_no_path(diffuse, vectors
 
 
 def test_names_that_do_not_match_are_listed(diffuse, vectors):
+    assert match_names(["a.nii.gz", "b/c.NPY"], ["b/c.png", "a.npy"]).tolist() == [1, 0]
     assert match_names(["a.b.png", "c.png"], ["a.b", "b"]).tolist() == [0, -1]
     line = ("train", "images", *TWO, "--condition-on", "v.npz", "-q")
     renamed = {f"x{name}" if k < 7 else name: v for k, (name, v) in enumerate(vectors.items())}

@@ -151,7 +151,9 @@ class Grid:
     def __init__(self, dataset: Any, dimensions: Sequence[str]) -> None:
         axes = {name: find_axis(dataset, name) for name in dimensions}
         space = [name for axis in "YX" for name in dimensions if axes[name] == axis]
-        space = space or [name for name in dimensions if axes[name] != "T"][-2:]
+        if not space:
+            space = [name for name in dimensions if axes[name] != "T"][-2:]
+            axes |= zip(reversed(space), "XY", strict=False)
         sizes = {name: len(dataset.dimensions[name]) for name in dimensions}
         if WIDEST * math.prod(sizes[name] for name in space) > reasons.LARGEST_FILE:
             raise reasons.Unusable(reasons.TOO_LARGE)
