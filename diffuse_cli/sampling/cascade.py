@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -164,6 +165,7 @@ def load_cascade(
             on_vector=config.on_vector if conditions.table and conditions.table.vector else None,
         )
         stages.append((yield from load_stage(last_config, last, accelerator, turn=turn)))
+        check_same_conditions(stages, config.then)
     return Cascade(tuple(stages), turn, described)
 
 
@@ -177,6 +179,29 @@ def generate_arrays(config: SampleConfig, file: ModelFile) -> Work[tuple[Array, 
             samples.append(chain.generate_samples(part, accelerator))
         yield Progress("sampling", len(indices), len(indices))
     return np.concatenate(samples), chain.space, indices.start
+
+
+def check_same_conditions(stages: Sequence[Stage], path: str) -> None:
+    """Refuse a second model that gives images other classes or columns than the first.
+
+    Images cycle through the conditions of each model, which may have others besides.
+
+    Raises:
+        UsageError
+    """
+    conditions = [stage.settings.condition for stage in stages]
+    cycles = [len(values) for c in conditions if c for values in (c.labels, c.rows) if values]
+    turn = max((c.turn for c in conditions if c), default=1)
+    images = range(0, turn * math.lcm(*cycles), turn)
+    described = [stage.describe_conditions(images) for stage in stages]
+    for kind in ("classes", "on"):
+        for first, last in zip(*(values.get(kind, ()) for values in described), strict=False):
+            if kind == "on":
+                first, last = ({k: row[k] for k in first if k in last} for row in (first, last))
+            if first != last:
+                text = f"{first} for MODEL is {last} for --then {files.show(path)}"
+                hint = "Name classes of both models, or generate their combinations one by one"
+                raise UsageError(text, hint, code="model_mismatch", path=path)
 
 
 def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
@@ -263,7 +288,7 @@ class CascadeJob(SamplingJob):
         """Return the parts to generate, None if the job is complete or packed."""
         if self.folder != self.out and self.out.exists() and not self.overwrite:
             names = (self.record.name(i) for i in self.indices)
-            packing.check_same(self.out, self.record.key, names)
+            packing.check_same(self.out, self.record.key, names, self.figures)
             return None
         return super().begin()
 

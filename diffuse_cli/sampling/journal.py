@@ -83,26 +83,30 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         return
     with files.report_errors(folder):
         names = [path.name for path in folder.iterdir()]
-    if any(map(WRITTEN.fullmatch, names)):
+    media_names = [name for name in names if extension_of(name) in media_by_extension()]
+    if MANIFEST in names or any(map(WRITTEN.fullmatch, media_names)):
         text = f"{files.show(folder)} already holds samples"
         raise OutputError(text, TAKEN, code="output_exists", path=folder)
-    if media_names := [name for name in names if extension_of(name) in media_by_extension()]:
+    if media_names:
         text = f"{files.show(folder)} holds {files.show(media_names[0])}, which is not a sample"
         hint = "Choose another -o: of a folder that has samples, train reads nothing else"
         raise OutputError(text, hint, code="output_foreign", path=folder)
 
 
 def check_output_apart(folder: Path, *paths: str) -> None:
-    """Refuse an output folder that contains an input, because the input would be replaced.
+    """Refuse an output folder that contains an input, which would be replaced, or is part of it.
 
     Raises:
         UsageError
     """
     for path in map(Path, paths):
         source = path.resolve()
-        if folder.resolve() in ((source,) if path.is_dir() else (source, source.parent)):
+        place, hint = folder.resolve(), "Choose another -o"
+        if path.is_dir() and source in place.parents:  # a repetition would read the results
+            text = f"-o {files.show(folder)} is in the input {files.show(path)}"
+            raise UsageError(text, hint, code="output_is_input", option="-o", path=path)
+        if place in ((source,) if path.is_dir() else (source, source.parent)):
             text = f"-o {files.show(folder)} holds the input {files.show(path)}"
-            hint = "Choose another -o"
             raise UsageError(text, hint, code="output_is_input", option="-o", path=path)
 
 
@@ -189,7 +193,8 @@ class SamplingRecord:
                 text = f"{files.show(path)} is not a sample of this run"
                 raise OutputError(text, TAKEN, code="output_exists", path=path)
         for name in filter(FIGURE.fullmatch, recorded):
-            files.remove(self.folder / name)
+            if name in figures or name != GIF:  # an animation shows the first images, as before
+                files.remove(self.folder / name)
         return remaining
 
     def _clear(self) -> None:

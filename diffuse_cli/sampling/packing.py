@@ -11,7 +11,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,8 @@ def read_packed_manifest(out: Path) -> dict[str, Any]:
     return {}
 
 
-def check_same(out: Path, key: str, names: Iterator[str]) -> None:
-    """Refuse an existing file, except one with the same settings and these images.
+def check_same(out: Path, key: str, names: Iterable[str], figures: Iterable[str]) -> None:
+    """Refuse an existing file, except one with the same settings, these images and these figures.
 
     Raises:
         OutputError
@@ -108,6 +108,9 @@ def check_same(out: Path, key: str, names: Iterator[str]) -> None:
         text = f"{files.show(out)} exists already, with {len(manifest['images']):,} images"
         hint = "Choose a folder to be able to add images, or pass --overwrite"
         raise OutputError(text, hint, code="output_exists", path=out)
+    if out.suffix.lower() == ".zip" and (lost := {*figures} - {*manifest["files"]}):
+        text = f"{files.show(out)} exists already, without {min(lost)}"
+        raise OutputError(text, journal.TAKEN, code="output_exists", path=out)
 
 
 def pack(

@@ -182,6 +182,18 @@ def test_a_second_model_is_told_the_class_of_the_first(diffuse, lab, small, upsc
         diffuse(*line, *others).fails(5, "already holds samples with other settings")
 
 
+def test_a_second_model_with_other_classes_needs_their_names(diffuse, lab, small, images, tmp_path):
+    """Without names, image k would have class k of both models."""
+    shutil.copytree(images, tmp_path / "more")
+    shutil.copytree(images / "dark", tmp_path / "more" / "bright")
+    line = ("train", tmp_path / "more", "--config", lab["tiny"], "--steps", 1, "--classes")
+    assert diffuse(*line, "--given", "low-res:4", "-o", "more.safetensors").code == 0
+    line = ("sample", small, "--then", "more.safetensors", "-n", 2, *STEPS)
+    diffuse(*line, "-q").fails(2, "dark for MODEL is bright for --then more.safetensors")
+    diffuse(*line, "--class", "dark", "--class", "light").ok()
+    assert manifest("samples")["classes"] == ["dark", "light"]
+
+
 def test_a_model_file_with_another_given_is_refused(paired, diffuse):
     data = paired.read_bytes()
     for before, *others in (

@@ -147,6 +147,16 @@ def test_any_part_of_earlier_samples_is_enough(sample, kept):
     assert {path.name: path.read_bytes() for path in OUT.iterdir()} == {kept: b"earlier"}
 
 
+def test_an_animation_stays_when_images_are_added(sample):
+    """It shows the first images. A grid shows all, and is removed."""
+    assert sample("-n", 2, "--gif").code == 0
+    before = (OUT / "denoising.gif").read_bytes()
+    assert sample("-n", 4, "--no-grid").code == 0
+    assert (OUT / "denoising.gif").read_bytes() == before
+    assert not (OUT / "grid.png").exists()
+    assert "denoising.gif" in manifest()["files"]
+
+
 def test_overwrite_removes_stale_samples_and_nothing_else_and_nothing_if_it_fails(
     sample, diffuse, lab
 ):

@@ -72,6 +72,8 @@ def test_a_zip_has_the_files_of_the_folder_and_an_npz_the_arrays_of_guided_diffu
         ran = sample("-o", name, "--seed", 1, "-q")
         ran.fails(5, f"{name} exists already, with other settings")
         sample("-o", name, "-n", 7, "-q").fails(5, "with 6 images")
+        said = "without denoising.gif" if name == "x.zip" else "cannot be animated"
+        sample("-o", name, "--gif", "-q").fails(5 if name == "x.zip" else 2, said)
         assert Path(name).read_bytes() == before
 
 

@@ -91,7 +91,8 @@ def test_samples_are_kept(diffuse):
         ran.fails(5, "samples already holds samples", "Choose another -o, or pass --overwrite")
         assert diffuse("sample", "broken", "--overwrite", "-q").code == 4
         (Path("samples") / name).unlink()
-    Path("samples/notes.txt").touch()
+    for name in ("notes.txt", "run-01.log"):
+        (Path("samples") / name).touch()
     assert diffuse("sample", "broken", "-q").code == 4
     assert diffuse("sample", "broken", "-o", "broken", "-q").code == 5
 

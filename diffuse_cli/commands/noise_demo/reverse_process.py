@@ -27,6 +27,7 @@ from diffuse_cli.media.image.decoding import read_image
 from diffuse_cli.metrics import nearest_neighbors
 from diffuse_cli.sampling.conditioning import check_request, find_labels
 from diffuse_cli.sampling.generation import to_stored
+from diffuse_cli.sampling.input_pictures import check_transform
 from diffuse_cli.sampling.model_loading import LoadedModel, load_denoiser
 from diffuse_cli.system import Progress, UsageError, Work, files
 from diffuse_cli.system.accelerator import open_accelerator
@@ -253,6 +254,7 @@ def prepare(config: DemoConfig) -> Work[Trajectories]:
         total = process.num_timesteps
         times = demo_page.spread_evenly(range(total), STEPS)
         x0 = space.to_model(torch.tensor(values[None], device=device))
+        check_transform(x0, space, [config.image])
         given = yield from read_condition(config, values, loaded, device)
         denoise = clamp_denoised(
             _bind_condition(loaded, config.label, given, device), loaded.denoiser
