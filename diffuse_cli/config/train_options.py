@@ -25,8 +25,8 @@ WEIGHTING = "sigmoid"
 NETWORK = "unet"
 """The network where neither it nor a preset is named."""
 
-MOST_STEPS, LONGEST = 5000, 100_000_000
-"""The most steps that a run takes by default, and that --steps may ask for."""
+MOST_STEPS, STEP_LIMIT = 5000, 100_000_000
+"""The most steps that a run takes by default, and the largest --steps."""
 
 GIVEN_DROPOUT = 0.1
 """The default of --given-dropout."""
@@ -43,7 +43,7 @@ class TrainConfig(shared_options.DiffusionConfig, shared_options.FormConfig):
 
     data: str = option.argument("DATA", "Folder, zip, tar, parquet, npy, nc or hf:// name.")
     steps: int | None = option.optional(
-        "Training steps.", low=1, high=LONGEST, shown=f"at most {MOST_STEPS}"
+        "Training steps.", low=1, high=STEP_LIMIT, shown=f"at most {MOST_STEPS}"
     )
     minutes: float | None = option.optional(
         "Train for X minutes in total, over all resumes, instead of --steps.",

@@ -150,9 +150,9 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
     metadata_columns.check_vector_file(config.condition_on, tables)
     images = yield from _read_in_space(models[0].space, config.data, config, models[0])
     yield from _report_summaries(images)
-    trained = any(is_trained_on(model, images) for model in models)
-    for model in models:
-        if config.background not in (None, model.background) and not is_trained_on(model, images):
+    trained = [is_trained_on(model, images) for model in models]
+    for model, recognized in zip(models, trained, strict=True):
+        if not recognized and config.background not in (None, model.background):
             text = f"the model was trained with --background {model.background}"
             yield Notice(f"{text}: training images in DATA are not recognized", warning=True)
     usable, read = np.ones(len(images), np.bool_), []
@@ -164,8 +164,8 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
             usable &= pairs.matched
         read.append((dataset, model, pairs))
     count = int((images.held_out & usable).sum())
-    held_out = trained and count >= FEWEST
-    if trained and not held_out:
+    held_out = any(trained) and count >= FEWEST
+    if any(trained) and not held_out:
         few = f"only {count} {words.one}" if count else f"no {words.many} are"
         text = f"{few} held out: training {words.many} stand in as real {words.many}"
         yield Notice(f"{text}, so distances and likelihood are too good", warning=True)

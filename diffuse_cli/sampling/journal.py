@@ -100,13 +100,14 @@ def check_output_apart(folder: Path, *paths: str) -> None:
         UsageError
     """
     for path in map(Path, paths):
-        source = path.resolve()
-        place, hint = folder.resolve(), "Choose another -o"
-        if path.is_dir() and source in place.parents:  # a repetition would read the results
-            text = f"-o {files.show(folder)} is in the input {files.show(path)}"
-            raise UsageError(text, hint, code="output_is_input", option="-o", path=path)
+        source, place, relation = path.resolve(), folder.resolve(), ""
         if place in ((source,) if path.is_dir() else (source, source.parent)):
-            text = f"-o {files.show(folder)} holds the input {files.show(path)}"
+            relation = "holds"
+        elif path.is_dir() and source in place.parents:  # a repetition would read the results
+            relation = "is in"
+        if relation:
+            text = f"-o {files.show(folder)} {relation} the input {files.show(path)}"
+            hint = "Choose another -o"
             raise UsageError(text, hint, code="output_is_input", option="-o", path=path)
 
 

@@ -130,8 +130,8 @@ def _round(count: float) -> str:
 def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | None:
     """Return half of the size, and the samples that its network sees in the time of the plan.
 
-    The network has the plan's width. Returns None for signals, small
-    samples, or a size that the network does not suit.
+    The network has the plan's width. Returns None for signals, small samples, or a size that the
+    network does not suit.
 
     Args:
         config: the configuration as it was set, without the plan's network.
@@ -210,7 +210,8 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
         total = budget.estimate_seconds(step, run_config.num_steps, chores)
         device, processes = accelerator.device.type, accelerator.num_processes
     yield from run_length.warn_of_limited_options(run_config)
-    yield from run_length.warn_of_long_run(run_config, seconds, run_config.num_steps - step)
+    if config.minutes is None:
+        yield from run_length.warn_of_long_run(run_config, seconds, run_config.num_steps - step)
     part = -(-run_config.images_per_step // (run_config.accumulation * processes))
     needs = step_cost.estimate_memory(run_config, plan.blueprint, device, processes)
     memory = needs.total_bytes(part, SLACK.get(device, 1.0))

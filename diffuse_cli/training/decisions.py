@@ -136,7 +136,7 @@ def fill_minutes(config: TrainConfig, blueprint: Blueprint, processes: int) -> T
         )
         config = with_batch_size(config, batch_size, blueprint.space.dims)
     step = step_cost.predict_seconds(config, blueprint, config.images_per_step, processes)
-    steps = min(train_options.LONGEST, max(time_budget.FIRST, round(seconds / step)))
+    steps = min(train_options.STEP_LIMIT, max(time_budget.FIRST, round(seconds / step)))
     return replace(config, steps=steps)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from PIL import Image
 
 from diffuse_cli.core.conditions import ConditioningArray
 from diffuse_cli.models import model_file
+from diffuse_cli.sampling.cascade import check_same_conditions
+from diffuse_cli.sampling.conditioning import Condition
+from diffuse_cli.system import UsageError
 
 STEPS = ("--steps", 3, "--precision", "fp32", "-q")
 ADAMW = ("--optimizer", "adamw")
@@ -192,6 +196,27 @@ def test_a_second_model_with_other_classes_needs_their_names(diffuse, lab, small
     diffuse(*line, "-q").fails(2, "dark for MODEL is bright for --then more.safetensors")
     diffuse(*line, "--class", "dark", "--class", "light").ok()
     assert manifest("samples")["classes"] == ["dark", "light"]
+
+
+def test_a_second_model_has_the_columns_of_the_first_or_is_refused():
+    """Classes and columns of the first, (40, 40, 70, 70), do not meet those of a model without."""
+
+    def stage(classes, ages):
+        condition = Condition(classes, rows=tuple((age,) for age in ages))
+
+        def describe(images):
+            found = {"on": [{"age": condition.row(k)[0]} for k in images]}
+            return found | ({"classes": [condition.label(k) for k in images]} if classes else {})
+
+        settings = SimpleNamespace(condition=condition)
+        return SimpleNamespace(settings=settings, describe_conditions=describe)
+
+    both, plain = stage((0, 1, 0, 1), (40.0, 40.0, 70.0, 70.0)), stage((), (40.0, 70.0))
+    for stages in ((both, plain), (plain, both)):
+        with pytest.raises(UsageError, match="age"):
+            check_same_conditions(stages, "then")
+    for same in (both, plain):
+        check_same_conditions((same, same), "then")
 
 
 def test_a_model_file_with_another_given_is_refused(paired, diffuse):

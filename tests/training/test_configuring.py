@@ -27,6 +27,7 @@ from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training import decisions
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.decisions import complete_config
+from diffuse_cli.training.time_budget import ENOUGH
 
 GREY = Space(channels=1, size=(8, 8))
 NAMES = tuple(f"class {k}" for k in range(1000))
@@ -203,23 +204,19 @@ def test_long_runs_on_a_gpu_with_triton_are_compiled(monkeypatch, typed, compile
 
 @pytest.mark.parametrize(
     ("typed", "filed"),
-    [
-        ({"minutes": 5}, {"steps": 2000}),
-        ({}, {"minutes": 5, "steps": 2000}),
-        ({"steps": 7}, {"minutes": 5}),
-    ],
+    [({"minutes": 5}, {"steps": 2000}), ({"steps": 7}, {"minutes": 5})],
 )
 def test_of_steps_and_minutes_the_typed_one_counts(typed, filed):
-    config, blueprint = planned(typed, filed)
-    assert (config.minutes is None) == ("steps" in typed)
-    if config.minutes is None:
-        assert config.steps == 7
-    else:
-        assert config.steps == filed["steps"] if not typed else config.steps is None
-        assert config.batch_size is None
-        filled = decisions.fill_minutes(config, blueprint, 1)
-        assert filled.batch_size
-        assert filled.lr
+    config = made(typed, filed)
+    assert (config.steps, config.minutes) == (typed.get("steps"), typed.get("minutes"))
+
+
+def test_minutes_choose_the_batch_beside_steps_of_the_same_file(diffuse, images, step_takes):
+    """As the file of a run has both, but with a batch size."""
+    step_takes(0.1)
+    Path("both.toml").write_text("steps = 2000\nminutes = 5\n")
+    ran = diffuse("train", images, "--config", "both.toml", "--dry-run", "--json").ok()
+    assert ran.json["config"]["batch_size"] in ENOUGH
 
 
 def test_nothing_is_compiled_by_default_on_a_cpu():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffuse_cli.config.presets import PRESETS
-from diffuse_cli.config.train_options import LONGEST
+from diffuse_cli.config.train_options import STEP_LIMIT
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system.events import Progress, finish
 from diffuse_cli.training import cost_estimate, decisions, run_length, step_cost
@@ -113,7 +113,7 @@ def test_minutes_are_filled_with_steps_of_the_predicted_time():
 
 def test_minutes_hold_at_most_the_steps_that_can_be_asked_for(monkeypatch):
     monkeypatch.setattr(step_cost, "predict_seconds", lambda *_: 1e-4)
-    assert filled(1_000_000, batch_size=8).steps == LONGEST
+    assert filled(1_000_000, batch_size=8).steps == STEP_LIMIT
 
 
 def test_the_batch_does_not_depend_on_the_speed_of_a_busy_machine(monkeypatch):
@@ -285,6 +285,14 @@ def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
     ran = quick("--minutes", 0.05, "--overwrite").ok()
     assert "s per step: 0.0 minutes left" not in ran.err, "--minutes end in time"
     assert " s take " not in ran.err
+
+
+def test_a_dry_run_of_minutes_takes_these_minutes(quick, step_takes, monkeypatch):
+    """They may be days. The number of steps follows."""
+    step_takes(1.0)
+    assert "seconds" in quick("--minutes", 3000, "--dry-run", "--json").ok().json
+    assert "Try --" not in quick("--minutes", 3000, "--dry-run").ok().err
+    assert "Try --" in quick("--steps", 200_000, "--dry-run").ok().err
 
 
 # -- images in the time ---------------------------------------------------------------------------
