@@ -340,6 +340,9 @@ class SamplingJob(ABC):
         if lost := {*self.indices} - {*indices}:
             path = self.record.path(min(lost))
             raise OutputError(f"{files.show(path)} is missing", "Run the command again", path=path)
+        if self.folder != self.out:  # a file holds the samples of one command
+            self.record.keep(self.indices)
+            indices = self.record.indices
         for k, (name, draw) in enumerate(self.figures.items()):  # one at a time, to save memory
             self.record.add(f"figure-{k}", {name: draw(indices)})
         self.record.end(self.describe(indices))

@@ -236,6 +236,11 @@ class SamplingRecord:
                     self.hashes[name] = digest
         return recorded
 
+    def keep(self, indices: Sequence[int]) -> None:
+        """Leave other samples than these out of the manifest."""
+        for index in {*self.indices} - {*indices}:
+            del self.hashes[self.name(index)]
+
     def hold_lock(self, rank: int) -> AbstractContextManager[None]:
         """Hold the lock of a process."""
         return outputs.hold_lock(self.work / f"{rank}.lock")

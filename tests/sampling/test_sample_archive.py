@@ -99,6 +99,21 @@ def test_a_kill_after_packing_changes_nothing_and_another_file_is_not_replaced(
     assert Path(name).read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("name", ["x.zip", "x.npz"])
+def test_a_file_holds_the_images_of_one_command(sample, monkeypatch, name):
+    """A stopped command may have generated more of them."""
+
+    def stop(*_):
+        raise Terminated("terminated")
+
+    sample("-o", "fresh" + name, "-n", 3).ok()
+    with monkeypatch.context() as patch:
+        patch.setattr(SamplingRecord, "end", stop)
+        assert sample("-o", name).code == 143
+    sample("-o", name, "-n", 3).ok()
+    assert Path(name).read_bytes() == Path("fresh" + name).read_bytes()
+
+
 def test_arrays_of_others_are_read_too(diffuse, tmp_path):
     """Compressed, in color, with or without labels. Two arrays are two samples."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)
