@@ -302,6 +302,7 @@ REFUSED: dict[tuple[str, str], tuple[int, str]] = {
         for name, words in UNKNOWN_TO_DIFFUSERS.items()
     },
     ("distilled", "distill"): (2, "is distilled already"),
+    ("distilled", "noise-demo"): (2, "do not predict E[x_0|x_t]"),
     ("distilled", "ema"): (4, "no averages of other lengths"),
     ("distilled", "ema by loss"): (4, "no averages of other lengths"),
 }

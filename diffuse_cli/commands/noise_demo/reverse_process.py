@@ -238,6 +238,10 @@ def prepare(config: DemoConfig) -> Work[Trajectories]:
         read_image(config.image)  # one that cannot be read is refused before the model is read
     with open_accelerator("fp32") as accelerator:
         loaded = yield from load_denoiser(config.model, config.weights, accelerator)
+        if loaded.model.distilled is not None:
+            text = f"--model {files.show(config.model)}: distilled models do not predict E[x_0|x_t]"
+            hint = "Pass the model that was distilled"
+            raise UsageError(text, hint, code="option_unsuited", path=config.model)
         device, space, fit = accelerator.device, loaded.space, config.fit or loaded.fit
         config = replace(config, background=config.background or loaded.background)
         values, _ = yield from forward_process.read_sample(config, space, fit)
