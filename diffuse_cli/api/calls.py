@@ -164,16 +164,18 @@ def _replace_error_flags(error: DiffuseError) -> DiffuseError:
 
 @contextlib.contextmanager
 def use_torch_defaults() -> Iterator[None]:
-    """Use PyTorch's defaults in the block: gradients and float32. Restore the settings after it."""
+    """Use PyTorch's defaults in the block: gradients, float32 and the CPU. Restore the settings."""
     import torch
 
-    dtype = torch.get_default_dtype()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         torch.set_default_dtype(dtype)
+        torch.set_default_device(None if device.type == "cpu" else device)
 
 
 def run_work(work: Work[T], progress: Callable[[Progress], object] | None = None) -> T:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import Settings, setting
-from diffuse_cli.core.space import MOST_CHANNELS
+from diffuse_cli.core.space import MOST_CHANNELS, send
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,7 +193,7 @@ class Conditions(Settings):
         part = partial_dropout(dropout)
         # Uniform for u in [dropout, dropout + part). At a dropout of 1 there are no such u.
         within = ((u - dropout) / (part or 1.0) * 2**BITS).long()
-        places = torch.tensor(self.table.places, device=u.device) % BITS
+        places = send(torch.tensor(self.table.places), u.device) % BITS
         left_out = ((within[:, None] >> places) & 1).bool()
         return mask & ~(left_out & (u < dropout + part)[:, None])
 

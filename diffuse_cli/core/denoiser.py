@@ -108,7 +108,8 @@ class Denoiser:
         self._coefficients = lookup(parameterization.TARGETS, target, "target")
         self._log_var = lookup(parameterization.VARIANCES, variance, "variance")
         alpha, sigma = process.alpha_bars.sqrt(), (1 - process.alpha_bars).sqrt()
-        a, b = (torch.as_tensor(v) for v in self._coefficients(alpha, sigma, *self._posterior))
+        values = self._coefficients(alpha, sigma, *self._posterior)
+        a, b = (torch.as_tensor(v, device=alpha.device) for v in values)
         if bool((a * sigma - b * alpha == 0).any()):
             text = f"target '{target}' is undefined where the signal-to-noise ratio is 0"
             raise InvalidArgument(text, "Choose v, x0, flow or mu")
@@ -120,7 +121,7 @@ class Denoiser:
             )
         self._errors = errors
         if errors:
-            log_snrs = process.log_snr(torch.arange(process.num_timesteps))
+            log_snrs = process.log_snr(torch.arange(process.num_timesteps, device="cpu"))
             self._error_table = TimestepTable(torch.from_numpy(errors.interpolate(log_snrs)))
         self.coefficients: tuple[Tensor, Tensor] = (a.expand_as(alpha), b.expand_as(alpha))
         self._targets = TimestepTable(*self.coefficients)

@@ -189,9 +189,10 @@ def loss(
 
     draws = None if seed is None else torch.Generator().manual_seed(seed)
     if t is None:
-        t = torch.randint(denoiser.process.num_timesteps, (len(x0),), generator=draws)
+        total = denoiser.process.num_timesteps
+        t = torch.randint(total, (len(x0),), generator=draws, device="cpu")
     if noise is None:
-        noise = torch.randn(x0.shape, generator=draws).to(x0)
+        noise = torch.randn(x0.shape, generator=draws, device="cpu").to(x0)
     weight = weights(weighting, denoiser)
     if weight is not None:
         weight = weight[t.cpu()].to(x0.dtype).to(x0.device)

@@ -75,13 +75,13 @@ class Process:
     def __init__(
         self, betas: Sequence[float] | Tensor, timesteps: Sequence[float] | Tensor | None = None
     ) -> None:
-        self.betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
+        self.betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
         if self.betas.ndim != 1 or len(self.betas) == 0:
             raise InvalidArgument(": a schedule is a list of them", argument="betas")
         if not bool(((self.betas > 0) & (self.betas <= 1)).all()):
             raise InvalidArgument("must lie in (0, 1]", argument="betas")
         self.alpha_bars = torch.cumprod(1 - self.betas, 0)
-        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bars[:-1]])
+        before = torch.cat([self.alpha_bars.new_ones(1), self.alpha_bars[:-1]])
         if still := (self.alpha_bars >= before).nonzero().flatten().tolist():
             raise InvalidArgument(
                 f": beta_{still[0]} = {self.betas[still[0]]:g} leaves alpha_bar at "
@@ -90,8 +90,8 @@ class Process:
             )
         self.num_timesteps = len(self.betas)
         if timesteps is None:
-            timesteps = torch.arange(self.num_timesteps) * (1000 / self.num_timesteps)
-        self.timesteps = torch.as_tensor(timesteps, dtype=torch.float64).cpu()
+            timesteps = torch.arange(self.num_timesteps, device="cpu") * (1000 / self.num_timesteps)
+        self.timesteps = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu")
         self._log_snrs = torch.log(self.alpha_bars) - torch.log1p(-self.alpha_bars)
         self._levels = TimestepTable(self.alpha_bars.sqrt(), (1 - self.alpha_bars).sqrt())
         self._shown = TimestepTable(self.timesteps)
@@ -127,7 +127,7 @@ class Process:
             return 1.0
         if t == int(t):
             return float(self.alpha_bars[int(t)])
-        log_snr = torch.tensor(self._interpolate(self._log_snrs, t), dtype=torch.float64)
+        log_snr = self.betas.new_tensor(self._interpolate(self._log_snrs, t))
         return float(log_snr.sigmoid())
 
     @staticmethod
@@ -165,7 +165,7 @@ class Process:
         s = math.ceil(t) - 1 if s is None else s
         if s > t:
             raise ValueError(BACKWARD)
-        level_t, level_s = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
+        level_t, level_s = (self.betas.new_tensor(self.alpha_bar(v)) for v in (t, s))
         if level_s == 0:
             raise ValueError(f"there is no step to s = {s}, where alpha_bar is 0")
         return StepCoefficients(*map(float, self._compute_step(level_t, level_s)))
@@ -258,6 +258,6 @@ class Process:
     def respaced(self, times: Iterable[int | float]) -> Process:
         """Return the process over these times only, with unchanged time inputs of the network."""
         chosen = sorted(times)
-        levels = torch.tensor([1.0, *map(self.alpha_bar, chosen)], dtype=torch.float64)
+        levels = self.betas.new_tensor([1.0, *map(self.alpha_bar, chosen)])
         timesteps = [self._interpolate(self.timesteps, t) for t in chosen]
         return Process(1 - levels[1:] / levels[:-1], timesteps)

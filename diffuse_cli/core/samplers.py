@@ -232,12 +232,12 @@ def sample(
 
     process, run = find_process(denoise), lookup(SAMPLERS, sampler, "sampler")
     draws = None if seed is None else torch.Generator().manual_seed(seed)
-    x = torch.randn(*shape, generator=draws) if noise is None else noise
+    x = torch.randn(*shape, generator=draws, device="cpu") if noise is None else noise
     times = process.times(steps, spacing or default_spacing(sampler, steps))
     knobs = {k: options.pop(k) for k in inspect.signature(run).parameters if k in options}
 
     def noise_at(k: int) -> Tensor:
-        return torch.randn(x.shape, generator=draws).to(x)
+        return torch.randn(x.shape, generator=draws, device="cpu").to(x)
 
     with torch.no_grad():
         # One state at a time, as thousands would fill the memory.

@@ -154,9 +154,11 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors from differences per real image, for values in both."""
     values_a, values_b = a.paired_values.values, b.paired_values.values
     return {
-        key: average((differences := values_b[key] - values)[~np.isnan(differences)])[1]
+        key: average(differences)[1]
         for key, values in values_a.items()
         if key in values_b and len(values) == len(values_b[key])
+        # Without images that lack a label.
+        if len(differences := (values_b[key] - values)[~np.isnan(values)])
     }
 
 

@@ -176,8 +176,8 @@ def make_denoiser(
         conditions = {k: v.to(device) if torch.is_tensor(v) else v for k, v in cond.items()}
         settings = devices.hold_cuda_settings(device.type, precision)
         with settings, torch.inference_mode(not x.requires_grad), cast:
-            y: Tensor = net(x.to(device), t.to(device), **conditions)
-            return y.float().to(x.device)
+            y: Tensor = net(x.to(device, torch.float32), t.to(device), **conditions)
+            return y.to(x)
 
     part = partial(fit_windows, model.blueprint, precision, device.type)
     return model.blueprint.denoiser(infer, room=lambda: part()[0])

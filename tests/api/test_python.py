@@ -199,20 +199,22 @@ def test_flags_outside_commands_are_keywords():
         assert replace_flags(text) == said
 
 
-@pytest.fixture(params=mostly_slow(["inference_mode", "float64", "no_grad"]))
+@pytest.fixture(params=mostly_slow(["inference_mode", "defaults", "no_grad"]))
 def other_state(request):
     """PyTorch as a program may have left it; still so at the end."""
-    if request.param != "float64":
+    if request.param != "defaults":
         with getattr(torch, request.param)():
             yield
             assert not torch.is_grad_enabled()
             assert torch.is_inference_mode_enabled() == (request.param == "inference_mode")
         return
     torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
     yield
-    dtype = torch.get_default_dtype()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.float32)
-    assert dtype == torch.float64
+    torch.set_default_device(None)
+    assert (dtype, device.type) == (torch.float64, "meta")
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +232,8 @@ def everything(images):
     model = diffuse.load("model.safetensors")
     drawn = model.sample(2, steps=2, sampler="heun").arrays
     numbers = diffuse.evaluate(model, images, n=4, steps=2, timesteps=2).numbers
-    x, t = torch.ones(1, *model.space.shape, dtype=torch.float32), torch.tensor([50])
-    predicted = model.denoiser()(x, t).x0
+    x, t = torch.ones(1, *model.space.shape, device="cpu"), torch.tensor([50], device="cpu")
+    predicted = model.denoiser()(x, t).x0.float()
     assert {p.dtype for p in model.network().parameters()} == {torch.float32}
     assert not any(p.is_inference() for p in model.network().parameters())
     return made, drawn, numbers, predicted.clone()

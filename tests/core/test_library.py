@@ -29,6 +29,26 @@ def test_ten_lines_train_and_sample():
     assert (x.shape, x.requires_grad) == ((2, 1, 8, 8), False)
 
 
+@pytest.mark.parametrize("build", [core.unet, core.vit])
+def test_networks_compute_in_float64(build):
+    denoiser = Denoiser(build(channels=1, size=8, width=64).double(), PROCESS)
+    x0 = torch.linspace(-1, 1, 64, dtype=torch.float64).reshape(1, 1, 8, 8)
+    assert loss(denoiser, x0).dtype == torch.float64
+    assert sample(denoiser, x0.shape, steps=2, noise=x0).dtype == torch.float64
+
+
+def test_another_default_device_changes_nothing():
+    """A program may have set "cuda"; no operation works between the CPU and "meta"."""
+    x0 = torch.zeros(SHAPE)
+    before = loss(DENOISER, x0, seed=1), sample(DENOISER, SHAPE, steps=2, seed=1)
+    with torch.device("meta"):
+        denoiser = Denoiser(net, Process(core.cosine(20)), "v")
+        for sampler in ("ddpm", "unipc"):
+            sample(denoiser, SHAPE, steps=2, seed=1, sampler=sampler)
+        after = loss(denoiser, x0, seed=1), sample(denoiser, SHAPE, steps=2, seed=1)
+    assert all(map(torch.equal, before, after))
+
+
 @pytest.mark.parametrize("table", core.TABLES)
 def test_entries_can_be_imported_by_name(table):
     own = getattr(core, table).entries

@@ -154,6 +154,10 @@ def test_numbers_have_errors_and_those_of_a_class_are_its_own():
     sides = (SimpleNamespace(paired_values=values) for values in (answers, other))
     apart = difference_errors(*sides)
     assert apart == {"psnr": pytest.approx(1.0)}
+    lacking = SimpleNamespace(
+        paired_values=PairedValues({"mean": np.full(3, np.nan)}, np.arange(3))
+    )
+    assert compute(lacking) == difference_errors(lacking, lacking) == {}
     assert compute(SimpleNamespace(paired_values=PairedValues({}, np.zeros(0, int)))) == {}
 
 

@@ -150,7 +150,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, width) to (B, time_width)."""
-        return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
+        x = self.linear_1(x.to(self.linear_1.weight.dtype))
+        return self.linear_2(F.silu(x))  # type: ignore[no-any-return]
 
 
 class Sinusoids(nn.Module):
@@ -290,7 +291,7 @@ class VectorEmbedding(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Map (B, entries) to (B, width)."""
         is_known = ~codes.isnan()
-        embedding = F.linear(codes.where(is_known, 0.0), self.weight)
+        embedding = F.linear(codes.where(is_known, 0.0).to(self.weight), self.weight)
         return torch.where(is_known[:, :1], embedding, self.untold.to(embedding))
 
 
