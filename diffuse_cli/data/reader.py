@@ -194,7 +194,7 @@ def _warnings(summary: Summary, settings: ReadSettings) -> Iterator[Notice]:
     """Yield a warning for each kind of flaw in usable samples."""
     contrast = "black" if sum(settings.background) > 3 * 127 else "white"
     for reason, count_and_names in summary.remarks.items():
-        if reason == reasons.DEPTH and settings.numbers == "uint8":
+        if reason in (reasons.DEPTH, reasons.DEPTH_TIFF) and settings.numbers == "uint8":
             continue
         (line,) = remark_lines({reason: count_and_names}, summary.format_samples(summary.usable))
         todo = f"; try --background {contrast}" if reason == reasons.BLANK else ""

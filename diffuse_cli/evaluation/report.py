@@ -375,7 +375,7 @@ def _channel(k: int, channel: dict[str, Any], words: metrics.Words) -> tuple[Mar
         for side in SIDES
     )
     series = {side: density[side] for side in SIDES}
-    caption = f"{name[:1].upper()}{name[1:]}. {statistics[:1].upper()}{statistics[1:]}."
+    caption = f"Values of {name}. {statistics[:1].upper()}{statistics[1:]}."
     label = f"Density of the values of {name}; {statistics}"
     return charts.outlines(f"density-{k}", density["edges"], series, label, "value"), caption
 

@@ -54,7 +54,7 @@ def check_output(out: Path, overwrite: bool) -> None:
 
 
 def check_kind(out: Path, space: Space, *, gif: bool, members: bool) -> None:
-    """Refuse to pack anything except numbered 8-bit images into a .npz file, or arrays into .nc.
+    """Refuse to pack anything except numbered 8-bit images into a .npz file, or fields into .nc.
 
     Raises:
         UsageError
@@ -65,8 +65,8 @@ def check_kind(out: Path, space: Space, *, gif: bool, members: bool) -> None:
     hint = "Choose a folder or a .zip file"
     if suffix == NETCDF:
         extra_package("netCDF4", "science", f"netCDF4 is needed to write {files.show(out)}")
-        if space.medium != "array" or members:
-            text = f"-o {files.show(out)}: a .nc file holds arrays without names"
+        if space.medium != "array" or members or space.dims > 2 or space.stored_dtype == "bool":
+            text = f"-o {files.show(out)}: a .nc file holds fields of numbers, without names"
             raise UsageError(text, hint, code="output_unsuited", option="-o", path=out)
     elif space.medium != "image" or space.levels != 256 or space.channels not in (1, 3) or members:
         text = f"-o {files.show(out)}: a .npz file holds 8-bit images without names, grey or RGB"
@@ -166,7 +166,7 @@ def _encode_netcdf(samples: Iterable[Array], space: Space, manifest: Mapping[str
     names = ("sample", *"zyx"[-space.dims :])
     for name, length in zip(names, (len(manifest["images"]), *space.size), strict=True):
         dataset.createDimension(name, length)
-    channels, dtype = [], np.dtype(space.stored_dtype).str.replace("|b1", "|u1")
+    channels, dtype = [], np.dtype(space.stored_dtype).str
     for quantity in space.quantities or [f"channel_{k}" for k in range(space.channels)]:
         name, _, unit = quantity.removesuffix("]").partition(" [")
         channels.append(dataset.createVariable(name, dtype, names))

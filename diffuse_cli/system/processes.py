@@ -40,7 +40,7 @@ def shorten_waits() -> None:
 
 def rank() -> int:
     """Return the index of this process among the processes of a launcher, 0 without one."""
-    return int(os.environ.get("RANK", "0") or 0)
+    return int(os.environ.get("RANK", "0") or 0) if world_size() > 1 else 0
 
 
 def world_size() -> int:

@@ -439,6 +439,12 @@ def test_a_killed_process_holds_nothing(train, holder):
     assert train("--steps", 2).code == 0
 
 
+def test_a_rank_without_a_launcher_is_the_first_process(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert app.main(["info", "/missing", "-q"]) == 3
+    assert "/missing" in capsys.readouterr().err
+
+
 def test_a_dry_run_of_two_processes_is_said_once(pair, images, recipe):
     ran = pair("train", images, "--config", recipe, *STEPS, "--dry-run", "--json", "-q")
     assert (ran.code, ran.json["config"]["steps"]) == (0, 4), ran.err
@@ -452,6 +458,7 @@ def test_an_error_that_another_process_may_not_have_is_said_by_each(
     monkeypatch, capsys, error, said
 ):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(app, "build", lambda: Mock(side_effect=error))
     assert app.main([]) == 3
     assert capsys.readouterr().err == said

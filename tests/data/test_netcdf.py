@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from pathlib import Path
 from random import Random
 
 import netCDF4
@@ -12,9 +13,11 @@ from conftest import mostly_slow
 from image_corpus import read
 from lab import write_netcdf
 
+from diffuse_cli.core import Space
 from diffuse_cli.data.sources.netcdf import order_longitudes
 from diffuse_cli.models import model_file
-from diffuse_cli.system.errors import DataError
+from diffuse_cli.sampling import packing
+from diffuse_cli.system.errors import DataError, UsageError
 
 LATITUDES, LONGITUDES = np.linspace(70, -70, 8), np.arange(-180, 180, 45.0)
 FIELDS = np.round(np.random.default_rng(1).normal(280, 5, (2, 50, 8, 8)), 2)
@@ -36,7 +39,11 @@ STORED = {
     "time last": {"axes": (1, 2, 0)},
     "columns first": {"axes": (0, 2, 1)},
     "times and members": {"members": 5},
-    "names only": {"names": ("Time", "south_north", "west_east"), "units": False},
+    "names of WRF only": {
+        "names": ("Time", "south_north", "west_east"),
+        "units": False,
+        "rows": np.arange(8)[::-1],
+    },
 }
 
 
@@ -59,6 +66,34 @@ def test_coordinates_of_unknown_names_do_not_mirror(tmp_path):
             dataset.createVariable(name, "f4", (name,))[:] = places
     fields = np.float32(FIELDS[1][:, ::-1])
     np.testing.assert_array_equal(read(f"{path}::pr").stored[:, 0], fields)
+
+
+def test_the_largest_byte_is_a_value_unless_the_file_says_otherwise(tmp_path):
+    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    for name, fill in (("plain.nc", None), ("masked.nc", 255)):
+        with netCDF4.Dataset(tmp_path / name, "w", format="NETCDF3_64BIT_DATA") as dataset:
+            for axis, length in zip("tyx", values.shape, strict=True):
+                dataset.createDimension(axis, length)
+            dataset.createVariable("v", "u1", ("t", "y", "x"), fill_value=fill)[:] = values
+    np.testing.assert_array_equal(read(tmp_path / "plain.nc").stored[0], values)
+    with pytest.raises(DataError, match="1 of 256 values"):
+        read(tmp_path / "masked.nc")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_samples_of_every_level_are_read_back(tmp_path, dtype):
+    levels = np.linspace(0, np.iinfo(dtype).max, 64).round().astype(dtype).reshape(1, 8, 8)
+    space = Space(channels=1, size=(8, 8), medium="array", levels=int(np.iinfo(dtype).max) + 1)
+    data = packing._encode_netcdf([levels], space, {"images": ["0"]})
+    (tmp_path / "x.nc").write_bytes(data)
+    np.testing.assert_array_equal(read(tmp_path / "x.nc").stored[0], levels)
+
+
+def test_volumes_and_masks_are_not_written_into_netcdf():
+    for size, levels in (((4, 8, 8), 256), ((8, 8), 2)):
+        space = Space(channels=1, size=size, medium="array", levels=levels)
+        with pytest.raises(UsageError, match="fields of numbers"):
+            packing.check_kind(Path("x.nc"), space, gif=False, members=False)
 
 
 def test_short_sides_are_not_channels_and_one_side_is_a_signal(tmp_path):

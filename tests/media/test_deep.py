@@ -179,6 +179,19 @@ def test_a_profile_that_costs_bits_is_named(tmp_path):
     assert not any("bits" in text for text in notices)
 
 
+def test_a_color_tiff_that_loses_bits_is_named(tmp_path):
+    """Pillow reads such a file, but does not write one."""
+    tags = [(256, 3, [4]), (257, 3, [4]), (258, 3, [16, 16, 16]), (259, 3, [1]), (262, 3, [2]),
+            (273, 4, [-1]), (277, 3, [3]), (278, 3, [4]), (279, 4, [96])]  # fmt: skip
+    data = made(tags, bytes(range(96)))
+    (tmp_path / "a.tif").write_bytes(data)
+    _, notices = gathered(tmp_path)
+    (line,) = (text for text in notices if "bits" in text)
+    assert "only 8 of 16 bits kept of color TIFFs" in line
+    _, notices = gathered(tmp_path, bits=8)
+    assert not any("bits" in text for text in notices)
+
+
 @pytest.mark.parametrize(
     ("kinds", "bits", "dtype", "channels"),
     [

@@ -87,6 +87,10 @@ def test_slices_are_rescaled():
     white = {"BitsStored": 12, "HighBit": 11, "PhotometricInterpretation": "MONOCHROME1"}
     inverted = decode(dicom(SLICE.astype(np.uint16), **white))
     np.testing.assert_array_equal(inverted.values[0], 4095 - SLICE)
+    empty = decode(dicom(SLICE, RescaleSlope=None, RescaleIntercept=None))
+    np.testing.assert_array_equal(empty.values[0], SLICE)
+    with pytest.raises(reasons.Unusable, match="color palette"):
+        decode(dicom(SLICE.astype(np.uint16), PhotometricInterpretation="PALETTE COLOR"))
     frames = decode(dicom(np.stack([SLICE, SLICE + 1]), NumberOfFrames=2))
     np.testing.assert_array_equal(frames.values[0], [SLICE, SLICE + 1])
     assert frames.layout == "DHW"

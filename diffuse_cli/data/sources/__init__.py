@@ -15,6 +15,8 @@ from random import Random
 from diffuse_cli import media
 from diffuse_cli.core import Modules
 from diffuse_cli.data.sources import base
+from diffuse_cli.data.sources.base import MANIFEST as MANIFEST
+from diffuse_cli.data.sources.base import MANIFEST_FORMAT as MANIFEST_FORMAT
 from diffuse_cli.data.sources.base import Entry as Entry
 from diffuse_cli.data.sources.base import Source as Source
 from diffuse_cli.data.sources.folder import SingleFile
@@ -33,10 +35,6 @@ SOURCES: Mapping[str, type[Source]] = Modules(
 )
 """Source classes by name. `find_source_kind` tries `folder` last, the others in the order of their
 names."""
-
-
-MANIFEST, MANIFEST_FORMAT = "manifest.json", "diffuse.samples"
-"""Name and format of the file in which `diffuse sample` lists its samples."""
 
 
 def find_source_kind(path: Path, *, single: bool = False) -> str:

@@ -30,6 +30,10 @@ TABLES = ("metadata.csv", "metadata.jsonl")
 """Names of metadata tables of the samples next to them."""
 
 
+MANIFEST, MANIFEST_FORMAT = "manifest.json", "diffuse.samples"
+"""Name and format of the file in which `diffuse sample` lists its samples."""
+
+
 class Entry(NamedTuple):
     """File of a source.
 

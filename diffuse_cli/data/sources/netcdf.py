@@ -27,6 +27,9 @@ NAMES = {
 }
 """Axes of dimensions by their units, and by their usual names if they have no attributes."""
 
+GAPS = {"_FillValue", "missing_value", "valid_range", "valid_min", "valid_max"}
+"""Attributes that say which values are missing."""
+
 WIDEST = 8
 """Largest number of bytes of a value."""
 
@@ -59,6 +62,11 @@ class NetCdf(base.Source):
         self._data = netCDF4.Dataset(self._file)
         self._fills = self._choose_variables(dict(map(_parse_fill, filter(None, names.split(",")))))
         variables = [self._data.variables[name] for name in self._fills]
+        is_own = base.MANIFEST_FORMAT in self._data.ncattrs()
+        for variable in variables:
+            # By the convention, bytes have no default fill value, but the library masks 255.
+            if is_own or (variable.dtype.itemsize == 1 and not GAPS & {*variable.ncattrs()}):
+                variable.set_auto_mask(False)
         dimensions = variables[0].dimensions
         self._grid = grid = Grid(self._data, dimensions)
         same = all({*variable.dimensions} == {*dimensions} for variable in variables)
@@ -183,12 +191,12 @@ def find_axis(dataset: Any, dimension: str) -> str:
 def find_order(dataset: Any, dimension: str, axis: str) -> Indices:
     """Return the indices of rows from north to south, or of columns from west to east.
 
-    Without coordinates they stay as stored.
+    Without coordinates they stay as stored, except those that are named `south_north`, as of WRF.
     """
     stored = np.arange(len(dataset.dimensions[dimension]))
     variable = dataset.variables.get(dimension)
     if variable is None or variable.dimensions != (dimension,) or len(stored) < 2:
-        return stored
+        return stored[::-1] if dimension.lower() == "south_north" else stored
     places = np.ma.filled(variable[:].astype(np.float64), np.nan)
     if axis == "X" and read_text(variable, "units").startswith("degree"):
         return order_longitudes(places)

@@ -50,6 +50,8 @@ def read(data: bytes) -> tuple[Array, str]:
             raise reasons.Unusable(reasons.NOT_AN_ARRAY)
         if "SharedFunctionalGroupsSequence" in file:
             raise reasons.Unusable(reasons.ENHANCED)
+        if file.PhotometricInterpretation == "PALETTE COLOR":
+            raise reasons.Unusable(reasons.PALETTE)
         frames, colors = int(file.get("NumberOfFrames") or 1), int(file.SamplesPerPixel)
         size = math.prod((frames, colors, file.Rows, file.Columns, file.BitsAllocated // 8 or 1))
         if size > reasons.LARGEST_FILE:
@@ -64,9 +66,9 @@ def read(data: bytes) -> tuple[Array, str]:
             values = (
                 np.invert(values) if file.PixelRepresentation else 2**file.BitsStored - 1 - values
             )
-        slope, intercept = file.get("RescaleSlope", 1), file.get("RescaleIntercept", 0)
-        if (slope, intercept) != (1, 0):
-            values = values * np.float32(slope) + np.float32(intercept)
+        slope, intercept = (file.get(f"Rescale{name}") for name in ("Slope", "Intercept"))
+        if (slope, intercept) not in ((None, None), (1, 0)):  # elements may be empty
+            values = values * np.float32(1 if slope is None else slope) + np.float32(intercept or 0)
     return values, "D" * (frames > 1) + "HW" + "C" * (colors > 1)
 
 

@@ -87,7 +87,7 @@ def decode_image(
         Unusable: the file has no usable image.
     """
     image = image_metadata.open_header(data)
-    mode, reduced = image.mode, False
+    mode, reduced, cut = image.mode, False, deep and _is_cut(image)
     if deep := deep and is_deep(image, data):
         kind = "L" if mode.startswith("I") or data[25:26] == b"\x04" else "RGB"
         convert, remarks = _find_conversion(image.info.get("icc_profile", SRGB), kind)
@@ -107,7 +107,7 @@ def decode_image(
                 _scale_key(image, data[24])
             profile = image.info.get("icc_profile", SRGB)
             picture, convert, remarks = _normalize_image(image, profile, background, alpha)
-            remarks = (*remarks, reasons.DEPTH) if reduced else remarks
+            remarks = (*remarks, *[reasons.DEPTH] * reduced, *[reasons.DEPTH_TIFF] * cut)
         turn = image_metadata.orientation(image)
         if not (deep or alpha):
             if turn in _TURNS:
@@ -221,6 +221,12 @@ def _varies(image: Image.Image, tolerance: int) -> bool:
 def is_deep(image: Image.Image, data: bytes) -> bool:
     """Whether `read_planes` reads the 16 bits of an image whose header is open."""
     return image.mode.startswith("I") or (image.format == "PNG" and data[24:25] == b"\x10")
+
+
+def _is_cut(image: Image.Image) -> bool:
+    """Whether Pillow reads 8 of the 16 bits of a TIFF in color."""
+    bits = (getattr(image, "tag_v2", None) or {}).get(_BITS_PER_SAMPLE, ())
+    return len(bits) > 1 and max(bits) == 16
 
 
 def read_planes(image: Image.Image, data: bytes) -> Array:

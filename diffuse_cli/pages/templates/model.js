@@ -363,7 +363,7 @@ function describeCommand() {
 
 // Controls whose values are in the address, by name.
 const listShared = () => [...document.querySelectorAll("#controls :is(input, select):not([type=file], #brush, #paint)")]
-  .map((control) => [control.id || settings.columns[Number(control.dataset.column)].name, control]);
+  .map((control) => [control.id || `on-${settings.columns[Number(control.dataset.column)].name}`, control]);
 
 // Set the controls as in the address.
 function readAddress() {
