@@ -123,7 +123,8 @@ class Answers(BaseHTTPRequestHandler):
              "lfs": {"sha256": sha(data), "size": len(data), "pointerSize": 1}}
             for path, data in repos[name].items()
         ]  # fmt: skip
-        return self.json({"id": name, "sha": COMMIT, "siblings": files})
+        private = self.server.made.get(name, {}).get("private", False)
+        return self.json({"id": name, "sha": COMMIT, "siblings": files, "private": private})
 
     def file(self, repos: Mapping[str, dict[str, bytes]], name: str, path: str) -> None:
         if name in self.server.gated:

@@ -163,22 +163,29 @@ def _download(listing: HubListing, names: Sequence[str]) -> Work[Path]:
     return listing.snapshot / names[0]
 
 
-def check_unpublished(target: str) -> None:
-    """Refuse a repository that already holds a model.
+def check_unpublished(target: str, *, private: bool, owned: Sequence[str]) -> None:
+    """Refuse a repository that already holds one of the files.
+
+    Args:
+        private: refuse a public repository, too.
 
     Raises:
-        UsageError: not a name of a model.
-        OutputError: it holds a model, or the Hub does not answer.
+        UsageError: not a name of a model, or a public repository.
+        OutputError: it holds one of the files, or the Hub does not answer.
     """
     with _open_push(target) as (name, huggingface):
         try:
             repo_info = huggingface.HfApi().repo_info(name, repo_type=hub.MODEL.repo_type)
         except huggingface.errors.RepositoryNotFoundError:
             return
-    if any(file.rfilename == MODEL_FILE for file in repo_info.siblings or ()):
-        hint = "Pass --overwrite to replace it. The Hub keeps the old model in the history"
-        title = hub.MODEL.title(name)
-        raise OutputError(f"{title} holds a model already", hint, code="output_exists", path=title)
+    title, names = hub.MODEL.title(name), {file.rfilename for file in repo_info.siblings or ()}
+    if private and repo_info.private is False:
+        text, hint = f"--private: {title} exists and is public", "Make it private on the Hub first"
+        raise UsageError(text, hint, code="option_unsuited", path=title)
+    if taken := next((file for file in owned if file in names), None):
+        text = f"{title} holds {'a model' if taken == MODEL_FILE else taken} already"
+        hint = "Pass --overwrite to replace it. The Hub keeps the old files in the history"
+        raise OutputError(text, hint, code="output_exists", path=title)
 
 
 @contextlib.contextmanager

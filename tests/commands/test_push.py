@@ -13,7 +13,7 @@ from conftest import in_process
 from file_operations import FULL, ends_at, failing_at, killed_while
 from hub_server import COMMIT, serving
 from lab import QUICK, Lab
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from private_models import model_of
 
 from diffuse_cli.commands._cli.model_facts import escape
@@ -68,17 +68,22 @@ def test_samples_of_a_model_that_needs_its_columns_have_values(diffuse: Run, lab
 
 
 def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run):
-    """Also of a converted model, which is not said to be trained."""
+    """Also of a converted model, which is not said to be trained. Metadata are not published."""
     model_file.save(Path("model.safetensors"), model_of())
-    Image.new("L", (4, 4)).save("grid.png")
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Author", "Marked Author")
+    picture = Image.linear_gradient("L")
+    picture.save("grid.png", pnginfo=texts)
     line = ("push", "model.safetensors", TARGET, "--license", "cc-by-4.0", "-o", "out", "--json")
     line = (*line, "--samples", "grid.png")
     assert diffuse(*line).json["files"] == ["README.md", "model.safetensors", "samples.png"]
     card = Path("out/README.md").read_text()
     assert ("Not measured" in card, "not a selection" in card) == (True, False)
     assert " parameters, converted with `diffuse`.\n" in card
-    assert sha256(Path("out/samples.png")) == sha256(Path("grid.png"))
-    assert diffuse(*line, "--overwrite", "-q").code == 0
+    with Image.open("out/samples.png") as published:
+        assert (published.tobytes(), published.info) == (picture.tobytes(), {})
+    Path("grid.png").write_bytes(Path("grid.png").read_bytes()[:-40])
+    diffuse(*line, "--overwrite", "-q").fails(3, "truncated or corrupt")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,6 @@ def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run):
         ("--eval", "0" * 64, "is of another model"),
         ("--eval", "OWN", "is not what eval prints"),  # it has no number of generated images
         ("--eval", "", "is not what eval prints"),
-        ("--samples", "", "is not a PNG image"),
     ],
 )
 def test_what_cannot_be_pushed_is_one_line(
@@ -112,6 +116,12 @@ def test_a_model_is_pushed_in_one_commit_and_drawn_from_elsewhere(
         ran = process(*line, env={**here, "HF_TOKEN": "hf_reads"})
         assert (ran.code, "does not let you write to hf://some/garments" in ran.err) == (5, True)
         assert hub.models == {}
+        for name, private in (("README.md", False), ("data.csv", True)):
+            hub.models["some/garments"] = {name: b"theirs"}
+            ran = process(*line, *["--private"] * private, env=here)
+            said = "exists and is public" if private else f"holds {name} already. Pass --overwrite"
+            assert (ran.code, said in ran.err) == (2 if private else 5, True)
+            assert hub.models.pop("some/garments") == {name: b"theirs"}
         ran = process(*line, "--private", env=here).ok()
         assert ran.out == f"{hub.url}/some/garments/commit/{COMMIT}\n"
         assert "private" in json.dumps(hub.made["some/garments"])

@@ -21,7 +21,7 @@ from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.data.metadata_columns import examples
 from diffuse_cli.evaluation.results import strip_folders
 from diffuse_cli.media import MEDIA, can_judge, describe_space, figures, suffix
-from diffuse_cli.media.image.planes import SIGNATURE
+from diffuse_cli.media.image.decoding import read_image
 from diffuse_cli.metrics import read_measurement, select_numbers
 from diffuse_cli.models import model_file
 from diffuse_cli.models.model_file import ModelFile
@@ -69,8 +69,9 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
         outputs.check_suffix(Path(config.samples), ".png", "--samples")
     if config.demo:
         page.check_tools("--demo", config.runtime)
-    if config.out is None and not config.overwrite:
-        hub_models.check_unpublished(config.target)
+    if config.out is None:
+        owned = () if config.overwrite else OWNED
+        hub_models.check_unpublished(config.target, private=config.private, owned=owned)
     with _open_folder(config) as folder:
         source = yield from model_file.find(config.model)
         journal.check_output_apart(folder, str(source.path))
@@ -174,12 +175,8 @@ def _make_image(config: PushConfig, source: ModelFile) -> Work[tuple[bytes, str]
     Both are empty if the model needs an input. The settings are empty for the image of --samples.
     """
     if config.samples:
-        with files.report_errors(Path(config.samples)):
-            image = Path(config.samples).read_bytes()
-        if not image.startswith(SIGNATURE):
-            text = f"--samples {files.show(config.samples)} is not a PNG image"
-            raise UsageError(text, code="invalid_value", path=config.samples)
-        return image, ""
+        image, _ = read_image(config.samples)
+        return figures.encode_png(image), ""  # without metadata
     table, on = source.model.blueprint.conditions.table, tuple[str, ...]()
     if needs_columns := bool(table and source.model.always_conditioned):
         on = tuple(f"{name}={value}" for name, value in examples(table).items())
