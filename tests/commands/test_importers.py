@@ -501,6 +501,8 @@ def test_what_is_typed_wins_over_the_scheduler(diffuse):
     found = converted(folder, **typed).blueprint.diffusion
     assert found.betas is None
     assert typed == {name: getattr(found, name) for name in typed}
+    found = converted(folder, schedule="cosine").blueprint.diffusion
+    assert (found.schedule, found.num_timesteps, found.betas) == ("cosine", 2, None)
     line = ("convert", folder, "--num-timesteps", 9, "--overwrite", "-q")
     diffuse(*line).fails(2, "not the number of --betas")
 

@@ -39,6 +39,7 @@ from diffuse_cli.core.data_gaussian import measure
 from diffuse_cli.media.figures import arrange_grid
 from diffuse_cli.media.image.label_maps import color_labels
 from diffuse_cli.models import model_file
+from diffuse_cli.system.events import Notice, finish
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -434,6 +435,16 @@ def test_a_model_without_a_sampler_of_the_page_keeps_its_steps():
     ):  # fmt: skip
         found = page.describe_sampling(replace(model, sampling=choice))
         assert found["samplings"][found["chosen"]]["title"] == title
+    off = replace(model, weak=model.ema, weak_step=1, sampling=SamplerChoice("ddim", 9, None, 1.0))
+    assert page.describe_sampling(off)["weak"] is None
+    noted = list[Notice]()
+    model_file.save(Path("model.safetensors"), replace(model, sampling=SamplerChoice("ddpm", 7)))
+    first = finish(
+        page.draw_first(finish(model_file.find("model.safetensors")), "ema"), noted.append
+    )
+    assert "the page has no ddpm, which is recommended, but unipc" in str(noted)
+    model_file.save(Path("model.safetensors"), replace(model, sampling=SamplerChoice("unipc", 7)))
+    assert first == finish(page.draw_first(finish(model_file.find("model.safetensors")), "ema"))
     short = model_of(
         diffusion=DiffusionConfig(num_timesteps=12),
         gaussian=measure(lambda: [torch.randn(9, 3, 8, 8)]),

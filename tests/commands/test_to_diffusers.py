@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,28 @@ def test_what_no_pipeline_does_is_said(diffuse):
         assert read(Path("diffusers"), "model_index.json")["scheduler"][1] == "DDPMScheduler"
     model_file.save(Path("model.safetensors"), model_of(conditions=Conditions(classes=("a", "b"))))
     assert "tells a U-Net its class: README.md there has a loop" in diffuse(*line).err
+
+
+@pytest.mark.parametrize(
+    "more", [{"times": (999.0, 5.0)}, {"weak_guidance": 1.5}, {"weak_guidance": 1.0}, {}]
+)
+def test_a_recommendation_that_diffusers_cannot_follow_is_said(diffuse, more):
+    """Its steps may be too few then."""
+    reduced = bool(more) and more.get("weak_guidance") != 1
+    choice = SamplerChoice(sampler="ddim", steps=2, **more)
+    model = model_of(sampling=choice)
+    model = replace(model, weak=model.ema, weak_step=1)
+    model_file.save(Path("model.safetensors"), model)
+    ran = diffuse("convert", "model.safetensors", "out", "--to", "diffusers").ok()
+    assert ("so its images will differ" in ran.err) == reduced
+    steps = 20 if reduced else 2
+    assert f"num_inference_steps={steps}," in Path("out/README.md").read_text()
+
+
+def test_a_loop_has_no_more_steps_than_the_model():
+    short = DiffusionConfig(num_timesteps=10, rescale_timesteps=False)
+    leave(model_of(diffusion=short), sampler="ddim")
+    assert "num_inference_steps=10," in Path("out/README.md").read_text()
 
 
 def test_a_learned_variance_is_for_schedulers_that_take_one():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.commands.convert import diffusers_fields
 from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.sample_options import SAMPLING_STEPS
+from diffuse_cli.config.sample_options import GAUSSIAN, SAMPLING_STEPS, SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import parameterization
 from diffuse_cli.models.blueprint import make_process
@@ -55,6 +55,12 @@ def write(path: Path, file: ModelFile, config: ConvertConfig) -> Work[Mapping[st
     tensors = model.tensors(weights)
     name, notices = _sampler(model, config)
     yield from notices
+    if model.sampling and is_reduced(model.sampling):
+        yield Notice(
+            f"the model file recommends {model.sampling}. diffusers has no Gaussian start, learned "
+            "times or autoguidance, so its images will differ",
+            warning=True,
+        )
     if model.blueprint.conditions.classes:
         yield Notice(LOOP.format("tells a U-Net its class"))
     scheduler = SCHEDULERS[name]
@@ -102,6 +108,12 @@ def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notic
     name = SCHEDULERS[DEFAULT].name
     text = f"no pipeline of diffusers runs {sampler}, which is recommended: {name}"
     return DEFAULT, [Notice(text)]
+
+
+def is_reduced(choice: SamplerChoice) -> bool:
+    """Whether diffusers lacks a part of a recommendation, so that its steps may be too few."""
+    guided = choice.weak_guidance not in (None, 1)
+    return choice.start == GAUSSIAN or choice.times is not None or guided
 
 
 # -- scheduler ------------------------------------------------------------------------------------
@@ -301,10 +313,12 @@ def format_code(name: str, model: StoredModel, sampler: str) -> str:
     from diffuse_cli.sampling.conditioning import default_guidance
 
     blueprint, scheduler = model.blueprint, SCHEDULERS[sampler]
-    recommended = model.sampling if model.sampling and model.sampling.sampler == sampler else None
-    steps = recommended.steps if recommended else SAMPLING_STEPS
-    if sampler == "ddpm" and not recommended:
-        steps = blueprint.diffusion.num_timesteps
+    steps = total = blueprint.diffusion.num_timesteps
+    choice = model.sampling
+    if choice and choice.sampler == sampler and not is_reduced(choice):
+        steps = choice.steps
+    elif sampler != "ddpm":
+        steps = min(SAMPLING_STEPS, total)
     options = ", use_clipped_model_output=True" if sampler == "ddim" else ""
     if scheduler.pipeline and not blueprint.conditions:
         text = PIPELINE.format(

@@ -10,6 +10,7 @@ import base64
 import json
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,10 @@ def draw_first(file: ModelFile, weights: str) -> Work[bytes | None]:
     if conditions.given or (table and file.model.always_conditioned):
         return None
     config = SampleConfig(model=str(file.path), n=FIRST, weights=weights, precision="fp32")
+    choice = file.model.sampling
+    if choice and choice.sampler not in (*SAMPLERS, *samplers.OF_DISTILLED):
+        yield Notice(f"the page has no {choice.sampler}, which is recommended, but {SAMPLERS[0]}")
+        config = replace(config, sampler=SAMPLERS[0], steps=choice.steps)
     samples, space, _ = yield from generate_arrays(config, file)
     return figures.encode_png(figures.arrange_grid(render_samples(space, samples)))
 
@@ -182,6 +187,7 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
     plain = SampleConfig(model="")
     default = resolve_settings(plain, model)
     guide, condition = choose_guide(plain, model), default.condition
+    guide = None if guide and guide[1] == 1 else guide  # which is off
     distilled = model.distilled is not None
     counts = sorted({*(DISTILLED_STEPS if distilled else STEPS), default.steps})
     listed = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,8 +171,8 @@ def _merge_processes(*layers: Mapping[str, Any]) -> dict[str, Any]:
         if "betas" in layer:
             result.pop("schedule", None)
             result.pop("num_timesteps", None)
-        if "schedule" in layer:
-            result.pop("betas", None)
+        if "schedule" in layer and "betas" in result:
+            result["num_timesteps"] = len(result.pop("betas"))
         result |= layer
     return result
 
@@ -232,7 +233,7 @@ def class_names(config: ConvertConfig, count: int, names: tuple[str, ...] = ()) 
     if len(listed_names) != count:
         text = f"{flag} has {len(listed_names):,} names for {count:,} classes"
         raise UsageError(text, code="metadata_mismatch", path=path)
-    if twice := [name for i, name in enumerate(listed_names) if name in listed_names[:i]]:
+    if twice := [name for name, count in Counter(listed_names).items() if count > 1]:
         text, hint = f"{flag} has '{show(twice[0])}' twice", "Give each class its own name"
         raise UsageError(text, hint, code="metadata_unreadable", path=path)
     return listed_names
