@@ -168,6 +168,8 @@ MOST_IMAGES = 10_000_000
 
 def parse_range(value: Any) -> tuple[int, int]:
     """`"1000:2000"` or `[1000, 2000]`, from the first to before the second."""
+    if isinstance(value, range) and value.step == 1:
+        value = value.start, value.stop
     ends = value.split(":") if isinstance(value, str) else value
     if not isinstance(ends, (list, tuple)) or len(ends) != 2:
         raise ValueError("the first and the one after the last, such as 1000:2000")

@@ -26,7 +26,7 @@ RECORD = "record"
 
 
 def claim_option(
-    path: str | None, suffix: str, overwrite: bool, flag: str = "-o"
+    path: str | None, suffix: str, overwrite: bool, flag: str = "-o", read: str | None = None
 ) -> AbstractContextManager[Path | None]:
     """Claim the path of an option, None if the option is not set.
 
@@ -35,7 +35,7 @@ def claim_option(
     """
     if path is None:
         return contextlib.nullcontext()
-    return claim_output(path, suffix, overwrite, flag=flag)
+    return claim_output(path, suffix, overwrite, flag=flag, read=read)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def test_a_model_draws_what_the_command_writes(diffuse, model, options):
     assert [sha256(Path("out/grid.png"))] == [hashlib.sha256(drawn._repr_png_()).hexdigest()]
     for image, array in zip(drawn, drawn.arrays, strict=True):
         assert np.array_equal(np.asarray(image), array[0])
-    part = load(model).sample(range=(3, 5), steps=3, **options).save("part")
+    part = load(model).sample(range=range(3, 5), steps=3, **options).save("part")
     assert [p.name for p in part] == ["00003.png", "00004.png"]
     assert [sha256(p) for p in part] == [sha256(p) for p in written[3:]]
 

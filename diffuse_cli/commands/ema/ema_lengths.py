@@ -48,7 +48,9 @@ def measure_lengths(config: EmaConfig) -> Work[Report | None]:
         OutputError: the output exists already, or cannot be written.
     """
     with (
-        outputs.claim_option(config.out, ".safetensors", config.overwrite) as out,
+        outputs.claim_option(
+            config.out, ".safetensors", config.overwrite, read=config.subject
+        ) as out,
         open_accelerator(config.precision, config.device) as accelerator,
     ):
         if not accelerator.is_main_process:
