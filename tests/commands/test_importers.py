@@ -415,9 +415,13 @@ def test_betas_are_those_of_the_scheduler(here: Path, kind: str, case: str):
 def test_betas_that_a_file_leaves_out_are_the_schedulers(kind: str):
     scheduler = getattr(theirs, kind)()
     folder = pipeline(scheduler=scheduler)
-    described(folder / "scheduler" / "scheduler_config.json", beta_start=None, beta_end=None)
-    process = make_process(converted(folder).blueprint.diffusion)
-    assert torch.allclose(process.betas, scheduler.betas.double(), rtol=2e-6, atol=1e-9)
+    path = folder / "scheduler" / "scheduler_config.json"
+    described(path, beta_start=None, beta_end=None)
+    left_out = json.loads(path.read_text())
+    for config in (left_out, {**left_out, "beta_start": None, "beta_end": None}):
+        path.write_text(json.dumps(config))
+        process = make_process(converted(folder).blueprint.diffusion)
+        assert torch.allclose(process.betas, scheduler.betas.double(), rtol=2e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(
