@@ -28,7 +28,7 @@ NAMES = {
 """Axes of dimensions by their units, and by their usual names if they have no attributes."""
 
 GAPS = {"_FillValue", "missing_value", "valid_range", "valid_min", "valid_max"}
-"""Attributes that say which values are missing."""
+"""Attributes that define missing values."""
 
 WIDEST = 8
 """Largest number of bytes of a value."""
