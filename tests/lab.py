@@ -385,6 +385,7 @@ DATA: dict[str, Callable[[Path], object]] = {
     "key.toml": lambda path: path.write_text("stepps = 3\n"),
     "type.toml": lambda path: path.write_text('steps = "many"\n'),
     "layer.toml": lambda path: path.write_text("[unet]\nwidht = 8\n"),
+    "dropout.toml": lambda path: path.write_text("given_dropout = 0.3\n"),
     "wider.toml": lambda path: path.write_text("[unet]\nwidth = 16\nmultipliers = [1, 2]\n"),
     "betas.txt": lambda path: path.write_text("0.001\n0.25\n0.5\n"),
     "spent.txt": lambda path: path.write_text("1 0.5\n"),

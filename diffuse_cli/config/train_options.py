@@ -336,4 +336,6 @@ def to_file(config: TrainConfig, **kinds: bool) -> dict[str, Any]:
     """Return the inverse of `from_file`; `kinds` are keywords of `Options.to_dict`."""
     fields = config.to_dict(**kinds)
     settings = fields.pop("architecture")
+    if fields.get("init") and config.given is None:  # otherwise it would be the model's
+        fields["given"] = "nothing"
     return {**fields, config.network or NETWORK: settings} if settings else fields

@@ -9,6 +9,8 @@ import json
 import math
 import posixpath
 import sys
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,6 +141,10 @@ def _read_vector_cells(path: str | Path, names: Sequence[str], file: str) -> Cel
             text += "array of as many samples"
             hint = "Save a .npz file with the vector of each file name"
             raise DataError(text, hint, code=code, path=file)
+    if len({*vector_names}) < len(vector_names):
+        name = Counter(vector_names).most_common(1)[0][0]
+        text = f"{table} has several vectors of {shorten(name)}"
+        raise DataError(text, "Remove all but one", code="metadata_unreadable", path=file)
     rows = match_names(names, vector_names)
     if unmatched := [name for name, row in zip(names, rows, strict=True) if row < 0]:
         examples = format_names(unmatched, len(unmatched))
@@ -193,10 +199,14 @@ def _match_rows(
     columns: Mapping[str, None],
     names: Sequence[str],
 ) -> Cells:
-    sample_rows = [rows[name].values if name in rows else {} for name in names]
-    sample_names = set(names)
-    without = [name for name in names if name not in rows]
-    unmatched = [name for name in rows if name not in sample_names]
+    normalized = {unicodedata.normalize("NFC", name): row for name, row in rows.items()}
+    matched = [
+        rows.get(name) or normalized.get(unicodedata.normalize("NFC", name)) for name in names
+    ]
+    without = [name for name, row in zip(names, matched, strict=True) if row is None]
+    used = {row.name for row in matched if row}
+    unmatched = [name for name in rows if name not in used]
+    sample_rows = [row.values if row else {} for row in matched]
     cells = Cells(tables, {column: [row.get(column) for row in sample_rows] for column in columns})
     where = cells.tables_text
     if len(without) == len(names):
@@ -306,6 +316,8 @@ def _cell(value: Any, table: str, line: int) -> Cell | None:
     if isinstance(value, str):
         return Cell(value.strip(), None, table, line) if value.strip() else None
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+            value = int(value)  # the same label, also in a column with missing values
         try:
             return Cell(json.dumps(value), float(value), table, line)
         except (OverflowError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -263,11 +264,15 @@ def format_member(stem: str, number: int) -> str:
 def match_names(sample_names: Sequence[str], given_names: Sequence[str]) -> Indices:
     """Return the index in `given_names` of each name of `sample_names`, -1 for none.
 
-    Names match with or without their extensions.
+    Names match with or without their extensions, and in any form of Unicode.
     """
+
+    def stem(name: str) -> str:
+        return unicodedata.normalize("NFC", strip_extension(name))
+
     whole = {name: k for k, name in enumerate(given_names)}
-    stems = {strip_extension(name): k for k, name in reversed(list(enumerate(given_names)))} | whole
-    rows = [whole.get(name, stems.get(strip_extension(name), -1)) for name in sample_names]
+    stems = {stem(name): k for k, name in reversed(list(enumerate(given_names)))} | whole
+    rows = [whole.get(name, stems.get(stem(name), -1)) for name in sample_names]
     return np.array(rows, np.int64)
 
 

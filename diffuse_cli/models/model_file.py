@@ -128,8 +128,11 @@ class ModelFile:
         Raises:
             ModelFileError: as `training_options`.
         """
-        config = train_options.TrainConfig.from_dict({"data": "", **training_options(self)})
-        return train_options.to_file(config, control=False, places=False)
+        training = training_options(self)
+        config = train_options.TrainConfig.from_dict({"data": "", **training})
+        fields = train_options.to_file(config, control=False, places=False)
+        # A degradation, but not a path to paired images.
+        return {**({"given": training["given"]} if "given" in training else {}), **fields}
 
 
 def find(path: str | Path, *, weights: bool = True) -> Work[ModelFile]:

@@ -161,7 +161,11 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         ("given_noise", ("given",)),
         ("given_kind", ("given",)),
     ):
-        if name in flags and not any(getattr(config, condition) for condition in conditions):
+        # A file may have any label_dropout, since it has a default.
+        typed_or_filed = flags if name == "label_dropout" else given
+        if name in typed_or_filed and not any(
+            getattr(config, condition) for condition in conditions
+        ):
             either = " or ".join(map(flag, conditions))
             raise options.needs_error(flag(name), either, "Set both, or neither")
     parse_column_names(split_vector_file(config.condition_on or ())[0])

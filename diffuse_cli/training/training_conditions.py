@@ -123,7 +123,8 @@ def class_names(config: TrainConfig, images: Dataset, continued: bool) -> tuple[
         raise DataError(text, hint, code="data_mismatch", path=config.data)
     if len(images.class_names) < 2:
         text = "--classes: the images are not in class folders"
-        hint = "Put each class into a folder of its name, or remove --classes"
+        remedy = "pass --no-classes" if config.init else "remove --classes"
+        hint = f"Put each class into a folder of its name, or {remedy}"
         raise DataError(text, hint, code="option_unsuited", path=config.data)
     if not fits_header(images.class_names):
         raise DataError(

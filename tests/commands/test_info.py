@@ -668,6 +668,7 @@ def test_numbers_have_four_digits_for_people_and_all_in_json(conditional, diffus
     "options",
     [
         ["--classes", "--variance", "learned", "--label-dropout", 0.3, "--flip", "--seed", 3],
+        ["--given", "mask:half", "--given-noise", 0.2],
         ["--betas", "betas.txt", "--size", "8x4", "--accumulation", 2, "--lr", 1 / 700],
     ],
 )

@@ -84,9 +84,17 @@ def test_color_becomes_grey_smaller_and_is_told_nothing(diffuse, colors, images,
     assert diffuse(*line, "-o", "old.safetensors").code == 0
     changes = ("--channels", 1, "--size", 8, "--given", "nothing", "--no-classes")
     line = ("train", images, "--init", "old.safetensors", *changes, "--variance", "small", *STILL)
+    Path("again.toml").write_text(diffuse(*line, "--dry-run").ok().out)
     ran = diffuse(*line).ok()
     rows = table(ran)
     assert list(rows) == ["size", "channels", "variance", "given", "classes", "the rest"]
+    diffuse("train", "--config", "again.toml", "-o", WHOLE).ok()
+    assert WHOLE.read_bytes() == MODEL.read_bytes()
+    Path("flat").mkdir()
+    for k, path in enumerate(images.rglob("*.png")):
+        shutil.copy(path, f"flat/{k}.png")
+    flat = ("train", "flat", "--init", "old.safetensors", *STILL, "-q", "--overwrite")
+    diffuse(*flat).fails(3, "or pass --no-classes")
     for name in ("variance", "given", "classes"):
         assert rows[name][-1].startswith("left out")
     made = model_file.load(MODEL)

@@ -148,6 +148,9 @@ def test_names_that_do_not_match_are_listed(diffuse, vectors):
     assert match_names(["a.nii.gz", "b/c.NPY"], ["b/c.png", "a.npy"]).tolist() == [1, 0]
     assert match_names(["a.b.png", "c.png"], ["a.b", "b"]).tolist() == [0, -1]
     line = ("train", "images", *TWO, "--condition-on", "v.npz", "-q")
+    names, rows = [*vectors, [*vectors][2]], [*vectors.values(), [*vectors.values()][2]]
+    np.savez("v.npz", names=names, vectors=np.stack(rows))
+    diffuse(*line).fails(3, f"v.npz has several vectors of {names[2]}")
     renamed = {f"x{name}" if k < 7 else name: v for k, (name, v) in enumerate(vectors.items())}
     np.savez("v.npz", **renamed)
     said = "7 images without a vector in v.npz: 00.png, 01.png, 02.png, 03.png, 04.png, ..."
