@@ -40,12 +40,17 @@ def shorten_waits() -> None:
 
 def rank() -> int:
     """Return the index of this process among the processes of a launcher, 0 without one."""
-    return int(os.environ.get("RANK", "0") or 0) if world_size() > 1 else 0
+    return _read_number("RANK", 0) if _read_number("WORLD_SIZE", 1) > 1 else 0
 
 
 def world_size() -> int:
     """Return the number of processes that a launcher started, 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1") or 1)
+    return _read_number("WORLD_SIZE", 1)
+
+
+def _read_number(name: str, default: int) -> int:
+    """Return the number in a variable of the environment, by default where it is empty."""
+    return int(os.environ.get(name, "") or default)
 
 
 def run_on_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
