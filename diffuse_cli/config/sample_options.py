@@ -81,6 +81,11 @@ class SamplerChoice(Options):
         return f"{self.sampler}, {steps}{self.description}"
 
     @property
+    def is_autoguided(self) -> bool:
+        """Whether the early weights guide samples. A scale of 1 does not."""
+        return self.weak_guidance not in (None, 1)
+
+    @property
     def description(self) -> str:
         """The initial noise, learned timesteps and guidance scales, in words."""
         start = " from a Gaussian start" if self.start == GAUSSIAN else ""

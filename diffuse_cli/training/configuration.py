@@ -155,17 +155,13 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             return _check_options(_resume_config(given, run))
         _check_new_run(run, bool(given.get("auto_resume")))
     config = merge_layers(given, _read_base(given)).config()
-    for name, conditions in (
-        ("label_dropout", ("classes", "condition_on")),
-        ("given_dropout", ("given",)),
-        ("given_noise", ("given",)),
-        ("given_kind", ("given",)),
+    for layer, name, conditions in (
+        (flags, "label_dropout", ("classes", "condition_on")),  # files have its default
+        (given, "given_dropout", ("given",)),
+        (given, "given_noise", ("given",)),
+        (given, "given_kind", ("given",)),
     ):
-        # A file may have any label_dropout, since it has a default.
-        typed_or_filed = flags if name == "label_dropout" else given
-        if name in typed_or_filed and not any(
-            getattr(config, condition) for condition in conditions
-        ):
+        if name in layer and not any(getattr(config, condition) for condition in conditions):
             either = " or ".join(map(flag, conditions))
             raise options.needs_error(flag(name), either, "Set both, or neither")
     parse_column_names(split_vector_file(config.condition_on or ())[0])

@@ -233,7 +233,7 @@ def load_teacher(config: TrainConfig) -> Work[Teacher | None]:
         text = f"{files.show(config.init)} is distilled already"
         hint = "Pass the model that it was distilled from"
         raise UsageError(text, hint, code="model_mismatch", path=config.init)
-    if model.sampling and model.sampling.weak_guidance not in (None, 1):
+    if model.sampling and model.sampling.is_autoguided:
         yield Notice(
             "the guidance by the early EMA checkpoint, which the model file recommends, is not "
             "distilled: samples will be like the model's with --weak-guidance 1",

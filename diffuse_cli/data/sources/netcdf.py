@@ -65,7 +65,9 @@ class NetCdf(base.Source):
         is_own = base.MANIFEST_FORMAT in self._data.ncattrs()
         for variable in variables:
             # By the convention, bytes have no default fill value, but the library masks 255.
-            if is_own or (variable.dtype.itemsize == 1 and not GAPS & {*variable.ncattrs()}):
+            if is_own or (
+                np.dtype(variable.dtype).itemsize == 1 and not GAPS & {*variable.ncattrs()}
+            ):
                 variable.set_auto_mask(False)
         dimensions = variables[0].dimensions
         self._grid = grid = Grid(self._data, dimensions)

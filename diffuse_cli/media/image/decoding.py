@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,8 +225,13 @@ def is_deep(image: Image.Image, data: bytes) -> bool:
 
 def _is_cut(image: Image.Image) -> bool:
     """Whether Pillow reads 8 of the 16 bits of a TIFF in color."""
-    bits = (getattr(image, "tag_v2", None) or {}).get(_BITS_PER_SAMPLE, ())
+    bits = _tiff_tags(image).get(_BITS_PER_SAMPLE, ())
     return len(bits) > 1 and max(bits) == 16
+
+
+def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
+    """Return the tags of a TIFF, none of another image."""
+    return getattr(image, "tag_v2", None) or {}
 
 
 def read_planes(image: Image.Image, data: bytes) -> Array:
@@ -260,7 +265,7 @@ def grey_levels(image: Image.Image, max_level: int) -> Array:
     Raises:
         Unusable: values have more bits, or are below 0.
     """
-    tags = getattr(image, "tag_v2", None) or {}
+    tags = _tiff_tags(image)
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     values: Array = np.asarray(image)
     if bits > 16 or values.min() < 0 or values.max() >= 2**bits:

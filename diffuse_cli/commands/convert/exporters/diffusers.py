@@ -112,8 +112,7 @@ def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notic
 
 def is_reduced(choice: SamplerChoice) -> bool:
     """Whether diffusers lacks a part of a recommendation, so that its steps may be too few."""
-    guided = choice.weak_guidance not in (None, 1)
-    return choice.start == GAUSSIAN or choice.times is not None or guided
+    return choice.start == GAUSSIAN or choice.times is not None or choice.is_autoguided
 
 
 # -- scheduler ------------------------------------------------------------------------------------

@@ -180,14 +180,13 @@ def draw_first(file: ModelFile, weights: str) -> Work[bytes | None]:
 
 def describe_sampling(model: StoredModel) -> dict[str, Any]:
     """Return the settings of the page: noise levels by sampler and steps, and the controls."""
-    from diffuse_cli.sampling.model_loading import choose_guide
     from diffuse_cli.sampling.sampling_settings import resolve_settings
 
     blueprint = model.blueprint
     plain = SampleConfig(model="")
     default = resolve_settings(plain, model)
-    guide, condition = choose_guide(plain, model), default.condition
-    guide = None if guide and guide[1] == 1 else guide  # which is off
+    condition = default.condition
+    autoguided = model.sampling if model.sampling and model.sampling.is_autoguided else None
     distilled = model.distilled is not None
     counts = sorted({*(DISTILLED_STEPS if distilled else STEPS), default.steps})
     listed = [
@@ -204,8 +203,8 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
         **_describe_look(blueprint.space),
         "samplings": [_describe_levels(model, choice) for choice in listed],
         "chosen": next((k for k in same if listed[k].sampler == default.sampler), same[0]),
-        "weak": guide[1] if guide else None,
-        "interval": model.sampling.guidance_interval if guide and model.sampling else None,
+        "weak": autoguided.weak_guidance if autoguided else None,
+        "interval": autoguided.guidance_interval if autoguided else None,
         "guidance": condition.scale if condition and guided else None,
         "classes": blueprint.conditions.classes,
         "columns": [column.to_dict() for column in blueprint.conditions.table.columns]

@@ -165,7 +165,10 @@ def resolve_process(
 
 
 def _merge_processes(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers override earlier ones. Betas and a schedule replace each other."""
+    """Later layers override earlier ones. Betas and a schedule replace each other.
+
+    A schedule keeps the number of the betas.
+    """
     result: dict[str, Any] = {}
     for layer in layers:
         if "betas" in layer:
@@ -233,7 +236,7 @@ def class_names(config: ConvertConfig, count: int, names: tuple[str, ...] = ()) 
     if len(listed_names) != count:
         text = f"{flag} has {len(listed_names):,} names for {count:,} classes"
         raise UsageError(text, code="metadata_mismatch", path=path)
-    if twice := [name for name, count in Counter(listed_names).items() if count > 1]:
+    if twice := [name for name, times in Counter(listed_names).items() if times > 1]:
         text, hint = f"{flag} has '{show(twice[0])}' twice", "Give each class its own name"
         raise UsageError(text, hint, code="metadata_unreadable", path=path)
     return listed_names
