@@ -29,7 +29,8 @@ HEAD = """# The command line
 
 Made by `python docs/render_cli.py` from the program's own help; a test keeps the two equal.
 A flag wins over a file given with `--config`, and the file over the defaults. stdout has only the
-result: one path per line, or one JSON object with `--json`. On a terminal, one line replaces
+result: one path per line, or what a command describes (the tables of `eval` and `info`, the
+configuration of `--dry-run`). With `--json` it is one JSON object. On a terminal, one line replaces
 more than four paths. It has the number of files and their folder.
 
 Exit codes: 0 ok · 1 a bug, with its traceback · 2 usage or configuration · 3 data unusable or
