@@ -203,8 +203,8 @@ class Pairs:
         used[self.rows[self.matched]] = True
         for side, mask in ((self.samples, ~self.matched), (self.given, ~used)):
             if count := int(mask.sum()):
-                shown = [public_name(side.names[k]) for k in np.flatnonzero(mask)[:NAMED]]
-                names = format_names(shown, count)
+                unpaired = [public_name(side.names[k]) for k in np.flatnonzero(mask)[:NAMED]]
+                names = format_names(unpaired, count)
                 text = f"{plural(count, 'image')} of {side.summary.source}"
                 yield f"{text} without a pair, left out: {names}"
 

@@ -166,8 +166,8 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
     count = int((images.held_out & usable).sum())
     held_out = any(trained) and count >= FEWEST
     if any(trained) and not held_out:
-        few = f"only {count} {words.one}" if count else f"no {words.many} are"
-        text = f"{few} held out: training {words.many} stand in as real {words.many}"
+        amount = f"only {count} {words.one}" if count else f"no {words.many} are"
+        text = f"{amount} held out: training {words.many} stand in as real {words.many}"
         yield Notice(f"{text}, so distances and likelihood are too good", warning=True)
     count = count if held_out else int(usable.sum())
     part = "the held-out part" if held_out else "all"

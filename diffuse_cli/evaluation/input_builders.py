@@ -67,11 +67,11 @@ def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
         "real": real.samples,
         "nearest in training": baseline_images.get("nearest"),
     }
-    shown = min(count, PAIRED_SHOWN)
-    first = {k: evaluation.look(side[:shown]) for k, side in sides.items() if side is not None}
+    num_shown = min(count, PAIRED_SHOWN)
+    first = {k: evaluation.look(side[:num_shown]) for k, side in sides.items() if side is not None}
     if encoder.given.labels:
-        inputs = encoder.stored_inputs(real.pairs[:shown])
-        first = {"condition": encoder.look(inputs.encode(range(shown))), **first}
+        inputs = encoder.stored_inputs(real.pairs[:num_shown])
+        first = {"condition": encoder.look(inputs.encode(range(num_shown))), **first}
     evaluation.paired_values = paired.PairedValues(values, np.arange(count), first)
 
 
@@ -290,8 +290,8 @@ def _make_ensembles(evaluation: EvaluationRun) -> Work[None]:
         members = yield from _make_members(evaluation, rows, count)
         given, pictures = _render_inputs(evaluation, rows)
         for k in rows if evaluation.accelerator.is_main_process else ():
-            others = [i for i in range(len(real)) if i != k][: CLIMATE - len(more)]
-            climate = np.concatenate([more, real.samples[others]])
+            other_rows = [i for i in range(len(real)) if i != k][: CLIMATE - len(more)]
+            climate = np.concatenate([more, real.samples[other_rows]])
             scores.add(members[k - start], real.samples[k], climate, given[k - start])
             if k < ENSEMBLES_SHOWN:
                 evaluation.first_ensembles.append((members[k - start], pictures[k - start]))

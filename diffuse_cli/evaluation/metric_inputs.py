@@ -17,10 +17,10 @@ from diffuse_cli.media import Array, can_judge, render_samples
 from diffuse_cli.metrics import METRICS, Metric, MetricInputs
 from diffuse_cli.metrics.channel_distributions import measure_marginals
 from diffuse_cli.metrics.features import FeatureNetwork
-from diffuse_cli.metrics.features.feature_cache import Team
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, UsageError
+from diffuse_cli.system.team import Team
 
 OF_TRAINING = "the model's training data as DATA, with a held-out part, and --train-n above 0"
 

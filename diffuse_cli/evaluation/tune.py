@@ -21,7 +21,7 @@ from diffuse_cli.core import samplers
 from diffuse_cli.evaluation import evaluation_run, image_sets, tradeoff_figure
 from diffuse_cli.evaluation.results import TuningResult
 from diffuse_cli.metrics import Words
-from diffuse_cli.metrics.features import feature_cache, feature_choice
+from diffuse_cli.metrics.features import feature_choice
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.sampling import (
@@ -33,6 +33,7 @@ from diffuse_cli.sampling import (
 from diffuse_cli.sampling.setting_search import Levels
 from diffuse_cli.system import Notice, Progress, UsageError, Work, files, outputs, plural
 from diffuse_cli.system.accelerator import describe_environment, reuse_accelerator
+from diffuse_cli.system.team import Team
 
 
 def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[TuningResult]:
@@ -73,7 +74,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         network = yield from feature_choice.choose_network(
             config, trained, space, real, accelerator.device
         )
-        team = feature_cache.Team.from_accelerator(accelerator)
+        team = Team.from_accelerator(accelerator)
         search = setting_search.SettingSearch(
             denoiser=loaded.denoiser,
             blueprint=blueprint,

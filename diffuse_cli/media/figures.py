@@ -78,14 +78,14 @@ def arrange_grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -
 def name_rows(sheet: Image.Image, names: Sequence[str]) -> Image.Image:
     """Return a grid with the names of its rows on the left, cut to a fifth of its width."""
     font, gap = ImageFont.load_default(16), 8
-    left = int(min(sheet.width / 5, max(map(font.getlength, names))))
-    page = Image.new(sheet.mode, (left + gap + sheet.width, sheet.height), "white")
+    name_width = int(min(sheet.width / 5, max(map(font.getlength, names))))
+    page = Image.new(sheet.mode, (name_width + gap + sheet.width, sheet.height), "white")
     draw = ImageDraw.Draw(page)
     for k, name in enumerate(names):
         middle = (k + 0.5) * sheet.height / len(names)
         draw.text((0, middle), name, "black", font, anchor="lm")
-    page.paste("white", (left, 0, left + gap, sheet.height))
-    page.paste(sheet, (left + gap, 0))
+    page.paste("white", (name_width, 0, name_width + gap, sheet.height))
+    page.paste(sheet, (name_width + gap, 0))
     return page
 
 

@@ -222,9 +222,9 @@ class Conditioner:
                 table[values] = labels[places]
                 maps: Array = table[stored[:]]
                 return maps
-        known = ", ".join(map(show, self.given.label_texts))
+        label_texts = ", ".join(map(show, self.given.label_texts))
         raise DataError(
-            f"--given {show(path)}: label {unknown[0]} is not one of the model's: {known}",
+            f"--given {show(path)}: label {unknown[0]} is not one of the model's: {label_texts}",
             "Change it to one of them",
             code="data_mismatch",
             path=path,

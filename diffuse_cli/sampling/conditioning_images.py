@@ -124,6 +124,6 @@ def _describe_files(path: str, names: Sequence[str]) -> dict[str, Any]:
     Image k is conditioned on file k, modulo the number of files.
     """
     hashes = file_hashes(Path(path), names)
-    shown = [files.show(public_name(name)) for name in names]
-    listed = zip(shown, map(hashes.get, names), strict=True)
+    public_names = [files.show(public_name(name)) for name in names]
+    listed = zip(public_names, map(hashes.get, names), strict=True)
     return {"files": [{"name": name, "sha256": digest} for name, digest in listed]}

@@ -17,11 +17,11 @@ from torch import Tensor
 from diffuse_cli.core import SAMPLERS, Denoise, Denoiser, Space, State
 from diffuse_cli.core.guidance import clamp_denoised
 from diffuse_cli.media import MEDIA, Array
-from diffuse_cli.metrics.features.feature_cache import ALONE, Team
 from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import DivergedError, Progress, Work, plural
 from diffuse_cli.system.rng import image_noise
+from diffuse_cli.system.team import ALONE, Team
 
 
 @dataclass(frozen=True)

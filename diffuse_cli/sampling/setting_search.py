@@ -34,6 +34,7 @@ from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, can_start_from_gaussian
 from diffuse_cli.system import DivergedError, Notice, Progress, Work
 from diffuse_cli.system.rng import philox
+from diffuse_cli.system.team import ALONE, Team
 
 MIDDLE = 0.3, 3.0
 """Noise levels sigma / alpha in the middle. Outside of them guidance can exaggerate brightness or
@@ -66,7 +67,7 @@ class FeatureMeasure:
     network: FeatureNetwork
     space: Space
     real: Array | None
-    team: feature_cache.Team = feature_cache.ALONE
+    team: Team = ALONE
     cached: bool = False
     _real_features: Array = field(init=False)
 

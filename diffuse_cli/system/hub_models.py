@@ -182,8 +182,8 @@ def check_unpublished(target: str, *, private: bool, owned: Sequence[str]) -> No
     if private and repo_info.private is False:
         text, hint = f"--private: {title} exists and is public", "Make it private on the Hub first"
         raise UsageError(text, hint, code="option_unsuited", path=title)
-    if taken := next((file for file in owned if file in names), None):
-        text = f"{title} holds {'a model' if taken == MODEL_FILE else taken} already"
+    if existing := next((file for file in owned if file in names), None):
+        text = f"{title} holds {'a model' if existing == MODEL_FILE else existing} already"
         hint = "Pass --overwrite to replace it. The Hub keeps the old files in the history"
         raise OutputError(text, hint, code="output_exists", path=title)
 

@@ -171,8 +171,6 @@ def read_snapshot(path: Path) -> Snapshot:
     with open_regular_file(path) as file:
         text = tensor_file.read_header(file).metadata.get("diffuse.ema", "null")
     about: Any = tensor_file.parse_json(text.encode())
-    if not isinstance(about, dict):
-        raise ValueError("it is not a snapshot of averages")
     try:
         updates, lengths = int(about["updates"]), [float(v) for v in about["lengths"]]
         if updates < 1 or not all(0 < v < UNIFORM for v in lengths):

@@ -56,15 +56,13 @@ def find_room(
     """
     device = accelerator.device.type
     free = free_memory_of_process(device)
-    needs = estimate_memory(config, blueprint, device, accelerator.num_processes)
-    if room := count_fitting_images(needs, free, device):
-        return config, room
-    config = dataclasses.replace(config, gradient_checkpointing=True)
-    needs = estimate_memory(config, blueprint, device, accelerator.num_processes)
-    if room := count_fitting_images(needs, free, device):
-        text = "an image does not fit into memory: activations are computed again in the backward "
-        yield Notice(f"{text}pass (--gradient-checkpointing)", warning=True)
-        return config, room
+    for fitting in (config, dataclasses.replace(config, gradient_checkpointing=True)):
+        needs = estimate_memory(fitting, blueprint, device, accelerator.num_processes)
+        if room := count_fitting_images(needs, free, device):
+            if fitting is not config:
+                text = "an image does not fit into memory: activations are computed again in the "
+                yield Notice(f"{text}backward pass (--gradient-checkpointing)", warning=True)
+            return fitting, room
     raise UsageError(
         f"one image of {blueprint.space.size_text} takes "
         f"{format_bytes(needs.total_bytes(1))} of memory in training, and {format_bytes(free)} "

@@ -146,6 +146,14 @@ def test_the_processes_of_sounds_and_signals_are_shown(lab, diffuse, monkeypatch
         assert Path("a.gif").stat().st_size
 
 
+def test_the_demo_of_a_sound_fits_it_as_asked(diffuse, tmp_path):
+    write(tmp_path / "long.wav", 9000 * np.sin(np.arange(300) / 5))
+    line = ("noise-demo", "long.wav", "--size", 200, "-q", "-o", "a.png", "--fit")
+    assert "longer than the size; pass --fit crop" in diffuse(*line, "pad").fails(3).err
+    assert "--fit: there is no 'stretch'" in diffuse(*line, "stretch").fails(2).err
+    diffuse(*line, "crop").ok()
+
+
 def test_what_cannot_be_used_is_named(diffuse, tmp_path):
     data, tone = tmp_path / "data", 9000 * np.sin(np.arange(300) / 5)
     for k in range(4):

@@ -13,6 +13,7 @@ from file_operations import FULL, failing
 from diffuse_cli.metrics.features import FeatureNetwork, extract_features, feature_cache
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Notice, Progress, finish
+from diffuse_cli.system.team import Team
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def kept(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize(("n", "size", "batch"), [(10, 1, 4), (10, 2, 4), (9, 3, 4), (3, 4, 2)])
 def test_processes_share_whole_batches(n, size, batch):
-    shares = [feature_cache.Team(size, index).share(n, batch) for index in range(size)]
+    shares = [Team(size, index).share(n, batch) for index in range(size)]
     assert [k for own in shares for k in own] == list(range(n))
     assert all(own.start % batch == 0 for own in shares if own)
 

@@ -257,7 +257,7 @@ def medium_of(path: str) -> str:
 
 
 def read_sample(
-    config: DemoConfig, space: Space | None = None, fit: str | None = None, panels: int = 1
+    config: DemoConfig, space: Space | None = None, panels: int = 1
 ) -> Work[tuple[media.Array, Space]]:
     """Return the sample as stored, (C, *size), and its space: a model's, or its own.
 
@@ -274,14 +274,14 @@ def read_sample(
     from diffuse_cli.sampling.input_pictures import read_picture, rgb
 
     MEDIA[medium].prepare()
-    own_fields = {"size": MEDIA[medium].resolve_size(config.size), "layout": config.layout}
-    fields = media.settings_for(space) if space else own_fields
+    fields = media.settings_for(space) if space else {"size": config.size, "layout": config.layout}
     settings = media.ReadSettings(
-        **fields, fit=fit or "crop", background=rgb(config.background or WHITE)
+        **fields, fit=config.fit or "crop", background=rgb(config.background or WHITE)
     )
     path = Path(config.image)
     files_there = (file.read_bytes() for file in [path] if file.is_file())
     with translate_errors():
+        settings = MEDIA[medium].resolve_settings(settings)
         settings, _ = MEDIA[medium].settled(settings, files_there)
     sample = read_picture(config.image, medium, settings)
     image_name = files.show(config.image)

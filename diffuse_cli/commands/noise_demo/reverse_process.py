@@ -104,8 +104,7 @@ def read_condition(
             hint = "Pass --given FILE, the conditioning image"
             raise UsageError(text, hint, code="missing_argument", option="--given")
         pair_config = replace(config, image=config.given)
-        fit = config.fit or loaded.fit
-        pair, _ = yield from forward_process.read_sample(pair_config, encoder.input_space, fit)
+        pair, _ = yield from forward_process.read_sample(pair_config, encoder.input_space)
         stored = encoder.match_labels(pair[None], config.given)
         inputs = encoder.stored_inputs(stored)
     given = inputs.encode([0], device)
@@ -243,8 +242,8 @@ def prepare(config: DemoConfig) -> Work[Trajectories]:
             hint = "Pass the model that was distilled"
             raise UsageError(text, hint, code="option_unsuited", path=config.model)
         device, space, fit = accelerator.device, loaded.space, config.fit or loaded.fit
-        config = replace(config, background=config.background or loaded.background)
-        values, _ = yield from forward_process.read_sample(config, space, fit)
+        config = replace(config, background=config.background or loaded.background, fit=fit)
+        values, _ = yield from forward_process.read_sample(config, space)
         images = None
         if config.data is not None:
             images = yield from read_images(

@@ -11,68 +11,15 @@ import contextlib
 import hashlib
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.features import FeatureNetwork, extract_features, usual_batch
 from diffuse_cli.system import Notice, OutputError, Work, __version__, files
-from diffuse_cli.system.rng import split_range
-
-# Several processes in one evaluation, with the same results as one process.
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Team:
-    """Team of `size` processes, of which this is the `index`-th.
-
-    Batches are never split, because rounding depends on the other images of a batch.
-    """
-
-    size: int = 1
-    index: int = 0
-
-    @classmethod
-    def from_accelerator(cls, accelerator: Accelerator) -> Team:
-        """Make the team of the processes that a launcher started."""
-        return cls(accelerator.num_processes, accelerator.process_index)
-
-    def share(self, n: int, batch_size: int) -> range:
-        """Return this process's part of 0 ... n-1, in whole batches."""
-        batches = split_range(-(-n // batch_size), self.size, self.index)
-        return range(min(batches.start * batch_size, n), min(batches.stop * batch_size, n))
-
-    def gather(self, part: T) -> list[T]:
-        """Return every process's part, in order. All processes must call it."""
-        if self.size == 1:
-            return [part]
-        return list(gather_object([part]))
-
-    def from_first(self, value: T) -> T:
-        """Return the first process's value. All processes must call it."""
-        if self.size == 1:
-            return value
-        return broadcast_object_list([value])[0]  # type: ignore[no-any-return]
-
-    def gather_samples(self, part: dict[int, Array]) -> Array:
-        """Return the samples of all processes, (n, C, *size), in the order of their indices.
-
-        All processes must call it.
-        """
-        samples = {i: sample for p in self.gather(part) for i, sample in p.items()}
-        return np.stack([samples[i] for i in sorted(samples)])
-
-
-ALONE = Team()
-
+from diffuse_cli.system.team import ALONE, Team
 
 NAMED = re.compile("[0-9a-f]{64}")
 """Stems of the cache's files. The cache ignores other files in the folder."""

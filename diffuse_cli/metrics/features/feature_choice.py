@@ -23,9 +23,9 @@ from diffuse_cli.core import Space
 from diffuse_cli.media import Array, can_judge
 from diffuse_cli.metrics import Words, features
 from diffuse_cli.metrics.features import FeatureNetwork
-from diffuse_cli.metrics.features.feature_cache import Team
 from diffuse_cli.system import DiffuseError, Notice, UsageError, Work
 from diffuse_cli.system.rng import philox
+from diffuse_cli.system.team import Team
 
 WIDTHS = (32, 64, 128, 128)
 """Channels after each convolution of stride 2. Small samples have fewer convolutions."""

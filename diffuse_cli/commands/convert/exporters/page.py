@@ -130,7 +130,7 @@ def make_page(
     license = resources.files("diffuse_cli.pages") / "templates" / LICENSE
     contents[LICENSE] = license.read_bytes()
     sampling["networks"] = {name: path for name, (path, _) in networks.items()}
-    first = yield from draw_first(file, weights)
+    first = yield from draw_first(file, weights, sampling["samplings"][sampling["chosen"]])
     page = render(file, sampling, contents if single else {}, facts, place, first).encode()
     return {INDEX: page} if single else {**contents, INDEX: page}
 
@@ -158,8 +158,11 @@ def check_shown(file: ModelFile) -> None:
         raise export_error(file, "a page", "given", given.to_dict())
 
 
-def draw_first(file: ModelFile, weights: str) -> Work[bytes | None]:
-    """Return a picture of the first samples of seed 0. None if the model needs an input."""
+def draw_first(file: ModelFile, weights: str, setting: Mapping[str, Any]) -> Work[bytes | None]:
+    """Return a picture of the first samples of seed 0, with one of the page's `samplings`.
+
+    None if the model needs an input.
+    """
     from diffuse_cli.media import figures, render_samples
     from diffuse_cli.sampling.cascade import generate_arrays
 
@@ -168,9 +171,9 @@ def draw_first(file: ModelFile, weights: str) -> Work[bytes | None]:
         return None
     config = SampleConfig(model=str(file.path), n=FIRST, weights=weights, precision="fp32")
     choice = file.model.sampling
-    if choice and choice.sampler not in (*SAMPLERS, *samplers.OF_DISTILLED):
-        yield Notice(f"the page has no {choice.sampler}, which is recommended, but {SAMPLERS[0]}")
-        config = replace(config, sampler=SAMPLERS[0], steps=choice.steps)
+    if choice and choice.sampler != (sampler := setting["sampler"]):
+        yield Notice(f"the page has no {choice.sampler}, which is recommended, but {sampler}")
+        config = replace(config, sampler=sampler, steps=setting["steps"])
     samples, space, _ = yield from generate_arrays(config, file)
     return figures.encode_png(figures.arrange_grid(render_samples(space, samples)))
 

@@ -175,8 +175,8 @@ def read_scheduler(path: Path, config: Mapping[str, Any], learned: bool) -> dict
         count = config.get("num_train_timesteps", 1000)
         if not isinstance(count, int) or not 2 <= count <= 100_000:
             raise ValueError(f"num_train_timesteps is {count!r}, not 2 to 100,000")
-        said = config.get("beta_start"), config.get("beta_end")
-        ends = (float(d if v is None else v) for v, d in zip(said, BETA_ENDS[kind], strict=True))
+        given = config.get("beta_start"), config.get("beta_end")
+        ends = (float(d if v is None else v) for v, d in zip(given, BETA_ENDS[kind], strict=True))
         betas = list(parsers.parse_betas(list(diffusers_fields.BETAS[schedule](count, *ends))))
     process: dict[str, Any] = {"betas": tuple(betas)}
     for name, make_betas in SCHEDULES.items():
