@@ -71,11 +71,13 @@ HANDS, PETS, KAGGLE, FLOWERS = "hands", "dogs and cats", "Kaggle's dogs and cats
 
 RUNS = {
     "hands-300-32": Run(HANDS, 300, 32, 10, "Hands with clear fingers, in fewer poses."),
+    "hands-300-32-1h": Run(HANDS, 300, 32, 60, "Hands as in photos, few deformed."),
     "hands-300-64": Run(HANDS, 300, 64, 10, "Most are hands, some blurred, with fewer poses."),
     "hands-300-64-1h": Run(HANDS, 300, 64, 60, "Hands as in photos, one in four deformed."),
     "hands-300-128": Run(HANDS, 300, 128, 10, "Sharp hands, half of them with wrong fingers."),
     "hands-300-128-1h": Run(HANDS, 300, 128, 60, "Sharp hands, a third with wrong fingers."),
     "hands-32": Run(HANDS, 1546, 32, 10, "Hands with clear fingers."),
+    "hands-32-1h": Run(HANDS, 1546, 32, 60, "Hands as in photos."),
     "hands-64": Run(HANDS, 1546, 64, 10, "Sharp hands, some with a wrong finger."),
     "hands-64-1h": Run(HANDS, 1546, 64, 60, "Hands as in photos, few with a wrong finger."),
     "hands-128": Run(HANDS, 1546, 128, 10, "Sharp hands, most of them with wrong fingers."),

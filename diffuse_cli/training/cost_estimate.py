@@ -37,6 +37,7 @@ are needed."""
 
 EXPECTED = (
     (32, 32, 81_888, "10 minutes on one core"),
+    (32, 64, 184_128, "1 hour on one core"),
     (64, 32, 150_368, "10 minutes on one core"),
     (64, 64, 165_440, "1 hour on one core"),
     (128, 32, 20_576, "10 minutes on one core"),
