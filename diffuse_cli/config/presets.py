@@ -119,14 +119,15 @@ PRESETS: Registry[Preset] = Registry(
     {
         "tiny": Preset(
             "0.4 M parameters: minutes on a laptop's CPU",
-            _shape(32, (1, 1, 1), 1, (), finest=32),
+            _shape(32, (1, 1, 1), 1, (), finest=32, patch=2),
             {"lr": 4e-3},
-            signals={"width": 64, "finest": 512},
+            signals={"width": 64, "finest": 512, "patch": 16},
         ),
         "slim": Preset(
             "0.3 M: half of tiny's channels, for faster steps",
-            _shape(16, (1, 2, 2), 1, (), finest=32),
+            _shape(16, (1, 2, 2), 1, (), finest=32, patch=2),
             {"lr": 8e-3},
+            signals={"patch": 16},
         ),
         "small": Preset(
             "6.9 M at 32x32: hours on a CPU, less on a GPU",

@@ -125,6 +125,9 @@ def test_presets_cut_larger_samples_into_patches(name, size, patch):
     where the patch is given."""
     assert network(train(), name, size, 3).patch == patch
     assert network(train(width=8), name, size, 3).patch == 1
+    if name == "tiny":
+        assert network(train(width=64), name, size, 3).patch == patch
+        assert network(train(), name, size, 1).patch == patch
     assert network(train(architecture={"patch": 1}), name, size, 3).patch == 1
 
 

@@ -84,6 +84,9 @@ GROUPS, CHANNELS_A_GROUP = 32, 16
 Wu & He 2018 (table 3), and fill a CPU's register in half precision. Both are lowered to divide the
 width."""
 
+LARGEST_PATCH = 16
+"""Side of the largest patches of networks that name none."""
+
 DIVISORS = frozenset({"groups", "heads", "head_width", "heads_up"})
 """Settings that must divide the width."""
 
@@ -98,10 +101,10 @@ def adapt(
 ) -> Config:
     """Adapt the configuration `fields` to a space.
 
-    Samples larger than `finest` are cut into patches, with at most `width` values each. If the
-    samples have more channels than `width`, it is raised. Levels are added until the shortest side
-    in patches is at most `LOWEST`, or odd. Groups and heads are lowered until they divide the
-    widths.
+    Samples larger than `finest` are cut into patches of at most `width` values, with sides of at
+    most `patch`. If the samples have more channels than `width`, it is raised. Levels are added
+    until the shortest side in patches is at most `LOWEST`, or odd. Groups and heads are lowered
+    until they divide the widths.
 
     Args:
         fields: the settings to adapt, and `finest`, the least number of patches along the shortest
@@ -116,7 +119,7 @@ def adapt(
     fields = {**fields, **given}
     finest = fields.pop("finest", None)
     if finest is not None and "patch" not in given:
-        fields["patch"] = _patch(space, finest)
+        fields["patch"] = _patch(space, finest, fields.get("patch", LARGEST_PATCH))
     undivided = {"heads": None, "head_width": None, "groups": 1}
     config = Config.from_dict({**fields, **undivided})
     held = full_rank(config, space)
@@ -161,9 +164,10 @@ def at_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[s
     }
 
 
-def _patch(space: Space, finest: int) -> int:
-    """Return the largest power of two that divides all sides and leaves at least `finest`."""
-    sizes = (2**n for n in range(5) if min(space.size) >= finest * 2**n)
+def _patch(space: Space, finest: int, largest: int) -> int:
+    """Return the largest power of two up to `largest` that divides all sides and leaves at least
+    `finest`."""
+    sizes = (2**n for n in range(largest.bit_length()) if min(space.size) >= finest * 2**n)
     return max((p for p in sizes if not any(side % p for side in space.size)), default=1)
 
 
