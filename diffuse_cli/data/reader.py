@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,6 +24,22 @@ from diffuse_cli.data.summary import Summary, remark_lines, skip_counts
 from diffuse_cli.media import Array, ReadSettings, Size
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system import DataError, Notice, Work, plural, show, translate_errors
+
+
+def match_quantities(names: Sequence[str], base_names: Sequence[str]) -> Iterator[Notice]:
+    """Check that channels have the names of those of a model or another set, if both are known.
+
+    Raises:
+        DataError: they have the same names in another order.
+    """
+    if not (names and base_names) or names == base_names:
+        return
+    text = f"the channels are {', '.join(map(show, names))}"
+    text += f" instead of {', '.join(map(show, base_names))}"
+    if sorted(names) == sorted(base_names):
+        raise DataError(text, "Name the variables in the second order", code="data_mismatch")
+    yield Notice(text, warning=True)
+
 
 LOOKED_AT = 256
 """Number of files that settle open options, such as the rate of sounds and the axes of arrays."""

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.config.eval_options import EvalConfig, ImageSetsConfig, MeasureConfig
-from diffuse_cli.core import Space
-from diffuse_cli.core.space import longest_side
+from diffuse_cli.core.space import Space, longest_side
 from diffuse_cli.data import (
     Dataset,
     Pairs,
@@ -24,7 +23,6 @@ from diffuse_cli.data import (
 from diffuse_cli.media import MEDIA, Array, Indices, can_judge, settings_for
 from diffuse_cli.metrics import Words, memorization
 from diffuse_cli.models import image_conditioning
-from diffuse_cli.models.image_conditioning import check_pairs_option
 from diffuse_cli.sampling.model_loading import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import Notice, UsageError, Work, memory, rng
@@ -135,7 +133,7 @@ class Sides:
 
 def read_sides(config: MeasureConfig, loaded: LoadedModel) -> Work[Sides]:
     """Read the real images for a model."""
-    check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
+    image_conditioning.check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
     [sides] = yield from read_common_sides(config, [loaded])
     return sides
 
@@ -179,7 +177,7 @@ def _read_in_space(
     space: Space, data: str, config: ImageSetsConfig, loaded: LoadedModel
 ) -> Work[Dataset]:
     """Read samples of a space, with the options' fit and background, or else the model's."""
-    work = reader.read_images(
+    images = yield from reader.read_images(
         data,
         **settings_for(space),
         background=config.background or loaded.background,
@@ -189,7 +187,8 @@ def _read_in_space(
         workers=config.workers,
         keep=kept_bytes(),
     )
-    return (yield from work)
+    yield from reader.match_quantities(images.summary.quantities, space.quantities)
+    return images
 
 
 def kept_bytes() -> int:
@@ -357,6 +356,7 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
     prints = {"data": images.fingerprint, "subject": samples.fingerprint}
     # Standard deviations of floats are those of real samples: generated samples may have none.
     space, estimated = images.space, samples.estimated_space
+    yield from reader.match_quantities(estimated.quantities, space.quantities)
     if space.levels is not None:
         limits = space.limits if space.levels == estimated.levels else None
         channels = estimated.channels

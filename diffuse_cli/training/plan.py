@@ -17,6 +17,7 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import ConditioningArray, Conditions, DataGaussian, Space, distillation
 from diffuse_cli.core.data_gaussian import measure
 from diffuse_cli.core.denoising_errors import DenoisingErrors
+from diffuse_cli.data.reader import match_quantities
 from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import Indices
 from diffuse_cli.models import image_conditioning, model_file
@@ -201,10 +202,14 @@ def keep_scale(space: Space, base: Blueprint | None, continued: bool) -> Work[Sp
     """Return the space of samples with the scale of an earlier model of the same kind.
 
     Levels keep their limits in a run that is continued. With --init, they have those of the data.
+
+    Raises:
+        DataError: the channels have the names of the model's in another order.
     """
     if base is None or _kind_of(space) != _kind_of(base.space):
         return space
     old = base.space
+    yield from match_quantities(space.quantities, old.quantities)
     ratios = [after / before for after, before in zip(space.std, old.std, strict=True)]
     factor = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
     if not 1 / FAR < factor < FAR:

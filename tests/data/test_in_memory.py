@@ -221,6 +221,8 @@ def test_a_model_is_trained_on_a_npy_file(diffuse, recipe):
         ([COLOR[0], "none.png"], "sample 1 of 2: .*No such file"),
         ([np.array([object()])], "sample 0 of 1"),
         ([], "no images in memory:"),
+        ([np.ma.masked_equal(np.eye(4, dtype=np.uint8), 0)], "sample 0 of 1: it has masked values"),
+        ([np.ma.masked_equal(np.eye(4), 0)], "1 NaN or infinite"),
     ],
 )
 def test_what_is_no_sample_is_refused(samples, said):

@@ -142,6 +142,14 @@ def test_samples_are_written_with_names_and_units(diffuse, lab):
     )
     assert model_file.load(model).blueprint.space.quantities == ("t2m [K]", "pr [mm day-1]")
     assert "t2m [K], pr [mm day-1]" in diffuse("info", model).ok().out
+    other = f"{lab['fields.nc']}::pr,t2m"
+    order = "pr [mm day-1], t2m [K] instead of t2m [K], pr [mm day-1]"
+    for refused in (
+        ("train", other, "--init", model, "--steps", 1, "-o", "other.safetensors"),
+        ("eval", model, other, "-n", 4, "--steps", 2),
+        ("eval", other, f"{lab['fields.nc']}::t2m,pr", "-n", 4),
+    ):
+        assert order in diffuse(*refused).fails(3).err
     line = ("sample", model, "-n", 5, "--steps", 2, "--batch-size", 2)
     for out in ("a.nc", "b.nc", "folder"):
         diffuse(*line, "-o", out).ok()

@@ -148,6 +148,7 @@ def encode_sample(sample: Any) -> SampleFile:
 
     Raises:
         TypeError: the sample is not an image, an array or a path.
+        ValueError: levels are masked.
         OSError: the file at the path cannot be read.
     """
     if isinstance(sample, SampleFile):
@@ -159,6 +160,10 @@ def encode_sample(sample: Any) -> SampleFile:
         return encode_image(sample)
     if hasattr(sample, "detach"):  # a tensor of PyTorch
         sample = sample.detach().cpu()
+    if np.ma.is_masked(sample):
+        if sample.dtype.kind != "f":
+            raise ValueError("it has masked values, which only floats can have")
+        sample = sample.filled(np.nan)
     if hasattr(sample, "__array__"):
         values = np.asarray(sample)
         if (picture := _encode_levels(values)) is not None:

@@ -101,7 +101,8 @@ class NetCdf(base.Source):
             return chosen
         listed, path = shorten(", ".join(largest), 200), show(self._file)
         hint = f"Choose some: {path}{base.SEPARATOR}{','.join([*largest][:2])}"
-        text = f"{path} has the variables {listed or 'none'}"
+        absent = [f"not {show(name)}, but " for name in chosen if name not in fields]
+        text = f"{path} has {''.join(absent[:1])}the variables {listed or 'none'}"
         raise DataError(text, hint, code="data_unsupported", path=self._file)
 
     def entries(self) -> Iterator[base.Entry]:
