@@ -90,6 +90,7 @@ RUNS = {
     "cats-dogs-32-10m": Run(
         KAGGLE, 20000, 32, 10, "Colors and shapes, few animals that you would name."
     ),
+    "cats-dogs-32": Run(KAGGLE, 20000, 32, 60, "You recognize half of the animals."),
     "cats-dogs-64-10m": Run(
         KAGGLE, 20000, 64, 10, "Fur and shapes, and no animal that you would name."
     ),
