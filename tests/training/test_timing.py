@@ -184,9 +184,10 @@ def config_of(**given):
         ({"steps": 150, "batch_size": 64}, None, None),
         ({"steps": 74, "batch_size": 64}, None, "74 steps are too few: samples will be noise."),
         ({"steps": 14, "init": "m.safetensors"}, None, None),
-        # 128x128 has 4x4 patches, and costs what 32x32 costs without.
+        # 64x64 has 2x2 patches, and costs what 32x32 costs without.
+        ({"steps": 14, "side": 64}, 13.0, "noise. Try --minutes 65."),
         ({"steps": 14, "side": 128}, 13.0, "noise. Try --minutes 65."),
-        ({"steps": 166, "side": 128}, 1.7, "samples will be rough. Try --size 16, or --min"),
+        ({"steps": 166, "side": 64}, 1.7, "samples will be rough. Try --size 16, or --min"),
         ({"steps": 60, "side": 256, "channels": 3}, 13.0, "Try --size 96, or --min"),
         ({"steps": 14, "side": 28}, 13.0, "too few: samples will be noise. Try --minutes 65."),
         ({"steps": 14, "preset": "base", "side": 128}, 13.0, "Try --preset tiny, or --minutes 65."),
@@ -221,7 +222,7 @@ def test_days_are_called_so():
     assert not list(run_length.warn_of_long_run(config, 17.0, 5000))
     found = list(run_length.warn_of_long_run(config, 57.0, 5000))
     assert [(n.text, n.warning) for n in found] == [
-        ("5,000 steps of 57 s take 3 days. Try --size 16, or --minutes 290.", True)
+        ("5,000 steps of 57 s take 3 days. Try --size 64, or --minutes 290.", True)
     ]
 
 
@@ -231,7 +232,7 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
 
     def said(seconds, steps, start=0, **given):
         """By step, what is said of a run of such steps."""
-        config = dataclasses.replace(config_of(side=128), **given)
+        config = dataclasses.replace(config_of(side=64), **given)
         forecast, found = run_length.Forecast(config, start, steps), {}
         for step in range(start + 1, min(steps, start + 200) + 1):
             now[0] += seconds + 3 * (step == 1)
@@ -299,14 +300,17 @@ def test_a_dry_run_of_minutes_takes_these_minutes(quick, step_takes, monkeypatch
 
 
 def test_half_of_the_size_sees_more_images_by_the_operations_of_its_network():
-    def at_half(side, channels=3):
-        asked = configure({"data": "x", "preset": "tiny"})
-        return count_at_half_size(asked, plan_of(side, channels, steps=10, batch_size=8))
+    def at_half(side, channels=3, preset="tiny"):
+        asked = configure({"data": "x", "preset": preset})
+        plan = plan_of(side, channels, steps=10, batch_size=8, preset=preset)
+        return count_at_half_size(asked, plan)
 
     size, seen = at_half(128)
     assert size == (64, 64)
     assert 3.5 * 80 < seen < 4.5 * 80
-    assert 80 < at_half(128, channels=1)[1] < 1.5 * 80, "it has patches of a quarter of the area"
+    assert at_half(128, channels=1) == (size, seen)
+    patches_of_a_quarter = at_half(256, preset="small")[1]
+    assert 80 < patches_of_a_quarter < 1.5 * 80
     assert at_half(64) is None
     assert at_half(72) is None, "36 is not halved often enough"
 
