@@ -19,7 +19,7 @@ from diffuse_cli.config.options import convert_options
 from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice
 from diffuse_cli.core import samplers
 from diffuse_cli.evaluation import evaluation_run, image_sets, tradeoff_figure
-from diffuse_cli.evaluation.results import TuningResult
+from diffuse_cli.evaluation.results import FEWEST, TuningResult
 from diffuse_cli.metrics import Words
 from diffuse_cli.metrics.features import feature_choice
 from diffuse_cli.models import model_file
@@ -96,6 +96,9 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         best = setting_search.recommend(search.trials)
         yield Progress("tuning", total, total)
         yield from setting_search.warn_of_low_variety(search.trials, best, sides.words.many)
+        if min(config.n, len(real)) < FEWEST:
+            text = f"{config.n:,} {sides.words.many} of each setting and {len(real):,} real ones"
+            yield Notice(f"{text} may not tell settings apart: {FEWEST} are needed", warning=True)
         described = evaluation_run.describe(search.base, config, loaded)
         shared = {name for name in ("spacing", "guidance_interval") if getattr(config, name)}
         varied = {*vars(base.choice), "spacing"} - shared

@@ -15,6 +15,7 @@ from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.evaluation import tradeoff_figure
+from diffuse_cli.evaluation import tune as tuning
 from diffuse_cli.evaluation.results import TuningResult
 from diffuse_cli.evaluation.tune import (
     add_gaussian_start,
@@ -218,6 +219,16 @@ def test_the_table_in_text(tune, conditional):
     assert len(lines) == 6
     assert "at guidance 2, and 2 more guidance scales\n" in ran.err
     assert "guidance" not in tune("--samplers", "ddim", "--steps", 3).out
+
+
+def test_few_images_are_called_so(tune, monkeypatch):
+    few = "6 images of each setting and 6 real ones may not tell settings apart: {} are needed\n"
+    line = ("--samplers", "ddim", "--steps", 3)
+    assert f"warning: {few.format(30)}" in tune(*line).err
+    monkeypatch.setattr(tuning, "FEWEST", 7)
+    assert few.format(7) in tune(*line).err
+    monkeypatch.setattr(tuning, "FEWEST", 6)
+    assert "are needed" not in tune(*line).err
 
 
 @pytest.mark.parametrize(
