@@ -27,6 +27,9 @@ from diffuse_cli.system import OutputError, UsageError, files, outputs
 
 GRID, GIF = "grid.png", "denoising.gif"
 
+PACKED = (".zip", ".npz", ".nc")
+"""Extensions of the files that `sample` packs samples into."""
+
 KEY = "settings"
 """Entry of the manifest with the hash of the settings."""
 
@@ -77,7 +80,12 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 
     Raises:
         OutputError
+        UsageError: it is named like a file of a sample.
     """
+    if extension_of(folder.name) in {*media_by_extension(), *PACKED} and not folder.is_dir():
+        text = f"-o {files.show(folder)} looks like a file, but samples are written into a folder"
+        hint = "Leave out the extension"
+        raise UsageError(text, hint, code="output_unsuited", option="-o", path=folder)
     files.check_writable(folder / MANIFEST)
     if overwrite or not folder.is_dir() or KEY in read_earlier(folder):
         return

@@ -31,7 +31,7 @@ NETCDF = ".nc"
 
 def is_packed(out: Path) -> bool:
     """Whether `-o` names a file."""
-    return out.suffix.lower() in (".zip", ".npz", NETCDF)
+    return out.suffix.lower() in journal.PACKED
 
 
 def choose_folder(out: Path) -> Path:
