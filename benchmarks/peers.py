@@ -106,23 +106,25 @@ class Recipe:
     Attributes:
         lr: the largest learning rate, after a warm-up, before a cosine decay to 0.
         batch: images per step.
+        width: channels of the network.
         patch: the side of the patches that become channels by `torch.pixel_unshuffle`.
         solver: an entry of `Diffusers.solvers`.
     """
 
     lr: float
     batch: int
+    width: int = 32
     patch: int = 1
     solver: str = "UniPC"
 
 
-def recipe_of_ours(channels: int, side: int, batch: int = 32) -> Recipe:
+def recipe_of_ours(channels: int, side: int, batch: int = 32, width: int = 32) -> Recipe:
     """Return what `diffuse` chooses for square images in steps of `batch` images."""
-    typed = {"data": "", "preset": "tiny", "batch_size": batch}
+    typed = {"data": "", "preset": "tiny", "batch_size": batch, "width": width}
     space = Space(channels=channels, size=(side, side))
     config, own = complete_config(configure(typed), space, Conditions())
     assert config.lr is not None
-    return Recipe(config.lr, batch, getattr(own.config, "patch", 1))
+    return Recipe(config.lr, batch, width, getattr(own.config, "patch", 1))
 
 
 WARM_UP, RISE = 100, 0.1
@@ -315,7 +317,8 @@ def train(
     """
     device = device_type()
     torch.manual_seed(seed)
-    peer, optimizer = built(name, recipe, blueprint("tiny", *pixels.shape[1:3]))
+    own = blueprint("tiny", *pixels.shape[1:3], width=recipe.width)
+    peer, optimizer = built(name, recipe, own)
     images = torch.from_numpy(pixels).to(device)
     began, wall, step = time.process_time(), time.monotonic(), 0
     while (spent := time.process_time() - began) < seconds:

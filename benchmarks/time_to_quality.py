@@ -204,7 +204,8 @@ def samples_of_ours(
     manifest = json.loads(Path(made["manifest"]).read_text())
     config, metrics = header(model)["training"], model.with_suffix(".run") / "metrics.jsonl"
     steps = max(json.loads(line).get("step", 0) for line in metrics.open())
-    like = peers.blueprint("tiny", data.train.shape[1], data.size)
+    width = config["width"]
+    like = peers.blueprint("tiny", data.train.shape[1], data.size, width=width)
     like = replace(like, wiener=config["wiener"])
     evaluations = manifest["steps"] * (2 if manifest.get("weak_guidance", 1) != 1 else 1)
     row = {
@@ -212,6 +213,7 @@ def samples_of_ours(
         "steps": steps,
         "batch": config["batch_size"],
         "lr": config["lr"],
+        "width": width,
         "patch": getattr(like.config, "patch", 1),
         "solver": manifest["sampler"],
         "guidance": manifest.get("weak_guidance", 1),
@@ -230,11 +232,11 @@ def header(model: Path) -> Any:
 
 
 def samples_of_peer(
-    data: Data, seed: int, minutes: float, contender: str, batch: int
+    data: Data, seed: int, minutes: float, contender: str, batch: int, width: int
 ) -> tuple[dict[str, Any], common.Pixels]:
-    """Train and sample a baseline in steps of `batch` images."""
+    """Train and sample a baseline of `width` channels in steps of `batch` images."""
     name, vary = VARIANTS[contender]
-    recipe = vary(peers.recipe_of_ours(data.train.shape[1], data.size, batch))
+    recipe = vary(peers.recipe_of_ours(data.train.shape[1], data.size, batch, width))
     seconds = 60 * minutes + START_UP
     if minutes < 5:
         seconds = trained(data, seed, minutes)[1]["cpu_seconds"]
@@ -256,7 +258,8 @@ def run(options: argparse.Namespace, data: Data) -> None:
                 continue
             what = data, seed, options.minutes, contender
             peer = contender in VARIANTS
-            row, samples = samples_of_peer(*what, options.batch) if peer else samples_of_ours(*what)
+            network = (options.batch, options.width)
+            row, samples = samples_of_peer(*what, *network) if peer else samples_of_ours(*what)
             stem = f"{contender}-{options.minutes:g}-{seed}"
             np.save(data.folder / f"{stem}.npy", samples)
             arrange_grid(samples[:64]).save(data.folder / f"{stem}.png")
@@ -280,6 +283,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--batch", type=int, default=32, help="of baselines: what ours chose")
+    parser.add_argument("--width", type=int, default=32, help="of baselines: what ours chose")
     parser.add_argument("--work", type=Path, required=True, help="folder of models and samples")
     options = parser.parse_args()
     keep_freed_memory()

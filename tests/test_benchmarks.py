@@ -71,19 +71,20 @@ def test_a_peer_has_what_ours_has_or_says_what_differs(name: str, size: int):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_run_has_what_ours_has_or_says_what_differs(name: str):
     rows = json.loads((RESULTS / name).read_text())
-    ours = next(row for row in rows if row["contender"] == "diffuse")
+    own = [row for row in rows if row["contender"] == "diffuse"]
     page = (FOLDER.parent / "docs" / "performance.md").read_text()
     for row in rows:
+        ours = next(o for o in own if o["minutes"] == row["minutes"])
         differing = {fact for fact in EQUAL if row[fact] != ours[fact]}
         assert differing <= row["differs"].keys(), row["contender"]
         assert all(words in page for words in row["differs"].values())
         if row["contender"] in benchmark("time_to_quality").VARIANTS:
-            own = [each for each in rows if each["contender"] == "diffuse"]
             used = [o["training_cpu_seconds"] for o in own if o["minutes"] == row["minutes"]]
             assert row["training_cpu_seconds"] >= 60 * row["minutes"]
             assert row["training_cpu_seconds"] >= max(used) - 4  # starts take 20 to 28 seconds
             same = [o for o in own if (o["seed"], o["minutes"]) == (row["seed"], row["minutes"])]
-            alike = ("batch", "patch") if "rate" in row["contender"] else ("batch", "patch", "lr")
+            alike = {"batch", "patch", "width", "lr"} & row.keys()
+            alike -= {"lr"} if "rate" in row["contender"] else set()
             assert all(o[name] == pytest.approx(row[name]) for o in same for name in alike)
 
 
@@ -135,7 +136,7 @@ def test_an_unguided_contender_samples_the_model_of_ours_without_its_recommendat
 ):
     bench = benchmark("time_to_quality")
     weights = {"weak": {"step": 5}} if weak else {}
-    config = {"precision": "bf16", "batch_size": 32, "lr": 4e-3, "wiener": False}
+    config = {"precision": "bf16", "batch_size": 32, "width": 32, "lr": 4e-3, "wiener": False}
     header = {"training": config, **weights}
     pixels, typed = np.zeros((2, 1, 16, 16), np.uint8), []
     data = bench.Data("", "", 16, tmp_path, pixels, pixels)
@@ -194,15 +195,17 @@ def test_weights_of_a_baseline_are_those_of_ours():
     assert hidden[2] == hidden[:2].mean()
 
 
+@pytest.mark.parametrize("width", [32, 64])
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_the_recipe_of_a_baseline_is_what_train_chooses(size: int):
+def test_the_recipe_of_a_baseline_is_what_train_chooses(size: int, width: int):
     peers = benchmark("peers")
-    own = peers.blueprint("tiny", 3, size)
-    recipe = peers.recipe_of_ours(3, size)
-    assert recipe.lr == pytest.approx(4e-3 * (recipe.batch / 64) ** 0.5)
-    assert recipe.patch == own.config.patch
-    typed = {"data": "", "preset": "tiny"}
-    done = peers.complete_config(peers.configure(typed), own.space, peers.Conditions())[0]
+    own = peers.blueprint("tiny", 3, size, width=width)
+    recipe = peers.recipe_of_ours(3, size, width=width)
+    assert recipe.lr == pytest.approx(4e-3 * (recipe.batch / 64) ** 0.5 * 32 / width)
+    typed = {"data": "", "preset": "tiny", "width": width}
+    done, like = peers.complete_config(peers.configure(typed), own.space, peers.Conditions())
+    assert (recipe.width, recipe.patch) == (like.config.width, like.config.patch)
+    assert own.config == like.config
     known = (done.optimizer, done.weighting, done.target, done.schedule)
     assert known == ("muon", "sigmoid", "v", "cosine")
 
