@@ -27,7 +27,8 @@ from diffuse_cli.system import OutputError, UsageError, files, outputs
 
 GRID, GIF = "grid.png", "denoising.gif"
 
-PACKED = (".zip", ".npz", ".nc")
+NETCDF = ".nc"
+PACKED = (".zip", ".npz", NETCDF)
 """Extensions of the files that `sample` packs samples into."""
 
 KEY = "settings"

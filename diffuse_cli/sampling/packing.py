@@ -26,8 +26,6 @@ from diffuse_cli.media.array import to_npy
 from diffuse_cli.sampling import journal
 from diffuse_cli.system import OutputError, UsageError, extra_package, files
 
-NETCDF = ".nc"
-
 
 def is_packed(out: Path) -> bool:
     """Whether `-o` names a file."""
@@ -60,10 +58,10 @@ def check_kind(out: Path, space: Space, *, gif: bool, members: bool) -> None:
         UsageError
         DataError: netCDF4 is not installed.
     """
-    if (suffix := out.suffix.lower()) not in (".npz", NETCDF):
+    if (suffix := out.suffix.lower()) not in (".npz", journal.NETCDF):
         return
     hint = "Choose a folder or a .zip file"
-    if suffix == NETCDF:
+    if suffix == journal.NETCDF:
         extra_package("netCDF4", "science", f"netCDF4 is needed to write {files.show(out)}")
         if space.medium != "array" or members or space.dims > 2 or space.stored_dtype == "bool":
             text = f"-o {files.show(out)}: a .nc file holds fields of numbers, without names"
@@ -79,7 +77,7 @@ def check_kind(out: Path, space: Space, *, gif: bool, members: bool) -> None:
 def read_packed_manifest(out: Path) -> dict[str, Any]:
     """Return the manifest in a file that `sample` packed, empty if there is none."""
     try:
-        if out.suffix.lower() == NETCDF:
+        if out.suffix.lower() == journal.NETCDF:
             import netCDF4
 
             with netCDF4.Dataset(out) as dataset:
@@ -131,7 +129,7 @@ def pack(
         labels: the class of each image.
     """
     manifest = files.read_json(folder / MANIFEST)
-    if out.suffix.lower() == NETCDF:
+    if out.suffix.lower() == journal.NETCDF:
         samples = (read(folder / name) for name in manifest["images"])
         files.write_bytes(out, _encode_netcdf(samples, space, manifest))
         return

@@ -339,9 +339,8 @@ def read_pages(data: bytes) -> tuple[Array, str]:
     """
     image = image_metadata.open_header(data)
     mode = image.mode
-    turn = (
-        1 if image.format == "TIFF" else image_metadata.orientation(image)
-    )  # Pillow turns each page itself
+    # Pillow turns each page of a TIFF itself.
+    turn = 1 if image.format == "TIFF" else image_metadata.orientation(image)
 
     def levels(page: Image.Image) -> Array:
         if page.mode.startswith("I"):
